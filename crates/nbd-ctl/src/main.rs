@@ -1,0 +1,2 @@
+//! nbd-ctl
+fn main() {}

@@ -1,0 +1,2 @@
+//! nbd-kernel-holder
+fn main() {}

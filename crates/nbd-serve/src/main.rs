@@ -1,0 +1,2 @@
+//! nbd-serve
+fn main() {}
