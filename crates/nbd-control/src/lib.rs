@@ -1,1 +1,21 @@
-//! nbd-control
+//! What the project's processes say to each other, and where they find each other.
+//!
+//! | module | idea |
+//! |---|---|
+//! | [`wire`] | values to bytes and back: the only place that knows bincode |
+//! | [`channel`] | a unix stream with a greeting, frames and passed descriptors |
+//! | [`backend`] | between a backend and its holder |
+//! | [`control`] | between nbd-ctl and a holder |
+//! | [`status`] | what a holder tells about its device |
+//! | [`registry`] | the runtime directory |
+//! | [`process`] | naming a process so that a reused pid is not mistaken for it |
+
+pub mod backend;
+pub mod channel;
+pub mod control;
+pub mod process;
+pub mod registry;
+pub mod status;
+pub mod wire;
+
+pub use channel::{Channel, ChannelError};

@@ -1,0 +1,96 @@
+//! What a backend and its holder say to each other. `docs/backend-protocol.md` has the bytes.
+//!
+//! ```text
+//! backend                      holder
+//!    │ Hello ───────────────────► │   checks the export, waits until the predecessor is dead
+//!    │ ◄─────────── Grant or Refusal │   ledger, lanes, keepsakes as descriptors
+//!    │ Keep (fd) ───────────────► │   any number of times
+//!    │ ◄──────────────────── Kept │
+//!    │ Ready or Failed ─────────► │   recovery is done; requests are being answered
+//! ```
+
+use serde::{Deserialize, Serialize};
+
+/// The environment variable that names the descriptor of a started backend's connection.
+pub const HOLDER_FD: &str = "NBD_HOLDER_FD";
+
+/// The properties of an export that the kernel is told, and that every successor must repeat.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExportInfo {
+    /// Size in bytes: a positive multiple of `block_size`.
+    pub size: u64,
+    /// Logical block size in bytes: a power of two, 512 to 4096.
+    pub block_size: u32,
+    /// NBD transmission flags.
+    pub flags: u16,
+}
+
+/// From a backend.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FromBackend {
+    /// Asks for the lanes; always the first message.
+    Hello(Hello),
+    /// Deposits the one descriptor of this frame with the holder under a name, so that it
+    /// outlives the backend. A name that is taken is replaced.
+    Keep {
+        /// At most 32 bytes.
+        name: String,
+    },
+    /// Recovery is done and the lanes are being served.
+    Ready {
+        /// Requests that the predecessor had taken and not answered.
+        replayed: u32,
+    },
+    /// The lanes cannot be served. The backend exits after this.
+    Failed {
+        /// A sentence for the operator.
+        reason: String,
+        /// The ledger itself is damaged, so that no successor can do better.
+        damaged: bool,
+    },
+}
+
+/// A backend introduces itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// The ledger layout that the backend knows.
+    pub ledger_version: u32,
+    /// What it serves, for people: `file:/srv/disk.img`.
+    pub description: String,
+    /// What it serves. Must equal that of an attached device.
+    pub export: ExportInfo,
+    /// Whether a backend that is alive shall be killed to make room.
+    pub takeover: bool,
+}
+
+/// From the holder.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FromHolder {
+    /// The lanes are the backend's. The descriptors are the ledger, the lanes' server ends in
+    /// order, and the keepsakes in the order of `keepsakes`.
+    Grant(Grant),
+    /// Nothing for you.
+    Refusal {
+        /// A sentence for the operator.
+        reason: String,
+    },
+    /// A keepsake is safe.
+    Kept,
+}
+
+/// What a backend needs to know beside its descriptors.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Grant {
+    /// Name of the device, like `nbd0`.
+    pub device: String,
+    /// Number of lanes.
+    pub lanes: u32,
+    /// Bytes of a receive ring.
+    pub ring: u64,
+    /// Bytes of a transmit area.
+    pub transmit: u64,
+    /// Longest payload in bytes.
+    pub max_payload: u32,
+    /// Names of the keepsakes.
+    pub keepsakes: Vec<String>,
+}

@@ -1,0 +1,113 @@
+//! What nbd-ctl asks of a holder.
+
+use serde::{Deserialize, Serialize};
+
+use crate::status::Status;
+
+/// A request of nbd-ctl's.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Request {
+    /// Tell everything.
+    Status,
+    /// Disconnect the device and exit.
+    Detach {
+        /// Fail what is in flight, whoever uses the device.
+        force: bool,
+    },
+    /// Kill the backend and start it anew.
+    Restart,
+    /// Let another program take over from a live backend.
+    Replace {
+        /// The new program, or the present one's newer build.
+        program: Option<Vec<String>>,
+    },
+    /// Answer once a backend serves the device.
+    WaitReady,
+}
+
+/// A holder's answer. A request gets exactly one, but `Notice` may come before it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Response {
+    /// To [`Request::Status`].
+    Status(Box<Status>),
+    /// It is done.
+    Done {
+        /// What happened, in a sentence; may be empty.
+        text: String,
+    },
+    /// It was not done.
+    Failed(Failure),
+    /// Something the operator should know meanwhile.
+    Notice {
+        /// A sentence.
+        text: String,
+    },
+}
+
+/// Why something was not done.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// The kind, for exit codes.
+    pub kind: FailureKind,
+    /// The object, the cause and the way out.
+    pub text: String,
+}
+
+/// Kinds of failure that scripts may want to tell apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FailureKind {
+    /// Anything else.
+    Other,
+    /// A wrong argument.
+    Usage,
+    /// No such device, or nothing attached to it.
+    NoDevice,
+    /// Somebody uses it.
+    Busy,
+    /// It took too long.
+    TimedOut,
+    /// Data could not be written.
+    DataLost,
+}
+
+impl FailureKind {
+    /// The exit status of a program that fails so. Documented in nbd-ctl's help.
+    #[must_use]
+    pub const fn exit_code(self) -> u8 {
+        match self {
+            Self::Other => 1,
+            Self::Usage => 2,
+            Self::NoDevice => 3,
+            Self::Busy => 4,
+            Self::TimedOut => 5,
+            Self::DataLost => 6,
+        }
+    }
+}
+
+impl Failure {
+    /// Makes one.
+    pub fn new(kind: FailureKind, text: impl Into<String>) -> Self {
+        Self {
+            kind,
+            text: text.into(),
+        }
+    }
+}
+
+/// What a holder tells the program that started it, until the device is ready.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Report {
+    /// Something the operator should know meanwhile.
+    Notice {
+        /// A sentence.
+        text: String,
+    },
+    /// The device can be used.
+    Ready {
+        /// Its path, like `/dev/nbd0`.
+        path: String,
+    },
+    /// It came to nothing, and nothing is left behind.
+    Failed(Failure),
+}

@@ -1,0 +1,117 @@
+//! Naming a process for longer than it lives.
+
+use serde::{Deserialize, Serialize};
+
+/// A process, told from a later one with the same pid by its start time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessId {
+    /// The pid.
+    pub pid: i32,
+    /// Field `starttime` of /proc/PID/stat.
+    pub start_time: u64,
+}
+
+/// The parts of /proc/PID/stat that we use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stat {
+    /// The state letter.
+    pub state: char,
+    /// Start time, in clock ticks since boot.
+    pub start_time: u64,
+}
+
+impl ProcessId {
+    /// Names the process that has this pid now.
+    #[must_use]
+    pub fn of(pid: i32) -> Option<Self> {
+        stat(pid).map(|stat| Self {
+            pid,
+            start_time: stat.start_time,
+        })
+    }
+
+    /// Whether this very process still runs (a zombie does not).
+    #[must_use]
+    pub fn is_alive(&self) -> bool {
+        stat(self.pid).is_some_and(|stat| {
+            stat.start_time == self.start_time && !matches!(stat.state, 'Z' | 'X' | 'x')
+        })
+    }
+}
+
+/// Reads /proc/PID/stat.
+#[must_use]
+pub fn stat(pid: i32) -> Option<Stat> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    parse_stat(&text)
+}
+
+/// The name in parentheses may contain anything, parentheses included.
+fn parse_stat(text: &str) -> Option<Stat> {
+    let mut fields = text.rsplit_once(')')?.1.split_ascii_whitespace();
+    let state = fields.next()?.chars().next()?;
+    // The state is field 3 and the start time field 22.
+    let start_time = fields.nth(18)?.parse().ok()?;
+    Some(Stat { state, start_time })
+}
+
+/// The process that traces `pid`, if any.
+#[must_use]
+pub fn tracer(pid: i32) -> Option<i32> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("TracerPid:"))?;
+    line.trim().parse().ok().filter(|&tracer| tracer != 0)
+}
+
+/// Whether no thread of `pid` can run any more: each is a zombie or gone. Unlike a readable
+/// pidfd this also holds for a killed process that a stopped debugger has not let go of.
+#[must_use]
+pub fn is_dead(pid: i32) -> bool {
+    let Ok(tasks) = std::fs::read_dir(format!("/proc/{pid}/task")) else {
+        return true;
+    };
+    tasks.flatten().all(|task| {
+        let text = std::fs::read_to_string(task.path().join("stat"));
+        let state = text
+            .ok()
+            .as_deref()
+            .and_then(parse_stat)
+            .map(|stat| stat.state);
+        matches!(state, None | Some('Z' | 'X' | 'x'))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_with_parentheses_does_not_confuse_the_parser() {
+        let text = "7 (a) b) S 1 7 7 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 4242 1 2";
+        assert_eq!(
+            parse_stat(text),
+            Some(Stat {
+                state: 'S',
+                start_time: 4242
+            })
+        );
+        assert_eq!(parse_stat("7 (x"), None);
+        assert_eq!(parse_stat("7 (x) S 1"), None);
+    }
+
+    #[test]
+    fn this_process_is_alive_and_another_start_time_is_another_process() {
+        let me = ProcessId::of(std::process::id() as i32).unwrap();
+        assert!(me.is_alive());
+        assert!(!is_dead(me.pid));
+        assert!(
+            !ProcessId {
+                start_time: me.start_time + 1,
+                ..me
+            }
+            .is_alive()
+        );
+    }
+}

@@ -1,0 +1,205 @@
+//! The runtime directory: which devices are attached, and how to reach their holders.
+//!
+//! ```text
+//! /run/nbd/            0755
+//!   lock               flock: held while a free device is picked
+//!   nbd0/              0700, root's
+//!     control          nbd-ctl connects here
+//!     state.json       what a new holder needs to adopt the device
+//!     log              words of the holder and of backends that it started
+//!   nbd0.join          backends connect here; the socket's owner may be another user
+//! ```
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::backend::ExportInfo;
+use crate::process::ProcessId;
+
+/// The default runtime directory.
+pub const DEFAULT_DIRECTORY: &str = "/run/nbd";
+/// The environment variable that names another one.
+pub const DIRECTORY_VARIABLE: &str = "NBD_RUNTIME_DIR";
+
+/// The registry in one runtime directory.
+#[derive(Clone, Debug)]
+pub struct Registry {
+    directory: PathBuf,
+}
+
+/// What a holder writes down so that another one can adopt its device.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct State {
+    /// Version of this structure; [`State::VERSION`].
+    pub version: u32,
+    /// The device's number.
+    pub index: u32,
+    /// `ioctl` or `netlink`.
+    pub kernel_api: String,
+    /// The holder.
+    pub holder: ProcessId,
+    /// The process that has copies of all descriptors, under fixed numbers.
+    pub sitter: ProcessId,
+    /// The backend that has the lanes, if any.
+    pub backend: Option<ProcessId>,
+    /// The program that is started when the backend is lost; empty if it comes from outside.
+    pub program: Vec<String>,
+    /// What the backend says it serves.
+    pub description: String,
+    /// The export.
+    pub export: ExportInfo,
+    /// Number of lanes.
+    pub lanes: u32,
+    /// Names of the keepsakes, in the order of their descriptors.
+    pub keepsakes: Vec<String>,
+    /// The user that backends run as.
+    pub user: Option<String>,
+    /// When to start a lost backend again.
+    pub restart: String,
+    /// How many failures in a row are too many.
+    pub restart_limit: u32,
+    /// The queue's `io_timeout` before attach, in milliseconds.
+    pub io_timeout: Option<u64>,
+    /// How often a backend was started again.
+    pub restarts: u64,
+}
+
+impl State {
+    /// The version that this program writes.
+    pub const VERSION: u32 = 1;
+}
+
+impl Registry {
+    /// The registry in `directory`, or in the one that the environment names, or the default.
+    #[must_use]
+    pub fn new(directory: Option<PathBuf>) -> Self {
+        let named = || std::env::var_os(DIRECTORY_VARIABLE).map(PathBuf::from);
+        let directory = directory
+            .or_else(named)
+            .unwrap_or_else(|| DEFAULT_DIRECTORY.into());
+        Self { directory }
+    }
+
+    /// The runtime directory.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// The folder of a device.
+    #[must_use]
+    pub fn folder(&self, index: u32) -> PathBuf {
+        self.directory.join(format!("nbd{index}"))
+    }
+
+    /// Where nbd-ctl connects.
+    #[must_use]
+    pub fn control_socket(&self, index: u32) -> PathBuf {
+        self.folder(index).join("control")
+    }
+
+    /// Where backends connect.
+    #[must_use]
+    pub fn join_socket(&self, index: u32) -> PathBuf {
+        self.directory.join(format!("nbd{index}.join"))
+    }
+
+    /// The log of a device.
+    #[must_use]
+    pub fn log(&self, index: u32) -> PathBuf {
+        self.folder(index).join("log")
+    }
+
+    /// Makes the runtime directory, and checks that nobody else can put things into it.
+    pub fn prepare(&self) -> io::Result<()> {
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o755)
+            .create(&self.directory)?;
+        let meta = fs::metadata(&self.directory)?;
+        let me = nix::unistd::geteuid().as_raw();
+        if meta.mode() & 0o022 != 0 || (meta.uid() != me && meta.uid() != 0) {
+            return Err(io::Error::other(
+                "others may write to it; it must be writable by its owner only",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Opens the file to flock while a device is picked or an entry is changed.
+    pub fn lock_file(&self) -> io::Result<fs::File> {
+        let path = self.directory.join("lock");
+        fs::OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o600)
+            .open(path)
+    }
+
+    /// Makes a device's folder; fails with `AlreadyExists` if it has one.
+    pub fn create_folder(&self, index: u32) -> io::Result<()> {
+        fs::DirBuilder::new().mode(0o700).create(self.folder(index))
+    }
+
+    /// Removes all that belongs to a device. What does not exist is fine.
+    pub fn remove(&self, index: u32) -> io::Result<()> {
+        let gone = |result: io::Result<()>| match result {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => other,
+        };
+        gone(fs::remove_file(self.join_socket(index)))?;
+        gone(fs::remove_dir_all(self.folder(index)))
+    }
+
+    /// The devices that have a folder, in order.
+    pub fn devices(&self) -> io::Result<Vec<u32>> {
+        let entries = match fs::read_dir(&self.directory) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            other => other?,
+        };
+        let mut found: Vec<u32> = entries
+            .flatten()
+            .filter_map(|entry| {
+                entry
+                    .file_name()
+                    .to_str()?
+                    .strip_prefix("nbd")?
+                    .parse()
+                    .ok()
+            })
+            .collect();
+        found.sort_unstable();
+        Ok(found)
+    }
+
+    /// Writes a device's state, all of it or nothing.
+    pub fn write_state(&self, state: &State) -> io::Result<()> {
+        let folder = self.folder(state.index);
+        let new = folder.join("state.new");
+        fs::write(&new, serde_json::to_vec_pretty(state)?)?;
+        fs::rename(new, folder.join("state.json"))
+    }
+
+    /// Reads a device's state. `Ok(None)` if it has none.
+    pub fn read_state(&self, index: u32) -> io::Result<Option<State>> {
+        let text = match fs::read(self.folder(index).join("state.json")) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            other => other?,
+        };
+        let state: State = serde_json::from_slice(&text)?;
+        if state.version != State::VERSION {
+            let text = format!(
+                "state of version {} and not {}",
+                state.version,
+                State::VERSION
+            );
+            return Err(io::Error::new(io::ErrorKind::InvalidData, text));
+        }
+        Ok(Some(state))
+    }
+}

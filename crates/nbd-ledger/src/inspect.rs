@@ -1,0 +1,145 @@
+//! Reading along: what the holder shows of a device while its backend runs, stops or is gone.
+//!
+//! The backend changes the memory meanwhile, or has filled it with garbage; so an inspector
+//! believes nothing and promises only a picture that was true for each request at some moment.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use nbd_proto::Request;
+
+use crate::audit;
+use crate::layout::{Header, Layout, SlotIndex, SlotState};
+use crate::ledger::LedgerError;
+use crate::map::Map;
+use crate::receive;
+
+/// A ledger mapped for reading only.
+#[derive(Debug)]
+pub struct Inspector {
+    map: Map,
+    file: std::fs::File,
+}
+
+/// A request in flight, as the ledger tells it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InFlight {
+    /// The request.
+    pub request: Request,
+    /// `CLOCK_MONOTONIC` nanoseconds at which the backend took it.
+    pub received_at: u64,
+    /// The same for the latest begin of its execution, 0 if it waits for one.
+    pub started_at: u64,
+    /// How often its execution was begun.
+    pub attempts: u32,
+}
+
+/// A lane's totals, copied; see [`layout::Totals`](crate::layout::Totals).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[expect(missing_docs, reason = "named and documented as the words they are copied from")]
+pub struct TotalsCopy {
+    pub reads: u64,
+    pub writes: u64,
+    pub flushes: u64,
+    pub trims: u64,
+    pub others: u64,
+    pub errors: u64,
+    pub read_bytes: u64,
+    pub written_bytes: u64,
+}
+
+impl Inspector {
+    /// Maps a ledger for reading, checking that it has the expected shape.
+    pub fn open(file: OwnedFd, layout: &Layout) -> Result<Self, LedgerError> {
+        audit::check_file(file.as_fd(), layout)?;
+        let map = Map::new(file.as_fd(), *layout, false)
+            .map_err(|errno| LedgerError::System { action: "map", source: errno.into() })?;
+        audit::check_header(map.header(), layout)?;
+        Ok(Self { map, file: file.into() })
+    }
+
+    /// The shared header. It is for loading only: a store would fault.
+    pub fn header(&self) -> &Header {
+        self.map.header()
+    }
+
+    /// The requests that a lane's backends took and did not answer, oldest first.
+    pub fn in_flight(&self, lane: u32) -> Vec<InFlight> {
+        let control = self.map.lane(lane);
+        let committed = control.transmitting().sequence.load(Ordering::Acquire);
+        let parsed = control.parsed.load(Ordering::Acquire);
+        let mut found: Vec<_> = SlotIndex::all()
+            .filter_map(|index| {
+                let slot = self.map.slot(lane, index);
+                let position = slot.position.load(Ordering::Acquire);
+                let state = slot.state();
+                let waits = match state {
+                    SlotState::Vacant => false,
+                    SlotState::Pending => position < parsed,
+                    SlotState::Staged(n) => n > committed,
+                };
+                let seen = InFlight {
+                    request: receive::request_of(slot),
+                    received_at: slot.received_at.load(Ordering::Relaxed),
+                    started_at: slot.started_at.load(Ordering::Relaxed),
+                    attempts: slot.attempts.load(Ordering::Acquire),
+                };
+                // Refilled while it was read: then it was answered just now.
+                let same = slot.position.load(Ordering::Acquire) == position;
+                (waits && same).then_some((position, seen))
+            })
+            .collect();
+        found.sort_by_key(|(position, _)| *position);
+        found.into_iter().map(|(_, seen)| seen).collect()
+    }
+
+    /// A lane's totals since attach.
+    pub fn totals(&self, lane: u32) -> TotalsCopy {
+        let totals = &self.map.lane(lane).totals;
+        let load = |word: &AtomicU64| word.load(Ordering::Relaxed);
+        TotalsCopy {
+            reads: load(&totals.reads),
+            writes: load(&totals.writes),
+            flushes: load(&totals.flushes),
+            trims: load(&totals.trims),
+            others: load(&totals.others),
+            errors: load(&totals.errors),
+            read_bytes: load(&totals.read_bytes),
+            written_bytes: load(&totals.written_bytes),
+        }
+    }
+
+    /// `CLOCK_MONOTONIC` nanoseconds at which a lane's backend last took requests; 0 if never.
+    pub fn last_received_at(&self, lane: u32) -> u64 {
+        self.map.lane(lane).last_received_at.load(Ordering::Relaxed)
+    }
+
+    /// The bytes that a lane's backend has received and not taken as requests, at most `limit`.
+    /// Together with what a peek at the socket shows they are the requests that nobody has seen.
+    /// A skipped payload is reported as `Err(bytes still to come)`.
+    pub fn unparsed(&self, lane: u32, limit: u64) -> Result<Vec<u8>, u64> {
+        let layout = self.map.layout();
+        let control = self.map.lane(lane);
+        let record = control.receiving();
+        let received = record.received.load(Ordering::Relaxed).saturating_add(u64::from(
+            record.message.msg_len.load(Ordering::Acquire),
+        ));
+        let parsed = control.parsed.load(Ordering::Acquire);
+        let base = record.base.load(Ordering::Relaxed);
+        if parsed > received {
+            return Err(parsed - received);
+        }
+        let length = (received - parsed).min(limit).min(layout.ring);
+        let start = parsed.saturating_sub(base) % layout.ring;
+        let mut bytes = vec![0; length as usize];
+        let first = length.min(layout.ring - start) as usize;
+        let ring = layout.lane(lane) + layout.ring_offset();
+        let (head, tail) = bytes.split_at_mut(first);
+        let read = self
+            .file
+            .read_exact_at(head, ring + start)
+            .and_then(|()| self.file.read_exact_at(tail, ring));
+        Ok(if read.is_ok() { bytes } else { Vec::new() })
+    }
+}

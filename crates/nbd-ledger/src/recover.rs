@@ -1,0 +1,82 @@
+//! Recovery: a successor continues where its predecessor was stopped.
+//!
+//! Each step here may itself be cut short by a kill: it stores nothing that changes what the
+//! next attempt would find, until that is committed by the ordinary rules.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use crate::audit::Findings;
+use crate::hook::crash_point;
+use crate::layout::SlotState;
+use crate::ledger::Lane;
+use crate::map::TransmitArea;
+use crate::receive::{HEADER, Receiver, Ticket};
+use crate::transmit::{Tally, Transmitter};
+
+/// What is left to do for a successor, in this order: [`Transmitter::finish`], then execute the
+/// tickets, then receive.
+#[derive(Debug)]
+pub struct Recovery {
+    /// Requests that were received and not answered, oldest first.
+    pub tickets: Vec<Ticket>,
+    /// Bytes of replies that were committed and not sent.
+    pub unsent: u64,
+}
+
+pub(crate) fn take_over(
+    lane: &Arc<Lane>,
+    area: TransmitArea,
+    findings: &Findings,
+) -> (Receiver, Transmitter, Recovery) {
+    let ring = lane.ledger().layout().ring;
+    for &slot in &findings.unborn {
+        lane.slot(slot).set_state(SlotState::Vacant);
+        crash_point();
+    }
+    let mut writes = VecDeque::new();
+    let mut tickets = Vec::with_capacity(findings.pending.len());
+    for pending in &findings.pending {
+        // A reply that was staged and not committed will get another place and number.
+        lane.slot(pending.slot).set_state(SlotState::Pending);
+        crash_point();
+        let payload = pending.position.wrapping_add(HEADER).wrapping_sub(findings.base) % ring;
+        let ticket = Ticket::new(lane, pending.slot, pending.request, payload);
+        if !ticket.payload().is_empty() {
+            writes.push_back((pending.slot, pending.position));
+        }
+        tickets.push(ticket);
+    }
+    let receiver = Receiver {
+        lane: Arc::clone(lane),
+        received: findings.received,
+        base: findings.base,
+        parsed: findings.parsed,
+        epoch: findings.receive_epoch,
+        writes,
+        cursor: 0,
+    };
+    let transmitter = Transmitter {
+        lane: Arc::clone(lane),
+        area,
+        epoch: findings.transmit_epoch,
+        sequence: findings.sequence,
+        staged: 0,
+        tally: Tally::default(),
+    };
+    (receiver, transmitter, Recovery { tickets, unsent: findings.length - findings.sent })
+}
+
+impl Transmitter {
+    /// Sends what the predecessor had committed and not sent, byte for byte. The first thing
+    /// that a successor does on a lane.
+    pub fn finish(&mut self) -> std::io::Result<()> {
+        let record = self.lane.control().transmitting();
+        let load = |word: &std::sync::atomic::AtomicU64| {
+            word.load(std::sync::atomic::Ordering::Relaxed)
+        };
+        let count = record.message.msg_len.load(std::sync::atomic::Ordering::Relaxed);
+        let (sent, length) = (load(&record.sent) + u64::from(count), load(&record.length));
+        self.pump(sent, length)
+    }
+}

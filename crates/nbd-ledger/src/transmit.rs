@@ -1,0 +1,186 @@
+//! The transmit side of a lane: answers become bytes, and bytes reach the kernel exactly once.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use nbd_proto::{CommandType, NbdError, SimpleReply};
+
+use crate::hook::crash_point;
+use crate::layout::{SlotState, Totals, TransmitRecord};
+use crate::ledger::Lane;
+use crate::map::TransmitArea;
+use crate::message;
+use crate::receive::Ticket;
+
+/// Bytes of a simple reply: the driver's `sizeof(struct nbd_reply)`.
+pub(crate) const HEADER: u64 = SimpleReply::LEN as u64;
+
+/// How a request ended.
+#[derive(Clone, Copy, Debug)]
+pub enum Answer<'a> {
+    /// Done; there is no data to return.
+    Done,
+    /// A read's data, to be copied.
+    Data(&'a [u8]),
+    /// A read whose data was put where [`Transmitter::room_for_data`] said.
+    DataInPlace,
+    /// It failed.
+    Error(NbdError),
+}
+
+/// The transmitting end of a lane. Several threads share it under a lock of the caller's.
+///
+/// Replies are *staged*, any number of them, and then sent together: [`Self::send`] commits the
+/// staged bytes as one transmission, which is the moment at which their requests count as
+/// answered, and hands them to the kernel.
+#[derive(Debug)]
+pub struct Transmitter {
+    pub(crate) lane: Arc<Lane>,
+    pub(crate) area: TransmitArea,
+    pub(crate) epoch: u64,
+    /// Number of the last committed transmission.
+    pub(crate) sequence: u64,
+    /// Bytes staged for the next one.
+    pub(crate) staged: u64,
+    pub(crate) tally: Tally,
+}
+
+impl Transmitter {
+    /// The lane.
+    pub fn lane(&self) -> &Arc<Lane> {
+        &self.lane
+    }
+
+    /// Bytes staged and not sent.
+    pub fn staged(&self) -> u64 {
+        self.staged
+    }
+
+    /// Whether a reply with `length` bytes of data fits beside what is staged. One always fits
+    /// when nothing is staged.
+    pub fn fits(&self, length: u32) -> bool {
+        self.staged + HEADER + u64::from(length) <= self.area.as_slice().len() as u64
+    }
+
+    /// Where the data of the next reply belongs, for [`Answer::DataInPlace`]. The caller may
+    /// also leave it and stage something else. It must fit.
+    pub fn room_for_data(&mut self, length: u32) -> &mut [u8] {
+        let start = (self.staged + HEADER) as usize;
+        &mut self.area.as_mut_slice()[start..start + length as usize]
+    }
+
+    /// Adds the answer to a request to the next transmission. It must fit.
+    pub fn stage(&mut self, ticket: Ticket, answer: Answer<'_>) {
+        let request = *ticket.request();
+        let (error, length) = match answer {
+            Answer::Error(error) => (error, 0),
+            Answer::Done => {
+                assert!(request.command != CommandType::READ, "a read needs data");
+                (NbdError::SUCCESS, 0)
+            }
+            Answer::Data(_) | Answer::DataInPlace => (NbdError::SUCCESS, request.length),
+        };
+        if let Answer::Data(data) = answer {
+            self.room_for_data(length).copy_from_slice(data);
+        }
+        let reply = SimpleReply { error, cookie: request.cookie }.encode();
+        let start = self.staged as usize;
+        self.area.as_mut_slice()[start..start + reply.len()].copy_from_slice(&reply);
+        crash_point();
+        // Not an answer yet: a number beyond the committed one means pending.
+        ticket.lane.slot(ticket.slot).set_state(SlotState::Staged(self.sequence + 1));
+        crash_point();
+        self.staged += HEADER + u64::from(length);
+        self.tally.add(request.command, request.length, error);
+    }
+
+    /// Commits what is staged and sends it, waiting for the kernel to take it.
+    pub fn send(&mut self) -> io::Result<()> {
+        if self.staged == 0 {
+            return Ok(());
+        }
+        self.sequence += 1;
+        let length = std::mem::take(&mut self.staged);
+        self.pump(0, length)?;
+        self.tally.pour(&self.lane.control().totals);
+        Ok(())
+    }
+
+    /// Sends the transmission's bytes from `sent` on, and then frees its slots.
+    pub(crate) fn pump(&mut self, mut sent: u64, length: u64) -> io::Result<()> {
+        let lane = Arc::clone(&self.lane);
+        while sent < length {
+            self.epoch += 1;
+            let record = &lane.control().transmit[(self.epoch & 1) as usize];
+            self.commit(record, sent, length);
+            let bytes = &self.area.as_slice()[sent as usize..length as usize];
+            match message::send(lane.socket(), &record.message, bytes) {
+                Ok(count) => sent += u64::from(count),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+            crash_point();
+        }
+        lane.complete.store(self.sequence, Ordering::Release);
+        Ok(())
+    }
+
+    /// Fills in the record that is not valid and makes it the valid one.
+    fn commit(&self, record: &TransmitRecord, sent: u64, length: u64) {
+        record.sequence.store(self.sequence, Ordering::Relaxed);
+        record.length.store(length, Ordering::Relaxed);
+        record.sent.store(sent, Ordering::Relaxed);
+        message::reset(&record.message);
+        crash_point();
+        self.lane.control().transmit_epoch.store(self.epoch, Ordering::Release);
+        crash_point();
+    }
+}
+
+/// Counts of one transmission, added to the ledger's totals once it is sent.
+#[derive(Debug, Default)]
+pub(crate) struct Tally {
+    requests: [u64; 5],
+    errors: u64,
+    read_bytes: u64,
+    written_bytes: u64,
+}
+
+impl Tally {
+    fn add(&mut self, command: CommandType, length: u32, error: NbdError) {
+        let kind = match command {
+            CommandType::READ => 0,
+            CommandType::WRITE => 1,
+            CommandType::FLUSH => 2,
+            CommandType::TRIM => 3,
+            _ => 4,
+        };
+        self.requests[kind] += 1;
+        if error != NbdError::SUCCESS {
+            self.errors += 1;
+        } else if kind == 0 {
+            self.read_bytes += u64::from(length);
+        } else if kind == 1 {
+            self.written_bytes += u64::from(length);
+        }
+    }
+
+    fn pour(&mut self, totals: &Totals) {
+        let counts = std::mem::take(self);
+        let add = |word: &AtomicU64, count: u64| {
+            // The transmitter is the only one that stores here, so load and store suffice.
+            if count != 0 {
+                let sum = word.load(Ordering::Relaxed).wrapping_add(count);
+                word.store(sum, Ordering::Relaxed);
+            }
+        };
+        let words = [&totals.reads, &totals.writes, &totals.flushes, &totals.trims, &totals.others];
+        for (word, count) in words.into_iter().zip(counts.requests) {
+            add(word, count);
+        }
+        add(&totals.errors, counts.errors);
+        add(&totals.read_bytes, counts.read_bytes);
+        add(&totals.written_bytes, counts.written_bytes);
+    }
+}
