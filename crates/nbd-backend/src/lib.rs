@@ -1,1 +1,59 @@
-//! nbd-backend
+//! Write a block device: implement [`Backend`], call [`run`], attach it with
+//! `nbd-ctl attach -- YOUR-PROGRAM`.
+//!
+//! The program may crash, be killed, sit at a breakpoint or be replaced by a newer build at any
+//! moment; the device only waits. The engine keeps all it knows about requests in the
+//! [ledger](nbd_ledger), and a successor executes again what was not answered. So a backend needs
+//! no recovery code, as long as what it answered is in its storage and not only in its memory.
+//! Memory that must survive is a memfd deposited with the holder: [`Session::keep`].
+//!
+//! A started backend finds its holder through the environment. One that is run by hand, under a
+//! debugger perhaps, names the device: `NBD_JOIN=nbd0 gdb --args ./my-backend`.
+
+mod backend;
+mod engine;
+mod execute;
+mod join;
+mod lane;
+mod system;
+mod workers;
+
+pub use backend::{Backend, Capabilities, Geometry, ZeroOptions};
+pub use engine::{Outcome, ServeError};
+pub use join::{Endpoint, JOIN_VARIABLE, JoinError, Link, Session};
+pub use nbd_proto::Command;
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+/// Serves `backend` until its device is detached: connects to the holder that the environment
+/// names, and reports errors on stderr. All of `main` for most backends.
+///
+/// `description` tells people what is served; it starts with a word and a colon by custom.
+pub fn run(description: &str, backend: impl Backend) -> ExitCode {
+    let serve = || -> Result<(), Box<dyn std::error::Error>> {
+        let link = Link::connect(&Endpoint::from_environment()?)?;
+        let session = link.hello(description, &backend.geometry(), false)?;
+        session.serve(Arc::new(backend))?;
+        Ok(())
+    };
+    match serve() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{description}: {}", chain(&*error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// An error and its causes on one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}

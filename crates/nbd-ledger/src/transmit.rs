@@ -71,6 +71,7 @@ impl Transmitter {
     }
 
     /// Adds the answer to a request to the next transmission. It must fit.
+    #[expect(clippy::needless_pass_by_value, reason = "answering a request consumes its ticket")]
     pub fn stage(&mut self, ticket: Ticket, answer: Answer<'_>) {
         let request = *ticket.request();
         let (error, length) = match answer {

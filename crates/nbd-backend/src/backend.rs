@@ -1,0 +1,143 @@
+//! The trait that a block device implements.
+
+use std::io;
+
+use nbd_control::backend::ExportInfo;
+use nbd_proto::{Command, Export, TransmissionFlags};
+
+/// A block device.
+///
+/// Methods are called from several threads at once. Offsets and lengths were checked: they lie
+/// within [`Geometry::size`] and are multiples of [`Geometry::block_size`]. An error becomes an
+/// NBD error by its errno; one without becomes EIO.
+///
+/// Requests may be executed twice, when the first execution was cut short by a crash; so each
+/// must have the same effect the second time, as reading and writing blocks do. Writes must have
+/// reached the storage's owner (the page cache, another process) when the method returns:
+/// an asynchronous write that lands after this process died could undo its successor's.
+pub trait Backend: Send + Sync + 'static {
+    /// Size, block size and capabilities. Must never change while a device is attached.
+    fn geometry(&self) -> Geometry;
+
+    /// Fills `buffer` from `offset`. May block.
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()>;
+
+    /// Stores `data` at `offset`; durably, if `fua` is set. May block.
+    fn write_at(&self, data: &[u8], offset: u64, fua: bool) -> io::Result<()>;
+
+    /// Makes all writes that have returned durable. May block.
+    fn flush(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// The range's content is of no more use; it may read as anything afterwards. May block.
+    fn trim(&self, _offset: u64, _length: u64, _fua: bool) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// Makes the range read as zeroes. May block.
+    fn write_zeroes(&self, _offset: u64, _length: u64, _how: ZeroOptions) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// The range will be read soon. May block.
+    fn cache(&self, _offset: u64, _length: u64) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// Reads without waiting: `Ok(false)` if the data is not at hand, and then `read_at` is called
+    /// by a worker thread instead while other requests go on.
+    fn try_read_at(&self, _buffer: &mut [u8], _offset: u64) -> io::Result<bool> {
+        Ok(false)
+    }
+
+    /// Whether this command is certain not to wait for anything slow. Then it is executed where
+    /// it was received, which saves the way to a worker and back.
+    fn is_quick(&self, _command: &Command) -> bool {
+        false
+    }
+}
+
+/// Options of [`Backend::write_zeroes`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ZeroOptions {
+    /// Make it durable before returning.
+    pub fua: bool,
+    /// Keep the range allocated.
+    pub no_hole: bool,
+    /// Fail with `Unsupported`, at once, if it takes as long as writing.
+    pub fast_only: bool,
+}
+
+/// What a backend can do beside reading.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Capabilities {
+    /// Writes are refused before they reach the backend.
+    pub read_only: bool,
+    /// [`Backend::flush`] makes data durable. Without it the kernel assumes that every write is.
+    pub flush: bool,
+    /// [`Backend::write_at`] and the others honour `fua`.
+    pub fua: bool,
+    /// [`Backend::trim`] works.
+    pub trim: bool,
+    /// [`Backend::write_zeroes`] works.
+    pub write_zeroes: bool,
+    /// [`Backend::cache`] does something.
+    pub cache: bool,
+    /// The storage is a spinning disk.
+    pub rotational: bool,
+}
+
+/// Shape of a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Geometry {
+    /// Size in bytes: a positive multiple of `block_size`.
+    pub size: u64,
+    /// Logical block size in bytes: a power of two from 512 to 4096.
+    pub block_size: u32,
+    /// What it can do.
+    pub capabilities: Capabilities,
+}
+
+impl Geometry {
+    /// The transmission flags that say so.
+    #[must_use]
+    pub fn transmission_flags(&self) -> TransmissionFlags {
+        let can = &self.capabilities;
+        // One process serves all lanes, so a flush on one covers the writes on every other.
+        let always = TransmissionFlags::HAS_FLAGS | TransmissionFlags::CAN_MULTI_CONN;
+        [
+            (can.read_only, TransmissionFlags::READ_ONLY),
+            (can.flush, TransmissionFlags::SEND_FLUSH),
+            (can.fua, TransmissionFlags::SEND_FUA),
+            (can.trim, TransmissionFlags::SEND_TRIM),
+            (can.write_zeroes, TransmissionFlags::SEND_WRITE_ZEROES),
+            (can.cache, TransmissionFlags::SEND_CACHE),
+            (can.rotational, TransmissionFlags::ROTATIONAL),
+        ]
+        .into_iter()
+        .filter(|(can, _)| *can)
+        .fold(always, |flags, (_, flag)| flags | flag)
+    }
+
+    /// What requests are checked against.
+    #[must_use]
+    pub fn export(&self, max_payload: u32) -> Export {
+        Export {
+            size: self.size,
+            flags: self.transmission_flags(),
+            min_block_size: self.block_size,
+            max_payload,
+        }
+    }
+
+    /// What the holder is told.
+    #[must_use]
+    pub fn info(&self) -> ExportInfo {
+        ExportInfo {
+            size: self.size,
+            block_size: self.block_size,
+            flags: self.transmission_flags().bits(),
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! From the holder's grant to the end of the last lane.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+
+use nbd_ledger::receive::Ticket;
+use nbd_ledger::{Layout, Ledger, LedgerError};
+use nbd_proto::Export;
+use thiserror::Error;
+
+use crate::backend::Backend;
+use crate::lane::{LaneError, LaneState, LaneThread};
+use crate::system::{now, stay_in_memory};
+use crate::workers::Workers;
+
+/// How serving ended without an error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The kernel disconnected every lane.
+    Disconnected,
+}
+
+/// Why serving ended. Requests that were not answered wait in the ledger for a successor.
+#[derive(Debug, Error)]
+pub enum ServeError {
+    /// The ledger cannot be used.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+    /// A lane cannot go on, and never will: the kernel and we disagree about the stream.
+    #[error("lane {lane} failed")]
+    Lane {
+        /// The lane.
+        lane: u32,
+        /// What went wrong.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// A thread cannot be started.
+    #[error("cannot start a thread")]
+    Thread(#[source] io::Error),
+    /// The holder cannot be told.
+    #[error("cannot talk to the holder")]
+    Holder(#[from] nbd_control::ChannelError),
+}
+
+impl ServeError {
+    /// Whether a successor would fail in the same way.
+    #[must_use]
+    pub fn is_final(&self) -> bool {
+        match self {
+            Self::Ledger(error) => matches!(error, LedgerError::Damaged(_)),
+            Self::Lane { .. } => true,
+            Self::Thread(_) | Self::Holder(_) => false,
+        }
+    }
+}
+
+/// A backend that has recovered and is not receiving yet.
+pub(crate) struct Engine {
+    lanes: Vec<(LaneThread, Vec<Ticket>)>,
+    ledger: Arc<Ledger>,
+}
+
+impl Engine {
+    /// Maps the ledger, checks it, and finishes what a predecessor had half sent.
+    pub(crate) fn recover(
+        ledger: OwnedFd,
+        sockets: Vec<OwnedFd>,
+        layout: &Layout,
+        export: Export,
+        backend: &Arc<dyn Backend>,
+    ) -> Result<Self, ServeError> {
+        stay_in_memory();
+        let ledger = Ledger::open(ledger, layout)?;
+        let answered = Arc::new(AtomicBool::new(false));
+        let workers = Workers::new(Arc::clone(backend));
+        let mut lanes = Vec::new();
+        for (index, socket) in (0u32..).zip(sockets) {
+            let (receiver, transmitter, recovery) = ledger.open_lane(index, socket)?;
+            let state = LaneState::new(transmitter, Arc::clone(&answered));
+            state
+                .finish()
+                .or_else(ignore_closed)
+                .map_err(|error| failed(index, error))?;
+            let (backend, workers) = (Arc::clone(backend), Arc::clone(&workers));
+            let thread = LaneThread {
+                receiver,
+                state,
+                backend,
+                workers,
+                export,
+            };
+            lanes.push((thread, recovery.tickets));
+        }
+        let header = ledger.header();
+        header.first_answer_at.store(0, Ordering::Relaxed);
+        header.ready_at.store(now(), Ordering::Relaxed);
+        let generation = header.generation.load(Ordering::Relaxed).wrapping_add(1);
+        header.generation.store(generation, Ordering::Release);
+        Ok(Self { lanes, ledger })
+    }
+
+    /// Requests that a predecessor took and did not answer.
+    pub(crate) fn replayed(&self) -> u32 {
+        self.lanes
+            .iter()
+            .map(|(_, tickets)| tickets.len() as u32)
+            .sum()
+    }
+
+    /// Serves all lanes until the kernel disconnects them.
+    pub(crate) fn run(self) -> Result<Outcome, ServeError> {
+        let Self { lanes, ledger } = self;
+        let mut lanes = lanes.into_iter();
+        // The first lane needs no thread of its own: this one would only wait.
+        let first = lanes.next();
+        let threads = (1u32..)
+            .zip(lanes)
+            .map(|(index, (thread, tickets))| {
+                std::thread::Builder::new()
+                    .name(format!("lane-{index}"))
+                    .spawn(move || thread.run(tickets))
+                    .map(|handle| (index, handle))
+            })
+            .collect::<io::Result<Vec<(u32, JoinHandle<Result<(), LaneError>>)>>>()
+            .map_err(ServeError::Thread)?;
+        if let Some((thread, tickets)) = first {
+            thread.run(tickets).map_err(|error| failed(0, error))?;
+        }
+        for (index, handle) in threads {
+            // A panic has aborted the process already.
+            handle
+                .join()
+                .unwrap_or(Ok(()))
+                .map_err(|error| failed(index, error))?;
+        }
+        drop(ledger);
+        Ok(Outcome::Disconnected)
+    }
+}
+
+fn failed(lane: u32, error: impl std::error::Error + Send + Sync + 'static) -> ServeError {
+    ServeError::Lane {
+        lane,
+        source: Box::new(error),
+    }
+}
+
+/// The kernel may be gone already; then there is nothing to recover.
+fn ignore_closed(error: io::Error) -> io::Result<()> {
+    match error.kind() {
+        io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => Ok(()),
+        _ => Err(error),
+    }
+}

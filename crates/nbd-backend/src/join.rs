@@ -1,0 +1,254 @@
+//! Finding the holder and being given the lanes.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nbd_control::backend::{FromBackend, FromHolder, Grant, HOLDER_FD, Hello};
+use nbd_control::registry::Registry;
+use nbd_control::{Channel, ChannelError};
+use nbd_ledger::{Layout, layout};
+use thiserror::Error;
+
+use crate::backend::{Backend, Geometry};
+use crate::engine::{Engine, Outcome, ServeError};
+
+/// The environment variable by which a backend started by hand names its device.
+pub const JOIN_VARIABLE: &str = "NBD_JOIN";
+
+/// How long the holder may take for an acknowledgement.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Why a backend does not get the lanes.
+#[derive(Debug, Error)]
+pub enum JoinError {
+    /// Nobody told which device this is for.
+    #[error(
+        "no device to serve: start this program with `nbd-ctl attach -- PROGRAM`, or set {JOIN_VARIABLE}=nbd0 to take over a device whose backend is gone"
+    )]
+    NoEndpoint,
+    /// The inherited descriptor is not one.
+    #[error("{HOLDER_FD}={0} does not name an open socket")]
+    BadDescriptor(String),
+    /// Not the name of a device.
+    #[error("{0} is not the name of an NBD device (like nbd0)")]
+    BadName(String),
+    /// Nobody listens there.
+    #[error("cannot reach the holder at {path} (is the device attached? see `nbd-ctl list`)")]
+    Connect {
+        /// The socket.
+        path: PathBuf,
+        /// The system's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// The holder says no.
+    #[error("{0}")]
+    Refused(String),
+    /// The conversation failed.
+    #[error("cannot talk to the holder")]
+    Channel(#[from] ChannelError),
+    /// The holder said something that does not fit.
+    #[error("the holder broke the protocol: {0}")]
+    Protocol(&'static str),
+}
+
+/// Where the holder is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Endpoint {
+    /// It started us and left us this descriptor.
+    Inherited(RawFd),
+    /// It listens on this socket.
+    Socket(PathBuf),
+}
+
+impl Endpoint {
+    /// The holder of a device, named like `nbd0` or `/dev/nbd0`.
+    pub fn of_device(registry: &Registry, name: &str) -> Result<Self, JoinError> {
+        let number = name
+            .strip_prefix("/dev/")
+            .unwrap_or(name)
+            .strip_prefix("nbd");
+        let index = number.and_then(|number| number.parse().ok());
+        let index = index.ok_or_else(|| JoinError::BadName(name.into()))?;
+        Ok(Self::Socket(registry.join_socket(index)))
+    }
+
+    /// The holder that started us, or that of the device named by [`JOIN_VARIABLE`].
+    pub fn from_environment() -> Result<Self, JoinError> {
+        if let Ok(text) = std::env::var(HOLDER_FD) {
+            let fd = text.parse().ok().filter(|fd| *fd > 2);
+            return fd
+                .map(Self::Inherited)
+                .ok_or(JoinError::BadDescriptor(text));
+        }
+        let device = std::env::var(JOIN_VARIABLE).map_err(|_| JoinError::NoEndpoint)?;
+        Self::of_device(&Registry::new(None), &device)
+    }
+}
+
+/// A connection to the holder, before anything was said.
+#[derive(Debug)]
+pub struct Link {
+    channel: Channel,
+}
+
+impl Link {
+    /// Connects.
+    pub fn connect(endpoint: &Endpoint) -> Result<Self, JoinError> {
+        let stream = match endpoint {
+            Endpoint::Inherited(fd) => inherited(*fd)?,
+            Endpoint::Socket(path) => {
+                UnixStream::connect(path).map_err(|source| JoinError::Connect {
+                    path: path.clone(),
+                    source,
+                })?
+            }
+        };
+        Ok(Self {
+            channel: Channel::new(stream)?,
+        })
+    }
+
+    /// Introduces the backend and waits for the lanes: until the predecessor is dead, however
+    /// long that takes. With `takeover` a living one is killed.
+    pub fn hello(
+        mut self,
+        description: &str,
+        geometry: &Geometry,
+        takeover: bool,
+    ) -> Result<Session, JoinError> {
+        let hello = Hello {
+            ledger_version: layout::VERSION,
+            description: description.into(),
+            export: geometry.info(),
+            takeover,
+        };
+        self.channel.send(&FromBackend::Hello(hello), &[])?;
+        let received = self.channel.receive()?;
+        let grant = match received.message {
+            FromHolder::Grant(grant) => grant,
+            FromHolder::Refusal { reason } => return Err(JoinError::Refused(reason)),
+            FromHolder::Kept => return Err(JoinError::Protocol("an answer to nothing")),
+        };
+        let mut descriptors = received.descriptors.into_iter();
+        let expected = 1 + grant.lanes as usize + grant.keepsakes.len();
+        if descriptors.len() != expected {
+            return Err(JoinError::Protocol("a wrong number of descriptors"));
+        }
+        let ledger = descriptors.next().ok_or(JoinError::Protocol("no ledger"))?;
+        let sockets = descriptors.by_ref().take(grant.lanes as usize).collect();
+        let keepsakes = grant.keepsakes.iter().cloned().zip(descriptors).collect();
+        Ok(Session {
+            channel: self.channel,
+            grant,
+            ledger,
+            sockets,
+            keepsakes,
+        })
+    }
+
+    /// Tells the holder that there will be no backend, and why.
+    pub fn fail(self, reason: &str) {
+        let _ = self.channel.send(&failure(reason, false), &[]);
+    }
+}
+
+fn failure(reason: &str, damaged: bool) -> FromBackend {
+    FromBackend::Failed {
+        reason: reason.into(),
+        damaged,
+    }
+}
+
+/// Takes over the descriptor that the holder left us, away from our own children.
+#[allow(unsafe_code)]
+fn inherited(fd: RawFd) -> Result<UnixStream, JoinError> {
+    // SAFETY: a query about a number; it is no error if nothing is open there.
+    let flags = unsafe { libc::fcntl(fd, libc::F_GETFD) };
+    if flags < 0 {
+        return Err(JoinError::BadDescriptor(fd.to_string()));
+    }
+    // SAFETY: the descriptor is open, was left to this program by its parent under this number,
+    // and nothing else in this process knows about it.
+    let stream: UnixStream = unsafe {
+        libc::fcntl(fd, libc::F_SETFD, flags | libc::FD_CLOEXEC);
+        <OwnedFd as std::os::fd::FromRawFd>::from_raw_fd(fd).into()
+    };
+    Ok(stream)
+}
+
+/// The lanes are ours; nothing was read from them yet.
+#[derive(Debug)]
+pub struct Session {
+    channel: Channel,
+    grant: Grant,
+    ledger: OwnedFd,
+    sockets: Vec<OwnedFd>,
+    keepsakes: Vec<(String, OwnedFd)>,
+}
+
+impl Session {
+    /// Name of the device, like `nbd0`.
+    pub fn device(&self) -> &str {
+        &self.grant.device
+    }
+
+    /// A descriptor that a predecessor deposited.
+    pub fn keepsake(&self, name: &str) -> Option<BorrowedFd<'_>> {
+        let (_, fd) = self.keepsakes.iter().find(|(kept, _)| kept == name)?;
+        Some(fd.as_fd())
+    }
+
+    /// Deposits a descriptor with the holder. When this returns, it outlives this process.
+    pub fn keep(&mut self, name: &str, descriptor: BorrowedFd<'_>) -> Result<(), JoinError> {
+        self.channel
+            .send(&FromBackend::Keep { name: name.into() }, &[descriptor])?;
+        match self.channel.receive_within(PATIENCE)?.message {
+            FromHolder::Kept => Ok(()),
+            FromHolder::Refusal { reason } => Err(JoinError::Refused(reason)),
+            FromHolder::Grant(_) => Err(JoinError::Protocol("a second grant")),
+        }
+    }
+
+    /// Gives the lanes back untouched, and tells the holder why.
+    pub fn fail(self, reason: &str) {
+        let _ = self.channel.send(&failure(reason, false), &[]);
+    }
+
+    /// Recovers what the predecessor left and serves until the device is detached.
+    pub fn serve(self, backend: Arc<dyn Backend>) -> Result<Outcome, ServeError> {
+        let Self {
+            channel,
+            grant,
+            ledger,
+            sockets,
+            ..
+        } = self;
+        let layout = Layout {
+            lanes: grant.lanes,
+            ring: grant.ring,
+            transmit: grant.transmit,
+            max_payload: grant.max_payload,
+        };
+        let export = backend.geometry().export(grant.max_payload);
+        let served =
+            Engine::recover(ledger, sockets, &layout, export, &backend).and_then(|engine| {
+                // A holder that died is no reason not to serve; the next one adopts us.
+                let _ = channel.send(
+                    &FromBackend::Ready {
+                        replayed: engine.replayed(),
+                    },
+                    &[],
+                );
+                engine.run()
+            });
+        if let Err(error) = &served {
+            let _ = channel.send(&failure(&crate::chain(error), error.is_final()), &[]);
+        }
+        served
+    }
+}

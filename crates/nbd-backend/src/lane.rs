@@ -1,0 +1,260 @@
+//! Serving one lane: take requests, execute what is quick, hand on what may block, answer.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use nbd_ledger::receive::{Rest, Ticket};
+use nbd_ledger::{Answer, Arrival, Receiver, StreamError, Transmitter};
+use nbd_proto::{Command, Export, NbdError, Rejection};
+use thiserror::Error;
+
+use crate::backend::Backend;
+use crate::execute::{execute, to_nbd};
+use crate::system::now;
+use crate::workers::{Job, Workers};
+
+/// Staged bytes that are worth a system call of their own, so that the kernel can copy while
+/// we go on.
+const ENOUGH: u64 = 256 << 10;
+
+/// Why a lane cannot go on.
+#[derive(Debug, Error)]
+pub(crate) enum LaneError {
+    #[error("the kernel sent something else than requests")]
+    Stream(#[from] StreamError),
+    #[error("cannot receive from or send to the kernel")]
+    Socket(#[source] io::Error),
+}
+
+/// What the lane's thread and the workers share.
+pub(crate) struct LaneState {
+    outbox: Mutex<Outbox>,
+    changed: Condvar,
+    /// Set once this process has answered anything at all; all lanes share it.
+    answered: Arc<AtomicBool>,
+}
+
+struct Outbox {
+    transmitter: Transmitter,
+    /// Requests that workers have.
+    outstanding: usize,
+    /// Whether the lane's thread waits for a change.
+    awaited: bool,
+}
+
+impl LaneState {
+    pub(crate) fn new(transmitter: Transmitter, answered: Arc<AtomicBool>) -> Arc<Self> {
+        let outbox = Outbox {
+            transmitter,
+            outstanding: 0,
+            awaited: false,
+        };
+        Arc::new(Self {
+            outbox: Mutex::new(outbox),
+            changed: Condvar::new(),
+            answered,
+        })
+    }
+
+    /// Sends what the predecessor left unsent.
+    pub(crate) fn finish(&self) -> io::Result<()> {
+        lock(&self.outbox).transmitter.finish()
+    }
+
+    /// Answers a request that a worker had. A closed socket is the lane's thread's business.
+    pub(crate) fn answer(&self, ticket: Ticket, answer: Answer<'_>) {
+        let mut outbox = lock(&self.outbox);
+        let sent = self
+            .make_room(&mut outbox.transmitter, ticket.request().length)
+            .map(|()| outbox.transmitter.stage(ticket, answer))
+            .and_then(|()| self.send(&mut outbox.transmitter));
+        outbox.outstanding -= 1;
+        if outbox.awaited {
+            self.changed.notify_all();
+        }
+        drop(outbox);
+        drop(sent);
+    }
+
+    fn make_room(&self, transmitter: &mut Transmitter, length: u32) -> io::Result<()> {
+        if transmitter.fits(length) && transmitter.staged() < ENOUGH {
+            return Ok(());
+        }
+        self.send(transmitter)
+    }
+
+    fn send(&self, transmitter: &mut Transmitter) -> io::Result<()> {
+        if transmitter.staged() == 0 {
+            return Ok(());
+        }
+        transmitter.send()?;
+        if !self.answered.load(Ordering::Relaxed) && !self.answered.swap(true, Ordering::Relaxed) {
+            transmitter
+                .lane()
+                .ledger()
+                .header()
+                .first_answer_at
+                .store(now(), Ordering::Relaxed);
+        }
+        Ok(())
+    }
+}
+
+/// The lane's thread.
+pub(crate) struct LaneThread {
+    pub(crate) receiver: Receiver,
+    pub(crate) state: Arc<LaneState>,
+    pub(crate) backend: Arc<dyn Backend>,
+    pub(crate) workers: Arc<Workers>,
+    pub(crate) export: Export,
+}
+
+impl LaneThread {
+    /// Serves until the kernel disconnects. `tickets` are those that a predecessor left.
+    pub(crate) fn run(mut self, mut tickets: Vec<Ticket>) -> Result<(), LaneError> {
+        let _abort = AbortOnPanic;
+        self.serve(&mut tickets).map_err(LaneError::Socket)?;
+        loop {
+            let rest = self.receiver.take(now(), &mut tickets)?;
+            let served = !tickets.is_empty();
+            self.serve(&mut tickets).map_err(LaneError::Socket)?;
+            match rest {
+                Rest::Empty => match self.receive()? {
+                    Arrival::Bytes => {}
+                    Arrival::Closed => return Ok(()),
+                },
+                Rest::Starved if served => {}
+                Rest::Starved => self.wait_until(|this, _| this.receiver.has_slot()),
+                Rest::Disconnect => {
+                    self.wait_until(|_, outstanding| outstanding == 0);
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    fn receive(&mut self) -> Result<Arrival, LaneError> {
+        if !self.receiver.has_space() {
+            self.wait_until(|this, _| this.receiver.has_space());
+        }
+        loop {
+            match self.receiver.receive() {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
+                    return Ok(Arrival::Closed);
+                }
+                other => return other.map_err(LaneError::Socket),
+            }
+        }
+    }
+
+    /// Waits for answers of workers until a condition holds.
+    fn wait_until(&mut self, mut holds: impl FnMut(&mut Self, usize) -> bool) {
+        let state = Arc::clone(&self.state);
+        let mut outbox = lock(&state.outbox);
+        outbox.awaited = true;
+        while !holds(self, outbox.outstanding) {
+            outbox = state
+                .changed
+                .wait(outbox)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+        outbox.awaited = false;
+    }
+
+    /// Executes or hands on a batch, and sends the answers that are there.
+    fn serve(&mut self, tickets: &mut Vec<Ticket>) -> io::Result<()> {
+        if tickets.is_empty() {
+            return Ok(());
+        }
+        let state = Arc::clone(&self.state);
+        let mut outbox = lock(&state.outbox);
+        let time = now();
+        for ticket in tickets.drain(..) {
+            state.make_room(&mut outbox.transmitter, ticket.request().length)?;
+            match ticket.request().check(&self.export) {
+                Err(rejection) => reject(&mut outbox.transmitter, ticket, &rejection),
+                Ok(command) => {
+                    if let Some(ticket) = self.inline(&mut outbox, ticket, &command, time) {
+                        outbox.outstanding += 1;
+                        let lane = Arc::clone(&state);
+                        self.workers.submit(Job {
+                            ticket,
+                            command,
+                            lane,
+                        });
+                    }
+                }
+            }
+        }
+        match state.send(&mut outbox.transmitter) {
+            // The kernel is gone; the next receive finds that out too, and ends in order.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Executes a command here if it does not wait for anything, or gives the ticket back.
+    fn inline(
+        &self,
+        outbox: &mut Outbox,
+        ticket: Ticket,
+        command: &Command,
+        time: u64,
+    ) -> Option<Ticket> {
+        let transmitter = &mut outbox.transmitter;
+        let quick = self.backend.is_quick(command);
+        let answer = if let Command::Read { offset, length } = *command {
+            ticket.begin(time);
+            let room = transmitter.room_for_data(length);
+            let read = if quick {
+                self.backend.read_at(room, offset).map(|()| true)
+            } else {
+                self.backend.try_read_at(room, offset)
+            };
+            match read {
+                Ok(false) => return Some(ticket),
+                Ok(true) => Answer::DataInPlace,
+                Err(error) => Answer::Error(to_nbd(command, &error)),
+            }
+        } else if quick {
+            ticket.begin(time);
+            let ledger = ticket.lane().ledger();
+            match execute(&*self.backend, ledger, command, ticket.payload()) {
+                Ok(()) => Answer::Done,
+                Err(error) => Answer::Error(error),
+            }
+        } else {
+            return Some(ticket);
+        };
+        transmitter.stage(ticket, answer);
+        None
+    }
+}
+
+fn reject(transmitter: &mut Transmitter, ticket: Ticket, rejection: &Rejection) {
+    eprintln!("nbd-backend: refused {:?}: {rejection}", ticket.request());
+    let error = match rejection.error() {
+        NbdError::SUCCESS => NbdError::EINVAL,
+        error => error,
+    };
+    transmitter.stage(ticket, Answer::Error(error));
+}
+
+/// Turns a panic of this thread into the death of the process: a request whose thread is gone
+/// would never be answered, but a successor executes it again.
+pub(crate) struct AbortOnPanic;
+
+impl Drop for AbortOnPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            std::process::abort();
+        }
+    }
+}
+
+/// Locks a mutex that no thread can leave poisoned and live: see [`AbortOnPanic`].
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,212 @@
+//! From a request to a command: every rule about requests, once.
+
+use crate::{
+    Command, CommandFlags, CommandType, Export, ExtendedRequest, Rejection, Request,
+    TransmissionFlags,
+};
+
+impl Request {
+    /// Turns the request into a command that is in order for `export`, or says why it is not.
+    ///
+    /// Either way, [`payload_len`](Self::payload_len) bytes of data follow on the wire.
+    pub fn check(&self, export: &Export) -> Result<Command, Rejection> {
+        let Self {
+            flags,
+            command,
+            cookie: _,
+            offset,
+            length,
+        } = *self;
+        Unchecked {
+            flags,
+            command,
+            offset,
+            length: u64::from(length),
+        }
+        .check(export)
+    }
+}
+
+impl ExtendedRequest {
+    /// Turns the request into a command that is in order for `export`, or says why it is not.
+    ///
+    /// Either way, [`payload_len`](Self::payload_len) bytes of data follow on the wire.
+    pub fn check(&self, export: &Export) -> Result<Command, Rejection> {
+        let Self {
+            mut flags,
+            command,
+            cookie: _,
+            offset,
+            length,
+        } = *self;
+        // A write must say that its length counts payload. To any other command the flag means
+        // data that it has no use for, so there it stays and is rejected with the odd ones.
+        if command == CommandType::WRITE {
+            if !flags.contains(CommandFlags::PAYLOAD_LEN) {
+                return Err(Rejection::MissingPayload);
+            }
+            flags = flags.without(CommandFlags::PAYLOAD_LEN);
+        }
+        Unchecked {
+            flags,
+            command,
+            offset,
+            length,
+        }
+        .check(export)
+    }
+}
+
+/// What both kinds of request have in common.
+#[derive(Clone, Copy)]
+struct Unchecked {
+    flags: CommandFlags,
+    command: CommandType,
+    offset: u64,
+    length: u64,
+}
+
+impl Unchecked {
+    fn check(self, export: &Export) -> Result<Command, Rejection> {
+        let Self {
+            flags,
+            command,
+            offset,
+            length,
+        } = self;
+        // A disconnect cannot be rejected, as it has no reply: the client goes whatever the
+        // rest of its request says.
+        if command == CommandType::DISC {
+            return Ok(Command::Disconnect);
+        }
+        self.check_offered(export)?;
+        self.check_flags(export)?;
+        self.check_range(export)?;
+
+        let fua = flags.contains(CommandFlags::FUA);
+        let no_hole = flags.contains(CommandFlags::NO_HOLE);
+        let fast_only = flags.contains(CommandFlags::FAST_ZERO);
+        Ok(match command {
+            CommandType::READ => Command::Read {
+                offset,
+                length: self.data_len(export)?,
+            },
+            CommandType::WRITE => Command::Write {
+                offset,
+                length: self.data_len(export)?,
+                fua,
+            },
+            CommandType::FLUSH => Command::Flush,
+            CommandType::TRIM => Command::Trim {
+                offset,
+                length,
+                fua,
+            },
+            CommandType::CACHE => Command::Cache { offset, length },
+            CommandType::WRITE_ZEROES => Command::WriteZeroes {
+                offset,
+                length,
+                fua,
+                no_hole,
+                fast_only,
+            },
+            _ => return Err(Rejection::Unsupported(command)),
+        })
+    }
+
+    /// A write to a read-only export is refused as such even if the export does not offer the
+    /// command at all: EPERM tells a client more than EINVAL.
+    fn check_offered(self, export: &Export) -> Result<(), Rejection> {
+        if self.command.is_write() && export.flags.contains(TransmissionFlags::READ_ONLY) {
+            return Err(Rejection::ReadOnly(self.command));
+        }
+        let needs = match self.command {
+            CommandType::READ | CommandType::WRITE => TransmissionFlags::NONE,
+            CommandType::FLUSH => TransmissionFlags::SEND_FLUSH,
+            CommandType::TRIM => TransmissionFlags::SEND_TRIM,
+            CommandType::CACHE => TransmissionFlags::SEND_CACHE,
+            CommandType::WRITE_ZEROES => TransmissionFlags::SEND_WRITE_ZEROES,
+            _ => return Err(Rejection::Unsupported(self.command)),
+        };
+        if !export.flags.contains(needs) {
+            return Err(Rejection::Unsupported(self.command));
+        }
+        Ok(())
+    }
+
+    /// FUA, where offered, is in order with every command: clients are known to set it on reads.
+    fn check_flags(self, export: &Export) -> Result<(), Rejection> {
+        let offered = |by, flag| {
+            if export.flags.contains(by) {
+                flag
+            } else {
+                CommandFlags::NONE
+            }
+        };
+        let fua = offered(TransmissionFlags::SEND_FUA, CommandFlags::FUA);
+        let own = match self.command {
+            CommandType::READ => offered(TransmissionFlags::SEND_DF, CommandFlags::DF),
+            CommandType::WRITE_ZEROES => {
+                CommandFlags::NO_HOLE
+                    | offered(TransmissionFlags::SEND_FAST_ZERO, CommandFlags::FAST_ZERO)
+            }
+            _ => CommandFlags::NONE,
+        };
+        let flags = self.flags.without(fua | own);
+        if !flags.is_empty() {
+            return Err(Rejection::InvalidFlags {
+                command: self.command,
+                flags,
+            });
+        }
+        Ok(())
+    }
+
+    fn check_range(self, export: &Export) -> Result<(), Rejection> {
+        let Self {
+            command,
+            offset,
+            length,
+            ..
+        } = self;
+        if command == CommandType::FLUSH {
+            if offset != 0 || length != 0 {
+                return Err(Rejection::FlushRange { offset, length });
+            }
+            return Ok(());
+        }
+        if !export.holds(offset, length) {
+            return Err(Rejection::BeyondEnd {
+                command,
+                offset,
+                length,
+                size: export.size,
+            });
+        }
+        if !export.aligns(offset, length) {
+            let block_size = export.min_block_size;
+            return Err(Rejection::Misaligned {
+                command,
+                offset,
+                length,
+                block_size,
+            });
+        }
+        Ok(())
+    }
+
+    /// The length of a command that moves data, which has to fit into the maximum payload.
+    fn data_len(self, export: &Export) -> Result<u32, Rejection> {
+        let Self {
+            command, length, ..
+        } = self;
+        match u32::try_from(length) {
+            Ok(data) if data <= export.max_payload => Ok(data),
+            _ => Err(Rejection::TooLong {
+                command,
+                length,
+                max: export.max_payload,
+            }),
+        }
+    }
+}

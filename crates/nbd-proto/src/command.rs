@@ -1,0 +1,148 @@
+//! A request that has passed its check.
+
+use crate::{CommandFlags, CommandType, ExtendedRequest, Request};
+
+/// What a server has to do: in order, within the export, and offered by it.
+///
+/// Only [`Request::check`] and [`ExtendedRequest::check`] stand between the wire and a value of
+/// this type, so whoever receives one checks nothing again. Offsets and lengths are in bytes. A
+/// length of 0 is possible and succeeds without effect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Command {
+    /// Send back the data of a range. One chunk is always a correct reply, so the DF flag is
+    /// not passed on.
+    Read {
+        /// Start of the range.
+        offset: u64,
+        /// Length of the range and of the reply's data.
+        length: u32,
+    },
+    /// Store the data that follows the request.
+    Write {
+        /// Start of the range.
+        offset: u64,
+        /// Length of the range and of the data.
+        length: u32,
+        /// Make it permanent before the reply.
+        fua: bool,
+    },
+    /// Make every write answered so far permanent.
+    Flush,
+    /// Drop the data of a range, which then reads as anything; doing nothing is correct.
+    Trim {
+        /// Start of the range.
+        offset: u64,
+        /// Length of the range.
+        length: u64,
+        /// Make it permanent before the reply.
+        fua: bool,
+    },
+    /// Get a range ready for reading; doing nothing is correct.
+    Cache {
+        /// Start of the range.
+        offset: u64,
+        /// Length of the range.
+        length: u64,
+    },
+    /// Make a range read as zeroes.
+    WriteZeroes {
+        /// Start of the range.
+        offset: u64,
+        /// Length of the range.
+        length: u64,
+        /// Make it permanent before the reply.
+        fua: bool,
+        /// Leave the range allocated.
+        no_hole: bool,
+        /// Fail with ENOTSUP, and at once, if it would take as long as writing.
+        fast_only: bool,
+    },
+    /// Finish what is under way and close the connection. Never gets a reply.
+    Disconnect,
+}
+
+impl Command {
+    /// The command's type.
+    pub const fn command_type(&self) -> CommandType {
+        match self {
+            Self::Read { .. } => CommandType::READ,
+            Self::Write { .. } => CommandType::WRITE,
+            Self::Flush => CommandType::FLUSH,
+            Self::Trim { .. } => CommandType::TRIM,
+            Self::Cache { .. } => CommandType::CACHE,
+            Self::WriteZeroes { .. } => CommandType::WRITE_ZEROES,
+            Self::Disconnect => CommandType::DISC,
+        }
+    }
+
+    /// Offset and length in bytes; zeroes for the commands that have no range.
+    pub const fn range(&self) -> (u64, u64) {
+        match *self {
+            Self::Read { offset, length } | Self::Write { offset, length, .. } => {
+                (offset, length as u64)
+            }
+            Self::Trim { offset, length, .. }
+            | Self::Cache { offset, length }
+            | Self::WriteZeroes { offset, length, .. } => (offset, length),
+            Self::Flush | Self::Disconnect => (0, 0),
+        }
+    }
+
+    /// Bytes of data in a simple reply that reports success.
+    pub const fn reply_payload_len(&self) -> u32 {
+        match *self {
+            Self::Read { length, .. } => length,
+            _ => 0,
+        }
+    }
+
+    /// The flags that ask for this command.
+    pub fn flags(&self) -> CommandFlags {
+        let when = |set, flag| if set { flag } else { CommandFlags::NONE };
+        match *self {
+            Self::Write { fua, .. } | Self::Trim { fua, .. } => when(fua, CommandFlags::FUA),
+            Self::WriteZeroes {
+                fua,
+                no_hole,
+                fast_only,
+                ..
+            } => {
+                when(fua, CommandFlags::FUA)
+                    | when(no_hole, CommandFlags::NO_HOLE)
+                    | when(fast_only, CommandFlags::FAST_ZERO)
+            }
+            _ => CommandFlags::NONE,
+        }
+    }
+
+    /// The request that asks another server for this command, or nothing if the length does not
+    /// fit into 32 bits.
+    pub fn to_request(&self, cookie: u64) -> Option<Request> {
+        let (offset, length) = self.range();
+        let length = u32::try_from(length).ok()?;
+        let (flags, command) = (self.flags(), self.command_type());
+        Some(Request {
+            flags,
+            command,
+            cookie,
+            offset,
+            length,
+        })
+    }
+
+    /// The request that asks another server for this command, under extended headers.
+    pub fn to_extended_request(&self, cookie: u64) -> ExtendedRequest {
+        let (offset, length) = self.range();
+        let (mut flags, command) = (self.flags(), self.command_type());
+        if command == CommandType::WRITE {
+            flags |= CommandFlags::PAYLOAD_LEN;
+        }
+        ExtendedRequest {
+            flags,
+            command,
+            cookie,
+            offset,
+            length,
+        }
+    }
+}

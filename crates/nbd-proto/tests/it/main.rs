@@ -1,0 +1,20 @@
+//! The tests of nbd-proto, one binary.
+//!
+//! - `layout`: each message against bytes written out by hand from the specification;
+//! - `roundtrip`: whatever is encoded decodes to the same, for all values;
+//! - `hostile`: no bytes make a decoder panic;
+//! - `check`: requests against exports, by the party at fault;
+//! - `check_extended`: the same for extended requests, where they differ;
+//! - `check_properties`: any request against any export;
+//! - `payload_errors`: malformed payloads, by the party at fault;
+//! - `names`: what people get to read, and the map to errno.
+
+mod check;
+mod check_extended;
+mod check_properties;
+mod hostile;
+mod layout;
+mod names;
+mod payload_errors;
+mod roundtrip;
+mod strategies;
