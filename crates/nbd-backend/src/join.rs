@@ -220,6 +220,7 @@ impl Session {
     }
 
     /// Recovers what the predecessor left and serves until the device is detached.
+    #[expect(clippy::needless_pass_by_value, reason = "callers have just made it")]
     pub fn serve(self, backend: Arc<dyn Backend>) -> Result<Outcome, ServeError> {
         let Self {
             channel,

@@ -1,2 +1,221 @@
-//! nbd-kernel-holder
-fn main() {}
+//! nbd-kernel-holder: owns a kernel NBD device, its lanes and its ledger, so that the backend
+//! that serves it may come and go.
+//!
+//! It is not on the data path. Its own death disturbs no I/O either: `nbd-ctl adopt` starts
+//! another one.
+
+mod adopt;
+mod args;
+mod attach;
+mod backends;
+mod control;
+mod detach;
+mod holder;
+mod kernel;
+mod lanes;
+mod peers;
+mod pick;
+mod program;
+mod signals;
+mod status;
+mod supervisor;
+mod system;
+
+use std::fs::OpenOptions;
+use std::os::unix::net::UnixStream;
+use std::process::ExitCode;
+
+use clap::Parser;
+use nbd_control::Channel;
+use nbd_control::control::{Failure, FailureKind, Report, Response};
+use nbd_control::registry::Registry;
+
+use args::Args;
+use attach::AttachError;
+use holder::{Holder, Settings};
+
+/// How often to look for another device when somebody else took the picked one.
+const TRIES: usize = 5;
+/// Exit status after a signal during attach.
+const INTERRUPTED: u8 = 130;
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let report = match args.report_fd.map(open_report).transpose() {
+        Ok(report) => report,
+        Err(text) => {
+            eprintln!("nbd-kernel-holder: --report-fd: {text}");
+            return ExitCode::from(FailureKind::Usage.exit_code());
+        }
+    };
+    let daemon = report.is_some();
+    match start(&args, report) {
+        Ok(mut holder) => {
+            announce(&mut holder, daemon);
+            serve(holder)
+        }
+        Err(Stopped::Interrupted) => ExitCode::from(INTERRUPTED),
+        Err(Stopped::Failed(failure, report)) => {
+            let code = failure.kind.exit_code();
+            match report {
+                Some(report) => drop(report.send(&Report::Failed(failure), &[])),
+                None => eprintln!("nbd-kernel-holder: {}", failure.text),
+            }
+            ExitCode::from(code)
+        }
+    }
+}
+
+/// Why there is no device.
+enum Stopped {
+    Failed(Failure, Option<Channel>),
+    Interrupted,
+}
+
+fn open_report(fd: std::os::fd::RawFd) -> Result<Channel, String> {
+    let stream: UnixStream = system::inherited(fd)
+        .map_err(|error| error.to_string())?
+        .into();
+    // The parent's terminal must not interrupt us: the parent does, by closing its end.
+    let _ = nix::unistd::setsid();
+    Channel::new(stream).map_err(|error| error.to_string())
+}
+
+fn start(args: &Args, mut report: Option<Channel>) -> Result<Holder, Stopped> {
+    let settings = match validate(args) {
+        Ok(settings) => settings,
+        Err(failure) => return Err(Stopped::Failed(failure, report)),
+    };
+    system::stay_in_memory();
+    // Best effort: the process that holds the device together should be the last one to go.
+    let _ = std::fs::write("/proc/self/oom_score_adj", "-1000");
+    let registry = Registry::new(args.runtime_dir.clone());
+    if let Some(index) = args.adopt {
+        return adopt::adopt(registry, index, report)
+            .map_err(|failure| Stopped::Failed(failure, None));
+    }
+    let mut avoid = Vec::new();
+    loop {
+        let picked = match pick::pick(&registry, args.device, settings.api, &avoid) {
+            Ok(picked) => picked,
+            Err(failure) => return Err(Stopped::Failed(failure, report)),
+        };
+        let index = picked.device.index;
+        let made = Holder::new(
+            registry.clone(),
+            settings.clone(),
+            picked.device.clone(),
+            report.take(),
+        );
+        let mut holder = match made {
+            Ok(holder) => holder,
+            Err(error) => {
+                let _ = registry.remove(index);
+                let failure = Failure::new(FailureKind::Other, error.to_string());
+                return Err(Stopped::Failed(failure, None));
+            }
+        };
+        match holder.attach(picked) {
+            Ok(()) => return Ok(holder),
+            Err(AttachError::Interrupted) => return Err(Stopped::Interrupted),
+            Err(AttachError::Taken(_)) if args.device.is_none() && avoid.len() < TRIES => {
+                avoid.push(index);
+                report = holder.report.take();
+            }
+            Err(AttachError::Taken(failure) | AttachError::Failed(failure)) => {
+                return Err(Stopped::Failed(failure, holder.report.take()));
+            }
+        }
+    }
+}
+
+fn validate(args: &Args) -> Result<Settings, Failure> {
+    let fail = |kind, text: String| Err(Failure::new(kind, text));
+    if !nix::unistd::geteuid().is_root() {
+        return fail(
+            FailureKind::Other,
+            "setting up a block device needs root".into(),
+        );
+    }
+    if let Err(error) = kernel::check_driver() {
+        return fail(FailureKind::Other, error.to_string());
+    }
+    let user = match &args.user {
+        None => None,
+        Some(name) => match program::look_up(name) {
+            Ok((uid, gid)) => Some((name.clone(), uid, gid)),
+            Err(error) => return fail(FailureKind::Usage, format!("--user {name}: {error}")),
+        },
+    };
+    let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    Ok(Settings {
+        api: args.kernel_api,
+        restart: args.restart,
+        restart_limit: args.restart_limit,
+        program: args.program.clone(),
+        user,
+        lanes: args.lanes.unwrap_or(cpus.min(4) as u32),
+        patience: args.patience(),
+    })
+}
+
+/// Tells whoever started us that the device can be used, and lets go of their terminal.
+fn announce(holder: &mut Holder, daemon: bool) {
+    let path = holder.device.path().display().to_string();
+    if !daemon {
+        println!("{path}");
+        return;
+    }
+    if let Some(report) = holder.report.take() {
+        let _ = report.send(&Report::Ready { path }, &[]);
+    }
+    let log = holder.registry.log(holder.device.index);
+    let null = OpenOptions::new().read(true).write(true).open("/dev/null");
+    let log = OpenOptions::new().create(true).append(true).open(log);
+    if let (Ok(null), Ok(log)) = (null, log) {
+        let _ = nix::unistd::dup2_stdin(&null);
+        let _ = nix::unistd::dup2_stdout(&null);
+        let _ = nix::unistd::dup2_stderr(&log);
+    }
+}
+
+/// Holds the device until it is detached or lost.
+fn serve(mut holder: Holder) -> ExitCode {
+    loop {
+        holder.pump(None);
+        if let Some((client, force)) = holder.pending_detach {
+            match holder.detach(force) {
+                Ok(text) => {
+                    holder.log(&text);
+                    let client = holder.pending_detach.map_or(client, |(client, _)| client);
+                    holder.answer(client, &Response::Done { text });
+                    return ExitCode::SUCCESS;
+                }
+                Err(failure) => {
+                    holder.pending_detach = None;
+                    holder.answer(client, &Response::Failed(failure));
+                }
+            }
+        }
+        if std::mem::take(&mut holder.interrupted) {
+            match holder.detach(false) {
+                Ok(text) => {
+                    holder.log(&text);
+                    return ExitCode::SUCCESS;
+                }
+                Err(failure) => {
+                    holder.log(&format!(
+                        "asked to stop: {}; the device stays as it is, and `nbd-ctl` adopts it",
+                        failure.text
+                    ));
+                    return ExitCode::from(failure.kind.exit_code());
+                }
+            }
+        }
+        if holder.sitter_gone && !holder.is_netlink() {
+            holder.log("the driver has dropped the device: it was disconnected by somebody else, or its sitter was stopped or killed");
+            holder.teardown();
+            return ExitCode::FAILURE;
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! The command line, raw and then validated.
+
+use std::os::fd::RawFd;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Parser, ValueEnum};
+
+/// Holds a kernel NBD device while its backend may come and go.
+///
+/// Usually started by `nbd-ctl attach`. Run by hand or by a service manager it stays in the
+/// foreground, prints the device's path once it can be used, and detaches on SIGTERM.
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    after_help = "Example:\n  nbd-kernel-holder --device nbd0 -- nbd-serve file:disk.img"
+)]
+pub(crate) struct Args {
+    /// Where devices are registered [default: /run/nbd]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) runtime_dir: Option<PathBuf>,
+    /// The device to use, like nbd0; a free one is picked without it
+    #[arg(long, value_name = "DEVICE", value_parser = device_index)]
+    pub(crate) device: Option<u32>,
+    /// How to talk to the driver
+    #[arg(long, value_enum, default_value = "ioctl")]
+    pub(crate) kernel_api: KernelApi,
+    /// Socket pairs between the driver and the backend, 1 to 4 [default: by CPUs, at most 4]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4))]
+    pub(crate) lanes: Option<u32>,
+    /// When to start a lost backend again
+    #[arg(long, value_enum, default_value = "on-failure")]
+    pub(crate) restart: RestartWhen,
+    /// Give up after so many failures in a row without an answered request
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    pub(crate) restart_limit: u32,
+    /// Run backends as this user
+    #[arg(long, value_name = "USER")]
+    pub(crate) user: Option<String>,
+    /// Give up attaching after so long [default: 30; no limit with --external]
+    #[arg(long, value_name = "SECONDS")]
+    pub(crate) ready_timeout: Option<u64>,
+    /// Start no backend: wait for one to join
+    #[arg(long, conflicts_with = "program")]
+    pub(crate) external: bool,
+    /// Take over a device whose holder is gone
+    #[arg(long, value_name = "DEVICE", value_parser = device_index,
+          conflicts_with_all = ["program", "external", "device"])]
+    pub(crate) adopt: Option<u32>,
+    /// Tell the parent about progress on this descriptor, and become a daemon when ready
+    #[arg(long, value_name = "FD", hide = true)]
+    pub(crate) report_fd: Option<RawFd>,
+    /// The backend to start
+    #[arg(last = true, required_unless_present_any = ["external", "adopt"])]
+    pub(crate) program: Vec<String>,
+}
+
+/// How the driver is told to set up a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum KernelApi {
+    /// A process sits in the NBD_DO_IT ioctl.
+    Ioctl,
+    /// Generic netlink; nothing that a signal could end.
+    Netlink,
+}
+
+/// When a lost backend is started again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum RestartWhen {
+    /// Unless it ended with status 0.
+    OnFailure,
+    /// However it ended.
+    Always,
+    /// Not at all: wait for one to join, or for `nbd-ctl restart`.
+    Never,
+}
+
+impl KernelApi {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Ioctl => "ioctl",
+            Self::Netlink => "netlink",
+        }
+    }
+}
+
+impl RestartWhen {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::OnFailure => "on-failure",
+            Self::Always => "always",
+            Self::Never => "never",
+        }
+    }
+}
+
+impl Args {
+    /// How long attaching may take.
+    pub(crate) fn patience(&self) -> Option<Duration> {
+        match (self.ready_timeout, self.external) {
+            (Some(seconds), _) => Some(Duration::from_secs(seconds)),
+            (None, true) => None,
+            (None, false) => Some(Duration::from_secs(30)),
+        }
+    }
+}
+
+/// `nbd0`, `/dev/nbd0` or `0`.
+fn device_index(text: &str) -> Result<u32, String> {
+    let name = text.strip_prefix("/dev/").unwrap_or(text);
+    let number = name.strip_prefix("nbd").unwrap_or(name);
+    number
+        .parse()
+        .map_err(|_| format!("{text} is not an NBD device (like nbd0)"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_has_three_spellings() {
+        for text in ["nbd7", "/dev/nbd7", "7"] {
+            assert_eq!(device_index(text), Ok(7));
+        }
+        for text in ["nbd", "sda", "/dev/sda", "nbd7p1", "-1", ""] {
+            assert!(device_index(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_program_or_a_reason_for_none_is_needed() {
+        assert!(Args::try_parse_from(["holder"]).is_err());
+        assert!(Args::try_parse_from(["holder", "--external", "--", "x"]).is_err());
+        assert!(Args::try_parse_from(["holder", "--lanes", "5", "--external"]).is_err());
+        let args = Args::try_parse_from(["holder", "--", "nbd-serve", "mem:1M"]).unwrap();
+        assert_eq!(args.program, ["nbd-serve", "mem:1M"]);
+        assert_eq!(args.patience(), Some(Duration::from_secs(30)));
+    }
+}

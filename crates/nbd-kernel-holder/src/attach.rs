@@ -1,0 +1,268 @@
+//! From a program to a device that can be used.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use nbd_control::control::{Failure, FailureKind};
+use nix::errno::Errno;
+
+use crate::args::KernelApi;
+use crate::holder::{Holder, describe_errno, listen};
+use crate::kernel::errand;
+use crate::kernel::sitter::{self, Setup, SetupError};
+use crate::pick::Picked;
+use crate::system::Process;
+
+/// How long the driver may take to set a device up.
+const DRIVER: Duration = Duration::from_secs(10);
+/// How long udev may take to look at a new device. Late is no failure.
+const UDEV: Duration = Duration::from_secs(10);
+/// No descriptor tells of changes in /sys.
+const TICK: Duration = Duration::from_millis(1);
+
+/// Why attaching failed.
+#[derive(Debug)]
+pub(crate) enum AttachError {
+    /// Somebody else was faster with this device; another one may do.
+    Taken(Failure),
+    /// It cannot be done.
+    Failed(Failure),
+    /// The operator changed their mind.
+    Interrupted,
+}
+
+impl AttachError {
+    fn failed(text: String) -> Self {
+        Self::Failed(Failure::new(FailureKind::Other, text))
+    }
+
+    fn timed_out(text: String) -> Self {
+        Self::Failed(Failure::new(FailureKind::TimedOut, text))
+    }
+}
+
+impl Holder {
+    /// Does everything, and leaves nothing behind if it fails.
+    pub(crate) fn attach(&mut self, picked: Picked) -> Result<(), AttachError> {
+        self.control = Some(picked.control);
+        let result = self.try_attach();
+        if result.is_err() {
+            self.teardown();
+        }
+        result
+    }
+
+    fn try_attach(&mut self) -> Result<(), AttachError> {
+        let owner = self
+            .settings
+            .user
+            .as_ref()
+            .map(|(_, uid, gid)| (*uid, *gid));
+        let socket = self.registry.join_socket(self.device.index);
+        let join = listen(&socket, owner);
+        self.join = Some(
+            join.map_err(|error| AttachError::failed(format!("{}: {error}", socket.display())))?,
+        );
+        self.await_backend()?;
+        self.connect_kernel()?;
+        self.test_read()?;
+        self.settle_udev();
+        if self.interrupted {
+            return Err(AttachError::Interrupted);
+        }
+        self.attached = true;
+        self.supervisor.set_attached(0);
+        self.save_state();
+        self.pass_on_words();
+        Ok(())
+    }
+
+    fn await_backend(&mut self) -> Result<(), AttachError> {
+        let name = self.device.name();
+        if self.settings.program.is_empty() {
+            self.notice(&format!(
+                "{name} waits for its backend: run `nbd-serve --join {name} SPEC`, or NBD_JOIN={name} PROGRAM"
+            ));
+        } else {
+            self.start_program();
+        }
+        let patience = self.settings.patience;
+        let came = self.pump_until(patience, None, |holder| {
+            holder.supervisor.is_ready() || holder.hopeless.is_some() || holder.interrupted
+        });
+        if self.interrupted {
+            return Err(AttachError::Interrupted);
+        }
+        if let Some(reason) = self.hopeless.take() {
+            return Err(AttachError::failed(reason));
+        }
+        if !came {
+            let seconds = patience.unwrap_or_default().as_secs();
+            return Err(AttachError::timed_out(format!(
+                "no backend was ready within {seconds} s: see that the program joins its holder, or raise --ready-timeout"
+            )));
+        }
+        Ok(())
+    }
+
+    fn connect_kernel(&mut self) -> Result<(), AttachError> {
+        // Before the first request, where the device exists already.
+        if self.device.exists() {
+            self.silence_timeouts();
+        }
+        let (Some(ledger), Some(export)) = (&self.ledger, self.export) else {
+            return Err(AttachError::failed("no export".into()));
+        };
+        let started = sitter::start(&Setup {
+            device: &self.device,
+            api: self.settings.api,
+            export,
+            ledger: std::os::fd::AsFd::as_fd(ledger),
+            lanes: &self.lanes,
+            kernel_ends: &self.kernel_ends,
+            keepsakes: &self.keepsakes,
+        });
+        // Only the driver shall hold these, or a closed lane would never look closed.
+        self.kernel_ends.clear();
+        let sitter = started
+            .map_err(|error| AttachError::failed(format!("cannot fork the sitter: {error}")))?;
+        self.sitter = Some(sitter);
+        self.pump_until(Some(DRIVER), None, |holder| holder.sitter_said.is_some());
+        match self.sitter_said.take() {
+            Some(Ok(())) => {}
+            Some(Err(error)) => return Err(self.refused_by_driver(&error)),
+            None => {
+                return Err(AttachError::timed_out(format!(
+                    "the driver did not set {} up within {} s",
+                    self.device.name(),
+                    DRIVER.as_secs()
+                )));
+            }
+        }
+        self.pump_until(Some(DRIVER), Some(TICK), |holder| {
+            holder.device.is_connected(export.size) || holder.sitter_gone
+        });
+        if self.sitter_gone || !self.device.is_connected(export.size) {
+            let said = self.sitter_said.take();
+            let why = said
+                .and_then(Result::err)
+                .map(|error| self.explain_setup(&error));
+            let why = why.unwrap_or_else(|| "it shows another size than was set".into());
+            return Err(AttachError::failed(format!(
+                "{}: {why}",
+                self.device.name()
+            )));
+        }
+        if self.io_timeout.is_none() {
+            self.silence_timeouts();
+        }
+        Ok(())
+    }
+
+    fn silence_timeouts(&mut self) {
+        match self.device.silence_timeouts() {
+            Ok(before) => self.io_timeout = Some(before),
+            Err(error) => self.notice(&format!(
+                "cannot set queue/io_timeout ({error}): the driver will complain about requests that wait for longer than 30 s, and with several lanes drop one"
+            )),
+        }
+    }
+
+    fn explain_setup(&self, error: &SetupError) -> String {
+        let SetupError { step, errno } = error;
+        match errno {
+            Errno::EPERM | Errno::EACCES => format!("{step}: {errno}: run this as root"),
+            Errno::EINVAL if step.contains("SIZE") => {
+                format!(
+                    "{step}: the driver does not take {} bytes",
+                    self.export().size
+                )
+            }
+            _ => format!("{step}: {errno}"),
+        }
+    }
+
+    fn refused_by_driver(&self, error: &SetupError) -> AttachError {
+        let name = self.device.name();
+        let text = format!("{name}: {}", self.explain_setup(error));
+        if error.errno == Errno::EBUSY {
+            let text = format!("{text}: another program is setting it up");
+            return AttachError::Taken(Failure::new(FailureKind::Busy, text));
+        }
+        AttachError::failed(text)
+    }
+
+    /// Runs an errand, letting the loop turn meanwhile; the result is its exit status, or nothing
+    /// if it takes too long and is left behind.
+    pub(crate) fn run_errand(
+        &mut self,
+        errand: std::io::Result<Process>,
+        limit: Duration,
+    ) -> Option<i32> {
+        let Ok(process) = errand else {
+            return Some(libc::EAGAIN);
+        };
+        self.errand_status = None;
+        self.errand = Some(process);
+        self.pump_until(Some(limit), None, |holder| holder.errand_status.is_some());
+        if let Some(late) = self.errand.take() {
+            // It may sit in an uninterruptible call; it dies when that returns, doing no more.
+            let _ = late.kill();
+            self.orphans.push(late);
+        }
+        self.errand_status.take()
+    }
+
+    fn test_read(&mut self) -> Result<(), AttachError> {
+        let patience = self.settings.patience.unwrap_or(Duration::from_secs(3600));
+        let errand = errand::test_read(&self.device, self.export().block_size);
+        let path = self.device.path();
+        match self.run_errand(errand, patience) {
+            Some(0) => Ok(()),
+            _ if self.interrupted => Err(AttachError::Interrupted),
+            Some(status) => Err(AttachError::failed(format!(
+                "a test read of {} failed: {}; see the backend's messages",
+                path.display(),
+                describe_errno(status)
+            ))),
+            None => Err(AttachError::timed_out(format!(
+                "a test read of {} got no answer within {} s",
+                path.display(),
+                patience.as_secs()
+            ))),
+        }
+    }
+
+    /// udev opens a device when it appears; whoever uses it at the same moment gets EBUSY.
+    fn settle_udev(&mut self) {
+        if !Path::new("/run/udev/control").exists() {
+            return;
+        }
+        let limit = format!("--timeout={}", UDEV.as_secs());
+        let command = Command::new("udevadm")
+            .args(["settle", &limit])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn();
+        let process = command.and_then(|child| Process::open(child.id().cast_signed()));
+        if process.is_ok() && self.run_errand(process, UDEV + Duration::from_secs(1)) != Some(0) {
+            self.notice("udev has not settled; the device may be busy for a moment");
+        }
+    }
+
+    /// What the backend had to say while the operator is still watching.
+    fn pass_on_words(&self) {
+        let log = std::fs::read(self.registry.log(self.device.index)).unwrap_or_default();
+        for line in String::from_utf8_lossy(&log).lines() {
+            if let Some(report) = &self.report {
+                let text = line.to_owned();
+                let _ = report.send(&nbd_control::control::Report::Notice { text }, &[]);
+            }
+        }
+    }
+
+    pub(crate) fn is_netlink(&self) -> bool {
+        self.settings.api == KernelApi::Netlink
+    }
+}

@@ -1,0 +1,353 @@
+//! Conversations with backends: introductions, grants, keepsakes, and their ends.
+
+use std::os::fd::AsFd;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use nbd_control::ChannelError;
+use nbd_control::backend::{FromBackend, FromHolder, Grant, Hello};
+use nbd_control::channel::Received;
+use nbd_ledger::{Inspector, Ledger, layout};
+use nbd_proto::TransmissionFlags;
+
+use crate::holder::Holder;
+use crate::kernel::sitter::MOST_KEEPSAKES;
+use crate::peers::{Ending, Peer, check_export};
+use crate::supervisor::{Event, PeerId};
+use crate::system::Process;
+use crate::{lanes, peers};
+
+/// How long a program that closed its connection may take to end.
+const LAST_BREATH: Duration = Duration::from_millis(200);
+const LONGEST_NAME: usize = 32;
+
+impl Holder {
+    /// A peer has sent something, or closed.
+    pub(crate) fn hear_peer(&mut self, id: PeerId) {
+        loop {
+            let Some(peer) = self.peers.get_mut(&id) else {
+                return;
+            };
+            let Some(channel) = &mut peer.channel else {
+                return;
+            };
+            match channel.try_receive::<FromBackend>() {
+                Ok(None) => return,
+                Ok(Some(received)) => self.take_message(id, received),
+                Err(error) => return self.peer_closed(id, &error),
+            }
+        }
+    }
+
+    fn take_message(&mut self, id: PeerId, received: Received<FromBackend>) {
+        let is_owner = self.supervisor.owner() == Some(id);
+        match received.message {
+            FromBackend::Hello(hello) => self.take_hello(id, hello),
+            FromBackend::Keep { name } if is_owner => {
+                let mut descriptors = received.descriptors;
+                let answer = match self.keep(name, descriptors.pop()) {
+                    Ok(()) => FromHolder::Kept,
+                    Err(reason) => FromHolder::Refusal { reason },
+                };
+                self.send(id, &answer);
+            }
+            FromBackend::Ready { replayed } if is_owner => self.take_ready(id, replayed),
+            FromBackend::Failed { reason, damaged } => {
+                self.log(&format!("the backend failed: {reason}"));
+                if let Some(peer) = self.peers.get_mut(&id) {
+                    peer.last_words = Some(reason.clone());
+                }
+                if damaged && is_owner && self.attached {
+                    self.fail_device(&reason);
+                }
+            }
+            FromBackend::Keep { .. } | FromBackend::Ready { .. } => {
+                self.refuse(
+                    id,
+                    "only the backend that was granted the lanes may say that",
+                );
+            }
+        }
+    }
+
+    fn send(&mut self, id: PeerId, message: &FromHolder) {
+        let channel = self.peers.get(&id).and_then(|peer| peer.channel.as_ref());
+        if let Some(Err(error)) = channel.map(|channel| channel.send(message, &[])) {
+            self.peer_closed(id, &error);
+        }
+    }
+
+    pub(crate) fn refuse(&mut self, id: PeerId, reason: &str) {
+        self.log(&format!("refused a backend: {reason}"));
+        self.last_failure = reason.into();
+        if let Some(channel) = self.peers.get(&id).and_then(|peer| peer.channel.as_ref()) {
+            let _ = channel.send(
+                &FromHolder::Refusal {
+                    reason: reason.into(),
+                },
+                &[],
+            );
+        }
+        self.drop_peer(id);
+        self.apply(&Event::Gone { peer: id });
+    }
+
+    fn take_hello(&mut self, id: PeerId, hello: Hello) {
+        let takeover = hello.takeover;
+        match self.check_hello(id, &hello) {
+            Err(reason) => self.refuse(id, &reason),
+            Ok(process) => {
+                if let Some(peer) = self.peers.get_mut(&id) {
+                    peer.process = Some(process);
+                    peer.hello = Some(hello);
+                }
+                self.apply(&Event::Hello { peer: id, takeover });
+            }
+        }
+    }
+
+    fn check_hello(&self, id: PeerId, hello: &Hello) -> Result<Process, String> {
+        let peer = self.peers.get(&id).ok_or("it is gone")?;
+        if peer.hello.is_some() {
+            return Err("it introduced itself twice".into());
+        }
+        let sender = peer.channel.as_ref().and_then(nbd_control::Channel::sender);
+        let sender = sender.ok_or("the kernel does not vouch for it")?;
+        let user = self.settings.user.as_ref().map(|(_, uid, _)| uid.as_raw());
+        if sender.uid() != 0 && Some(sender.uid()) != user {
+            return Err(format!("user {} may not serve this device", sender.uid()));
+        }
+        if hello.ledger_version != layout::VERSION {
+            let (theirs, ours) = (hello.ledger_version, layout::VERSION);
+            return Err(format!(
+                "it was built for ledger version {theirs} and not {ours}: build it with this release"
+            ));
+        }
+        check_export(&hello.export).map_err(|what| format!("{}: {what}", hello.description))?;
+        if let Some(expected) = self.export.filter(|expected| *expected != hello.export) {
+            let (found, name) = (&hello.export, self.device.name());
+            return Err(if found.size == expected.size {
+                format!(
+                    "{}: block size {} and flags {:#x}, but {name} was attached with {} and {:#x}",
+                    hello.description,
+                    found.block_size,
+                    found.flags,
+                    expected.block_size,
+                    expected.flags
+                )
+            } else {
+                format!(
+                    "{}: {} bytes, but {name} was attached with {} bytes: detach and attach anew",
+                    hello.description, found.size, expected.size
+                )
+            });
+        }
+        Process::open(sender.pid()).map_err(|error| format!("process {}: {error}", sender.pid()))
+    }
+
+    /// Gives the lanes away. Nobody else has them: the supervisor saw the last owner dead.
+    pub(crate) fn grant(&mut self, id: PeerId) {
+        if let Err(text) = self.make_ledger(id) {
+            self.hopeless.get_or_insert(text);
+            return;
+        }
+        let Some(ledger) = &self.ledger else { return };
+        let names = self
+            .keepsakes
+            .iter()
+            .map(|(name, _)| name.clone())
+            .collect();
+        let grant = FromHolder::Grant(Grant {
+            device: self.device.name(),
+            lanes: self.layout.lanes,
+            ring: self.layout.ring,
+            transmit: self.layout.transmit,
+            max_payload: self.layout.max_payload,
+            keepsakes: names,
+        });
+        let mut descriptors = vec![ledger.as_fd()];
+        descriptors.extend(self.lanes.iter().map(AsFd::as_fd));
+        descriptors.extend(self.keepsakes.iter().map(|(_, fd)| fd.as_fd()));
+        let Some(peer) = self.peers.get(&id) else {
+            return;
+        };
+        let sent = peer
+            .channel
+            .as_ref()
+            .map(|channel| channel.send(&grant, &descriptors));
+        self.description = peer.description();
+        if self.attached {
+            self.save_state();
+        }
+        if let Some(Err(error)) = sent {
+            self.peer_closed(id, &error);
+        }
+    }
+
+    /// The first backend decides what the device looks like.
+    fn make_ledger(&mut self, id: PeerId) -> Result<(), String> {
+        if self.ledger.is_some() {
+            return Ok(());
+        }
+        let hello = self.peers.get(&id).and_then(|peer| peer.hello.as_ref());
+        let export = hello.ok_or("no export")?.export;
+        let several = TransmissionFlags::from_bits(export.flags);
+        if self.layout.lanes > 1 && !several.contains(TransmissionFlags::CAN_MULTI_CONN) {
+            self.notice("the backend cannot serve several lanes, so there is one");
+            self.layout.lanes = 1;
+        }
+        let ledger = Ledger::create(&self.layout).map_err(|error| error.to_string())?;
+        let copy = ledger.try_clone().map_err(|error| error.to_string())?;
+        let inspector = Inspector::open(copy, &self.layout).map_err(|error| error.to_string())?;
+        self.inspector = Some(inspector);
+        self.ledger = Some(ledger);
+        self.export = Some(export);
+        self.make_lanes()
+    }
+
+    /// New socket pairs. The kernel's ends wait in `kernel_ends` for the sitter.
+    pub(crate) fn make_lanes(&mut self) -> Result<(), String> {
+        let (ours, kernels) = lanes::create(self.layout.lanes)
+            .map_err(|error| format!("cannot make socket pairs: {error}"))?;
+        self.lanes = ours;
+        self.kernel_ends = kernels;
+        Ok(())
+    }
+
+    fn keep(&mut self, name: String, fd: Option<std::os::fd::OwnedFd>) -> Result<(), String> {
+        let fd = fd.ok_or("a keepsake without a descriptor")?;
+        if name.is_empty() || name.len() > LONGEST_NAME {
+            return Err(format!("a keepsake's name has 1 to {LONGEST_NAME} bytes"));
+        }
+        if self.sitter.is_some() {
+            return Err("keepsakes are taken only before the device is attached".into());
+        }
+        self.keepsakes.retain(|(kept, _)| *kept != name);
+        if self.keepsakes.len() == MOST_KEEPSAKES {
+            return Err(format!("more than {MOST_KEEPSAKES} keepsakes"));
+        }
+        self.keepsakes.push((name, fd));
+        Ok(())
+    }
+
+    fn take_ready(&mut self, id: PeerId, replayed: u32) {
+        if let Some(loss) = &mut self.loss {
+            loss.replayed = Some(replayed);
+        }
+        if let Some(peer) = self.peers.get_mut(&id) {
+            peer.replayed = Some(replayed);
+        }
+        if let Some(program) = self.replacing.take() {
+            self.settings.program = program;
+            self.supervisor.set_has_program();
+            self.save_state();
+        }
+        self.apply(&Event::Ready { peer: id });
+        if self.attached {
+            let pid = self.peers.get(&id).and_then(Peer::pid).unwrap_or(0);
+            self.log(&format!(
+                "served by process {pid} again; {replayed} requests replayed"
+            ));
+        }
+        self.answer_waiters(&Ok(self.device.path().display().to_string()));
+    }
+
+    fn peer_closed(&mut self, id: PeerId, error: &ChannelError) {
+        let is_owner = self.supervisor.owner() == Some(id);
+        let Some(peer) = self.peers.get_mut(&id) else {
+            return;
+        };
+        peer.channel = None;
+        peer.closed_at = Some(Instant::now());
+        if is_owner {
+            // Dying, most probably. What counts is its process, see `check_fence`.
+            return;
+        }
+        peer.reap(LAST_BREATH);
+        let reason = match (&peer.last_words, &peer.ended) {
+            (Some(words), _) => words.clone(),
+            (None, Some(ending)) => format!("the backend {ending} before it introduced itself"),
+            (None, None) => format!("the backend left before it was served: {error}"),
+        };
+        let said = if peer.last_words.is_none() {
+            self.log_tail()
+        } else {
+            None
+        };
+        self.last_failure = match said {
+            Some(said) => format!("{reason}; it said: {said}"),
+            None => reason,
+        };
+        self.log(&self.last_failure);
+        self.drop_peer(id);
+        self.apply(&Event::Gone { peer: id });
+    }
+
+    /// The last line that backends have written to the log.
+    fn log_tail(&self) -> Option<String> {
+        let text = std::fs::read(self.registry.log(self.device.index)).ok()?;
+        let text = String::from_utf8_lossy(&text);
+        let ours = "nbd-kernel-holder: ";
+        let line = text
+            .lines()
+            .rev()
+            .find(|line| !line.is_empty() && !line.starts_with(ours));
+        line.map(str::to_owned)
+    }
+
+    /// The process behind a peer has ended, or no thread of it can run any more.
+    pub(crate) fn peer_process_ended(&mut self, id: PeerId) {
+        // What it sent before its end comes first.
+        self.hear_peer(id);
+        if self.supervisor.owner() != Some(id) {
+            if self
+                .peers
+                .get(&id)
+                .is_some_and(|peer| peer.channel.is_some())
+            {
+                self.peer_closed(id, &ChannelError::Closed);
+            }
+            return;
+        }
+        let Some(peer) = self.peers.get_mut(&id) else {
+            return;
+        };
+        peer.reap(Duration::ZERO);
+        let ending = peer.ended.clone().unwrap_or(Ending::Unknown);
+        let pid = peer.pid().unwrap_or(0);
+        let words = peer.last_words.take();
+        let cause = ending.to_string();
+        self.log(&format!("backend {pid} {cause}"));
+        self.last_failure = words.unwrap_or_else(|| format!("the backend {cause}"));
+        if !self.attached
+            && let Some(said) = self.log_tail()
+        {
+            self.last_failure = format!("{}; it said: {said}", self.last_failure);
+        }
+        self.note_loss(cause);
+        self.drop_peer(id);
+        if self.failed.is_some() {
+            return;
+        }
+        let header = self.inspector.as_ref().map(Inspector::header);
+        let progressed =
+            header.is_some_and(|header| header.first_answer_at.load(Ordering::Relaxed) != 0);
+        let clean = ending == peers::Ending::Exited(0);
+        self.apply(&Event::OwnerDead { clean, progressed });
+    }
+
+    /// Ends the lanes of a device that no backend can serve: what is in flight gets EIO.
+    pub(crate) fn fail_device(&mut self, reason: &str) {
+        self.log(&format!(
+            "the device has failed: {reason}; detach it and attach it anew"
+        ));
+        self.failed = Some(reason.into());
+        for lane in &self.lanes {
+            lanes::end(lane.as_fd());
+        }
+        self.answer_waiters(&Err(nbd_control::control::Failure::new(
+            nbd_control::control::FailureKind::Other,
+            reason,
+        )));
+    }
+}

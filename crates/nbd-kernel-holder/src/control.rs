@@ -1,0 +1,146 @@
+//! Conversations with nbd-ctl.
+
+use std::os::unix::net::UnixListener;
+
+use nbd_control::Channel;
+use nbd_control::control::{Failure, FailureKind, Request, Response};
+
+use crate::holder::{Holder, peer_uid};
+use crate::supervisor::Event;
+
+/// A connected nbd-ctl.
+#[derive(Debug)]
+pub(crate) struct Client {
+    pub(crate) channel: Channel,
+    /// It waits for a backend.
+    waits: bool,
+}
+
+impl Holder {
+    pub(crate) fn accept_client(&mut self) {
+        let Some(Ok((stream, _))) = self.control.as_ref().map(UnixListener::accept) else {
+            return;
+        };
+        let me = nix::unistd::geteuid().as_raw();
+        if !peer_uid(&stream).is_some_and(|uid| uid == 0 || uid == me) {
+            return;
+        }
+        if let Ok(channel) = Channel::new(stream) {
+            let id = self.next_id();
+            self.clients.insert(
+                id,
+                Client {
+                    channel,
+                    waits: false,
+                },
+            );
+        }
+    }
+
+    pub(crate) fn hear_client(&mut self, id: u64) {
+        loop {
+            let Some(client) = self.clients.get_mut(&id) else {
+                return;
+            };
+            match client.channel.try_receive::<Request>() {
+                Ok(None) => return,
+                Ok(Some(received)) => self.serve_client(id, received.message),
+                Err(nbd_control::ChannelError::Closed) => {
+                    self.clients.remove(&id);
+                }
+                Err(error) => {
+                    self.log(&format!("a control connection failed: {error}"));
+                    let failure = Failure::new(FailureKind::Other, error.to_string());
+                    self.answer(id, &Response::Failed(failure));
+                    self.clients.remove(&id);
+                }
+            }
+        }
+    }
+
+    fn serve_client(&mut self, id: u64, request: Request) {
+        match request {
+            Request::Status => {
+                let status = Response::Status(Box::new(self.status()));
+                self.answer(id, &status);
+            }
+            Request::Detach { force } => {
+                // A second one that forces overrides the first one.
+                if let Some((other, was)) = self.pending_detach.filter(|(other, _)| *other != id) {
+                    let text = format!("{}: another detach was asked for", self.device.name());
+                    let failure = Response::Failed(Failure::new(FailureKind::Busy, text));
+                    if was || !force {
+                        return self.answer(id, &failure);
+                    }
+                    self.answer(other, &failure);
+                }
+                self.pending_detach = Some((id, force));
+            }
+            Request::Restart => self.restart(id, None),
+            Request::Replace { program } => self.restart(id, program),
+            Request::WaitReady if self.supervisor.is_ready() && self.attached => {
+                let text = self.device.path().display().to_string();
+                self.answer(id, &Response::Done { text });
+            }
+            Request::WaitReady => {
+                if let Some(client) = self.clients.get_mut(&id) {
+                    client.waits = true;
+                }
+            }
+        }
+    }
+
+    fn restart(&mut self, id: u64, program: Option<Vec<String>>) {
+        let name = self.device.name();
+        let refused = if self.failed.is_some() {
+            Some(format!("{name} has failed: detach it"))
+        } else if !self.attached {
+            Some(format!("{name} is not attached yet"))
+        } else if program.is_none() && self.settings.program.is_empty() {
+            Some(format!(
+                "{name} has no program to start: its backend joins from outside"
+            ))
+        } else if self.replacing.is_some() {
+            Some(format!("{name}: another replacement is under way"))
+        } else {
+            None
+        };
+        if let Some(text) = refused {
+            let failure = Failure::new(FailureKind::Busy, text);
+            return self.answer(id, &Response::Failed(failure));
+        }
+        self.replacing = program;
+        if let Some(client) = self.clients.get_mut(&id) {
+            client.waits = true;
+        }
+        self.due = None;
+        self.apply(&Event::Restart);
+    }
+
+    pub(crate) fn answer(&mut self, id: u64, response: &Response) {
+        let channel = self.clients.get(&id).map(|client| &client.channel);
+        if channel.is_some_and(|channel| channel.send(response, &[]).is_err()) {
+            self.clients.remove(&id);
+        }
+    }
+
+    /// Tells everybody who waits for a backend how that ended.
+    pub(crate) fn answer_waiters(&mut self, result: &Result<String, Failure>) {
+        let response = match result {
+            Ok(text) => Response::Done { text: text.clone() },
+            Err(failure) => Response::Failed(failure.clone()),
+        };
+        let waiting: Vec<u64> = self
+            .clients
+            .iter()
+            .filter(|(_, client)| client.waits)
+            .map(|(&id, _)| id)
+            .collect();
+        for id in waiting {
+            if let Some(client) = self.clients.get_mut(&id) {
+                client.waits = false;
+            }
+            self.answer(id, &response);
+        }
+    }
+}

@@ -1,0 +1,233 @@
+//! The end of a device: in order, or by force, and always within a bound.
+
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use nbd_control::control::{Failure, FailureKind};
+
+use crate::holder::Holder;
+use crate::kernel::errand::{self, Flushed};
+use crate::kernel::users::users_of;
+use crate::lanes;
+
+/// How long a passing user, like udev, may keep a device open.
+const PASSING: Duration = Duration::from_secs(1);
+const PASSING_TICK: Duration = Duration::from_millis(50);
+/// How long writing back may take, unless the operator forces.
+const FLUSH: Duration = Duration::from_secs(60);
+/// The same when the backend does not answer at all.
+const FLUSH_UNSERVED: Duration = Duration::from_secs(3);
+/// How long each step of a teardown may take before the next, harder one.
+const STEP: Duration = Duration::from_secs(2);
+const TICK: Duration = Duration::from_millis(2);
+
+impl Holder {
+    /// Detaches, or says why not; then nothing has changed.
+    pub(crate) fn detach(&mut self, force: bool) -> Result<String, Failure> {
+        let name = self.device.name();
+        let waiting = self.in_flight().len();
+        if !force && self.failed.is_none() {
+            self.flush_and_disconnect()?;
+        }
+        let waiting = if force { waiting } else { 0 };
+        // The counts are the ledger's, which the teardown lets go of.
+        let totals = self.summary();
+        self.teardown();
+        Ok(match waiting {
+            0 => format!("{name} is detached: {totals}"),
+            count => format!(
+                "{name} is detached: {totals}; {count} requests in flight were failed with EIO"
+            ),
+        })
+    }
+
+    fn summary(&mut self) -> String {
+        let totals = self.status().totals;
+        format!(
+            "{} reads, {} writes, {} flushes, {} trims, {} errors",
+            totals.reads, totals.writes, totals.flushes, totals.trims, totals.errors
+        )
+    }
+
+    fn is_forced(&self) -> bool {
+        self.pending_detach.is_some_and(|(_, force)| force)
+    }
+
+    fn flush_and_disconnect(&mut self) -> Result<(), Failure> {
+        let name = self.device.name();
+        self.check_unused()?;
+        let limit = if self.supervisor.is_ready() {
+            FLUSH
+        } else {
+            FLUSH_UNSERVED
+        };
+        let errand = errand::flush_and_disconnect(&self.device, self.settings.api);
+        let fail = |kind, text: String| Err(Failure::new(kind, text));
+        let by_force = format!("`nbd-ctl detach --force {name}` gives it up");
+        match self
+            .run_detach_errand(errand, limit)
+            .map(Flushed::from_status)
+        {
+            _ if self.is_forced() => Ok(()),
+            Some(Flushed::Disconnected) => Ok(()),
+            Some(Flushed::NotDisconnected) => {
+                self.log(
+                    "written back; the driver would not disconnect, so its sockets are closed",
+                );
+                Ok(())
+            }
+            Some(Flushed::Busy) => fail(
+                FailureKind::Busy,
+                format!(
+                    "{name} is in use by the kernel (mounted, swap, or part of another device)"
+                ),
+            ),
+            Some(Flushed::Failed(errno)) => fail(
+                FailureKind::DataLost,
+                format!(
+                    "{name} is not detached: writing back failed: {}; what was not written would be lost, {by_force}",
+                    errno.desc()
+                ),
+            ),
+            None => {
+                let count = self.in_flight().len();
+                let state = self.status().backend.state;
+                fail(
+                    FailureKind::TimedOut,
+                    format!(
+                        "{name} is not detached: {count} requests wait for its backend ({}): let it continue, restart it, or {by_force}",
+                        format!("{state:?}").to_lowercase()
+                    ),
+                )
+            }
+        }
+    }
+
+    /// Like `run_errand`, but a detach by force in the meantime ends it, and a backend that stops
+    /// shortens the wait.
+    fn run_detach_errand(
+        &mut self,
+        errand: std::io::Result<crate::system::Process>,
+        limit: Duration,
+    ) -> Option<i32> {
+        let mut errand = Some(errand);
+        let mut unserved = Duration::ZERO;
+        let slice = Duration::from_millis(500);
+        let mut waited = Duration::ZERO;
+        self.errand_status = None;
+        if let Some(Ok(process)) = errand.take() {
+            self.errand = Some(process);
+        }
+        while self.errand.is_some() && waited < limit && unserved < FLUSH_UNSERVED {
+            self.pump_until(Some(slice), None, |holder| {
+                holder.errand_status.is_some() || holder.is_forced()
+            });
+            if self.is_forced() {
+                break;
+            }
+            waited += slice;
+            let state = self.status().backend.state;
+            let served = state == nbd_control::status::BackendState::Running;
+            unserved = if served {
+                Duration::ZERO
+            } else {
+                unserved + slice
+            };
+        }
+        if let Some(late) = self.errand.take() {
+            // Killed, so that it does not disconnect long after we said that it did not.
+            let _ = late.kill();
+            self.orphans.push(late);
+        }
+        self.errand_status.take()
+    }
+
+    fn check_unused(&mut self) -> Result<(), Failure> {
+        let ours: Vec<i32> = [
+            Some(nix::unistd::getpid().as_raw()),
+            self.sitter
+                .as_ref()
+                .map(|sitter| sitter.process.pid.as_raw()),
+        ]
+        .into_iter()
+        .flatten()
+        .collect();
+        let device = self.device.clone();
+        let mut users = Vec::new();
+        self.pump_until(Some(PASSING), Some(PASSING_TICK), |_| {
+            users = users_of(&device, &ours);
+            // A mount does not pass by itself.
+            users.is_empty() || users.iter().any(|user| user.starts_with("mounted"))
+        });
+        if users.is_empty() {
+            return Ok(());
+        }
+        let name = device.name();
+        let text = format!(
+            "{name} is {}: end that first, or use `nbd-ctl detach --force {name}`",
+            users.join(" and ")
+        );
+        Err(Failure::new(FailureKind::Busy, text))
+    }
+
+    /// Takes everything down, whatever state it is in: the lanes first, so that nobody can block
+    /// on them; then the driver's side; then the backend. Bounded at each step.
+    pub(crate) fn teardown(&mut self) {
+        self.attached = false;
+        for lane in &self.lanes {
+            lanes::end(lane.as_fd());
+        }
+        self.disconnect_driver();
+        self.end_backends();
+        if let Some(milliseconds) = self.io_timeout.take() {
+            self.device.restore_timeouts(milliseconds);
+        }
+        self.control = None;
+        self.join = None;
+        if let Err(error) = self.registry.remove(self.device.index) {
+            self.log(&format!("cannot remove its registry entry: {error}"));
+        }
+    }
+
+    fn disconnect_driver(&mut self) {
+        if self.sitter.is_none() {
+            return;
+        }
+        let api = self.settings.api;
+        if self.is_netlink() {
+            let errand = errand::disconnect_now(&self.device, api);
+            self.run_errand(errand, STEP);
+            self.kill_sitter();
+        }
+        self.pump_until(Some(STEP), None, |holder| holder.sitter_gone);
+        if !self.sitter_gone {
+            self.log("the driver is slow to let go; clearing its sockets");
+            let errand = errand::disconnect_now(&self.device, api);
+            self.run_errand(errand, STEP);
+            self.kill_sitter();
+            self.pump_until(Some(STEP), None, |holder| holder.sitter_gone);
+        }
+        let device = self.device.clone();
+        if !self.pump_until(Some(STEP), Some(TICK), |_| device.is_clear()) {
+            self.log("somebody still has the device open; the driver clears it after them");
+        }
+    }
+
+    fn kill_sitter(&self) {
+        if let Some(sitter) = &self.sitter {
+            let _ = sitter.process.kill();
+        }
+    }
+
+    fn end_backends(&mut self) {
+        self.due = None;
+        let ids: Vec<_> = self.peers.keys().copied().collect();
+        for id in ids {
+            if let Some(peer) = self.peers.get(&id) {
+                peer.kill();
+            }
+            self.drop_peer(id);
+        }
+        self.pump_until(Some(STEP), None, |holder| holder.orphans.is_empty());
+    }
+}

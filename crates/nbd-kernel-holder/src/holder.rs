@@ -1,0 +1,575 @@
+//! The holder: what it owns, and the loop in which everything happens.
+//!
+//! One thread, one `poll(2)`. Attaching and detaching are straight-line functions that let the
+//! loop turn ([`Holder::pump_until`]) while they wait, so status is answered at any time. Nothing
+//! here waits for the driver or for a backend without a bound; what might, is an
+//! [errand](crate::kernel::errand).
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::time::{Duration, Instant};
+
+use nbd_control::Channel;
+use nbd_control::backend::ExportInfo;
+use nbd_control::control::{Failure, FailureKind, Report};
+use nbd_control::process::ProcessId;
+use nbd_control::registry::{Registry, State};
+use nbd_ledger::{Inspector, Layout};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::unistd::{Gid, Uid};
+
+use crate::args::{KernelApi, RestartWhen};
+use crate::kernel::Device;
+use crate::kernel::sitter::{self, Sitter};
+use crate::peers::{self, Peer};
+use crate::program;
+use crate::signals::Signals;
+use crate::status::{FirstSeen, Loss, monotonic};
+use crate::supervisor::{Action, Event, PeerId, Refusal, Supervisor};
+use crate::system::Process;
+
+/// How often a dying process is looked at.
+const FENCE_TICK: Duration = Duration::from_millis(2);
+/// How long a backend that closed its connection is expected to be dying.
+const DYING: Duration = Duration::from_secs(2);
+
+/// What was asked for at attach.
+#[derive(Clone, Debug)]
+pub(crate) struct Settings {
+    pub(crate) api: KernelApi,
+    pub(crate) restart: RestartWhen,
+    pub(crate) restart_limit: u32,
+    pub(crate) program: Vec<String>,
+    pub(crate) user: Option<(String, Uid, Gid)>,
+    pub(crate) lanes: u32,
+    pub(crate) patience: Option<Duration>,
+}
+
+/// A device's holder.
+#[derive(Debug)]
+pub(crate) struct Holder {
+    pub(crate) registry: Registry,
+    pub(crate) settings: Settings,
+    pub(crate) device: Device,
+    pub(crate) signals: Signals,
+    pub(crate) control: Option<UnixListener>,
+    pub(crate) join: Option<UnixListener>,
+    pub(crate) report: Option<Channel>,
+    pub(crate) layout: Layout,
+    pub(crate) ledger: Option<OwnedFd>,
+    pub(crate) inspector: Option<Inspector>,
+    pub(crate) lanes: Vec<OwnedFd>,
+    /// The driver's ends, until it has them.
+    pub(crate) kernel_ends: Vec<OwnedFd>,
+    pub(crate) keepsakes: Vec<(String, OwnedFd)>,
+    pub(crate) export: Option<ExportInfo>,
+    pub(crate) description: String,
+    pub(crate) supervisor: Supervisor,
+    pub(crate) peers: BTreeMap<PeerId, Peer>,
+    pub(crate) sitter: Option<Sitter>,
+    pub(crate) sitter_said: Option<Result<(), sitter::SetupError>>,
+    pub(crate) sitter_gone: bool,
+    pub(crate) errand: Option<Process>,
+    pub(crate) errand_status: Option<i32>,
+    pub(crate) orphans: Vec<Process>,
+    pub(crate) clients: BTreeMap<u64, crate::control::Client>,
+    pub(crate) pending_detach: Option<(u64, bool)>,
+    pub(crate) replacing: Option<Vec<String>>,
+    pub(crate) io_timeout: Option<u64>,
+    pub(crate) attached: bool,
+    pub(crate) interrupted: bool,
+    /// Why attaching has come to nothing.
+    pub(crate) hopeless: Option<String>,
+    /// Why an attached device only awaits its detach.
+    pub(crate) failed: Option<String>,
+    pub(crate) last_failure: String,
+    pub(crate) loss: Option<Loss>,
+    pub(crate) first_seen: FirstSeen,
+    pub(crate) due: Option<Instant>,
+    next_id: u64,
+}
+
+/// What a descriptor in the poll set belongs to.
+#[derive(Clone, Copy, Debug)]
+enum Source {
+    Signal,
+    Control,
+    Join,
+    Report,
+    PeerChannel(PeerId),
+    PeerProcess(PeerId),
+    PeerChild(PeerId),
+    Client(u64),
+    Sitter,
+    Progress,
+    Errand,
+    Orphan,
+}
+
+impl Holder {
+    pub(crate) fn new(
+        registry: Registry,
+        settings: Settings,
+        device: Device,
+        report: Option<Channel>,
+    ) -> std::io::Result<Self> {
+        let has_program = !settings.program.is_empty();
+        Ok(Self {
+            supervisor: Supervisor::new(settings.restart, settings.restart_limit, has_program),
+            layout: Layout::with_lanes(settings.lanes),
+            signals: Signals::new()?,
+            registry,
+            settings,
+            device,
+            control: None,
+            join: None,
+            report,
+            ledger: None,
+            inspector: None,
+            lanes: Vec::new(),
+            kernel_ends: Vec::new(),
+            keepsakes: Vec::new(),
+            export: None,
+            description: String::new(),
+            peers: BTreeMap::new(),
+            sitter: None,
+            sitter_said: None,
+            sitter_gone: false,
+            errand: None,
+            errand_status: None,
+            orphans: Vec::new(),
+            clients: BTreeMap::new(),
+            pending_detach: None,
+            replacing: None,
+            io_timeout: None,
+            attached: false,
+            interrupted: false,
+            hopeless: None,
+            failed: None,
+            last_failure: String::new(),
+            loss: None,
+            first_seen: FirstSeen::new(),
+            due: None,
+            next_id: 0,
+        })
+    }
+
+    pub(crate) fn log(&self, text: &str) {
+        eprintln!("nbd-kernel-holder: {}: {text}", self.device.name());
+    }
+
+    /// Tells the operator something that is no reason to stop.
+    pub(crate) fn notice(&self, text: &str) {
+        self.log(text);
+        if let Some(report) = &self.report {
+            let _ = report.send(&Report::Notice { text: text.into() }, &[]);
+        }
+    }
+
+    pub(crate) fn next_id(&mut self) -> u64 {
+        self.next_id += 1;
+        self.next_id
+    }
+
+    /// The export; all zero before a backend has told it.
+    pub(crate) fn export(&self) -> ExportInfo {
+        self.export.unwrap_or(ExportInfo {
+            size: 0,
+            block_size: 0,
+            flags: 0,
+        })
+    }
+
+    /// Lets the loop turn until a condition holds; false if that takes longer than `limit`.
+    /// `tick` is for conditions that no descriptor tells of.
+    pub(crate) fn pump_until(
+        &mut self,
+        limit: Option<Duration>,
+        tick: Option<Duration>,
+        mut holds: impl FnMut(&Self) -> bool,
+    ) -> bool {
+        let deadline = limit.map(|limit| Instant::now() + limit);
+        loop {
+            if holds(self) {
+                return true;
+            }
+            let now = Instant::now();
+            if deadline.is_some_and(|deadline| now >= deadline) {
+                return false;
+            }
+            let left = deadline.map(|deadline| deadline - now);
+            self.pump([left, tick].into_iter().flatten().min());
+        }
+    }
+
+    /// One turn: waits for something to happen, at most `limit`, and deals with it.
+    pub(crate) fn pump(&mut self, limit: Option<Duration>) {
+        let now = Instant::now();
+        let due = self.due.map(|due| due.saturating_duration_since(now));
+        let fence = self.fence_awaited().then_some(FENCE_TICK);
+        let wait = [limit, due, fence].into_iter().flatten().min();
+        for source in self.wait(wait) {
+            self.handle(source);
+        }
+        if self.fence_awaited() {
+            self.check_fence();
+        }
+        if self.due.is_some_and(|due| Instant::now() >= due) {
+            self.due = None;
+            self.apply(&Event::Due);
+        }
+        self.drop_overdue_program();
+    }
+
+    fn wait(&self, limit: Option<Duration>) -> Vec<Source> {
+        let mut sources = Vec::new();
+        let mut fds = Vec::new();
+        self.each_descriptor(&mut |source, fd| {
+            sources.push(source);
+            fds.push(PollFd::new(fd, PollFlags::POLLIN));
+        });
+        let timeout = match limit {
+            None => PollTimeout::NONE,
+            // Rounded up, so that a wait for less than a millisecond is not a busy loop.
+            Some(limit) => PollTimeout::try_from(limit + Duration::from_micros(999))
+                .unwrap_or(PollTimeout::MAX),
+        };
+        if poll(&mut fds, timeout).is_err() {
+            return Vec::new();
+        }
+        let ready = |fd: &PollFd<'_>| fd.revents().is_some_and(|events| !events.is_empty());
+        let both = sources.into_iter().zip(&fds);
+        both.filter(|(_, fd)| ready(fd))
+            .map(|(source, _)| source)
+            .collect()
+    }
+
+    fn handle(&mut self, source: Source) {
+        match source {
+            Source::Signal => {
+                if self.signals.take() {
+                    self.interrupted = true;
+                }
+            }
+            Source::Control => self.accept_client(),
+            Source::Join => self.accept_peer(),
+            Source::Report => self.check_report(),
+            Source::PeerChannel(id) => self.hear_peer(id),
+            Source::PeerProcess(id) => self.peer_process_ended(id),
+            Source::PeerChild(id) => {
+                if let Some(peer) = self.peers.get_mut(&id) {
+                    peer.reap(Duration::ZERO);
+                }
+            }
+            Source::Client(id) => self.hear_client(id),
+            Source::Sitter => self.sitter_ended(),
+            Source::Progress => {
+                let progress = self
+                    .sitter
+                    .as_mut()
+                    .and_then(|sitter| sitter.progress.take());
+                self.sitter_said = progress.map(|mut pipe: File| sitter::read_progress(&mut pipe));
+            }
+            Source::Errand => {
+                if let Some(errand) = self.errand.take() {
+                    self.errand_status = Some(match peers::try_reap(errand.pid) {
+                        Some(peers::Ending::Exited(status)) => status,
+                        _ => libc::EINTR,
+                    });
+                }
+            }
+            Source::Orphan => {
+                self.orphans
+                    .retain(|orphan| peers::try_reap(orphan.pid).is_none());
+            }
+        }
+    }
+
+    fn accept_peer(&mut self) {
+        let Some(Ok((stream, _))) = self.join.as_ref().map(UnixListener::accept) else {
+            return;
+        };
+        let channel = Channel::new(stream);
+        let channel = channel.and_then(|channel| channel.identify_senders().map(|()| channel));
+        match channel {
+            Ok(channel) => {
+                let id = self.next_id();
+                self.peers.insert(id, Peer::new(Some(channel), None));
+            }
+            Err(error) => self.log(&format!("a backend that joined failed: {error}")),
+        }
+    }
+
+    /// The program that started us has gone away, or was interrupted.
+    fn check_report(&mut self) {
+        let Some(report) = &mut self.report else {
+            return;
+        };
+        if report.try_receive::<()>().is_err() {
+            self.report = None;
+            self.interrupted |= !self.attached;
+        }
+    }
+
+    fn sitter_ended(&mut self) {
+        let Some(sitter) = &mut self.sitter else {
+            return;
+        };
+        // What it said last is still in the pipe.
+        if let Some(mut progress) = sitter.progress.take() {
+            self.sitter_said = Some(sitter::read_progress(&mut progress));
+        }
+        let _ = peers::try_reap(sitter.process.pid);
+        self.sitter_gone = true;
+    }
+
+    /// Whether somebody's death may go unannounced: a debugger can hold back the last threads of
+    /// a process that it traces, and with them the pidfd's word.
+    fn fence_awaited(&self) -> bool {
+        let owner = self.supervisor.owner().and_then(|id| self.peers.get(&id));
+        owner.is_some_and(|peer| {
+            let closed = peer.closed_at.is_some_and(|at| at.elapsed() < DYING);
+            self.supervisor.is_fencing() || closed
+        })
+    }
+
+    fn check_fence(&mut self) {
+        let Some(id) = self.supervisor.owner() else {
+            return;
+        };
+        if self.peers.get(&id).is_some_and(Peer::is_dead) {
+            self.peer_process_ended(id);
+        }
+    }
+
+    /// Feeds the supervisor and does what it says.
+    pub(crate) fn apply(&mut self, event: &Event) {
+        for action in self.supervisor.apply(event) {
+            self.act(action);
+        }
+    }
+
+    fn act(&mut self, action: Action) {
+        match action {
+            Action::Start => self.start_program(),
+            Action::StartAfter(pause) => {
+                self.log(&format!(
+                    "starting the backend again in {} ms",
+                    pause.as_millis()
+                ));
+                self.due = Some(Instant::now() + pause);
+            }
+            Action::Grant(id) => self.grant(id),
+            Action::Refuse(id, why) => self.refuse(id, &self.refusal(why)),
+            Action::KillOwner => {
+                if let Some(owner) = self.supervisor.owner().and_then(|id| self.peers.get(&id)) {
+                    owner.kill();
+                }
+            }
+            Action::Dismiss(id) => self.drop_peer(id),
+            Action::GiveUp => {
+                let text = self.last_failure.clone();
+                if !self.attached {
+                    self.hopeless.get_or_insert(text);
+                    return;
+                }
+                self.log(&format!("giving up on the backend: {text}"));
+                let failure = Failure::new(FailureKind::Other, text);
+                self.answer_waiters(&Err(failure));
+            }
+            Action::ReplacementFailed => {
+                self.replacing = None;
+                let text = format!("the present backend goes on: {}", self.last_failure);
+                self.answer_waiters(&Err(Failure::new(FailureKind::Other, text)));
+            }
+        }
+    }
+
+    fn refusal(&self, why: Refusal) -> String {
+        let name = self.device.name();
+        let owner = self.supervisor.owner().and_then(|id| self.peers.get(&id));
+        let pid = owner.and_then(Peer::pid).unwrap_or(0);
+        match why {
+            Refusal::Served => format!(
+                "{name} is served by process {pid} ({}): use --takeover, or `nbd-ctl replace {name}`",
+                self.description
+            ),
+            Refusal::Taken => format!("{name}: another backend is about to take over"),
+        }
+    }
+
+    pub(crate) fn start_program(&mut self) {
+        let program = self.replacing.as_ref().unwrap_or(&self.settings.program);
+        let user = self
+            .settings
+            .user
+            .as_ref()
+            .map(|(_, uid, gid)| (*uid, *gid));
+        match program::start(program, user, &self.registry.log(self.device.index)) {
+            Ok(started) => {
+                let id = self.next_id();
+                self.supervisor.started(id);
+                self.peers
+                    .insert(id, Peer::new(Some(started.channel), Some(started.process)));
+            }
+            Err(error) => {
+                let name = program.first().cloned().unwrap_or_default();
+                self.last_failure = format!("cannot start {name}: {error}");
+                self.log(&self.last_failure);
+                self.apply(&Event::StartFailed);
+            }
+        }
+    }
+
+    /// Forgets a peer; its process, if it is one of ours, is killed and reaped in time.
+    pub(crate) fn drop_peer(&mut self, id: PeerId) {
+        let Some(peer) = self.peers.remove(&id) else {
+            return;
+        };
+        if let Some(child) = peer.child {
+            let _ = child.kill();
+            self.orphans.push(child);
+        }
+    }
+
+    /// A program that does not introduce itself in time is as good as dead.
+    fn drop_overdue_program(&mut self) {
+        let Some(patience) = self.settings.patience.filter(|_| self.attached) else {
+            return;
+        };
+        let overdue = self.peers.iter().find(|(_, peer)| {
+            peer.child.is_some() && peer.hello.is_none() && peer.since.elapsed() > patience
+        });
+        if let Some((&id, _)) = overdue {
+            let seconds = patience.as_secs();
+            self.last_failure = format!("the backend did not introduce itself within {seconds} s");
+            self.log(&self.last_failure);
+            self.drop_peer(id);
+            self.apply(&Event::Gone { peer: id });
+        }
+    }
+
+    /// Notes how the owner was lost.
+    pub(crate) fn note_loss(&mut self, cause: String) {
+        let header = self.inspector.as_ref().map(Inspector::header);
+        let generation = header.map_or(0, |header| {
+            header.generation.load(std::sync::atomic::Ordering::Acquire)
+        });
+        self.loss = Some(Loss {
+            cause,
+            at: monotonic(),
+            generation,
+            replayed: None,
+        });
+    }
+
+    /// Writes down what another holder needs in order to adopt the device.
+    pub(crate) fn save_state(&self) {
+        let (Some(sitter), Some(export)) = (&self.sitter, self.export) else {
+            return;
+        };
+        let id = |pid: i32| ProcessId::of(pid).unwrap_or(ProcessId { pid, start_time: 0 });
+        let owner = self
+            .supervisor
+            .owner()
+            .and_then(|peer| self.peers.get(&peer));
+        let state = State {
+            version: State::VERSION,
+            index: self.device.index,
+            kernel_api: self.settings.api.name().into(),
+            holder: id(nix::unistd::getpid().as_raw()),
+            sitter: id(sitter.process.pid.as_raw()),
+            backend: owner.and_then(Peer::pid).and_then(ProcessId::of),
+            program: self.settings.program.clone(),
+            description: self.description.clone(),
+            export,
+            lanes: self.layout.lanes,
+            keepsakes: self
+                .keepsakes
+                .iter()
+                .map(|(name, _)| name.clone())
+                .collect(),
+            user: self.settings.user.as_ref().map(|(name, _, _)| name.clone()),
+            restart: self.settings.restart.name().into(),
+            restart_limit: self.settings.restart_limit,
+            io_timeout: self.io_timeout,
+            restarts: self.supervisor.restarts(),
+        };
+        if let Err(error) = self.registry.write_state(&state) {
+            self.log(&format!(
+                "cannot write its state, so it could not be adopted: {error}"
+            ));
+        }
+    }
+
+    fn each_descriptor<'a>(&'a self, watch: &mut impl FnMut(Source, BorrowedFd<'a>)) {
+        watch(Source::Signal, self.signals.as_fd());
+        let listeners = [(Source::Control, &self.control), (Source::Join, &self.join)];
+        for (source, listener) in listeners {
+            if let Some(listener) = listener {
+                watch(source, listener.as_fd());
+            }
+        }
+        if let Some(report) = &self.report {
+            watch(Source::Report, report.as_fd());
+        }
+        for (&id, peer) in &self.peers {
+            if let Some(channel) = &peer.channel {
+                watch(Source::PeerChannel(id), channel.as_fd());
+            }
+            if let Some(process) = &peer.process {
+                watch(Source::PeerProcess(id), process.pidfd.as_fd());
+            } else if let Some(child) = &peer.child {
+                watch(Source::PeerChild(id), child.pidfd.as_fd());
+            }
+        }
+        for (&id, client) in &self.clients {
+            watch(Source::Client(id), client.channel.as_fd());
+        }
+        if let Some(sitter) = &self.sitter {
+            if !self.sitter_gone {
+                watch(Source::Sitter, sitter.process.pidfd.as_fd());
+            }
+            if let Some(progress) = &sitter.progress {
+                watch(Source::Progress, progress.as_fd());
+            }
+        }
+        if let Some(errand) = &self.errand {
+            watch(Source::Errand, errand.pidfd.as_fd());
+        }
+        for orphan in &self.orphans {
+            watch(Source::Orphan, orphan.pidfd.as_fd());
+        }
+    }
+}
+
+/// An errno of an errand, in words.
+pub(crate) fn describe_errno(status: i32) -> &'static str {
+    Errno::from_raw(status).desc()
+}
+
+/// Binds a listener at `path`, for `owner` only.
+pub(crate) fn listen(
+    path: &std::path::Path,
+    owner: Option<(Uid, Gid)>,
+) -> std::io::Result<UnixListener> {
+    use std::os::unix::fs::PermissionsExt;
+    let _ = std::fs::remove_file(path);
+    let listener = UnixListener::bind(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    if let Some((uid, gid)) = owner {
+        std::os::unix::fs::chown(path, Some(uid.as_raw()), Some(gid.as_raw()))?;
+    }
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
+/// The credentials of a connected peer's process.
+pub(crate) fn peer_uid(stream: &UnixStream) -> Option<u32> {
+    let credentials =
+        nix::sys::socket::getsockopt(stream, nix::sys::socket::sockopt::PeerCredentials);
+    credentials.ok().map(|peer| peer.uid())
+}

@@ -1,0 +1,104 @@
+//! Errands: system calls on the device that may block for ever, run in forked processes that can
+//! be left behind. The exit status is the errno of what failed, or 0.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+
+use super::netlink::Netlink;
+use super::{Device, ioctl};
+use crate::args::KernelApi;
+use crate::system::{Process, fork_child};
+
+/// Added to the exit status when the disconnect failed and not the flush before it.
+const DISCONNECT_FAILED: u8 = 200;
+
+/// Reads the first block, as the first user will.
+pub(crate) fn test_read(device: &Device, block_size: u32) -> io::Result<Process> {
+    fork_child(|| {
+        let mut block = vec![0; block_size as usize];
+        status(File::open(device.path()).and_then(|file| file.read_exact_at(&mut block, 0)))
+    })
+}
+
+/// Writes back what the page cache holds and disconnects, with the device opened exclusively all
+/// the time, so that nobody can mount it in between.
+pub(crate) fn flush_and_disconnect(device: &Device, api: KernelApi) -> io::Result<Process> {
+    fork_child(|| {
+        let exclusive = OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_EXCL | libc::O_CLOEXEC)
+            .open(device.path());
+        let flushed = exclusive.and_then(|file| file.sync_all().map(|()| file));
+        match flushed {
+            Err(error) => status(Err(error)),
+            Ok(file) => match disconnect(&file, device, api) {
+                true => 0,
+                false => DISCONNECT_FAILED,
+            },
+        }
+    })
+}
+
+/// Disconnects without asking. The lanes must be shut down before, or it may block.
+pub(crate) fn disconnect_now(device: &Device, api: KernelApi) -> io::Result<Process> {
+    fork_child(|| match api {
+        KernelApi::Netlink => u8::from(!disconnect_netlink(device)),
+        KernelApi::Ioctl => status(
+            File::open(device.path())
+                .and_then(|file| ioctl::clear_sock(file.as_fd()).map_err(io::Error::from)),
+        ),
+    })
+}
+
+fn disconnect(file: &File, device: &Device, api: KernelApi) -> bool {
+    match api {
+        KernelApi::Ioctl => ioctl::disconnect(file.as_fd()).is_ok(),
+        KernelApi::Netlink => disconnect_netlink(device),
+    }
+}
+
+fn disconnect_netlink(device: &Device) -> bool {
+    Netlink::open()
+        .and_then(|netlink| netlink.disconnect(device.index))
+        .is_ok()
+}
+
+fn status(result: io::Result<()>) -> u8 {
+    match result {
+        Ok(()) => 0,
+        Err(error) => {
+            let errno = error.raw_os_error().unwrap_or(libc::EIO);
+            u8::try_from(errno)
+                .ok()
+                .filter(|&errno| errno < DISCONNECT_FAILED)
+                .unwrap_or(5)
+        }
+    }
+}
+
+/// What [`flush_and_disconnect`] came back with.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Flushed {
+    /// All is written, the driver has been told to disconnect.
+    Disconnected,
+    /// Somebody has it open exclusively: a mount, swap, device mapper.
+    Busy,
+    /// Data could not be written.
+    Failed(nix::errno::Errno),
+    /// Written, but the driver would not disconnect.
+    NotDisconnected,
+}
+
+impl Flushed {
+    /// Reads the exit status.
+    pub(crate) fn from_status(status: i32) -> Self {
+        match status {
+            0 => Self::Disconnected,
+            libc::EBUSY => Self::Busy,
+            status if status == i32::from(DISCONNECT_FAILED) => Self::NotDisconnected,
+            errno => Self::Failed(nix::errno::Errno::from_raw(errno)),
+        }
+    }
+}

@@ -1,0 +1,129 @@
+//! The kernel's side: the only module that knows `/dev/nbdN`, its ioctls, its netlink family and
+//! its attributes in /sys.
+
+pub(crate) mod errand;
+mod ioctl;
+mod netlink;
+pub(crate) mod sitter;
+pub(crate) mod users;
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use thiserror::Error;
+
+/// `io_timeout` while a device is attached, in milliseconds: 24 days. The driver complains of a
+/// request at every tick of it, and with several sockets it even closes the one that it waits
+/// for; a backend may sit at a breakpoint for a day.
+const IO_TIMEOUT: u64 = i32::MAX as u64;
+
+/// An NBD device, attached or not.
+#[derive(Clone, Debug)]
+pub(crate) struct Device {
+    pub(crate) index: u32,
+}
+
+/// Why a device cannot be had.
+#[derive(Debug, Error)]
+pub(crate) enum DeviceError {
+    #[error("the nbd driver is not loaded: run `modprobe nbd`")]
+    NoDriver,
+    #[error(
+        "{0} does not exist: the driver was loaded for {1} devices; use a lower one, `--kernel-api netlink`, or `modprobe nbd nbds_max=N` after unloading it"
+    )]
+    NoDevice(String, usize),
+    #[error("{0} is in use already: {1}")]
+    Busy(String, String),
+    #[error("all {0} NBD devices are in use; `--kernel-api netlink` makes new ones")]
+    NoneFree(usize),
+}
+
+impl Device {
+    pub(crate) fn new(index: u32) -> Self {
+        Self { index }
+    }
+
+    pub(crate) fn name(&self) -> String {
+        format!("nbd{}", self.index)
+    }
+
+    pub(crate) fn path(&self) -> PathBuf {
+        PathBuf::from(format!("/dev/nbd{}", self.index))
+    }
+
+    fn sys(&self, attribute: &str) -> PathBuf {
+        PathBuf::from(format!("/sys/block/nbd{}/{attribute}", self.index))
+    }
+
+    pub(crate) fn exists(&self) -> bool {
+        self.sys("").exists()
+    }
+
+    /// Size in bytes that the block layer shows.
+    pub(crate) fn size(&self) -> u64 {
+        read_number(&self.sys("size")).unwrap_or(0) * 512
+    }
+
+    /// The process that set the device up: it appears with the connection. It may be stale, so
+    /// it only counts together with a size.
+    pub(crate) fn setup_pid(&self) -> Option<u64> {
+        read_number(&self.sys("pid"))
+    }
+
+    /// Who has it, if it is not free.
+    pub(crate) fn owner(&self) -> Option<String> {
+        if let Some(pid) = self.setup_pid() {
+            let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+            return Some(format!("process {pid} ({}) has set it up", name.trim()));
+        }
+        (self.size() != 0).then(|| "it has a size".into())
+    }
+
+    /// Whether it is set up and has a size.
+    pub(crate) fn is_connected(&self, size: u64) -> bool {
+        self.setup_pid().is_some() && self.size() == size
+    }
+
+    /// Whether nothing of a connection is left.
+    pub(crate) fn is_clear(&self) -> bool {
+        !self.exists() || (self.setup_pid().is_none() && self.size() == 0)
+    }
+
+    /// Stops the driver's complaints about waiting requests; the result is the old value.
+    pub(crate) fn silence_timeouts(&self) -> io::Result<u64> {
+        let path = self.sys("queue/io_timeout");
+        let before = read_number(&path).ok_or(io::Error::other("no io_timeout attribute"))?;
+        fs::write(path, IO_TIMEOUT.to_string())?;
+        Ok(before)
+    }
+
+    pub(crate) fn restore_timeouts(&self, milliseconds: u64) {
+        // A device that netlink made may be gone already, and its attributes with it.
+        let _ = fs::write(self.sys("queue/io_timeout"), milliseconds.to_string());
+    }
+}
+
+fn read_number(path: &Path) -> Option<u64> {
+    fs::read_to_string(path).ok()?.trim().parse().ok()
+}
+
+/// How many devices the driver has.
+pub(crate) fn device_count() -> usize {
+    let names = fs::read_dir("/sys/block").into_iter().flatten().flatten();
+    names
+        .filter(|entry| index_of(&entry.file_name().to_string_lossy()).is_some())
+        .count()
+}
+
+fn index_of(name: &str) -> Option<u32> {
+    name.strip_prefix("nbd")?.parse().ok()
+}
+
+/// Fails unless the driver is there.
+pub(crate) fn check_driver() -> Result<(), DeviceError> {
+    match Path::new("/sys/module/nbd").exists() || device_count() > 0 {
+        true => Ok(()),
+        false => Err(DeviceError::NoDriver),
+    }
+}

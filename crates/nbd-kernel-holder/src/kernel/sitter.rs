@@ -1,0 +1,245 @@
+//! The sitter: a forked process that sits in NBD_DO_IT, or with netlink just sits, and keeps a
+//! copy of everything that must outlive holder and backend.
+//!
+//! It blocks all signals, as any signal to the process in the ioctl tears the device down. It
+//! holds its descriptors under fixed numbers, from where another holder can copy them after this
+//! one died ([`Process::copy_descriptor`](crate::system::Process::copy_descriptor)).
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use nbd_control::backend::ExportInfo;
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
+use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
+use nix::sys::stat::Mode;
+
+use super::netlink::{Connect, Netlink};
+use super::{Device, ioctl};
+use crate::args::KernelApi;
+use crate::system::{Process, fork_child, keep_only};
+
+/// The ledger.
+pub(crate) const LEDGER: RawFd = 10;
+/// The first lane's server end.
+pub(crate) const LANES: RawFd = 16;
+/// The first keepsake.
+pub(crate) const KEEPSAKES: RawFd = 40;
+/// Most keepsakes.
+pub(crate) const MOST_KEEPSAKES: usize = 16;
+const KERNEL_ENDS: RawFd = 64;
+const PROGRESS: RawFd = 80;
+
+/// What a sitter is made of.
+#[derive(Debug)]
+pub(crate) struct Setup<'a> {
+    pub(crate) device: &'a Device,
+    pub(crate) api: KernelApi,
+    pub(crate) export: ExportInfo,
+    pub(crate) ledger: BorrowedFd<'a>,
+    pub(crate) lanes: &'a [OwnedFd],
+    pub(crate) kernel_ends: &'a [OwnedFd],
+    pub(crate) keepsakes: &'a [(String, OwnedFd)],
+}
+
+/// A sitter on its way into the kernel, and the pipe on which it tells how it got on.
+#[derive(Debug)]
+pub(crate) struct Sitter {
+    pub(crate) process: Process,
+    pub(crate) progress: Option<File>,
+}
+
+/// What a sitter says: the step that failed, and why. Success is an empty message.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct SetupError {
+    pub(crate) step: String,
+    pub(crate) errno: Errno,
+}
+
+/// Forks the sitter.
+pub(crate) fn start(setup: &Setup<'_>) -> std::io::Result<Sitter> {
+    let (read, write) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
+    // Blocked before the fork, so that there is no moment at which a signal could hit the child.
+    let mut before = SigSet::empty();
+    sigprocmask(
+        SigmaskHow::SIG_SETMASK,
+        Some(&SigSet::all()),
+        Some(&mut before),
+    )?;
+    let child = fork_child(|| child(setup, &write));
+    sigprocmask(SigmaskHow::SIG_SETMASK, Some(&before), None)?;
+    drop(write);
+    Ok(Sitter {
+        process: child?,
+        progress: Some(read.into()),
+    })
+}
+
+/// Reads what the sitter said when its pipe was readable; `Ok(())` if it is about to sit.
+pub(crate) fn read_progress(progress: &mut File) -> Result<(), SetupError> {
+    let mut text = String::new();
+    let failed = |step: &str, errno| SetupError {
+        step: step.into(),
+        errno,
+    };
+    match progress.read_to_string(&mut text) {
+        Err(_) => Err(failed("report", Errno::EIO)),
+        Ok(_) if text == "ok" => Ok(()),
+        Ok(_) => match text.split_once(' ') {
+            Some((errno, step)) => Err(failed(
+                step,
+                Errno::from_raw(errno.parse().unwrap_or(libc::EIO)),
+            )),
+            None => Err(failed("start", Errno::EIO)),
+        },
+    }
+}
+
+fn child(setup: &Setup<'_>, write: &OwnedFd) -> u8 {
+    nix::unistd::setsid().ok();
+    let name = std::ffi::CString::new(format!("{}-sitter", setup.device.name()));
+    let _ = name.map(|name| nix::sys::prctl::set_name(&name));
+    let kernel_ends = setup.kernel_ends.len();
+    if keep_only(&descriptors(setup, write.as_fd())).is_err() {
+        return 1;
+    }
+    // From here on the parent's objects name closed descriptors; only numbers are used.
+    let mut progress = numbered_file(PROGRESS);
+    let sockets: Vec<OwnedFd> = (0..kernel_ends)
+        .map(|i| numbered_file(KERNEL_ENDS + i as RawFd).into())
+        .collect();
+    silence();
+    let result = match setup.api {
+        KernelApi::Ioctl => sit_in_ioctl(setup, sockets, &mut progress),
+        KernelApi::Netlink => sit_beside_netlink(setup, sockets, &mut progress),
+    };
+    if let Err(SetupError { step, errno }) = result {
+        let _ = write!(progress, "{} {step}", errno as i32);
+        return 1;
+    }
+    0
+}
+
+fn descriptors<'a>(setup: &'a Setup<'_>, progress: BorrowedFd<'a>) -> Vec<(BorrowedFd<'a>, RawFd)> {
+    let mut all = vec![(setup.ledger, LEDGER), (progress, PROGRESS)];
+    all.extend(
+        (LANES..)
+            .zip(setup.lanes)
+            .map(|(number, fd)| (fd.as_fd(), number)),
+    );
+    all.extend(
+        (KERNEL_ENDS..)
+            .zip(setup.kernel_ends)
+            .map(|(number, fd)| (fd.as_fd(), number)),
+    );
+    all.extend(
+        (KEEPSAKES..)
+            .zip(setup.keepsakes)
+            .map(|(number, (_, fd))| (fd.as_fd(), number)),
+    );
+    all
+}
+
+#[allow(unsafe_code)]
+fn numbered_file(number: RawFd) -> File {
+    // SAFETY: `keep_only` has just put a descriptor of this process under this number, and each
+    // number is asked for once.
+    unsafe { File::from_raw_fd(number) }
+}
+
+/// Lets go of the terminal and of anybody's pipes.
+fn silence() {
+    let Ok(null) = open("/dev/null", OFlag::O_RDWR, Mode::empty()) else {
+        return;
+    };
+    let _ = nix::unistd::dup2_stdin(&null);
+    let _ = nix::unistd::dup2_stdout(&null);
+    let _ = nix::unistd::dup2_stderr(&null);
+}
+
+fn at(step: &str) -> impl FnOnce(Errno) -> SetupError {
+    let step = step.to_owned();
+    move |errno| SetupError { step, errno }
+}
+
+fn sit_in_ioctl(
+    setup: &Setup<'_>,
+    sockets: Vec<OwnedFd>,
+    progress: &mut File,
+) -> Result<(), SetupError> {
+    let path = setup.device.path();
+    let flags = OFlag::O_RDWR | OFlag::O_CLOEXEC;
+    let device = open(&path, flags, Mode::empty()).map_err(at("open the device"))?;
+    let device = device.as_fd();
+    let export = &setup.export;
+    for (added, socket) in sockets.iter().enumerate() {
+        let step = ioctl::set_sock(device, socket.as_fd()).map_err(at("NBD_SET_SOCK"));
+        if step.is_err() && added == 0 {
+            // Somebody else's device: nothing of ours to clear.
+            return step;
+        }
+        cleared(device, step)?;
+    }
+    drop(sockets);
+    let blocks = export.size / u64::from(export.block_size);
+    cleared(
+        device,
+        ioctl::set_block_size(device, export.block_size).map_err(at("NBD_SET_BLKSIZE")),
+    )?;
+    cleared(
+        device,
+        ioctl::set_size_blocks(device, blocks).map_err(at("NBD_SET_SIZE_BLOCKS")),
+    )?;
+    cleared(
+        device,
+        ioctl::set_flags(device, export.flags).map_err(at("NBD_SET_FLAGS")),
+    )?;
+    report_ok(progress);
+    let result = ioctl::do_it(device);
+    // It returns with requests still in flight; this fails them, so that nobody waits for ever.
+    let _ = ioctl::clear_sock(device);
+    result.map_err(at("NBD_DO_IT"))
+}
+
+fn cleared(device: BorrowedFd<'_>, step: Result<(), SetupError>) -> Result<(), SetupError> {
+    step.inspect_err(|_| {
+        let _ = ioctl::clear_sock(device);
+    })
+}
+
+fn sit_beside_netlink(
+    setup: &Setup<'_>,
+    sockets: Vec<OwnedFd>,
+    progress: &mut File,
+) -> Result<(), SetupError> {
+    let step = |error: super::netlink::NetlinkError| SetupError {
+        step: format!("netlink: {error}"),
+        errno: error.errno(),
+    };
+    let netlink = Netlink::open().map_err(step)?;
+    let ends: Vec<_> = sockets.iter().map(AsFd::as_fd).collect();
+    let connect = Connect {
+        index: setup.device.index,
+        sockets: &ends,
+        size: setup.export.size,
+        block_size: setup.export.block_size,
+        flags: setup.export.flags.into(),
+        identifier: &setup.device.name(),
+    };
+    netlink.connect(&connect).map_err(step)?;
+    drop(sockets);
+    report_ok(progress);
+    // The socket that connected stays open for the life of the device. Only SIGKILL ends this.
+    loop {
+        nix::unistd::pause();
+    }
+}
+
+fn report_ok(progress: &mut File) {
+    let _ = progress.write_all(b"ok");
+    *progress = match File::open("/dev/null") {
+        Ok(null) => null,
+        Err(_) => return,
+    };
+}

@@ -1,0 +1,186 @@
+//! Processes that serve the lanes or want to.
+
+use nbd_control::Channel;
+use nbd_control::backend::{ExportInfo, Hello};
+use nbd_control::process;
+use nix::sys::signal::Signal;
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+use std::time::{Duration, Instant};
+
+use crate::system::Process;
+
+/// A connection of a backend, and the process behind it.
+#[derive(Debug)]
+pub(crate) struct Peer {
+    pub(crate) channel: Option<Channel>,
+    /// When the channel was closed: its process is probably dying.
+    pub(crate) closed_at: Option<Instant>,
+    /// The program that we started for it and have not reaped.
+    pub(crate) child: Option<Process>,
+    /// The process that introduced itself, as the kernel named it.
+    pub(crate) process: Option<Process>,
+    pub(crate) hello: Option<Hello>,
+    pub(crate) ended: Option<Ending>,
+    /// What it said before it failed.
+    pub(crate) last_words: Option<String>,
+    pub(crate) replayed: Option<u32>,
+    pub(crate) since: Instant,
+}
+
+/// How a process ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Ending {
+    Exited(i32),
+    Killed(Signal, bool),
+    /// It was not our child, so nobody told us.
+    Unknown,
+}
+
+impl std::fmt::Display for Ending {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Exited(status) => write!(f, "exited with status {status}"),
+            Self::Killed(signal, false) => write!(f, "killed by {signal}"),
+            Self::Killed(signal, true) => write!(f, "killed by {signal} (core dumped)"),
+            Self::Unknown => write!(f, "ended"),
+        }
+    }
+}
+
+impl Peer {
+    pub(crate) fn new(channel: Option<Channel>, child: Option<Process>) -> Self {
+        Self {
+            channel,
+            closed_at: None,
+            child,
+            process: None,
+            hello: None,
+            ended: None,
+            last_words: None,
+            replayed: None,
+            since: Instant::now(),
+        }
+    }
+
+    pub(crate) fn pid(&self) -> Option<i32> {
+        self.process
+            .as_ref()
+            .or(self.child.as_ref())
+            .map(|process| process.pid.as_raw())
+    }
+
+    pub(crate) fn description(&self) -> String {
+        self.hello
+            .as_ref()
+            .map(|hello| hello.description.clone())
+            .unwrap_or_default()
+    }
+
+    /// Whether no thread of the serving process can run any more.
+    pub(crate) fn is_dead(&self) -> bool {
+        self.process
+            .as_ref()
+            .is_none_or(|process| process::is_dead(process.pid.as_raw()))
+    }
+
+    /// Collects the exit status of the program, waiting for it a little.
+    pub(crate) fn reap(&mut self, limit: Duration) {
+        let deadline = Instant::now() + limit;
+        while let Some(child) = &self.child {
+            if let Some(ending) = try_reap(child.pid) {
+                self.ended = Some(ending);
+                self.child = None;
+            } else if Instant::now() >= deadline {
+                return;
+            } else {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+    }
+
+    pub(crate) fn kill(&self) {
+        for process in [&self.process, &self.child].into_iter().flatten() {
+            let _ = process.kill();
+        }
+    }
+}
+
+/// The exit status of a child that has ended.
+pub(crate) fn try_reap(pid: Pid) -> Option<Ending> {
+    match waitpid(pid, Some(WaitPidFlag::WNOHANG)) {
+        Ok(WaitStatus::Exited(_, status)) => Some(Ending::Exited(status)),
+        Ok(WaitStatus::Signaled(_, signal, core)) => Some(Ending::Killed(signal, core)),
+        Ok(_) => None,
+        Err(_) => Some(Ending::Unknown),
+    }
+}
+
+/// Whether the kernel can make a device of what a backend offers; the error says why not.
+pub(crate) fn check_export(export: &ExportInfo) -> Result<(), String> {
+    let block = export.block_size;
+    if !block.is_power_of_two() || !(512..=4096).contains(&block) {
+        return Err(format!(
+            "a block size of {block} bytes: use a power of two from 512 to 4096"
+        ));
+    }
+    if export.size == 0 || !export.size.is_multiple_of(block.into()) {
+        let size = export.size;
+        return Err(format!(
+            "a size of {size} bytes: use a positive multiple of {block}"
+        ));
+    }
+    if i64::try_from(export.size).is_err() {
+        return Err(format!(
+            "a size of {} bytes: the kernel takes less than 8 EiB",
+            export.size
+        ));
+    }
+    if export.flags & nbd_proto::TransmissionFlags::HAS_FLAGS.bits() == 0 {
+        return Err("transmission flags without NBD_FLAG_HAS_FLAGS".into());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exports_that_the_kernel_cannot_take_are_refused() {
+        let good = ExportInfo {
+            size: 1 << 20,
+            block_size: 512,
+            flags: 1,
+        };
+        assert_eq!(check_export(&good), Ok(()));
+        for bad in [
+            ExportInfo { size: 0, ..good },
+            ExportInfo { size: 513, ..good },
+            ExportInfo {
+                size: 1 << 63,
+                ..good
+            },
+            ExportInfo {
+                block_size: 0,
+                ..good
+            },
+            ExportInfo {
+                block_size: 256,
+                ..good
+            },
+            ExportInfo {
+                block_size: 8192,
+                ..good
+            },
+            ExportInfo {
+                block_size: 1000,
+                size: 1000,
+                ..good
+            },
+            ExportInfo { flags: 0, ..good },
+        ] {
+            assert!(check_export(&bad).is_err(), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,69 @@
+//! Starting backend programs.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use nbd_control::Channel;
+use nbd_control::backend::HOLDER_FD;
+use nix::unistd::{Gid, Uid, User};
+
+use crate::system::{Process, prepare_program};
+
+/// A log longer than this is put aside when a backend is started.
+const LONG_LOG: u64 = 1 << 20;
+
+/// A program that was started, and the connection on which it will introduce itself.
+#[derive(Debug)]
+pub(crate) struct Started {
+    pub(crate) process: Process,
+    pub(crate) channel: Channel,
+}
+
+/// The ids of a user by name.
+pub(crate) fn look_up(user: &str) -> io::Result<(Uid, Gid)> {
+    match User::from_name(user)? {
+        Some(user) => Ok((user.uid, user.gid)),
+        None => Err(io::Error::new(io::ErrorKind::NotFound, "no such user")),
+    }
+}
+
+/// Starts a backend. What it says goes to `log`.
+pub(crate) fn start(
+    program: &[String],
+    user: Option<(Uid, Gid)>,
+    log: &Path,
+) -> io::Result<Started> {
+    let (name, arguments) = program
+        .split_first()
+        .ok_or(io::Error::new(io::ErrorKind::InvalidInput, "no program"))?;
+    let (ours, theirs) = UnixStream::pair()?;
+    // Far from 0 to 2, so that the number stays free in the child.
+    let theirs: OwnedFd = theirs.into();
+    let channel = Channel::new(ours).map_err(io::Error::other)?;
+    channel.identify_senders().map_err(io::Error::other)?;
+    let log = open_log(log)?;
+    let mut command = Command::new(name);
+    command
+        .args(arguments)
+        .env(HOLDER_FD, theirs.as_raw_fd().to_string())
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log);
+    prepare_program(&mut command, theirs.as_raw_fd(), user);
+    let child = command.spawn()?;
+    let process = Process::open(child.id().cast_signed())?;
+    // Not ours to inherit: the holder is never killed for memory, a backend may be.
+    let _ = std::fs::write(format!("/proc/{}/oom_score_adj", child.id()), "-500");
+    Ok(Started { process, channel })
+}
+
+fn open_log(path: &Path) -> io::Result<File> {
+    if std::fs::metadata(path).is_ok_and(|meta| meta.len() > LONG_LOG) {
+        std::fs::rename(path, path.with_extension("old"))?;
+    }
+    OpenOptions::new().create(true).append(true).open(path)
+}

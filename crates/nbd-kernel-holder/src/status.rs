@@ -1,0 +1,242 @@
+//! What the holder tells about its device. Everything is read without asking the backend or the
+//! driver for anything, so it answers at once however stuck they are.
+
+use std::collections::HashMap;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use nbd_control::process;
+use nbd_control::status::{
+    BackendState, BackendStatus, RecoveryStatus, RequestStatus, Stage, Status, TotalsStatus,
+};
+use nbd_ledger::Inspector;
+use nbd_ledger::inspect::TotalsCopy;
+use nbd_proto::{CommandType, Request};
+use nix::time::{ClockId, clock_gettime};
+
+use crate::holder::Holder;
+use crate::lanes;
+use crate::supervisor::Phase;
+
+/// When requests that no backend has read were first noticed.
+pub(crate) type FirstSeen = HashMap<(u32, u64), Instant>;
+
+/// The last time that a backend was lost.
+#[derive(Clone, Debug)]
+pub(crate) struct Loss {
+    pub(crate) cause: String,
+    pub(crate) at: u64,
+    /// The ledger's generation then; a successor raises it.
+    pub(crate) generation: u64,
+    pub(crate) replayed: Option<u32>,
+}
+
+/// `CLOCK_MONOTONIC` in nanoseconds, the ledger's clock.
+pub(crate) fn monotonic() -> u64 {
+    clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |time| {
+        time.tv_sec().cast_unsigned() * 1_000_000_000 + time.tv_nsec().cast_unsigned()
+    })
+}
+
+fn milliseconds(nanoseconds: u64) -> f64 {
+    nanoseconds as f64 / 1e6
+}
+
+impl Holder {
+    pub(crate) fn status(&mut self) -> Status {
+        let export = self.export();
+        Status {
+            device: self.device.name(),
+            path: self.device.path().display().to_string(),
+            export,
+            read_only: export.flags & nbd_proto::TransmissionFlags::READ_ONLY.bits() != 0,
+            kernel_api: self.settings.api.name().into(),
+            lanes: self.lanes.len() as u32,
+            holder_pid: nix::unistd::getpid().as_raw(),
+            sitter_pid: self
+                .sitter
+                .as_ref()
+                .map_or(0, |sitter| sitter.process.pid.as_raw()),
+            backend: self.backend_status(),
+            in_flight: self.in_flight(),
+            totals: self.totals(),
+            last_recovery: self.recovery(),
+        }
+    }
+
+    fn backend_status(&self) -> BackendStatus {
+        let owner = self.supervisor.owner().and_then(|id| self.peers.get(&id));
+        let pid = owner.and_then(crate::peers::Peer::pid);
+        let process_state = pid.and_then(process::stat).map(|stat| stat.state);
+        let state = match (self.failed.is_some(), self.supervisor.phase()) {
+            (true, _) => BackendState::Failed,
+            (_, Phase::Running) if matches!(process_state, Some('T' | 't')) => {
+                BackendState::Stopped
+            }
+            (_, Phase::Running) => BackendState::Running,
+            (_, Phase::Starting) => BackendState::Starting,
+            (_, Phase::Restarting) => BackendState::Restarting,
+            (_, Phase::Waiting) => BackendState::Waiting,
+            (_, Phase::Down) => BackendState::Down,
+        };
+        BackendStatus {
+            state,
+            detail: self.explain(state),
+            pid,
+            process_state,
+            tracer_pid: pid.and_then(process::tracer),
+            description: self.description.clone(),
+            program: self.settings.program.clone(),
+            restarts: self.supervisor.restarts(),
+        }
+    }
+
+    fn explain(&self, state: BackendState) -> String {
+        let name = self.device.name();
+        match state {
+            BackendState::Failed => self.failed.clone().unwrap_or_default(),
+            BackendState::Restarting if self.supervisor.is_fencing() => {
+                "waiting until the killed backend is dead".into()
+            }
+            BackendState::Waiting => {
+                format!("join with `nbd-serve --join {name} SPEC` or NBD_JOIN={name} PROGRAM")
+            }
+            BackendState::Down => format!(
+                "it failed too often ({}); see the log, then `nbd-ctl restart {name}`",
+                self.last_failure
+            ),
+            _ => String::new(),
+        }
+    }
+
+    fn totals(&self) -> TotalsStatus {
+        let Some(inspector) = &self.inspector else {
+            return TotalsStatus::default();
+        };
+        let mut sum = TotalsStatus::default();
+        for lane in 0..self.lanes.len() as u32 {
+            let TotalsCopy {
+                reads,
+                writes,
+                flushes,
+                trims,
+                others,
+                errors,
+                read_bytes,
+                written_bytes,
+            } = inspector.totals(lane);
+            sum.reads += reads;
+            sum.writes += writes;
+            sum.flushes += flushes;
+            sum.trims += trims;
+            sum.others += others;
+            sum.errors += errors;
+            sum.read_bytes += read_bytes;
+            sum.written_bytes += written_bytes;
+        }
+        sum
+    }
+
+    fn recovery(&self) -> Option<RecoveryStatus> {
+        let loss = self.loss.as_ref()?;
+        let header = self.inspector.as_ref()?.header();
+        let recovered = header.generation.load(Ordering::Acquire) > loss.generation;
+        let since = |at: u64| {
+            (recovered && at >= loss.at).then(|| milliseconds(at.saturating_sub(loss.at)))
+        };
+        Some(RecoveryStatus {
+            cause: loss.cause.clone(),
+            ago_ms: milliseconds(monotonic().saturating_sub(loss.at)),
+            ready_ms: since(header.ready_at.load(Ordering::Relaxed)),
+            first_answer_ms: since(header.first_answer_at.load(Ordering::Relaxed)),
+            replayed: loss.replayed,
+        })
+    }
+
+    /// All requests that wait, oldest first: those in the ledger, and those still in the sockets.
+    pub(crate) fn in_flight(&mut self) -> Vec<RequestStatus> {
+        let Some(inspector) = &self.inspector else {
+            return Vec::new();
+        };
+        let now = monotonic();
+        let mut found = Vec::new();
+        let mut still_unread = FirstSeen::new();
+        for (lane, socket) in (0u32..).zip(&self.lanes) {
+            for slot in inspector.in_flight(lane) {
+                let executing = slot.started_at != 0;
+                let stage = if executing {
+                    Stage::Executing
+                } else {
+                    Stage::Queued
+                };
+                let age = now.saturating_sub(slot.received_at) / 1_000_000;
+                found.push(describe(lane, &slot.request, stage, age, slot.attempts));
+            }
+            for request in unread(inspector, lane, &lanes::peek(socket)) {
+                let key = (lane, request.cookie);
+                let first = self
+                    .first_seen
+                    .get(&key)
+                    .copied()
+                    .unwrap_or_else(Instant::now);
+                still_unread.insert(key, first);
+                let age = first.elapsed().as_millis() as u64;
+                found.push(describe(lane, &request, Stage::Unread, age, 0));
+            }
+        }
+        self.first_seen = still_unread;
+        found.sort_by_key(|request| std::cmp::Reverse(request.age_ms));
+        found
+    }
+}
+
+fn describe(
+    lane: u32,
+    request: &Request,
+    stage: Stage,
+    age_ms: u64,
+    attempts: u32,
+) -> RequestStatus {
+    RequestStatus {
+        lane,
+        command: request.command.to_string(),
+        offset: request.offset,
+        length: request.length.into(),
+        cookie: format!("{:016x}", request.cookie),
+        stage,
+        age_ms,
+        attempts,
+    }
+}
+
+/// The requests in bytes that nobody has taken: the ring's rest, then the socket's.
+fn unread(inspector: &Inspector, lane: u32, socket: &[u8]) -> Vec<Request> {
+    let mut bytes = match inspector.unparsed(lane, 1 << 20) {
+        Ok(rest) => rest,
+        // In the middle of a payload that is being skipped.
+        Err(skip) => {
+            let skip = usize::try_from(skip)
+                .unwrap_or(usize::MAX)
+                .min(socket.len());
+            return parse(&socket[skip..]);
+        }
+    };
+    bytes.extend_from_slice(socket);
+    parse(&bytes)
+}
+
+fn parse(mut bytes: &[u8]) -> Vec<Request> {
+    let mut found = Vec::new();
+    while let Some(header) = bytes.first_chunk() {
+        // A backend that runs meanwhile moves the bytes under us; then they make no sense.
+        let Ok(request) = Request::decode(header) else {
+            break;
+        };
+        if request.command != CommandType::DISC {
+            found.push(request);
+        }
+        let length = Request::LEN + request.payload_len() as usize;
+        bytes = bytes.get(length..).unwrap_or_default();
+    }
+    found
+}

@@ -1,0 +1,463 @@
+//! Who may serve the lanes: a state machine without any system call in it.
+//!
+//! A *peer* is a connection of a process that serves or wants to: the program that the holder
+//! started, or one that joined. At most one peer owns the lanes. Another is granted them only
+//! after the owner is dead; that is the fence.
+
+use std::time::Duration;
+
+use crate::args::RestartWhen;
+
+/// Number of a peer, never reused.
+pub(crate) type PeerId = u64;
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Event {
+    /// A peer has introduced itself acceptably.
+    Hello { peer: PeerId, takeover: bool },
+    /// A peer that does not own the lanes is gone.
+    Gone { peer: PeerId },
+    /// The program could not even be started.
+    StartFailed,
+    /// The owner has recovered and is serving.
+    Ready { peer: PeerId },
+    /// No thread of the owner can run any more.
+    OwnerDead { clean: bool, progressed: bool },
+    /// The time of [`Action::StartAfter`] has come.
+    Due,
+    /// The operator wants a new backend, and replaces a living one.
+    Restart,
+}
+
+/// What to do about it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Action {
+    /// Start the program; then call [`Supervisor::started`].
+    Start,
+    /// Send [`Event::Due`] after a while.
+    StartAfter(Duration),
+    /// Give the lanes to this peer.
+    Grant(PeerId),
+    /// Tell this peer that it is not wanted, and forget it.
+    Refuse(PeerId, Refusal),
+    /// Kill the owner.
+    KillOwner,
+    /// Kill this program: it is no longer needed.
+    Dismiss(PeerId),
+    /// Too many failures, or none is allowed: wait for the operator.
+    GiveUp,
+    /// The owner keeps the lanes, as its replacement failed.
+    ReplacementFailed,
+}
+
+/// Why a peer is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    /// There is an owner, and it was not asked to go.
+    Served,
+    /// Another one is already waiting for the owner's death.
+    Taken,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Owner {
+    peer: PeerId,
+    ready: bool,
+    dying: bool,
+    /// Started by us, so that we also start its successor.
+    program: bool,
+}
+
+/// What the backend is doing, seen from here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Phase {
+    Starting,
+    Running,
+    Restarting,
+    Waiting,
+    Down,
+}
+
+/// The state machine.
+#[derive(Debug)]
+pub(crate) struct Supervisor {
+    when: RestartWhen,
+    limit: u32,
+    has_program: bool,
+    /// False until the device exists: then the first failure is the last.
+    attached: bool,
+    owner: Option<Owner>,
+    starting: Option<PeerId>,
+    candidate: Option<(PeerId, bool)>,
+    due: bool,
+    down: bool,
+    failures: u32,
+    restarts: u64,
+}
+
+/// Failures in a row double the pause from this …
+const FIRST_PAUSE: Duration = Duration::from_millis(20);
+/// … up to this.
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+impl Supervisor {
+    pub(crate) fn new(when: RestartWhen, limit: u32, has_program: bool) -> Self {
+        Self {
+            when,
+            limit,
+            has_program,
+            attached: false,
+            owner: None,
+            starting: None,
+            candidate: None,
+            due: false,
+            down: false,
+            failures: 0,
+            restarts: 0,
+        }
+    }
+
+    /// From now on failures are survived.
+    pub(crate) fn set_attached(&mut self, restarts: u64) {
+        self.attached = true;
+        self.restarts = restarts;
+    }
+
+    /// The holder was replaced: this peer has the lanes already.
+    pub(crate) fn adopt(&mut self, peer: PeerId, program: bool) {
+        self.owner = Some(Owner {
+            peer,
+            ready: true,
+            dying: false,
+            program,
+        });
+    }
+
+    /// A program was started as this peer, on [`Action::Start`].
+    pub(crate) fn started(&mut self, peer: PeerId) {
+        self.starting = Some(peer);
+    }
+
+    /// The operator names another program.
+    pub(crate) fn set_has_program(&mut self) {
+        self.has_program = true;
+    }
+
+    pub(crate) fn owner(&self) -> Option<PeerId> {
+        self.owner.map(|owner| owner.peer)
+    }
+
+    pub(crate) fn is_ready(&self) -> bool {
+        self.owner.is_some_and(|owner| owner.ready && !owner.dying)
+    }
+
+    /// Whether the owner's death is awaited because we caused it.
+    pub(crate) fn is_fencing(&self) -> bool {
+        self.owner.is_some_and(|owner| owner.dying)
+    }
+
+    pub(crate) fn restarts(&self) -> u64 {
+        self.restarts
+    }
+
+    pub(crate) fn phase(&self) -> Phase {
+        match self.owner {
+            Some(Owner { dying: true, .. }) => Phase::Restarting,
+            Some(Owner { ready: true, .. }) => Phase::Running,
+            Some(_) => Phase::Starting,
+            None if self.starting.is_some() => Phase::Starting,
+            None if self.due => Phase::Restarting,
+            None if self.down => Phase::Down,
+            None => Phase::Waiting,
+        }
+    }
+
+    /// Takes an event and says what to do.
+    pub(crate) fn apply(&mut self, event: &Event) -> Vec<Action> {
+        match *event {
+            Event::Hello { peer, takeover } => self.hello(peer, takeover),
+            Event::Gone { peer } => self.gone(peer),
+            Event::StartFailed => self.fail(),
+            Event::Ready { peer } => {
+                if let Some(owner) = self.owner.as_mut().filter(|owner| owner.peer == peer) {
+                    owner.ready = true;
+                }
+                Vec::new()
+            }
+            Event::OwnerDead { clean, progressed } => self.owner_dead(clean, progressed),
+            Event::Due => {
+                self.due = false;
+                if self.owner.is_none() && self.starting.is_none() {
+                    vec![Action::Start]
+                } else {
+                    Vec::new()
+                }
+            }
+            Event::Restart => {
+                self.failures = 0;
+                self.due = false;
+                self.down = false;
+                if self.starting.is_some() {
+                    Vec::new()
+                } else {
+                    vec![Action::Start]
+                }
+            }
+        }
+    }
+
+    fn hello(&mut self, peer: PeerId, takeover: bool) -> Vec<Action> {
+        let program = self.starting == Some(peer);
+        if program {
+            self.starting = None;
+        }
+        let Some(owner) = self.owner.as_mut() else {
+            let mut actions = self.grant(peer, program);
+            // Somebody joined while our own program was on its way.
+            actions.extend(self.starting.take().map(Action::Dismiss));
+            return actions;
+        };
+        if self.candidate.is_some() {
+            return vec![Action::Refuse(peer, Refusal::Taken)];
+        }
+        if !takeover && !program {
+            return vec![Action::Refuse(peer, Refusal::Served)];
+        }
+        owner.dying = true;
+        self.candidate = Some((peer, program));
+        vec![Action::KillOwner]
+    }
+
+    fn grant(&mut self, peer: PeerId, program: bool) -> Vec<Action> {
+        self.owner = Some(Owner {
+            peer,
+            ready: false,
+            dying: false,
+            program,
+        });
+        self.due = false;
+        self.down = false;
+        if self.attached {
+            self.restarts += 1;
+        }
+        vec![Action::Grant(peer)]
+    }
+
+    fn gone(&mut self, peer: PeerId) -> Vec<Action> {
+        if self
+            .candidate
+            .is_some_and(|(candidate, _)| candidate == peer)
+        {
+            self.candidate = None;
+            return Vec::new();
+        }
+        if self.starting != Some(peer) {
+            return Vec::new();
+        }
+        self.starting = None;
+        self.fail()
+    }
+
+    /// The program did not get as far as serving.
+    fn fail(&mut self) -> Vec<Action> {
+        if self.owner.is_some() {
+            return vec![Action::ReplacementFailed];
+        }
+        self.failures += 1;
+        self.again()
+    }
+
+    fn owner_dead(&mut self, clean: bool, progressed: bool) -> Vec<Action> {
+        let Some(owner) = self.owner.take() else {
+            return Vec::new();
+        };
+        if let Some((peer, program)) = self.candidate.take() {
+            return self.grant(peer, program);
+        }
+        if self.starting.is_some() {
+            return Vec::new();
+        }
+        let stays_down = !owner.program
+            || match self.when {
+                RestartWhen::Never => true,
+                RestartWhen::OnFailure => clean,
+                RestartWhen::Always => false,
+            };
+        if self.attached && stays_down {
+            return Vec::new();
+        }
+        self.failures = if owner.ready && progressed {
+            0
+        } else {
+            self.failures + 1
+        };
+        self.again()
+    }
+
+    fn again(&mut self) -> Vec<Action> {
+        if !self.attached || !self.has_program || self.failures > self.limit {
+            self.down = true;
+            return vec![Action::GiveUp];
+        }
+        if self.failures == 0 {
+            return vec![Action::Start];
+        }
+        self.due = true;
+        let doubled = FIRST_PAUSE.saturating_mul(1 << (self.failures - 1).min(16));
+        vec![Action::StartAfter(doubled.min(LONGEST_PAUSE))]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KILLED: Event = Event::OwnerDead {
+        clean: false,
+        progressed: true,
+    };
+    const CRASHED_AT_ONCE: Event = Event::OwnerDead {
+        clean: false,
+        progressed: false,
+    };
+
+    fn serving(when: RestartWhen) -> Supervisor {
+        let mut supervisor = Supervisor::new(when, 3, true);
+        supervisor.started(1);
+        let hello = Event::Hello {
+            peer: 1,
+            takeover: false,
+        };
+        assert_eq!(supervisor.apply(&hello), [Action::Grant(1)]);
+        supervisor.apply(&Event::Ready { peer: 1 });
+        supervisor.set_attached(0);
+        assert_eq!(supervisor.phase(), Phase::Running);
+        supervisor
+    }
+
+    #[test]
+    fn a_killed_backend_is_started_again_at_once() {
+        let mut supervisor = serving(RestartWhen::OnFailure);
+        assert_eq!(supervisor.apply(&KILLED), [Action::Start]);
+        supervisor.started(2);
+        let hello = Event::Hello {
+            peer: 2,
+            takeover: false,
+        };
+        assert_eq!(supervisor.apply(&hello), [Action::Grant(2)]);
+        assert_eq!(supervisor.restarts(), 1);
+    }
+
+    #[test]
+    fn a_backend_that_keeps_crashing_gets_longer_pauses_and_then_none() {
+        let mut supervisor = serving(RestartWhen::Always);
+        let pause = |ms| vec![Action::StartAfter(Duration::from_millis(ms))];
+        let mut peer = 1;
+        for expected in [pause(20), pause(40), pause(80), vec![Action::GiveUp]] {
+            assert_eq!(supervisor.apply(&CRASHED_AT_ONCE), expected);
+            if expected != [Action::GiveUp] {
+                peer += 1;
+                assert_eq!(supervisor.apply(&Event::Due), [Action::Start]);
+                supervisor.started(peer);
+                supervisor.apply(&Event::Hello {
+                    peer,
+                    takeover: false,
+                });
+            }
+        }
+        assert_eq!(supervisor.phase(), Phase::Down);
+        assert_eq!(supervisor.apply(&Event::Restart), [Action::Start]);
+    }
+
+    #[test]
+    fn a_clean_exit_is_respected_on_failure_and_never_means_never() {
+        let clean = Event::OwnerDead {
+            clean: true,
+            progressed: true,
+        };
+        let mut supervisor = serving(RestartWhen::OnFailure);
+        assert_eq!(supervisor.apply(&clean), []);
+        assert_eq!(supervisor.phase(), Phase::Waiting);
+        assert_eq!(serving(RestartWhen::Never).apply(&KILLED), []);
+        assert_eq!(serving(RestartWhen::Always).apply(&clean), [Action::Start]);
+    }
+
+    #[test]
+    fn nobody_is_granted_the_lanes_before_the_owner_is_dead() {
+        let mut supervisor = serving(RestartWhen::Always);
+        assert_eq!(supervisor.apply(&Event::Restart), [Action::Start]);
+        supervisor.started(2);
+        let hello = Event::Hello {
+            peer: 2,
+            takeover: false,
+        };
+        assert_eq!(supervisor.apply(&hello), [Action::KillOwner]);
+        assert_eq!(supervisor.phase(), Phase::Restarting);
+        let late = Event::Hello {
+            peer: 3,
+            takeover: true,
+        };
+        assert_eq!(supervisor.apply(&late), [Action::Refuse(3, Refusal::Taken)]);
+        assert_eq!(supervisor.apply(&KILLED), [Action::Grant(2)]);
+    }
+
+    #[test]
+    fn a_second_backend_is_refused_unless_it_asks_to_take_over() {
+        let mut supervisor = serving(RestartWhen::Always);
+        let hello = |takeover| Event::Hello { peer: 5, takeover };
+        assert_eq!(
+            supervisor.apply(&hello(false)),
+            [Action::Refuse(5, Refusal::Served)]
+        );
+        assert_eq!(supervisor.apply(&hello(true)), [Action::KillOwner]);
+        // It gives up before its time comes: then the policy decides again.
+        assert_eq!(supervisor.apply(&Event::Gone { peer: 5 }), []);
+        assert_eq!(supervisor.apply(&KILLED), [Action::Start]);
+    }
+
+    #[test]
+    fn a_failed_replacement_leaves_the_owner_alone() {
+        let mut supervisor = serving(RestartWhen::Always);
+        supervisor.apply(&Event::Restart);
+        supervisor.started(2);
+        let gone = Event::Gone { peer: 2 };
+        assert_eq!(supervisor.apply(&gone), [Action::ReplacementFailed]);
+        assert_eq!(supervisor.phase(), Phase::Running);
+    }
+
+    #[test]
+    fn whoever_joins_by_hand_is_also_restarted_by_hand() {
+        let mut supervisor = serving(RestartWhen::Never);
+        supervisor.apply(&KILLED);
+        let hello = Event::Hello {
+            peer: 9,
+            takeover: false,
+        };
+        assert_eq!(supervisor.apply(&hello), [Action::Grant(9)]);
+        assert_eq!(supervisor.apply(&KILLED), []);
+        assert_eq!(supervisor.phase(), Phase::Waiting);
+    }
+
+    #[test]
+    fn the_first_failure_before_the_device_exists_is_the_last() {
+        let mut supervisor = Supervisor::new(RestartWhen::Always, 3, true);
+        supervisor.started(1);
+        assert_eq!(supervisor.apply(&Event::Gone { peer: 1 }), [Action::GiveUp]);
+    }
+
+    #[test]
+    fn a_joiner_makes_a_program_on_its_way_superfluous() {
+        let mut supervisor = serving(RestartWhen::Always);
+        supervisor.apply(&KILLED);
+        supervisor.started(2);
+        let hello = Event::Hello {
+            peer: 3,
+            takeover: false,
+        };
+        assert_eq!(
+            supervisor.apply(&hello),
+            [Action::Grant(3), Action::Dismiss(2)]
+        );
+    }
+}

@@ -1,0 +1,169 @@
+//! System calls that have no safe wrapper: forking, pidfds, starting programs.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+use nix::unistd::{ForkResult, Gid, Pid, Uid, fork};
+
+/// A child process, or one that is none of ours, and a descriptor that tells of its death.
+#[derive(Debug)]
+pub(crate) struct Process {
+    pub(crate) pid: Pid,
+    pub(crate) pidfd: OwnedFd,
+}
+
+impl Process {
+    /// Opens a process by its pid. The caller makes sure that it still is the one it means.
+    pub(crate) fn open(pid: i32) -> io::Result<Self> {
+        // SAFETY: plain numbers; the result is a new descriptor or -1.
+        let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+        Ok(Self {
+            pid: Pid::from_raw(pid),
+            pidfd: owned(fd)?,
+        })
+    }
+
+    /// Copies a descriptor out of the process.
+    pub(crate) fn copy_descriptor(&self, number: RawFd) -> io::Result<OwnedFd> {
+        // SAFETY: plain numbers; the result is a new descriptor or -1.
+        let fd = unsafe { libc::syscall(libc::SYS_pidfd_getfd, self.pidfd.as_raw_fd(), number, 0) };
+        owned(fd)
+    }
+
+    /// Sends SIGKILL. Nobody else can be hit, as the pidfd names this very process.
+    pub(crate) fn kill(&self) -> io::Result<()> {
+        // SAFETY: plain numbers and a null siginfo, which the kernel then fills in itself.
+        let result = unsafe {
+            let none = std::ptr::null::<libc::siginfo_t>();
+            let pidfd = self.pidfd.as_raw_fd();
+            libc::syscall(libc::SYS_pidfd_send_signal, pidfd, libc::SIGKILL, none, 0)
+        };
+        if result == 0 {
+            Ok(())
+        } else {
+            Err(io::Error::last_os_error())
+        }
+    }
+}
+
+fn owned(fd: libc::c_long) -> io::Result<OwnedFd> {
+    let fd = RawFd::try_from(fd).map_err(io::Error::other)?;
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the system call has just made this descriptor for us, close-on-exec.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// `linux/prctl.h`, since 5.6; the libc crate does not have it.
+const PR_SET_IO_FLUSHER: libc::c_int = 57;
+
+/// Keeps writeback from waiting for itself: this process is neither swapped out nor does it start
+/// I/O when it allocates. Best effort.
+pub(crate) fn stay_in_memory() {
+    // SAFETY: both calls take plain numbers and change only how the kernel treats this process.
+    // MCL_ONFAULT locks what is touched, and not all of the ledger's sparse memory.
+    unsafe {
+        libc::prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0);
+        libc::mlockall(libc::MCL_CURRENT | libc::MCL_FUTURE | libc::MCL_ONFAULT);
+    }
+}
+
+/// Takes over a descriptor that our parent left us under this number.
+pub(crate) fn inherited(fd: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: a query about a number; it is no error if nothing is open there.
+    let flags = unsafe { libc::fcntl(fd, libc::F_GETFD) };
+    if flags < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: open, named by the parent on our command line, known to nobody else in here.
+    unsafe {
+        libc::fcntl(fd, libc::F_SETFD, flags | libc::FD_CLOEXEC);
+        Ok(OwnedFd::from_raw_fd(fd))
+    }
+}
+
+/// Runs `child` in a forked process; its result becomes the exit status. This process must be
+/// single-threaded, so that the child may do anything, and it always is: nothing in this program
+/// starts a thread.
+pub(crate) fn fork_child(child: impl FnOnce() -> u8) -> io::Result<Process> {
+    // SAFETY: single-threaded, see above, so no lock can be held by a thread that does not exist
+    // in the child.
+    match unsafe { fork() }? {
+        ForkResult::Parent { child } => Process::open(child.as_raw()),
+        ForkResult::Child => {
+            let status = child();
+            // SAFETY: ends the process without running the parent's exit handlers a second time.
+            unsafe { libc::_exit(i32::from(status)) }
+        }
+    }
+}
+
+/// Puts `descriptors` under the numbers that come with them and closes all others but 0 to 2.
+/// Only for a forked child, which borrows nothing from its parent's table.
+pub(crate) fn keep_only(descriptors: &[(BorrowedFd<'_>, RawFd)]) -> io::Result<()> {
+    const FAR: RawFd = 512;
+    let mut copies = Vec::with_capacity(descriptors.len());
+    for (fd, number) in descriptors {
+        // SAFETY: plain numbers. Copies far above every target number, so that no target is
+        // overwritten before it was copied.
+        let copy = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD, FAR) };
+        if copy < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        copies.push((copy, *number));
+    }
+    close_range(3, FAR - 1)?;
+    for (copy, number) in copies {
+        // SAFETY: plain numbers; everything below FAR was closed above.
+        if unsafe { libc::dup2(copy, number) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    close_range(FAR, RawFd::MAX)
+}
+
+fn close_range(first: RawFd, last: RawFd) -> io::Result<()> {
+    // SAFETY: plain numbers. The objects that owned these descriptors are the parent's; the child
+    // never drops them, as it ends with _exit.
+    match unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Makes `fd` survive into the program that `command` starts, in a session of its own, as the
+/// given user, with the memory favours that a server of its machine's memory needs.
+pub(crate) fn prepare_program(command: &mut Command, fd: RawFd, user: Option<(Uid, Gid)>) {
+    let child = move || {
+        // SAFETY: only async-signal-safe system calls on plain numbers and a local structure.
+        // The favours are tried and may be refused.
+        unsafe {
+            libc::setsid();
+            libc::fcntl(fd, libc::F_SETFD, 0);
+            libc::prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0);
+            let all = libc::rlimit {
+                rlim_cur: libc::RLIM_INFINITY,
+                rlim_max: libc::RLIM_INFINITY,
+            };
+            libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const all);
+        }
+        if let Some((uid, gid)) = user {
+            // SAFETY: as above. Groups first, as only root may change them.
+            let dropped = unsafe {
+                libc::setgroups(0, std::ptr::null()) == 0
+                    && libc::setgid(gid.as_raw()) == 0
+                    && libc::setuid(uid.as_raw()) == 0
+            };
+            if !dropped {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        Ok(())
+    };
+    // SAFETY: the closure allocates nothing and takes no lock.
+    unsafe { command.pre_exec(child) };
+}
