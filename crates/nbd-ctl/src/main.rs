@@ -1,2 +1,76 @@
-//! nbd-ctl
-fn main() {}
+//! nbd-ctl: what operators type to attach, inspect and detach NBD devices.
+//!
+//! It speaks to the holders of devices over their control sockets, and starts them. It never
+//! opens a device.
+//!
+//! | module | idea |
+//! |---|---|
+//! | [`cli`], [`action`] | the command line as typed, and as checked |
+//! | [`device`] | the name of a device |
+//! | [`context`] | what every command needs: the registry, and Ctrl-C |
+//! | [`entry`] | what there is of a device: a holder, an orphan, a stale folder |
+//! | [`holder`] | a conversation with the holder of a device |
+//! | [`spawn`], [`program`] | starting a holder, finding programs |
+//! | [`attach`], [`adopt`], [`change`], [`wait`], [`inspect`] | the commands |
+//! | [`render`], [`table`] | values to text |
+//! | [`error`] | every way to fail, and its exit status |
+
+mod action;
+mod adopt;
+mod attach;
+mod change;
+mod cli;
+mod context;
+mod device;
+mod entry;
+mod error;
+mod holder;
+mod inspect;
+mod program;
+mod render;
+mod spawn;
+mod table;
+mod wait;
+
+use std::process::ExitCode;
+
+use crate::action::Action;
+use crate::context::{Context, say};
+use crate::error::Error;
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            if let Some(text) = error.chain() {
+                say(&text);
+            }
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+fn run() -> Result<(), Error> {
+    let Some(arguments) = cli::parse()? else {
+        return Ok(());
+    };
+    let context = Context::new(arguments.runtime_dir)?;
+    match Action::check(arguments.command)? {
+        Action::Attach(wanted) => attach::attach(&context, &wanted),
+        Action::Detach(wanted) => change::detach(&context, &wanted),
+        Action::Status { device, json } => inspect::status(&context, device, json),
+        Action::List { json } => inspect::list(&context, json),
+        Action::Restart { device, limit } => change::restart(&context, device, limit),
+        Action::Replace {
+            device,
+            program,
+            limit,
+        } => change::replace(&context, device, program, limit),
+        Action::Wait {
+            device,
+            until,
+            limit,
+        } => wait::wait(&context, device, until, limit),
+        Action::Adopt { device } => adopt::adopt_explicitly(&context, device),
+    }
+}

@@ -1,0 +1,207 @@
+//! The command line as it is meant: every name checked, every program found.
+
+use std::time::Duration;
+
+use clap::ValueEnum;
+
+use crate::cli::{AttachArguments, Command, DetachArguments, Limit, Until};
+use crate::device::Device;
+use crate::error::Error;
+use crate::program;
+
+/// Something to do.
+#[derive(Debug)]
+pub(crate) enum Action {
+    Attach(Attach),
+    Detach(Detach),
+    Status {
+        device: Option<Device>,
+        json: bool,
+    },
+    List {
+        json: bool,
+    },
+    Restart {
+        device: Device,
+        limit: Option<Duration>,
+    },
+    Replace {
+        device: Device,
+        program: Option<Vec<String>>,
+        limit: Option<Duration>,
+    },
+    Wait {
+        device: Device,
+        until: Until,
+        limit: Option<Duration>,
+    },
+    Adopt {
+        device: Device,
+    },
+}
+
+/// What to attach.
+#[derive(Debug)]
+pub(crate) struct Attach {
+    /// A given device.
+    pub(crate) device: Option<Device>,
+    /// Options that only the holder understands, as it wants them.
+    pub(crate) options: Vec<String>,
+    /// The backend, its program as an absolute path; `None` if it comes from outside.
+    pub(crate) program: Option<Vec<String>>,
+}
+
+/// What to detach.
+#[derive(Debug)]
+pub(crate) struct Detach {
+    /// `None` for all.
+    pub(crate) device: Option<Device>,
+    pub(crate) force: bool,
+    pub(crate) limit: Option<Duration>,
+}
+
+impl Action {
+    /// Checks what was typed.
+    pub(crate) fn check(command: Command) -> Result<Self, Error> {
+        Ok(match command {
+            Command::Attach(arguments) => Self::Attach(check_attach(arguments)?),
+            Command::Detach(DetachArguments {
+                device,
+                all: _,
+                force,
+                limit: Limit { timeout },
+            }) => Self::Detach(Detach {
+                device: optional(device)?,
+                force,
+                limit: timeout,
+            }),
+            Command::Status { device, json } => Self::Status {
+                device: optional(device)?,
+                json,
+            },
+            Command::List { json } => Self::List { json },
+            Command::Restart { device, limit } => Self::Restart {
+                device: device.parse()?,
+                limit: limit.timeout,
+            },
+            Command::Replace {
+                device,
+                spec,
+                program,
+                limit,
+            } => Self::Replace {
+                device: device.parse()?,
+                program: backend(spec.map(absolute_path_in), program)?,
+                limit: limit.timeout,
+            },
+            Command::Wait {
+                device,
+                until,
+                limit,
+            } => Self::Wait {
+                device: device.parse()?,
+                until,
+                limit: limit.timeout,
+            },
+            Command::Adopt { device } => Self::Adopt {
+                device: device.parse()?,
+            },
+        })
+    }
+}
+
+fn check_attach(arguments: AttachArguments) -> Result<Attach, Error> {
+    let device = optional(arguments.device)?;
+    if !nix::unistd::geteuid().is_root() {
+        return Err(Error::NotRoot { command: "attach" });
+    }
+    let mut options = Vec::new();
+    let mut add = |name: &str, value: Option<String>| {
+        if let Some(value) = value {
+            options.extend([name.to_string(), value]);
+        }
+    };
+    add("--kernel-api", arguments.kernel_api.as_ref().map(name_of));
+    add("--lanes", arguments.lanes.map(|n| n.to_string()));
+    add("--restart", arguments.restart.as_ref().map(name_of));
+    add(
+        "--restart-limit",
+        arguments.restart_limit.map(|n| n.to_string()),
+    );
+    add("--user", arguments.user);
+    add(
+        "--ready-timeout",
+        arguments.ready_timeout.map(|n| n.to_string()),
+    );
+    Ok(Attach {
+        device,
+        options,
+        program: backend(arguments.spec, arguments.program)?,
+    })
+}
+
+/// The command line of a backend, if one is named at all.
+fn backend(spec: Option<String>, program: Vec<String>) -> Result<Option<Vec<String>>, Error> {
+    if let Some(spec) = spec {
+        return Ok(Some(vec![program::nbd_serve()?, spec]));
+    }
+    let mut words = program.into_iter();
+    let Some(name) = words.next() else {
+        return Ok(None);
+    };
+    let mut command = vec![program::find(&name)?];
+    command.extend(words);
+    Ok(Some(command))
+}
+
+/// A holder that runs already has a working directory of its own, so a relative path in `file:`
+/// would mean another file to it than to whoever types it here.
+fn absolute_path_in(spec: String) -> String {
+    let Some(path) = spec.strip_prefix("file:") else {
+        return spec;
+    };
+    if path.is_empty() || path.starts_with('/') {
+        return spec;
+    }
+    let here = std::env::current_dir().ok();
+    match here.as_deref().and_then(|here| here.to_str()) {
+        Some(here) => format!("file:{}/{path}", here.trim_end_matches('/')),
+        None => spec,
+    }
+}
+
+fn optional(device: Option<String>) -> Result<Option<Device>, Error> {
+    device.map(|name| name.parse()).transpose()
+}
+
+fn name_of(value: &impl ValueEnum) -> String {
+    value
+        .to_possible_value()
+        .map(|value| value.get_name().to_string())
+        .unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_relative_path_is_made_absolute() {
+        let here = std::env::current_dir().unwrap();
+        let here = here.to_str().unwrap();
+        for same in ["mem:1G", "file:/srv/a", "file:", "fil:a"] {
+            assert_eq!(absolute_path_in(same.into()), same);
+        }
+        assert_eq!(
+            absolute_path_in("file:a.img,ro".into()),
+            format!("file:{here}/a.img,ro")
+        );
+    }
+
+    #[test]
+    fn values_have_the_names_that_the_holder_knows() {
+        use crate::cli::{KernelApi, Restart};
+        assert_eq!(name_of(&KernelApi::Netlink), "netlink");
+        assert_eq!(name_of(&Restart::OnFailure), "on-failure");
+    }
+}

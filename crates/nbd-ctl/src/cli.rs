@@ -1,0 +1,285 @@
+//! The command line as it is typed. [`Action::check`](crate::action::Action::check) makes sense
+//! of it.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
+
+use crate::context::print;
+use crate::error::Error;
+
+const EXIT_CODES: &str = "\
+Exit status:
+  0    done
+  1    failed
+  2    wrong usage
+  3    no such device, or nothing attached to it
+  4    the device is in use
+  5    it took too long
+  6    data could not be written
+  130  interrupted (Ctrl-C)
+
+Example:
+  nbd-ctl attach file:/srv/disk.img
+  nbd-ctl list
+  nbd-ctl detach nbd0";
+
+/// Attaches, inspects and detaches NBD devices whose backends may die.
+#[derive(Debug, Parser)]
+#[command(name = "nbd-ctl", version, after_help = EXIT_CODES)]
+pub(crate) struct Arguments {
+    /// Where attached devices are registered [default: $NBD_RUNTIME_DIR, else /run/nbd].
+    #[arg(long, global = true, value_name = "DIR")]
+    pub(crate) runtime_dir: Option<PathBuf>,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Make a block device of an export, and print its path once it can be used
+    #[command(
+        override_usage = "\
+nbd-ctl attach [OPTIONS] SPEC
+       nbd-ctl attach [OPTIONS] -- PROGRAM [ARGUMENTS]...
+       nbd-ctl attach [OPTIONS] --external",
+        after_help = "\
+Example:
+  nbd-ctl attach file:/srv/disk.img
+  nbd-ctl attach --device nbd3 --restart never mem:1G
+  nbd-ctl attach -- ./my-backend --verbose
+  nbd-ctl attach --external        # then: nbd-serve --join nbd0 file:disk.img"
+    )]
+    Attach(AttachArguments),
+    /// Flush a device and take it away
+    #[command(after_help = "\
+Refuses while the device is mounted or held open. With --force, what is in flight fails.
+
+Example:
+  nbd-ctl detach nbd0
+  nbd-ctl detach --all --force")]
+    Detach(DetachArguments),
+    /// Tell everything about a device, or about all
+    #[command(after_help = "\
+Answers at once, whatever state the backend is in.
+
+Example:
+  nbd-ctl status nbd0
+  nbd-ctl status nbd0 --json | jq '.in_flight | length'")]
+    Status {
+        /// nbd0, /dev/nbd0 or 0 [default: all devices].
+        device: Option<String>,
+        /// Print JSON: an object, or an array without DEVICE.
+        #[arg(long)]
+        json: bool,
+    },
+    /// List the attached devices
+    #[command(after_help = "\
+The member \"entry\" of a JSON object is attached, orphaned (its holder is gone: nbd-ctl adopt),
+ending, stale (its processes are gone) or unreachable. Sizes are bytes, times milliseconds.
+
+Example:
+  nbd-ctl list
+  nbd-ctl list --json | jq -r '.[] | select(.entry == \"attached\") | .path'")]
+    List {
+        /// Print a JSON array.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Kill a device's backend and start it anew; I/O waits meanwhile
+    #[command(after_help = "\
+Example:
+  nbd-ctl restart nbd0")]
+    Restart {
+        /// nbd0, /dev/nbd0 or 0.
+        device: String,
+        #[command(flatten)]
+        limit: Limit,
+    },
+    /// Let another program take over from the backend; I/O waits meanwhile
+    #[command(after_help = "\
+Without SPEC or PROGRAM, the present program is started again from its file: a newer build.
+
+Example:
+  nbd-ctl replace nbd0
+  nbd-ctl replace nbd0 file:/srv/copy.img
+  nbd-ctl replace nbd0 -- ./my-backend-2 --verbose")]
+    Replace {
+        /// nbd0, /dev/nbd0 or 0.
+        device: String,
+        /// What nbd-serve shall serve, like file:/srv/disk.img.
+        #[arg(conflicts_with = "program")]
+        spec: Option<String>,
+        /// Your own backend and its arguments.
+        #[arg(last = true)]
+        program: Vec<String>,
+        #[command(flatten)]
+        limit: Limit,
+    },
+    /// Wait until a device is served, or gone
+    #[command(after_help = "\
+Example:
+  nbd-ctl wait nbd0 --timeout 10
+  nbd-ctl wait nbd0 --for gone")]
+    Wait {
+        /// nbd0, /dev/nbd0 or 0.
+        device: String,
+        /// What to wait for.
+        #[arg(long = "for", value_name = "WHAT", value_enum, default_value_t = Until::Ready)]
+        until: Until,
+        #[command(flatten)]
+        limit: Limit,
+    },
+    /// Start a new holder for a device whose holder is gone
+    #[command(after_help = "\
+I/O goes on without a holder, but nobody starts a lost backend again. Every other command that
+names the device adopts it first; list and status without DEVICE only tell.
+
+Example:
+  nbd-ctl adopt nbd0")]
+    Adopt {
+        /// nbd0, /dev/nbd0 or 0.
+        device: String,
+    },
+}
+
+#[derive(Debug, Args)]
+#[command(group = one_of("what", ["spec", "program", "external"]))]
+pub(crate) struct AttachArguments {
+    /// What nbd-serve shall serve, like file:/srv/disk.img or mem:1G.
+    pub(crate) spec: Option<String>,
+    /// Your own backend and its arguments.
+    #[arg(last = true)]
+    pub(crate) program: Vec<String>,
+    /// Start no backend; wait until one joins.
+    #[arg(long)]
+    pub(crate) external: bool,
+    /// The device to use [default: a free one].
+    #[arg(long)]
+    pub(crate) device: Option<String>,
+    /// How to talk to the driver [default: ioctl].
+    #[arg(long, value_enum)]
+    pub(crate) kernel_api: Option<KernelApi>,
+    /// Socket pairs between the driver and the backend, 1 to 4 [default: by CPUs].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4))]
+    pub(crate) lanes: Option<u32>,
+    /// When to start a lost backend again [default: on-failure].
+    #[arg(long, value_enum)]
+    pub(crate) restart: Option<Restart>,
+    /// How many failures in a row are too many [default: 10].
+    #[arg(long, value_name = "N")]
+    pub(crate) restart_limit: Option<u32>,
+    /// The user that backends run as.
+    #[arg(long)]
+    pub(crate) user: Option<String>,
+    /// How long attaching may take [default: 30; no limit with --external].
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) ready_timeout: Option<u32>,
+}
+
+#[derive(Debug, Args)]
+#[command(group = one_of("which", ["device", "all"]))]
+pub(crate) struct DetachArguments {
+    /// nbd0, /dev/nbd0 or 0.
+    pub(crate) device: Option<String>,
+    /// Detach all devices.
+    #[arg(long)]
+    pub(crate) all: bool,
+    /// Fail what is in flight, whoever uses the device; ends within 10 s.
+    #[arg(long)]
+    pub(crate) force: bool,
+    #[command(flatten)]
+    pub(crate) limit: Limit,
+}
+
+#[derive(Clone, Copy, Debug, Args)]
+pub(crate) struct Limit {
+    /// Give up after so many seconds; fractions are fine.
+    #[arg(long = "timeout", value_name = "SECONDS", value_parser = seconds)]
+    pub(crate) timeout: Option<Duration>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Until {
+    /// A backend serves the device.
+    Ready,
+    /// The device is detached.
+    Gone,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum KernelApi {
+    /// The older interface; works everywhere.
+    Ioctl,
+    /// The newer interface.
+    Netlink,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Restart {
+    /// Unless it ended by itself with exit status 0.
+    OnFailure,
+    /// Always.
+    Always,
+    /// Never.
+    Never,
+}
+
+/// Parses the command line. `None` means that it asked for help or the version, and has it.
+pub(crate) fn parse() -> Result<Option<Arguments>, Error> {
+    match Arguments::try_parse() {
+        Ok(arguments) => Ok(Some(arguments)),
+        Err(error) if error.use_stderr() => {
+            let text = error.render().to_string();
+            let text = text.strip_prefix("error: ").unwrap_or(&text);
+            Err(Error::Usage(text.trim_end().to_string()))
+        }
+        Err(error) => print(&error.render().to_string()).map(|()| None),
+    }
+}
+
+/// Exactly one of these must be given.
+fn one_of<const N: usize>(name: &'static str, arguments: [&'static str; N]) -> ArgGroup {
+    ArgGroup::new(name).required(true).args(arguments)
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let number: f64 = text.parse().map_err(|_| "not a number of seconds")?;
+    if !(number > 0.0 && number <= 1e8) {
+        return Err("must be more than 0 and at most 100000000 seconds".into());
+    }
+    Ok(Duration::from_secs_f64(number))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_shows_an_example() {
+        for command in Arguments::command().get_subcommands() {
+            let help = command.get_after_help().map(ToString::to_string);
+            assert!(
+                help.is_some_and(|help| help.contains("Example:\n  nbd-ctl ")),
+                "{}",
+                command.get_name()
+            );
+        }
+    }
+
+    #[test]
+    fn timeouts_are_positive_numbers() {
+        assert_eq!(seconds("2.5"), Ok(Duration::from_millis(2500)));
+        for wrong in ["0", "-1", "nan", "inf", "1e300", "soon", ""] {
+            assert!(seconds(wrong).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,231 @@
+//! Every way to fail, and its exit status.
+
+use std::error::Error as _;
+use std::io;
+use std::path::PathBuf;
+use std::process::ExitStatus;
+use std::time::Duration;
+
+use nbd_control::ChannelError;
+use nbd_control::control::{Failure, FailureKind};
+use thiserror::Error;
+
+use crate::device::Device;
+
+/// Exit status after SIGINT or SIGTERM, as shells have it.
+const INTERRUPTED: u8 = 130;
+
+/// Why a command came to nothing.
+#[derive(Debug, Error)]
+pub(crate) enum Error {
+    /// The command line makes no sense; clap's words.
+    #[error("{0}")]
+    Usage(String),
+    #[error("{argument}: {}", not_a_device(*device))]
+    NotADevice {
+        argument: String,
+        /// The device whose partition it is.
+        device: Option<Device>,
+    },
+    #[error("{command} needs root: run it with sudo")]
+    NotRoot { command: &'static str },
+    #[error("{device}: no such attached device ({})", known(attached))]
+    NoDevice {
+        device: Device,
+        attached: Vec<Device>,
+    },
+    #[error("{device} is stale: its processes are gone; {}", if *cleaned {
+        "cleaned up".to_string()
+    } else {
+        format!("nbd-ctl detach {device} cleans up")
+    })]
+    Stale { device: Device, cleaned: bool },
+    #[error("{device}: permission denied: only root may control it; run nbd-ctl with sudo")]
+    Forbidden { device: Device },
+    #[error("{device}: its holder{} does not listen: it is about to go, or stopped; try again, or see {}", pid(*holder), log.display())]
+    Unsettled {
+        device: Device,
+        holder: Option<i32>,
+        log: PathBuf,
+    },
+    #[error("{device}: no answer within {} s: its holder{}; see {}", .limit.as_secs_f64(), holder, log.display())]
+    Silent {
+        device: Device,
+        limit: Duration,
+        /// What is known of it.
+        holder: String,
+        log: PathBuf,
+    },
+    #[error("{device}: cannot talk to its holder")]
+    Talk {
+        device: Device,
+        #[source]
+        source: ChannelError,
+    },
+    #[error("{device}: its holder ended before it answered; see {}", log.display())]
+    Ended { device: Device, log: PathBuf },
+    #[error("{device}: its holder gave an answer to another question; use programs of one release")]
+    Confused { device: Device },
+    /// The holder's own words.
+    #[error("{}", .0.text)]
+    Refused(Failure),
+    #[error("{device}: not gone within {} s: nbd-ctl detach {device} takes it away", .limit.as_secs_f64())]
+    NotGone { device: Device, limit: Duration },
+    #[error("{device}: its holder{} is alive: there is nothing to adopt", pid(*holder))]
+    HasHolder { device: Device, holder: Option<i32> },
+    #[error("{device}: its holder is gone and it cannot be adopted: {}", path.display())]
+    State {
+        device: Device,
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("{}", path.display())]
+    Registry {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("{}: locked for more than {} s: another nbd-ctl or holder is stuck", path.display(), .limit.as_secs())]
+    Locked { path: PathBuf, limit: Duration },
+    #[error("{program}: no such program {place}: {way_out}")]
+    NoProgram {
+        program: String,
+        place: &'static str,
+        way_out: String,
+    },
+    #[error("{program}: {problem}: it must be an executable file")]
+    NotAProgram {
+        program: String,
+        problem: &'static str,
+    },
+    #[error("cannot start {program}")]
+    Start {
+        program: String,
+        #[source]
+        source: io::Error,
+    },
+    #[error("nbd-kernel-holder died before the device was {goal}{}; see {log}", ending(*status))]
+    Died {
+        goal: &'static str,
+        status: Option<ExitStatus>,
+        log: String,
+    },
+    #[error("cannot talk to nbd-kernel-holder ({program})")]
+    Report {
+        program: String,
+        #[source]
+        source: ChannelError,
+    },
+    #[error("{device}: not adopted within {} s; see {}", .limit.as_secs_f64(), log.display())]
+    AdoptionTimedOut {
+        device: Device,
+        limit: Duration,
+        log: PathBuf,
+    },
+    #[error("interrupted; {0}")]
+    Interrupted(String),
+    #[error("cannot wait for signals")]
+    Signals(#[source] io::Error),
+    #[error("cannot write to standard output")]
+    Output(#[source] io::Error),
+    /// Everything has been said already; the exit status of the first failure.
+    #[error("failed")]
+    Several(u8),
+}
+
+impl Error {
+    /// The error and its causes in one line; `None` if there is nothing to add.
+    pub(crate) fn chain(&self) -> Option<String> {
+        if matches!(self, Self::Several(_)) {
+            return None;
+        }
+        let mut text = self.to_string();
+        let mut cause = self.source();
+        while let Some(error) = cause {
+            text = format!("{text}: {error}");
+            cause = error.source();
+        }
+        Some(text)
+    }
+
+    /// The exit status; `nbd-ctl --help` documents it.
+    pub(crate) fn exit_code(&self) -> u8 {
+        let kind = match self {
+            Self::Interrupted(_) => return INTERRUPTED,
+            Self::Several(code) => return *code,
+            Self::Refused(failure) => failure.kind,
+            Self::Usage(_) | Self::NotADevice { .. } => FailureKind::Usage,
+            Self::NoDevice { .. } | Self::Stale { .. } => FailureKind::NoDevice,
+            Self::HasHolder { .. } => FailureKind::Busy,
+            Self::Unsettled { .. }
+            | Self::Silent { .. }
+            | Self::NotGone { .. }
+            | Self::Locked { .. }
+            | Self::AdoptionTimedOut { .. } => FailureKind::TimedOut,
+            _ => FailureKind::Other,
+        };
+        kind.exit_code()
+    }
+}
+
+fn not_a_device(device: Option<Device>) -> String {
+    match device {
+        Some(device) => format!("a partition: give the whole device, {device}"),
+        None => "not an nbd device: give it as nbd0, /dev/nbd0 or 0".into(),
+    }
+}
+
+fn known(attached: &[Device]) -> String {
+    if attached.is_empty() {
+        return "nothing is attached; see nbd-ctl attach --help".into();
+    }
+    let names: Vec<String> = attached.iter().map(ToString::to_string).collect();
+    format!("attached: {}; see nbd-ctl list", names.join(", "))
+}
+
+fn pid(pid: Option<i32>) -> String {
+    pid.map(|pid| format!(" (pid {pid})")).unwrap_or_default()
+}
+
+fn ending(status: Option<ExitStatus>) -> String {
+    status
+        .map(|status| format!(" ({status})"))
+        .unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unknown_device_lists_those_that_exist() {
+        let error = |attached: &[u32]| Error::NoDevice {
+            device: Device(3),
+            attached: attached.iter().copied().map(Device).collect(),
+        };
+        assert_eq!(
+            error(&[0, 1]).to_string(),
+            "nbd3: no such attached device (attached: nbd0, nbd1; see nbd-ctl list)"
+        );
+        assert_eq!(
+            error(&[]).to_string(),
+            "nbd3: no such attached device (nothing is attached; see nbd-ctl attach --help)"
+        );
+        assert_eq!(error(&[]).exit_code(), 3);
+    }
+
+    #[test]
+    fn causes_follow_in_one_line() {
+        let error = Error::Talk {
+            device: Device(0),
+            source: ChannelError::System(io::Error::other("boom")),
+        };
+        assert_eq!(
+            error.chain().unwrap(),
+            "nbd0: cannot talk to its holder: connection failed: boom"
+        );
+        assert_eq!(error.exit_code(), 1);
+        assert_eq!(Error::Several(4).chain(), None);
+    }
+}

@@ -1,0 +1,66 @@
+//! `nbd-ctl wait`.
+
+use std::time::{Duration, Instant};
+
+use nbd_control::control::Request;
+
+use crate::cli::Until;
+use crate::context::{Context, say};
+use crate::device::Device;
+use crate::entry::{Entry, clean, probe};
+use crate::error::Error;
+use crate::holder::Holder;
+
+/// How often to look at what cannot be listened to.
+const PERIOD: Duration = Duration::from_millis(50);
+/// Waiting without a limit, as a limit.
+const FOREVER: Duration = Duration::from_secs(3_000_000_000);
+
+/// Waits for a device to be ready or gone.
+pub(crate) fn wait(
+    context: &Context,
+    device: Device,
+    until: Until,
+    limit: Option<Duration>,
+) -> Result<(), Error> {
+    match until {
+        Until::Ready => {
+            let mut holder = Holder::connect(context, device)?;
+            holder.order(&Request::WaitReady, limit, "waiting for a backend")?;
+            Ok(())
+        }
+        Until::Gone => wait_gone(context, device, limit.unwrap_or(FOREVER)),
+    }
+}
+
+/// A device that lost its holder is not gone, and one that never was is.
+fn wait_gone(context: &Context, device: Device, limit: Duration) -> Result<(), Error> {
+    let deadline = Instant::now() + limit;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        match probe(&context.registry, device)? {
+            Entry::Absent => return Ok(()),
+            Entry::Stale => {
+                if clean(context, device)? {
+                    say(&format!("{device} was stale; cleaned up"));
+                }
+                continue;
+            }
+            Entry::Listening(stream) => match Holder::over(context, device, stream) {
+                Ok(mut holder) => {
+                    holder.outlasts(left)?;
+                }
+                // It ended while we connected.
+                Err(Error::Ended { .. }) => {}
+                Err(error) => return Err(error),
+            },
+            Entry::Orphaned(_) | Entry::Unsettled { .. } => {}
+        }
+        if Instant::now() >= deadline {
+            return Err(Error::NotGone { device, limit });
+        }
+        if !context.sleep(PERIOD) {
+            return Err(Error::Interrupted(format!("{device} is not gone")));
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! What is refused before anything is done.
+
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+use crate::world::{Ran, World};
+
+#[test]
+fn wrong_usage_has_exit_status_2() {
+    let world = World::new();
+    for arguments in [
+        &["frobnicate"][..],
+        &[],
+        &["attach"],
+        &["attach", "--external", "mem:1M"],
+        &["attach", "mem:1M", "--", "prog"],
+        &["attach", "mem:1M", "--lanes", "0"],
+        &["attach", "mem:1M", "--kernel-api", "telepathy"],
+        &["attach", "mem:1M", "--ready-timeout", "soon"],
+        &["detach"],
+        &["detach", "nbd0", "--all"],
+        &["detach", "nbd0", "--timeout", "-1"],
+        &["wait", "nbd0", "--for", "godot"],
+        &["replace", "nbd0", "mem:1M", "--", "prog"],
+        &["restart"],
+    ] {
+        let ran = world.run(arguments);
+        assert_eq!(ran.code, Some(2), "{arguments:?}: {ran:?}");
+        assert_eq!(ran.stdout, "");
+        assert!(!ran.stderr.contains("error:"), "{}", ran.stderr);
+    }
+    let ran = world.run(&["frobnicate"]);
+    assert!(
+        ran.stderr
+            .starts_with("nbd-ctl: unrecognized subcommand 'frobnicate'"),
+        "{ran:?}"
+    );
+}
+
+#[test]
+fn what_is_not_a_device_is_named() {
+    let world = World::new();
+    for command in ["detach", "status", "restart", "replace", "wait", "adopt"] {
+        world.run(&[command, "/dev/sda"]).failed(
+            2,
+            "/dev/sda: not an nbd device: give it as nbd0, /dev/nbd0 or 0",
+        );
+    }
+    world
+        .run(&["attach", "--device", "nbd0p1", "mem:1M"])
+        .failed(2, "nbd0p1: a partition: give the whole device, nbd0");
+}
+
+#[test]
+fn a_device_that_is_not_attached_has_exit_status_3() {
+    let world = World::new();
+    for command in ["detach", "status", "restart", "replace", "wait", "adopt"] {
+        world.run(&[command, "3"]).failed(
+            3,
+            "nbd3: no such attached device (nothing is attached; see nbd-ctl attach --help)",
+        );
+    }
+    world.registry.create_folder(0).unwrap();
+    world.registry.create_folder(10).unwrap();
+    world.run(&["detach", "nbd3"]).failed(
+        3,
+        "nbd3: no such attached device (attached: nbd0, nbd10; see nbd-ctl list)",
+    );
+}
+
+#[test]
+fn help_and_version_are_data() {
+    let world = World::new();
+    let ran = world.run(&["--help"]);
+    assert_eq!((ran.code, ran.stderr.as_str()), (Some(0), ""));
+    assert!(ran.stdout.contains("6    data could not be written"));
+    let ran = world.run(&["detach", "--help"]);
+    assert!(ran.stdout.contains("Example:\n  nbd-ctl detach nbd0"));
+    assert_eq!(world.run(&["--version"]).code, Some(0));
+}
+
+#[test]
+fn backend_programs_are_looked_for_before_anything_starts() {
+    let world = World::new();
+    let file = world.directory.join("plain");
+    std::fs::write(&file, "x").unwrap();
+    let file = file.to_str().unwrap();
+    for command in [&["attach"][..], &["replace", "nbd0"]] {
+        let with = |program| world.run(&[command, &["--", program]].concat());
+        with("no-such-backend").failed(
+            1,
+            "no-such-backend: no such program in PATH: give its path, like ./no-such-backend",
+        );
+        with("./no-such").failed(1, "./no-such: no such program there: check the path");
+        with(file).failed(
+            1,
+            &format!("{file}: is not executable: it must be an executable file"),
+        );
+        with("/tmp").failed(1, "/tmp: is a directory: it must be an executable file");
+    }
+}
+
+#[test]
+fn the_holder_program_must_exist() {
+    let world = World::new();
+    world.run(&["attach", "--external"]).failed(
+        1,
+        "/nonexistent/holder: no such program there: check the path",
+    );
+}
+
+#[test]
+fn only_root_attaches_and_controls() {
+    let world = World::new();
+    let holder = world.listen(0, |_listener| ());
+    holder.join().unwrap();
+    // The build directory may be closed to others.
+    let program = world.directory.join("nbd-ctl");
+    std::fs::copy(env!("CARGO_BIN_EXE_nbd-ctl"), &program).unwrap();
+    let run = |arguments: &[&str]| {
+        let mut command = Command::new(&program);
+        command
+            .args(arguments)
+            .env("NBD_RUNTIME_DIR", world.registry.directory());
+        if nix::unistd::geteuid().is_root() {
+            command.uid(65534).gid(65534);
+        }
+        Ran::from(command.current_dir("/").output().unwrap())
+    };
+    if nix::unistd::geteuid().is_root() {
+        let forbidden = "nbd0: permission denied: only root may control it; run nbd-ctl with sudo";
+        run(&["status", "nbd0"]).failed(1, forbidden);
+        run(&["detach", "nbd0", "--force"]).failed(1, forbidden);
+        let ran = run(&["list"]);
+        assert_eq!(ran.code, Some(1), "{ran:?}");
+        assert!(ran.stdout.contains("unreachable"));
+        assert_eq!(ran.stderr, format!("nbd-ctl: {forbidden}\n"));
+    }
+    run(&["attach", "mem:1M"]).failed(1, "attach needs root: run it with sudo");
+}

@@ -1,0 +1,258 @@
+//! Requests, answers, and peers that misbehave.
+
+use std::io::Write;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use nbd_control::control::{Failure, FailureKind, Request, Response};
+use nbd_control::process::ProcessId;
+use nix::sys::signal::Signal;
+
+use crate::sample::{dead, done, drain, notice, signal, status};
+use crate::world::{Ran, World};
+
+#[test]
+fn requests_are_what_was_typed() {
+    let here = std::env::current_dir().unwrap();
+    let replaced = |words: &[&str]| Request::Replace {
+        program: Some(words.iter().map(ToString::to_string).collect()),
+    };
+    for (arguments, request) in [
+        (&["detach", "nbd0"][..], Request::Detach { force: false }),
+        (
+            &["detach", "/dev/nbd0", "--force"],
+            Request::Detach { force: true },
+        ),
+        (&["restart", "0"], Request::Restart),
+        (&["wait", "0"], Request::WaitReady),
+        (&["wait", "0", "--for", "ready"], Request::WaitReady),
+        (&["replace", "0"], Request::Replace { program: None }),
+        (
+            &["replace", "0", "--", "/bin/sh", "-c", "x"],
+            replaced(&["/bin/sh", "-c", "x"]),
+        ),
+    ] {
+        let world = World::new();
+        let holder = world.answers(0, vec![notice("a moment"), done("well done")]);
+        let ran = world.run(arguments);
+        // Who waits for a device has nothing more to be told.
+        let said = match arguments[0] {
+            "wait" => "nbd-ctl: a moment\n",
+            _ => "nbd-ctl: a moment\nnbd-ctl: well done\n",
+        };
+        ran.succeeded("", said);
+        assert_eq!(holder.join().unwrap(), request);
+    }
+    let world = World::new();
+    let serve = world.executable("nbd-serve", "#!/bin/sh\n");
+    let holder = world.answers(0, vec![done("")]);
+    let mut command = world.command(&["replace", "nbd0", "file:a.img"]);
+    command.env("PATH", serve.parent().unwrap());
+    Ran::from(command.output().unwrap()).succeeded("", "");
+    let Request::Replace {
+        program: Some(program),
+    } = holder.join().unwrap()
+    else {
+        panic!("another request");
+    };
+    assert!(program[0].ends_with("/nbd-serve"), "{program:?}");
+    assert_eq!(program[1], format!("file:{}/a.img", here.display()));
+}
+
+#[test]
+fn failures_have_their_exit_status() {
+    for (kind, code) in [
+        (FailureKind::Other, 1),
+        (FailureKind::Usage, 2),
+        (FailureKind::NoDevice, 3),
+        (FailureKind::Busy, 4),
+        (FailureKind::TimedOut, 5),
+        (FailureKind::DataLost, 6),
+    ] {
+        let world = World::new();
+        let failure = Failure::new(kind, "nbd0: no: never");
+        let holder = world.answers(0, vec![Response::Failed(failure)]);
+        world
+            .run(&["detach", "nbd0"])
+            .failed(code, "nbd0: no: never");
+        holder.join().unwrap();
+    }
+}
+
+#[test]
+fn errors_peer_garbage() {
+    let world = World::new();
+    let holder = world.listen(0, |listener| {
+        let (mut stream, _) = listener.accept().unwrap();
+        stream.write_all(b"SSH-2.0-OpenSSH_9.2\r\n").unwrap();
+        drain(&stream);
+    });
+    let ran = world.run(&["status", "nbd0"]);
+    holder.join().unwrap();
+    assert_eq!(ran.code, Some(1), "{ran:?}");
+    assert!(
+        ran.stderr.starts_with(
+            "nbd-ctl: nbd0: cannot talk to its holder: the peer does not speak our protocol"
+        ),
+        "{ran:?}"
+    );
+}
+
+#[test]
+fn errors_peer_version() {
+    let world = World::new();
+    let holder = world.listen(0, |listener| {
+        let (mut stream, _) = listener.accept().unwrap();
+        stream.write_all(b"nbd-hold\x63\0\0\0").unwrap();
+        drain(&stream);
+    });
+    let ran = world.run(&["detach", "nbd0"]);
+    holder.join().unwrap();
+    ran.failed(
+        1,
+        "nbd0: cannot talk to its holder: the peer speaks version 99 of the protocol and this \
+         program version 1; use programs of one release",
+    );
+}
+
+#[test]
+fn errors_peer_wrong_answer() {
+    let world = World::new();
+    let holder = world.answers(0, vec![Response::Status(Box::new(status("nbd0")))]);
+    world.run(&["restart", "nbd0"]).failed(
+        1,
+        "nbd0: its holder gave an answer to another question; use programs of one release",
+    );
+    holder.join().unwrap();
+}
+
+#[test]
+fn errors_peer_hangs_up() {
+    let world = World::new();
+    let log = world.registry.log(0);
+    let text = format!(
+        "nbd0: its holder ended before it answered; see {}",
+        log.display()
+    );
+    let holder = world.answers(0, Vec::new());
+    world.run(&["detach", "nbd0"]).failed(1, &text);
+    holder.join().unwrap();
+    let holder = world.listen(0, |listener| drop(listener.accept().unwrap()));
+    world.run(&["status", "nbd0"]).failed(1, &text);
+    holder.join().unwrap();
+}
+
+#[test]
+fn errors_peer_silent() {
+    let world = World::new();
+    let me = ProcessId::of(std::process::id() as i32).unwrap();
+    world.write_state(0, me, dead());
+    let holder = world.listen(0, |listener| {
+        let (stream, _) = listener.accept().unwrap();
+        drain(&stream);
+    });
+    let start = Instant::now();
+    let ran = world.run(&["status", "nbd0"]);
+    let waited = start.elapsed();
+    holder.join().unwrap();
+    assert_eq!((ran.code, ran.stdout.as_str()), (Some(5), ""), "{ran:?}");
+    let message = format!(
+        "nbd-ctl: nbd0: no answer within 5 s: its holder (pid {}) is in state ",
+        me.pid
+    );
+    assert!(ran.stderr.starts_with(&message), "{ran:?}");
+    assert!((5..8).contains(&waited.as_secs()), "{waited:?}");
+}
+
+#[test]
+fn timeouts_are_kept() {
+    let world = World::new();
+    for command in ["detach", "wait", "restart", "replace"] {
+        let holder = world.listen(0, |listener| {
+            let (stream, _) = listener.accept().unwrap();
+            drain(&stream);
+        });
+        let start = Instant::now();
+        let ran = world.run(&[command, "nbd0", "--timeout", "0.3"]);
+        assert_eq!(ran.code, Some(5), "{ran:?}");
+        assert!(ran.stderr.contains("no answer within 0.3 s"), "{ran:?}");
+        assert!(start.elapsed() < Duration::from_secs(3));
+        holder.join().unwrap();
+    }
+}
+
+#[test]
+fn ctrl_c_ends_a_wait() {
+    let world = World::new();
+    let holder = world.listen(0, |listener| {
+        let (stream, _) = listener.accept().unwrap();
+        std::fs::write(listener_mark(&listener), "").unwrap();
+        drain(&stream);
+    });
+    let child = world
+        .command(&["wait", "nbd0"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    world.appears("run/nbd0/control.accepted");
+    signal(&child, Signal::SIGINT);
+    Ran::from(child.wait_with_output().unwrap()).failed(
+        130,
+        "interrupted; nbd0: its holder is still waiting for a backend: see nbd-ctl status nbd0",
+    );
+    holder.join().unwrap();
+}
+
+fn listener_mark(listener: &std::os::unix::net::UnixListener) -> std::path::PathBuf {
+    let address = listener.local_addr().unwrap();
+    address.as_pathname().unwrap().with_extension("accepted")
+}
+
+#[test]
+fn waiting_for_gone_ends_with_the_folder() {
+    let world = World::new();
+    world
+        .run(&["wait", "nbd0", "--for", "gone"])
+        .succeeded("", "");
+    let me = ProcessId::of(std::process::id() as i32).unwrap();
+    world.write_state(0, me, dead());
+    let registry = world.registry.clone();
+    let holder = world.listen(0, move |listener| {
+        let (stream, _) = listener.accept().unwrap();
+        std::thread::sleep(Duration::from_millis(200));
+        drop(stream);
+        drop(listener);
+        std::thread::sleep(Duration::from_millis(200));
+        registry.remove(0).unwrap();
+    });
+    let start = Instant::now();
+    world
+        .run(&["wait", "nbd0", "--for", "gone"])
+        .succeeded("", "");
+    assert!(start.elapsed() >= Duration::from_millis(300));
+    holder.join().unwrap();
+}
+
+#[test]
+fn waiting_for_gone_has_its_limit() {
+    let world = World::new();
+    let listener = world.listen(0, |listener| listener).join().unwrap();
+    world
+        .run(&["wait", "nbd0", "--for", "gone", "--timeout", "0.2"])
+        .failed(
+            5,
+            "nbd0: not gone within 0.2 s: nbd-ctl detach nbd0 takes it away",
+        );
+    drop(listener);
+}
+
+#[test]
+fn words_from_outside_cannot_move_the_cursor() {
+    let world = World::new();
+    let holder = world.answers(0, vec![done("a\x1b[2Jb")]);
+    world
+        .run(&["restart", "nbd0"])
+        .succeeded("", "nbd-ctl: a\\u{1b}[2Jb\n");
+    holder.join().unwrap();
+}

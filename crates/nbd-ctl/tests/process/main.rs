@@ -1,0 +1,21 @@
+//! nbd-ctl as a process, against holders that follow a script.
+//!
+//! | module | what belongs there |
+//! |---|---|
+//! | `world` | a runtime directory, the program, holders that follow a script |
+//! | `sample` | peers, processes and values to test with |
+//! | `arguments` | what is refused before anything is done |
+//! | `attach` | starting a holder, Ctrl-C |
+//! | `adoption` | devices whose holder is gone, stale entries |
+//! | `control` | requests and answers, and peers that misbehave |
+//! | `output` | list, status, JSON, broken pipes |
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod adoption;
+mod arguments;
+mod attach;
+mod control;
+mod output;
+mod sample;
+mod world;

@@ -1,0 +1,141 @@
+//! What list and status print, and where.
+
+use std::fs::OpenOptions;
+use std::process::Stdio;
+
+use nbd_control::control::{Request, Response};
+use nbd_control::status::Status;
+
+use crate::sample::{Sleeper, dead, drain, status};
+use crate::world::{Ran, World};
+
+fn answer(device: &str) -> Vec<Response> {
+    vec![Response::Status(Box::new(status(device)))]
+}
+
+#[test]
+fn nothing_attached() {
+    let world = World::new();
+    world
+        .run(&["list"])
+        .succeeded("", "nbd-ctl: nothing is attached\n");
+    world.run(&["list", "--json"]).succeeded("[]\n", "");
+    world.run(&["status", "--json"]).succeeded("[]\n", "");
+    world
+        .run(&["detach", "--all"])
+        .succeeded("", "nbd-ctl: nothing is attached\n");
+    let elsewhere = ["--runtime-dir", "/nonexistent/run", "list"];
+    world
+        .run(&elsewhere)
+        .succeeded("", "nbd-ctl: nothing is attached\n");
+}
+
+#[test]
+fn status_is_a_block_of_text() {
+    let world = World::new();
+    let holder = world.answers(0, answer("nbd0"));
+    let ran = world.run(&["status", "nbd0"]);
+    assert_eq!(holder.join().unwrap(), Request::Status);
+    assert_eq!((ran.code, ran.stderr.as_str()), (Some(0), ""));
+    assert!(ran.stdout.starts_with("nbd0\n  path       /dev/nbd0\n"));
+}
+
+#[test]
+fn status_as_json_is_the_status_and_its_kind() {
+    let world = World::new();
+    let holder = world.answers(0, answer("nbd0"));
+    let ran = world.run(&["status", "nbd0", "--json"]);
+    holder.join().unwrap();
+    let value: serde_json::Value = serde_json::from_str(&ran.stdout).unwrap();
+    assert_eq!(value["entry"], "attached");
+    assert_eq!(value["export"]["size"], 1 << 20);
+    assert_eq!(value["backend"]["state"], "running");
+    let told: Status = serde_json::from_value(value).unwrap();
+    assert_eq!(told, status("nbd0"));
+}
+
+#[test]
+fn a_list_tells_of_all_and_asks_them_at_once() {
+    let world = World::new();
+    let sitter = Sleeper::new(&world.directory);
+    let first = world.answers(0, answer("nbd0"));
+    world.write_state(1, dead(), sitter.id());
+    world.write_state(2, dead(), dead());
+    let silent = |index| {
+        world.listen(index, |listener| {
+            let (stream, _) = listener.accept().unwrap();
+            drain(&stream);
+        })
+    };
+    let others = [silent(3), silent(4)];
+    let start = std::time::Instant::now();
+    let ran = world.run(&["list", "--json"]);
+    assert!(start.elapsed().as_secs() < 8, "one after the other");
+    first.join().unwrap();
+    for other in others {
+        other.join().unwrap();
+    }
+    assert_eq!(ran.code, Some(5), "{ran:?}");
+    assert_eq!(ran.stderr.lines().count(), 4, "{ran:?}");
+    let value: serde_json::Value = serde_json::from_str(&ran.stdout).unwrap();
+    let entries: Vec<_> = value
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|entry| {
+            (
+                entry["device"].as_str().unwrap(),
+                entry["entry"].as_str().unwrap(),
+            )
+        })
+        .collect();
+    assert_eq!(
+        entries,
+        [
+            ("nbd0", "attached"),
+            ("nbd1", "orphaned"),
+            ("nbd2", "stale"),
+            ("nbd3", "unreachable"),
+            ("nbd4", "unreachable"),
+        ]
+    );
+    assert_eq!(value[1]["sitter_pid"], sitter.id().pid);
+    let detail = value[4]["detail"].as_str().unwrap();
+    assert!(detail.contains("no answer within 5 s"), "{detail}");
+    assert!(world.registry.folder(2).exists(), "list changes nothing");
+}
+
+#[test]
+fn a_reader_that_has_seen_enough_is_no_failure() {
+    let world = World::new();
+    for arguments in [&["list"][..], &["status", "--json"], &["status", "nbd0"]] {
+        let holder = world.answers(0, answer("nbd0"));
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let mut command = world.command(arguments);
+        command.stdout(writer).stderr(Stdio::piped());
+        let ran = Ran::from(command.spawn().unwrap().wait_with_output().unwrap());
+        ran.succeeded("", "");
+        holder.join().unwrap();
+    }
+}
+
+#[test]
+fn output_that_cannot_be_written_is_a_failure() {
+    let world = World::new();
+    let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let mut command = world.command(&["list", "--json"]);
+    command.stdout(full);
+    Ran::from(
+        command
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap()
+            .wait_with_output()
+            .unwrap(),
+    )
+    .failed(
+        1,
+        "cannot write to standard output: No space left on device (os error 28)",
+    );
+}
