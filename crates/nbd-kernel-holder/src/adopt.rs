@@ -29,7 +29,7 @@ fn other(text: impl Into<String>) -> Failure {
 pub(crate) fn adopt(
     registry: Registry,
     index: u32,
-    report: Option<Channel>,
+    report: &mut Option<Channel>,
 ) -> Result<Holder, Failure> {
     let name = Device::new(index).name();
     let file = registry
@@ -42,9 +42,12 @@ pub(crate) fn adopt(
         .map_err(|error| other(format!("{name}: its sitter cannot be opened: {error}")))?;
     let settings = settings_of(&state)?;
     let layout = Layout::with_lanes(state.lanes);
-    let mut holder = Holder::new(registry, settings, Device::new(index), report)
+    let mut holder = Holder::new(registry, settings, Device::new(index))
         .map_err(|error| other(error.to_string()))?;
     holder.layout = layout;
+    if report.is_some() {
+        holder.redirect_output();
+    }
     copy_descriptors(&mut holder, &sitter, &state)
         .map_err(|error| other(format!("{name}: cannot copy from its sitter: {error}")))?;
     holder.sitter = Some(Sitter {
@@ -67,8 +70,10 @@ pub(crate) fn adopt(
     let (control, join) = sockets.map_err(|error| other(format!("{name}: {error}")))?;
     holder.control = Some(control);
     holder.join = Some(join);
+    holder.shield_sitter();
     adopt_backend(&mut holder, &state);
     holder.save_state();
+    holder.report = report.take();
     Ok(holder)
 }
 

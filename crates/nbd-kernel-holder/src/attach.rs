@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use nbd_control::control::{Failure, FailureKind};
+use nbd_control::control::{Failure, FailureKind, Report};
 use nix::errno::Errno;
 
 use crate::args::KernelApi;
@@ -143,12 +143,12 @@ impl Holder {
         self.pump_until(Some(DRIVER), Some(TICK), |holder| {
             holder.device.is_connected(export.size) || holder.sitter_gone
         });
-        if self.sitter_gone || !self.device.is_connected(export.size) {
-            let said = self.sitter_said.take();
-            let why = said
-                .and_then(Result::err)
-                .map(|error| self.explain_setup(&error));
-            let why = why.unwrap_or_else(|| "it shows another size than was set".into());
+        let why = match (self.sitter_gone, self.device.is_connected(export.size)) {
+            (true, _) => "the driver gave it up at once; see the kernel log",
+            (_, false) => "it shows another size than was set",
+            (false, true) => "",
+        };
+        if !why.is_empty() {
             return Err(AttachError::failed(format!(
                 "{}: {why}",
                 self.device.name()
@@ -157,7 +157,19 @@ impl Holder {
         if self.io_timeout.is_none() {
             self.silence_timeouts();
         }
+        // If this process died from here on, another one could adopt the device.
+        self.save_state();
+        self.shield_sitter();
         Ok(())
+    }
+
+    pub(crate) fn shield_sitter(&self) {
+        let Some(sitter) = self.sitter.as_ref().filter(|_| !self.is_netlink()) else {
+            return;
+        };
+        if let Err(errno) = sitter::shield(&sitter.process) {
+            self.log(&format!("cannot keep debuggers off the sitter: {errno}"));
+        }
     }
 
     fn silence_timeouts(&mut self) {
@@ -253,12 +265,8 @@ impl Holder {
 
     /// What the backend had to say while the operator is still watching.
     fn pass_on_words(&self) {
-        let log = std::fs::read(self.registry.log(self.device.index)).unwrap_or_default();
-        for line in String::from_utf8_lossy(&log).lines() {
-            if let Some(report) = &self.report {
-                let text = line.to_owned();
-                let _ = report.send(&nbd_control::control::Report::Notice { text }, &[]);
-            }
+        for text in self.words_of_backends() {
+            self.report(&Report::Notice { text });
         }
     }
 

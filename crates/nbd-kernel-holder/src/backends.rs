@@ -249,7 +249,11 @@ impl Holder {
                 "served by process {pid} again; {replayed} requests replayed"
             ));
         }
-        self.answer_waiters(&Ok(self.device.path().display().to_string()));
+        let pid = self.peers.get(&id).and_then(Peer::pid).unwrap_or(0);
+        self.answer_waiters(&Ok(format!(
+            "{} is served by process {pid}",
+            self.device.name()
+        )));
     }
 
     fn peer_closed(&mut self, id: PeerId, error: &ChannelError) {
@@ -270,7 +274,7 @@ impl Holder {
             (None, None) => format!("the backend left before it was served: {error}"),
         };
         let said = if peer.last_words.is_none() {
-            self.log_tail()
+            self.words_of_backends().pop()
         } else {
             None
         };
@@ -283,16 +287,14 @@ impl Holder {
         self.apply(&Event::Gone { peer: id });
     }
 
-    /// The last line that backends have written to the log.
-    fn log_tail(&self) -> Option<String> {
-        let text = std::fs::read(self.registry.log(self.device.index)).ok()?;
+    /// What backends have written to the log, line by line.
+    pub(crate) fn words_of_backends(&self) -> Vec<String> {
+        let text = std::fs::read(self.registry.log(self.device.index)).unwrap_or_default();
         let text = String::from_utf8_lossy(&text);
-        let ours = "nbd-kernel-holder: ";
-        let line = text
+        let theirs = text
             .lines()
-            .rev()
-            .find(|line| !line.is_empty() && !line.starts_with(ours));
-        line.map(str::to_owned)
+            .filter(|line| !line.is_empty() && !line.starts_with(crate::OUR_WORDS));
+        theirs.map(str::to_owned).collect()
     }
 
     /// The process behind a peer has ended, or no thread of it can run any more.
@@ -320,7 +322,7 @@ impl Holder {
         self.log(&format!("backend {pid} {cause}"));
         self.last_failure = words.unwrap_or_else(|| format!("the backend {cause}"));
         if !self.attached
-            && let Some(said) = self.log_tail()
+            && let Some(said) = self.words_of_backends().pop()
         {
             self.last_failure = format!("{}; it said: {said}", self.last_failure);
         }

@@ -79,7 +79,7 @@ impl Holder {
             Request::Restart => self.restart(id, None),
             Request::Replace { program } => self.restart(id, program),
             Request::WaitReady if self.supervisor.is_ready() && self.attached => {
-                let text = self.device.path().display().to_string();
+                let text = format!("{} is being served", self.device.name());
                 self.answer(id, &Response::Done { text });
             }
             Request::WaitReady => {

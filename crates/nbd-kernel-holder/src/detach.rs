@@ -4,6 +4,7 @@ use std::os::fd::AsFd;
 use std::time::Duration;
 
 use nbd_control::control::{Failure, FailureKind};
+use nix::fcntl::{Flock, FlockArg};
 
 use crate::holder::Holder;
 use crate::kernel::errand::{self, Flushed};
@@ -182,6 +183,9 @@ impl Holder {
         if let Some(milliseconds) = self.io_timeout.take() {
             self.device.restore_timeouts(milliseconds);
         }
+        // Under the lock: whoever picks a device must not find an entry that is half gone.
+        let lock = self.registry.lock_file();
+        let _lock = lock.map(|file| Flock::lock(file, FlockArg::LockExclusive));
         self.control = None;
         self.join = None;
         if let Err(error) = self.registry.remove(self.device.index) {

@@ -6,7 +6,7 @@
 //! [errand](crate::kernel::errand).
 
 use std::collections::BTreeMap;
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::{Duration, Instant};
@@ -114,7 +114,6 @@ impl Holder {
         registry: Registry,
         settings: Settings,
         device: Device,
-        report: Option<Channel>,
     ) -> std::io::Result<Self> {
         let has_program = !settings.program.is_empty();
         Ok(Self {
@@ -126,7 +125,7 @@ impl Holder {
             device,
             control: None,
             join: None,
-            report,
+            report: None,
             ledger: None,
             inspector: None,
             lanes: Vec::new(),
@@ -158,14 +157,30 @@ impl Holder {
     }
 
     pub(crate) fn log(&self, text: &str) {
-        eprintln!("nbd-kernel-holder: {}: {text}", self.device.name());
+        eprintln!("{}{}: {text}", crate::OUR_WORDS, self.device.name());
     }
 
     /// Tells the operator something that is no reason to stop.
     pub(crate) fn notice(&self, text: &str) {
         self.log(text);
-        if let Some(report) = &self.report {
-            let _ = report.send(&Report::Notice { text: text.into() }, &[]);
+        self.report(&Report::Notice { text: text.into() });
+    }
+
+    pub(crate) fn report(&self, report: &Report) {
+        if let Some(channel) = &self.report {
+            let _ = channel.send(report, &[]);
+        }
+    }
+
+    /// From now on our own words go to the device's log, like those of its backends.
+    pub(crate) fn redirect_output(&self) {
+        let log = self.registry.log(self.device.index);
+        let null = OpenOptions::new().read(true).write(true).open("/dev/null");
+        let log = OpenOptions::new().create(true).append(true).open(log);
+        if let (Ok(null), Ok(log)) = (null, log) {
+            let _ = nix::unistd::dup2_stdin(&null);
+            let _ = nix::unistd::dup2_stdout(&null);
+            let _ = nix::unistd::dup2_stderr(&log);
         }
     }
 
@@ -348,12 +363,12 @@ impl Holder {
     /// Feeds the supervisor and does what it says.
     pub(crate) fn apply(&mut self, event: &Event) {
         for action in self.supervisor.apply(event) {
-            self.act(action);
+            self.act(&action);
         }
     }
 
-    fn act(&mut self, action: Action) {
-        match action {
+    fn act(&mut self, action: &Action) {
+        match *action {
             Action::Start => self.start_program(),
             Action::StartAfter(pause) => {
                 self.log(&format!(

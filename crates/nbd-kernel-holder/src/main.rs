@@ -21,7 +21,6 @@ mod status;
 mod supervisor;
 mod system;
 
-use std::fs::OpenOptions;
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 
@@ -34,6 +33,8 @@ use args::Args;
 use attach::AttachError;
 use holder::{Holder, Settings};
 
+/// How each of our lines in a log begins.
+const OUR_WORDS: &str = "nbd-kernel-holder: ";
 /// How often to look for another device when somebody else took the picked one.
 const TRIES: usize = 5;
 /// Exit status after a signal during attach.
@@ -41,6 +42,7 @@ const INTERRUPTED: u8 = 130;
 
 fn main() -> ExitCode {
     let args = Args::parse();
+    system::close_inherited(args.report_fd);
     let report = match args.report_fd.map(open_report).transpose() {
         Ok(report) => report,
         Err(text) => {
@@ -91,8 +93,8 @@ fn start(args: &Args, mut report: Option<Channel>) -> Result<Holder, Stopped> {
     let _ = std::fs::write("/proc/self/oom_score_adj", "-1000");
     let registry = Registry::new(args.runtime_dir.clone());
     if let Some(index) = args.adopt {
-        return adopt::adopt(registry, index, report)
-            .map_err(|failure| Stopped::Failed(failure, None));
+        return adopt::adopt(registry, index, &mut report)
+            .map_err(|failure| Stopped::Failed(failure, report));
     }
     let mut avoid = Vec::new();
     loop {
@@ -101,20 +103,19 @@ fn start(args: &Args, mut report: Option<Channel>) -> Result<Holder, Stopped> {
             Err(failure) => return Err(Stopped::Failed(failure, report)),
         };
         let index = picked.device.index;
-        let made = Holder::new(
-            registry.clone(),
-            settings.clone(),
-            picked.device.clone(),
-            report.take(),
-        );
+        let made = Holder::new(registry.clone(), settings.clone(), picked.device.clone());
         let mut holder = match made {
             Ok(holder) => holder,
             Err(error) => {
                 let _ = registry.remove(index);
                 let failure = Failure::new(FailureKind::Other, error.to_string());
-                return Err(Stopped::Failed(failure, None));
+                return Err(Stopped::Failed(failure, report));
             }
         };
+        if report.is_some() {
+            holder.redirect_output();
+        }
+        holder.report = report.take();
         match holder.attach(picked) {
             Ok(()) => return Ok(holder),
             Err(AttachError::Interrupted) => return Err(Stopped::Interrupted),
@@ -159,24 +160,15 @@ fn validate(args: &Args) -> Result<Settings, Failure> {
     })
 }
 
-/// Tells whoever started us that the device can be used, and lets go of their terminal.
+/// Tells whoever started us that the device can be used.
 fn announce(holder: &mut Holder, daemon: bool) {
     let path = holder.device.path().display().to_string();
     if !daemon {
         println!("{path}");
         return;
     }
-    if let Some(report) = holder.report.take() {
-        let _ = report.send(&Report::Ready { path }, &[]);
-    }
-    let log = holder.registry.log(holder.device.index);
-    let null = OpenOptions::new().read(true).write(true).open("/dev/null");
-    let log = OpenOptions::new().create(true).append(true).open(log);
-    if let (Ok(null), Ok(log)) = (null, log) {
-        let _ = nix::unistd::dup2_stdin(&null);
-        let _ = nix::unistd::dup2_stdout(&null);
-        let _ = nix::unistd::dup2_stderr(&log);
-    }
+    holder.report(&Report::Ready { path });
+    holder.report = None;
 }
 
 /// Holds the device until it is detached or lost.

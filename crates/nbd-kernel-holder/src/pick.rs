@@ -121,6 +121,11 @@ fn registered(registry: &Registry, index: u32) -> Option<String> {
             "it is attached and its holder is gone; `nbd-ctl adopt nbd{index}`"
         ));
     }
+    if let Ok(Some(state)) = registry.read_state(index)
+        && let Some(milliseconds) = state.io_timeout
+    {
+        Device::new(index).restore_timeouts(milliseconds);
+    }
     match registry.remove(index) {
         Ok(()) => None,
         Err(error) => Some(format!("its stale entry cannot be removed: {error}")),

@@ -126,6 +126,16 @@ pub(crate) fn keep_only(descriptors: &[(BorrowedFd<'_>, RawFd)]) -> io::Result<(
     close_range(FAR, RawFd::MAX)
 }
 
+/// Closes what our parent left open by accident, all but 0 to 2 and `kept`: a daemon would hold
+/// it for ever. Only for the beginning of the program, when nothing else was opened.
+pub(crate) fn close_inherited(kept: Option<RawFd>) {
+    let after = kept.map_or(3, |kept| {
+        let _ = (kept > 3).then(|| close_range(3, kept - 1));
+        kept + 1
+    });
+    let _ = close_range(after, RawFd::MAX);
+}
+
 fn close_range(first: RawFd, last: RawFd) -> io::Result<()> {
     // SAFETY: plain numbers. The objects that owned these descriptors are the parent's; the child
     // never drops them, as it ends with _exit.

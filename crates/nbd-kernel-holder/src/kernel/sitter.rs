@@ -1,8 +1,8 @@
 //! The sitter: a forked process that sits in NBD_DO_IT, or with netlink just sits, and keeps a
 //! copy of everything that must outlive holder and backend.
 //!
-//! It blocks all signals, as any signal to the process in the ioctl tears the device down. It
-//! holds its descriptors under fixed numbers, from where another holder can copy them after this
+//! It blocks all signals, as any signal to the process in the ioctl tears the device down, and
+//! the holder traces it, as a debugger that attached to it would do the same. It holds its descriptors under fixed numbers, from where another holder can copy them after this
 //! one died ([`Process::copy_descriptor`](crate::system::Process::copy_descriptor)).
 
 use std::fs::File;
@@ -12,6 +12,7 @@ use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use nbd_control::backend::ExportInfo;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
+use nix::sys::ptrace;
 use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
 use nix::sys::stat::Mode;
 
@@ -57,6 +58,15 @@ pub(crate) struct SetupError {
     pub(crate) errno: Errno,
 }
 
+impl SetupError {
+    fn unexpected(step: &str) -> Self {
+        Self {
+            step: step.into(),
+            errno: Errno::EIO,
+        }
+    }
+}
+
 /// Forks the sitter.
 pub(crate) fn start(setup: &Setup<'_>) -> std::io::Result<Sitter> {
     let (read, write) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
@@ -74,6 +84,12 @@ pub(crate) fn start(setup: &Setup<'_>) -> std::io::Result<Sitter> {
         process: child?,
         progress: Some(read.into()),
     })
+}
+
+/// Lets nobody else trace the sitter: a debugger or strace that attaches would interrupt the ioctl.
+/// A tracer that asks for nothing disturbs nothing, not even by dying.
+pub(crate) fn shield(sitter: &Process) -> nix::Result<()> {
+    ptrace::seize(sitter.pid, ptrace::Options::empty())
 }
 
 /// Reads what the sitter said when its pipe was readable; `Ok(())` if it is about to sit.
@@ -105,20 +121,27 @@ fn child(setup: &Setup<'_>, write: &OwnedFd) -> u8 {
         return 1;
     }
     // From here on the parent's objects name closed descriptors; only numbers are used.
-    let mut progress = numbered_file(PROGRESS);
+    let progress = numbered_file(PROGRESS);
     let sockets: Vec<OwnedFd> = (0..kernel_ends)
         .map(|i| numbered_file(KERNEL_ENDS + i as RawFd).into())
         .collect();
     silence();
-    let result = match setup.api {
-        KernelApi::Ioctl => sit_in_ioctl(setup, sockets, &mut progress),
-        KernelApi::Netlink => sit_beside_netlink(setup, sockets, &mut progress),
+    let connected = match setup.api {
+        KernelApi::Ioctl => connect_ioctl(setup, &sockets).map(Seat::Ioctl),
+        KernelApi::Netlink => connect_netlink(setup, &sockets).map(Seat::Netlink),
     };
-    if let Err(SetupError { step, errno }) = result {
-        let _ = write!(progress, "{} {step}", errno as i32);
-        return 1;
+    // The driver has its own references; ours would keep a closed lane from looking closed.
+    drop(sockets);
+    match connected {
+        Ok(seat) => {
+            report_ok(progress);
+            seat.sit()
+        }
+        Err(error) => {
+            report(progress, &error);
+            1
+        }
     }
-    0
 }
 
 fn descriptors<'a>(setup: &'a Setup<'_>, progress: BorrowedFd<'a>) -> Vec<(BorrowedFd<'a>, RawFd)> {
@@ -163,61 +186,66 @@ fn at(step: &str) -> impl FnOnce(Errno) -> SetupError {
     move |errno| SetupError { step, errno }
 }
 
-fn sit_in_ioctl(
-    setup: &Setup<'_>,
-    sockets: Vec<OwnedFd>,
-    progress: &mut File,
-) -> Result<(), SetupError> {
+/// Where the sitter sits once the device is set up.
+enum Seat {
+    Ioctl(OwnedFd),
+    /// The socket that connected stays open for the life of the device.
+    Netlink(Netlink),
+}
+
+impl Seat {
+    fn sit(self) -> u8 {
+        match self {
+            Self::Ioctl(device) => {
+                let result = ioctl::do_it(device.as_fd());
+                // It returns with requests still in flight; this fails them, so that nobody
+                // waits for ever.
+                let _ = ioctl::clear_sock(device.as_fd());
+                u8::from(result.is_err())
+            }
+            Self::Netlink(_socket) => loop {
+                // Only SIGKILL ends this.
+                nix::unistd::pause();
+            },
+        }
+    }
+}
+
+fn connect_ioctl(setup: &Setup<'_>, sockets: &[OwnedFd]) -> Result<OwnedFd, SetupError> {
     let path = setup.device.path();
     let flags = OFlag::O_RDWR | OFlag::O_CLOEXEC;
     let device = open(&path, flags, Mode::empty()).map_err(at("open the device"))?;
-    let device = device.as_fd();
-    let export = &setup.export;
-    for (added, socket) in sockets.iter().enumerate() {
-        let step = ioctl::set_sock(device, socket.as_fd()).map_err(at("NBD_SET_SOCK"));
-        if step.is_err() && added == 0 {
-            // Somebody else's device: nothing of ours to clear.
-            return step;
+    let (first, more) = sockets
+        .split_first()
+        .ok_or(SetupError::unexpected("count lanes"))?;
+    // If this fails the device is somebody else's, and nothing of ours is to be cleared.
+    ioctl::set_sock(device.as_fd(), first.as_fd()).map_err(at("NBD_SET_SOCK"))?;
+    match set_up(setup, device.as_fd(), more) {
+        Ok(()) => Ok(device),
+        Err(error) => {
+            let _ = ioctl::clear_sock(device.as_fd());
+            Err(error)
         }
-        cleared(device, step)?;
     }
-    drop(sockets);
+}
+
+fn set_up(setup: &Setup<'_>, device: BorrowedFd<'_>, more: &[OwnedFd]) -> Result<(), SetupError> {
+    let export = &setup.export;
+    for socket in more {
+        ioctl::set_sock(device, socket.as_fd()).map_err(at("NBD_SET_SOCK"))?;
+    }
     let blocks = export.size / u64::from(export.block_size);
-    cleared(
-        device,
-        ioctl::set_block_size(device, export.block_size).map_err(at("NBD_SET_BLKSIZE")),
-    )?;
-    cleared(
-        device,
-        ioctl::set_size_blocks(device, blocks).map_err(at("NBD_SET_SIZE_BLOCKS")),
-    )?;
-    cleared(
-        device,
-        ioctl::set_flags(device, export.flags).map_err(at("NBD_SET_FLAGS")),
-    )?;
-    report_ok(progress);
-    let result = ioctl::do_it(device);
-    // It returns with requests still in flight; this fails them, so that nobody waits for ever.
-    let _ = ioctl::clear_sock(device);
-    result.map_err(at("NBD_DO_IT"))
+    ioctl::set_block_size(device, export.block_size).map_err(at("NBD_SET_BLKSIZE"))?;
+    ioctl::set_size_blocks(device, blocks).map_err(at("NBD_SET_SIZE_BLOCKS"))?;
+    ioctl::set_flags(device, export.flags).map_err(at("NBD_SET_FLAGS"))
 }
 
-fn cleared(device: BorrowedFd<'_>, step: Result<(), SetupError>) -> Result<(), SetupError> {
-    step.inspect_err(|_| {
-        let _ = ioctl::clear_sock(device);
-    })
-}
-
-fn sit_beside_netlink(
-    setup: &Setup<'_>,
-    sockets: Vec<OwnedFd>,
-    progress: &mut File,
-) -> Result<(), SetupError> {
-    let step = |error: super::netlink::NetlinkError| SetupError {
+fn connect_netlink(setup: &Setup<'_>, sockets: &[OwnedFd]) -> Result<Netlink, SetupError> {
+    let failed = |error: super::netlink::NetlinkError| SetupError {
         step: format!("netlink: {error}"),
         errno: error.errno(),
     };
-    let netlink = Netlink::open().map_err(step)?;
+    let netlink = Netlink::open().map_err(failed)?;
     let ends: Vec<_> = sockets.iter().map(AsFd::as_fd).collect();
     let connect = Connect {
         index: setup.device.index,
@@ -227,19 +255,15 @@ fn sit_beside_netlink(
         flags: setup.export.flags.into(),
         identifier: &setup.device.name(),
     };
-    netlink.connect(&connect).map_err(step)?;
-    drop(sockets);
-    report_ok(progress);
-    // The socket that connected stays open for the life of the device. Only SIGKILL ends this.
-    loop {
-        nix::unistd::pause();
-    }
+    netlink.connect(&connect).map_err(failed)?;
+    Ok(netlink)
 }
 
-fn report_ok(progress: &mut File) {
+fn report(mut progress: File, error: &SetupError) {
+    let _ = write!(progress, "{} {}", error.errno as i32, error.step);
+}
+
+/// The last word; whoever waits for it also waits for the pipe's end.
+fn report_ok(mut progress: File) {
     let _ = progress.write_all(b"ok");
-    *progress = match File::open("/dev/null") {
-        Ok(null) => null,
-        Err(_) => return,
-    };
 }
