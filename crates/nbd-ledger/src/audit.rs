@@ -12,9 +12,15 @@ use nbd_proto::{CommandType, NbdError, Request, SimpleReply};
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use thiserror::Error;
 
-use crate::layout::{Header, LaneControl, Layout, MAGIC, SlotIndex, SlotState, VERSION};
+use crate::layout::{
+    FIRST_SEQUENCE, Header, LaneControl, Layout, MAGIC, SlotIndex, SlotState, VERSION,
+};
 use crate::map::{Map, Ring};
 use crate::{receive, transmit};
+
+/// More than any count reaches, and so far from the end of `u64` that the sums of a backend's
+/// lifetime cannot overflow.
+const ENDLESS: u64 = 1 << 62;
 
 /// How a ledger contradicts itself or the layout it should have.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
@@ -92,17 +98,25 @@ pub(crate) struct Pending {
 impl Findings {
     /// The last transmission that the kernel has entirely.
     pub(crate) fn complete(&self) -> u64 {
-        if self.sent == self.length { self.sequence } else { self.sequence - 1 }
+        if self.sent == self.length {
+            self.sequence
+        } else {
+            self.sequence - 1
+        }
     }
 }
 
 /// Checks that a file can be mapped without risk: a shrunken one would kill its readers.
 pub(crate) fn check_file(file: BorrowedFd<'_>, layout: &Layout) -> Result<(), Damage> {
-    let expected = layout.size();
-    let size = nix::sys::stat::fstat(file).map(|stat| stat.st_size).unwrap_or(-1);
+    // The size of an unsound layout may not even be a number.
+    let sound = layout.is_sound();
+    let expected = if sound { layout.size() } else { 0 };
+    let size = nix::sys::stat::fstat(file)
+        .map(|stat| stat.st_size)
+        .unwrap_or(-1);
     let seals = fcntl(file, FcntlArg::F_GET_SEALS).unwrap_or(0);
     let sealed = SealFlag::from_bits_truncate(seals).contains(SealFlag::F_SEAL_SHRINK);
-    if layout.is_sound() && sealed && u64::try_from(size) == Ok(expected) {
+    if sound && sealed && u64::try_from(size) == Ok(expected) {
         Ok(())
     } else {
         Err(Damage::File { expected })
@@ -113,15 +127,38 @@ pub(crate) fn check_header(header: &Header, layout: &Layout) -> Result<(), Damag
     let relaxed = Ordering::Relaxed;
     let words = [
         ("magic", header.magic.load(relaxed), MAGIC),
-        ("version", header.version.load(relaxed).into(), VERSION.into()),
-        ("lanes", header.lanes.load(relaxed).into(), layout.lanes.into()),
+        (
+            "version",
+            header.version.load(relaxed).into(),
+            VERSION.into(),
+        ),
+        (
+            "lanes",
+            header.lanes.load(relaxed).into(),
+            layout.lanes.into(),
+        ),
         ("ring size", header.ring.load(relaxed), layout.ring),
-        ("transmit size", header.transmit.load(relaxed), layout.transmit),
-        ("payload limit", header.max_payload.load(relaxed).into(), layout.max_payload.into()),
+        (
+            "transmit size",
+            header.transmit.load(relaxed),
+            layout.transmit,
+        ),
+        (
+            "payload limit",
+            header.max_payload.load(relaxed).into(),
+            layout.max_payload.into(),
+        ),
     ];
-    match words.into_iter().find(|(_, found, expected)| found != expected) {
+    match words
+        .into_iter()
+        .find(|(_, found, expected)| found != expected)
+    {
         None => Ok(()),
-        Some((what, found, expected)) => Err(Damage::Header { what, found, expected }),
+        Some((what, found, expected)) => Err(Damage::Header {
+            what,
+            found,
+            expected,
+        }),
     }
 }
 
@@ -136,7 +173,11 @@ pub(crate) fn check_lane(
     let mut unsent = Vec::new();
     for index in SlotIndex::all() {
         let slot = map.slot(lane, index);
-        let bad = |what| Damage::Slot { lane, slot: index.get(), what };
+        let bad = |what| Damage::Slot {
+            lane,
+            slot: index.get(),
+            what,
+        };
         let position = slot.position.load(Ordering::Relaxed);
         let request = receive::request_of(slot);
         match slot.state() {
@@ -151,7 +192,11 @@ pub(crate) fn check_lane(
             SlotState::Staged(_) if position >= findings.parsed => return Err(bad("position")),
             SlotState::Pending | SlotState::Staged(_) => {
                 check_payload(&findings, map.layout(), ring, position, &request).map_err(bad)?;
-                findings.pending.push(Pending { slot: index, position, request });
+                findings.pending.push(Pending {
+                    slot: index,
+                    position,
+                    request,
+                });
             }
         }
     }
@@ -163,7 +208,13 @@ pub(crate) fn check_lane(
 }
 
 fn check_records(control: &LaneControl, layout: &Layout, lane: u32) -> Result<Findings, Damage> {
-    let ensure = |holds: bool, what| if holds { Ok(()) } else { Err(Damage::Record { lane, what }) };
+    let ensure = |holds: bool, what| {
+        if holds {
+            Ok(())
+        } else {
+            Err(Damage::Record { lane, what })
+        }
+    };
     let relaxed = Ordering::Relaxed;
     let receiving = control.receiving();
     let count = u64::from(receiving.message.msg_len.load(relaxed));
@@ -172,27 +223,39 @@ fn check_records(control: &LaneControl, layout: &Layout, lane: u32) -> Result<Fi
     let base = receiving.base.load(relaxed);
     let parsed = control.parsed.load(Ordering::Acquire);
     ensure(wanted <= layout.ring && count <= wanted, "receive length")?;
-    // Far beyond any stream, and far enough from the end that sums below cannot overflow.
-    ensure(before < 1 << 62 && parsed < 1 << 62, "stream position")?;
+    ensure(before < ENDLESS && parsed < ENDLESS, "stream position")?;
+    let receive_epoch = control.receive_epoch.load(relaxed);
+    ensure(receive_epoch < ENDLESS, "receive count")?;
     let received = before + count;
-    ensure(parsed <= received + receive::HEADER + u64::from(u32::MAX), "parse position")?;
+    ensure(
+        parsed <= received + receive::HEADER + u64::from(u32::MAX),
+        "parse position",
+    )?;
     ensure(base <= before && base <= parsed, "ring base")?;
-    ensure(received - parsed.min(received) <= layout.ring, "unparsed length")?;
+    ensure(
+        received - parsed.min(received) <= layout.ring,
+        "unparsed length",
+    )?;
 
     let transmitting = control.transmitting();
     let count = u64::from(transmitting.message.msg_len.load(relaxed));
     let length = transmitting.length.load(relaxed);
     let sent = transmitting.sent.load(relaxed);
     let sequence = transmitting.sequence.load(relaxed);
-    ensure((1..1 << 62).contains(&sequence), "transmission number")?;
+    ensure(
+        (FIRST_SEQUENCE..ENDLESS).contains(&sequence),
+        "transmission number",
+    )?;
+    let transmit_epoch = control.transmit_epoch.load(relaxed);
+    ensure(transmit_epoch < ENDLESS, "send count")?;
     ensure(length <= layout.transmit, "transmission length")?;
     ensure(sent <= length && count <= length - sent, "sent length")?;
     Ok(Findings {
-        receive_epoch: control.receive_epoch.load(relaxed),
+        receive_epoch,
         received,
         base,
         parsed,
-        transmit_epoch: control.transmit_epoch.load(relaxed),
+        transmit_epoch,
         sequence,
         length,
         sent: sent + count,
@@ -221,8 +284,14 @@ fn check_payload(
         return Err("payload position");
     }
     let header = ring.bytes((position - findings.base) % layout.ring, receive::HEADER);
-    let same = header.first_chunk().and_then(|bytes| Request::decode(bytes).ok());
-    if same == Some(*request) { Ok(()) } else { Err("request: it is not the one in the ring") }
+    let same = header
+        .first_chunk()
+        .and_then(|bytes| Request::decode(bytes).ok());
+    if same == Some(*request) {
+        Ok(())
+    } else {
+        Err("request: it is not the one in the ring")
+    }
 }
 
 fn check_pending(findings: &mut Findings, lane: u32) -> Result<(), Damage> {
@@ -230,7 +299,11 @@ fn check_pending(findings: &mut Findings, lane: u32) -> Result<(), Damage> {
     let mut cookies = HashSet::new();
     let mut end = 0;
     for pending in &findings.pending {
-        let bad = |what| Damage::Slot { lane, slot: pending.slot.get(), what };
+        let bad = |what| Damage::Slot {
+            lane,
+            slot: pending.slot.get(),
+            what,
+        };
         if !cookies.insert(pending.request.cookie) {
             return Err(bad("cookie: two requests have it"));
         }
@@ -238,6 +311,9 @@ fn check_pending(findings: &mut Findings, lane: u32) -> Result<(), Damage> {
             return Err(bad("position: it overlaps another request"));
         }
         end = pending.position + receive::HEADER + u64::from(pending.request.payload_len());
+        if end > findings.parsed {
+            return Err(bad("position: its end was not taken yet"));
+        }
     }
     Ok(())
 }
@@ -247,11 +323,20 @@ fn check_replies(area: &[u8], mut staged: Vec<Request>, lane: u32) -> Result<(),
     let mut at = 0;
     while at < area.len() {
         let start = at as u64;
-        let bad = |what| Damage::Reply { lane, at: start, what };
+        let bad = |what| Damage::Reply {
+            lane,
+            at: start,
+            what,
+        };
         let header = area[at..].first_chunk().ok_or(bad("is cut off"))?;
         let reply = SimpleReply::decode(header).map_err(|_| bad("has no magic"))?;
-        let of = staged.iter().position(|request| request.cookie == reply.cookie);
+        let of = staged
+            .iter()
+            .position(|request| request.cookie == reply.cookie);
         let request = staged.swap_remove(of.ok_or(bad("answers no request"))?);
+        if staged.iter().any(|other| other.cookie == reply.cookie) {
+            return Err(bad("answers two requests"));
+        }
         let has_data = request.command == CommandType::READ && reply.error == NbdError::SUCCESS;
         at += transmit::HEADER as usize + if has_data { request.length as usize } else { 0 };
         if at > area.len() {
@@ -260,6 +345,10 @@ fn check_replies(area: &[u8], mut staged: Vec<Request>, lane: u32) -> Result<(),
     }
     match staged.is_empty() {
         true => Ok(()),
-        false => Err(Damage::Reply { lane, at: at as u64, what: "is missing" }),
+        false => Err(Damage::Reply {
+            lane,
+            at: at as u64,
+            what: "is missing",
+        }),
     }
 }

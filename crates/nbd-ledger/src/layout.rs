@@ -349,3 +349,6 @@ const _: () = {
     assert!(size_of::<LaneControl>() <= PAGE as usize);
     assert!(Layout::with_lanes(1).is_sound() && Layout::with_lanes(MAX_LANES).is_sound());
 };
+
+#[cfg(test)]
+mod tests;

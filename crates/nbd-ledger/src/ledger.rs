@@ -34,13 +34,16 @@ pub enum LedgerError {
     /// The memory is not what a sane predecessor can have left. It must not be replayed.
     #[error("the ledger is damaged")]
     Damaged(#[from] Damage),
-    /// The lane was opened already in this process.
+    /// The lane was opened already through this mapping; it is not given back.
     #[error("lane {0} is open in this process already")]
     LaneTaken(u32),
 }
 
 fn system(action: &'static str) -> impl FnOnce(nix::Error) -> LedgerError {
-    move |errno| LedgerError::System { action, source: errno.into() }
+    move |errno| LedgerError::System {
+        action,
+        source: errno.into(),
+    }
 }
 
 /// A ledger that this process may write to: a backend's.
@@ -56,13 +59,15 @@ impl Ledger {
     pub fn create(layout: &Layout) -> Result<OwnedFd, LedgerError> {
         assert!(layout.is_sound(), "layout {layout:?}");
         let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
-        let file = std::fs::File::from(
-            memfd_create(c"nbd-ledger", flags).map_err(system("create"))?,
-        );
+        let file =
+            std::fs::File::from(memfd_create(c"nbd-ledger", flags).map_err(system("create"))?);
         let written = file
             .set_len(layout.size())
             .and_then(|()| write_initial_state(&file, layout));
-        written.map_err(|source| LedgerError::System { action: "fill", source })?;
+        written.map_err(|source| LedgerError::System {
+            action: "fill",
+            source,
+        })?;
         let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
         fcntl(&file, FcntlArg::F_ADD_SEALS(seals)).map_err(system("seal"))?;
         Ok(file.into())
@@ -87,6 +92,15 @@ impl Ledger {
         if self.taken[index as usize].swap(true, Ordering::AcqRel) {
             return Err(LedgerError::LaneTaken(index));
         }
+        self.take_over(index, socket)
+            .inspect_err(|_| self.taken[index as usize].store(false, Ordering::Release))
+    }
+
+    fn take_over(
+        self: &Arc<Self>,
+        index: u32,
+        socket: OwnedFd,
+    ) -> Result<(Receiver, Transmitter, Recovery), LedgerError> {
         let layout = self.map.layout();
         let ring = Ring::new(self.file.as_fd(), layout, index).map_err(system("map"))?;
         let area = TransmitArea::new(self.file.as_fd(), layout, index).map_err(system("map"))?;
@@ -139,7 +153,10 @@ fn write_initial_state(file: &std::fs::File, layout: &Layout) -> io::Result<()> 
     let sequence = std::mem::offset_of!(LaneControl, transmit)
         + std::mem::offset_of!(TransmitRecord, sequence);
     (0..layout.lanes).try_for_each(|lane| {
-        file.write_all_at(&FIRST_SEQUENCE.to_ne_bytes(), layout.lane(lane) + sequence as u64)
+        file.write_all_at(
+            &FIRST_SEQUENCE.to_ne_bytes(),
+            layout.lane(lane) + sequence as u64,
+        )
     })
 }
 
@@ -180,6 +197,11 @@ impl Lane {
     }
 
     pub(crate) fn is_free(&self, slot: SlotIndex) -> bool {
-        self.slot(slot).state().is_free(self.complete.load(Ordering::Acquire))
+        self.slot(slot)
+            .state()
+            .is_free(self.complete.load(Ordering::Acquire))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -36,6 +36,8 @@ mod map;
 mod message;
 pub mod receive;
 pub mod recover;
+#[cfg(test)]
+mod testing;
 pub mod transmit;
 
 pub use audit::Damage;

@@ -9,7 +9,7 @@ use std::num::NonZeroUsize;
 use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
 
-use nix::sys::mman::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
+use nix::sys::mman::{MapFlags, ProtFlags, mlock, mmap, mmap_anonymous, munmap};
 
 use crate::layout::{Header, LaneControl, Layout, SLOTS, Slot, SlotIndex};
 
@@ -38,7 +38,10 @@ impl Mapping {
         let offset = i64::try_from(offset).map_err(|_| nix::Error::EOVERFLOW)?;
         // SAFETY: no address is asked for, so the kernel picks a range that nothing else uses.
         let start = unsafe { mmap(None, size, protection, MapFlags::MAP_SHARED, file, offset)? };
-        Ok(Self { start: start.cast(), length })
+        Ok(Self {
+            start: start.cast(),
+            length,
+        })
     }
 
     /// The same `length` bytes of the file twice in a row.
@@ -51,7 +54,10 @@ impl Mapping {
         let start = unsafe {
             mmap_anonymous(None, both, ProtFlags::PROT_NONE, MapFlags::MAP_PRIVATE)?.cast::<u8>()
         };
-        let reserved = Self { start, length: both.get() };
+        let reserved = Self {
+            start,
+            length: both.get(),
+        };
         for half in [0, once] {
             let address = NonZeroUsize::new(start.as_ptr() as usize + half);
             // SAFETY: MAP_FIXED replaces one half of the range reserved above, which is ours
@@ -91,7 +97,23 @@ impl Map {
         let mut protection = ProtFlags::PROT_READ;
         protection.set(ProtFlags::PROT_WRITE, writable);
         let words = Mapping::of_file(file, 0, layout.size(), protection)?;
-        Ok(Self { words, layout })
+        let map = Self { words, layout };
+        if writable {
+            map.lock_control_pages();
+        }
+        Ok(map)
+    }
+
+    /// Keeps the control pages from being swapped out. The kernel stores `msg_len` after it has
+    /// moved the bytes; if that store had to wait for a page to be read back, and a SIGKILL were
+    /// pending, the kernel would give the store up and the count would be lost.
+    fn lock_control_pages(&self) {
+        for lane in 0..self.layout.lanes {
+            let page = NonNull::from(self.lane(lane)).cast();
+            // SAFETY: a page of this mapping; locking it changes nothing that the program sees.
+            // A process that may not lock even this little runs with the small risk.
+            let _ = unsafe { mlock(page, size_of::<LaneControl>()) };
+        }
     }
 
     pub(crate) fn layout(&self) -> &Layout {
@@ -100,11 +122,15 @@ impl Map {
 
     fn at<T>(&self, offset: u64) -> &T {
         let offset = offset as usize;
-        assert!(offset + size_of::<T>() <= self.words.length, "word beyond the ledger");
+        assert!(
+            offset + size_of::<T>() <= self.words.length,
+            "word beyond the ledger"
+        );
         // SAFETY: in bounds by the assertion; the mapping is page-aligned and every offset that
         // `Layout` computes is a multiple of T's alignment; T consists of atomics only, for which
-        // any bit pattern is valid and concurrent writers are defined behaviour. A read-only
-        // mapping is only ever loaded from, as `Inspector` has no storing method.
+        // any bit pattern is valid and concurrent writers are defined behaviour. This crate only
+        // loads from a read-only mapping, and the store of a caller who ignores what
+        // `Inspector::header` says is a fault, not a change of memory.
         unsafe { &*self.words.start.as_ptr().add(offset).cast::<T>() }
     }
 
@@ -118,7 +144,10 @@ impl Map {
     }
 
     pub(crate) fn slot(&self, lane: u32, slot: SlotIndex) -> &Slot {
-        assert!(lane < self.layout.lanes && u32::from(slot.0) < SLOTS, "slot beyond the ledger");
+        assert!(
+            lane < self.layout.lanes && u32::from(slot.0) < SLOTS,
+            "slot beyond the ledger"
+        );
         let table = self.layout.lane(lane) + self.layout.slots();
         self.at(table + slot.get() as u64 * size_of::<Slot>() as u64)
     }
@@ -139,11 +168,17 @@ pub(crate) struct Ring {
 impl Ring {
     pub(crate) fn new(file: BorrowedFd<'_>, layout: &Layout, lane: u32) -> nix::Result<Self> {
         let offset = layout.lane(lane) + layout.ring_offset();
-        Ok(Self { twice: Mapping::twice(file, offset, layout.ring)?, size: layout.ring })
+        Ok(Self {
+            twice: Mapping::twice(file, offset, layout.ring)?,
+            size: layout.ring,
+        })
     }
 
     fn check(&self, offset: u64, length: u64) {
-        assert!(offset < self.size && length <= self.size, "range beyond the receive ring");
+        assert!(
+            offset < self.size && length <= self.size,
+            "range beyond the receive ring"
+        );
     }
 
     /// Received bytes.
@@ -161,13 +196,19 @@ impl Ring {
         self.check(offset, length);
         // SAFETY: in bounds as in `bytes`; a pointer is made, not followed.
         let start = unsafe { self.twice.start.as_ptr().add(offset as usize) };
-        libc::iovec { iov_base: start.cast(), iov_len: length as usize }
+        libc::iovec {
+            iov_base: start.cast(),
+            iov_len: length as usize,
+        }
     }
 
     /// Copies bytes to the ring's beginning; both ranges lie in the first mapping and do not
     /// overlap, and nothing live lies in the target.
     pub(crate) fn copy_to_start(&self, offset: u64, length: u64) {
-        assert!(length <= offset && offset + length <= self.size, "overlapping move in the ring");
+        assert!(
+            length <= offset && offset + length <= self.size,
+            "overlapping move in the ring"
+        );
         let start = self.twice.start.as_ptr();
         // SAFETY: disjoint and in bounds by the assertion; the target is free by the contract,
         // so no slice of it exists, and only the one receiver calls this.
@@ -187,7 +228,9 @@ impl TransmitArea {
     pub(crate) fn new(file: BorrowedFd<'_>, layout: &Layout, lane: u32) -> nix::Result<Self> {
         let offset = layout.lane(lane) + layout.transmit_offset();
         let both = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-        Ok(Self { bytes: Mapping::of_file(file, offset, layout.transmit, both)? })
+        Ok(Self {
+            bytes: Mapping::of_file(file, offset, layout.transmit, both)?,
+        })
     }
 
     pub(crate) fn as_slice(&self) -> &[u8] {

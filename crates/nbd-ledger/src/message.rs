@@ -4,7 +4,8 @@
 //! `recvmmsg(2)` and `sendmmsg(2)` with a vector of one message store the byte count into
 //! `msg_len` before they return to user space, and a SIGKILL takes effect only on that return
 //! (`net/socket.c`, `do_recvmmsg` and `__sys_sendmmsg`). So the ledger always tells how many
-//! bytes passed, whoever dies when.
+//! bytes passed, whoever dies when. What remains is that the store itself must not wait: see
+//! `Map::lock_control_pages`.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -55,8 +56,10 @@ pub(crate) fn receive(
 
 /// Sends `bytes`, which lie in the transmit area.
 pub(crate) fn send(socket: BorrowedFd<'_>, message: &Message, bytes: &[u8]) -> io::Result<u32> {
-    let mut iov =
-        libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+    let mut iov = libc::iovec {
+        iov_base: bytes.as_ptr().cast_mut().cast(),
+        iov_len: bytes.len(),
+    };
     transfer(message, &mut iov, |header| {
         // SAFETY: as in `receive`; the kernel only reads what the iovec describes, which is
         // borrowed for the call.

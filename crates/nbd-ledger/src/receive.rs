@@ -67,7 +67,12 @@ impl Ticket {
     pub(crate) fn new(lane: &Arc<Lane>, slot: SlotIndex, request: Request, ring: u64) -> Self {
         let payload = request.payload_len();
         let kept = payload != 0 && payload <= lane.ledger().layout().max_payload;
-        Self { lane: Arc::clone(lane), slot, request, payload: kept.then_some(ring) }
+        Self {
+            lane: Arc::clone(lane),
+            slot,
+            request,
+            payload: kept.then_some(ring),
+        }
     }
 
     /// The request.
@@ -83,7 +88,10 @@ impl Ticket {
     /// A write's data; empty for all else, and for a write too long to keep.
     pub fn payload(&self) -> &[u8] {
         match self.payload {
-            Some(offset) => self.lane.ring.bytes(offset, u64::from(self.request.payload_len())),
+            Some(offset) => self
+                .lane
+                .ring
+                .bytes(offset, u64::from(self.request.payload_len())),
             None => &[],
         }
     }
@@ -163,7 +171,11 @@ impl Receiver {
         let count = message::receive(lane.socket(), &record.message, window)?;
         crash_point();
         self.received += u64::from(count);
-        Ok(if count == 0 { Arrival::Closed } else { Arrival::Bytes })
+        Ok(if count == 0 {
+            Arrival::Closed
+        } else {
+            Arrival::Bytes
+        })
     }
 
     /// Lets the ring begin anew where nothing lives in it, or only a short rest.
@@ -192,6 +204,7 @@ impl Receiver {
         let control = self.lane.control();
         let record = &control.receive[(self.epoch & 1) as usize];
         record.received.store(self.received, Ordering::Relaxed);
+        crash_point();
         record.base.store(self.base, Ordering::Relaxed);
         record.wanted.store(wanted, Ordering::Relaxed);
         message::reset(&record.message);
@@ -202,25 +215,31 @@ impl Receiver {
     }
 
     /// Takes every complete request that was received into a slot. `now` is `CLOCK_MONOTONIC`
-    /// in nanoseconds.
+    /// in nanoseconds. Also when it fails, `tickets` has what stood before the bad header.
     pub fn take(&mut self, now: u64, tickets: &mut Vec<Ticket>) -> Result<Rest, StreamError> {
         let before = self.parsed;
         let rest = loop {
             if self.parsed + HEADER > self.received {
-                break Rest::Empty;
+                break Ok(Rest::Empty);
             }
-            let request = self.peek_request()?;
+            let request = match self.peek_request() {
+                Ok(request) => request,
+                // What was taken before it must be committed like any other: it will be answered.
+                Err(error) => break Err(error),
+            };
             if request.command == CommandType::DISC {
                 // Left in the stream, so that a successor sees it too.
-                break Rest::Disconnect;
+                break Ok(Rest::Disconnect);
             }
             let payload = u64::from(request.payload_len());
             let kept = payload <= u64::from(self.lane.ledger().layout().max_payload);
             let end = self.parsed + HEADER + payload;
             if kept && end > self.received {
-                break Rest::Empty;
+                break Ok(Rest::Empty);
             }
-            let Some(slot) = self.find_slot() else { break Rest::Starved };
+            let Some(slot) = self.find_slot() else {
+                break Ok(Rest::Starved);
+            };
             self.fill(slot, &request, now);
             if kept && payload != 0 {
                 self.writes.push_back((slot, self.parsed));
@@ -236,12 +255,14 @@ impl Receiver {
             control.parsed.store(self.parsed, Ordering::Release);
             crash_point();
         }
-        Ok(rest)
+        rest
     }
 
     fn peek_request(&self) -> Result<Request, StreamError> {
         let bytes = self.lane.ring.bytes(self.offset_of(self.parsed), HEADER);
-        let header = bytes.first_chunk().expect("a header's length was asked for");
+        let header = bytes
+            .first_chunk()
+            .expect("a header's length was asked for");
         Request::decode(header).map_err(|wrong| StreamError {
             position: self.parsed,
             found: wrong.found,
@@ -263,6 +284,7 @@ impl Receiver {
     fn fill(&mut self, index: SlotIndex, request: &Request, now: u64) {
         let slot = self.lane.slot(index);
         slot.position.store(self.parsed, Ordering::Relaxed);
+        crash_point();
         slot.cookie.store(request.cookie, Ordering::Relaxed);
         slot.offset.store(request.offset, Ordering::Relaxed);
         slot.length.store(request.length, Ordering::Relaxed);
@@ -292,3 +314,6 @@ pub(crate) fn request_of(slot: &crate::layout::Slot) -> Request {
         length: slot.length.load(Ordering::Relaxed),
     }
 }
+
+#[cfg(test)]
+mod tests;

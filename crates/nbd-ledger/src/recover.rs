@@ -40,7 +40,11 @@ pub(crate) fn take_over(
         // A reply that was staged and not committed will get another place and number.
         lane.slot(pending.slot).set_state(SlotState::Pending);
         crash_point();
-        let payload = pending.position.wrapping_add(HEADER).wrapping_sub(findings.base) % ring;
+        let payload = pending
+            .position
+            .wrapping_add(HEADER)
+            .wrapping_sub(findings.base)
+            % ring;
         let ticket = Ticket::new(lane, pending.slot, pending.request, payload);
         if !ticket.payload().is_empty() {
             writes.push_back((pending.slot, pending.position));
@@ -61,22 +65,20 @@ pub(crate) fn take_over(
         area,
         epoch: findings.transmit_epoch,
         sequence: findings.sequence,
+        unfinished: if findings.sent < findings.length {
+            findings.length
+        } else {
+            0
+        },
         staged: 0,
         tally: Tally::default(),
     };
-    (receiver, transmitter, Recovery { tickets, unsent: findings.length - findings.sent })
-}
-
-impl Transmitter {
-    /// Sends what the predecessor had committed and not sent, byte for byte. The first thing
-    /// that a successor does on a lane.
-    pub fn finish(&mut self) -> std::io::Result<()> {
-        let record = self.lane.control().transmitting();
-        let load = |word: &std::sync::atomic::AtomicU64| {
-            word.load(std::sync::atomic::Ordering::Relaxed)
-        };
-        let count = record.message.msg_len.load(std::sync::atomic::Ordering::Relaxed);
-        let (sent, length) = (load(&record.sent) + u64::from(count), load(&record.length));
-        self.pump(sent, length)
-    }
+    (
+        receiver,
+        transmitter,
+        Recovery {
+            tickets,
+            unsent: findings.length - findings.sent,
+        },
+    )
 }

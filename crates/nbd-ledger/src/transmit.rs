@@ -41,6 +41,9 @@ pub struct Transmitter {
     pub(crate) epoch: u64,
     /// Number of the last committed transmission.
     pub(crate) sequence: u64,
+    /// Bytes of the last one if the kernel has not taken it entirely, else 0. They must stay as
+    /// they are, so what is staged meanwhile lies behind them.
+    pub(crate) unfinished: u64,
     /// Bytes staged for the next one.
     pub(crate) staged: u64,
     pub(crate) tally: Tally,
@@ -58,21 +61,33 @@ impl Transmitter {
     }
 
     /// Whether a reply with `length` bytes of data fits beside what is staged. One always fits
-    /// when nothing is staged.
+    /// after a successful [`Self::send`].
     pub fn fits(&self, length: u32) -> bool {
-        self.staged + HEADER + u64::from(length) <= self.area.as_slice().len() as u64
+        self.end() + HEADER + u64::from(length) <= self.area.as_slice().len() as u64
+    }
+
+    /// Where the next reply is put.
+    fn end(&self) -> u64 {
+        self.unfinished + self.staged
     }
 
     /// Where the data of the next reply belongs, for [`Answer::DataInPlace`]. The caller may
     /// also leave it and stage something else. It must fit.
     pub fn room_for_data(&mut self, length: u32) -> &mut [u8] {
-        let start = (self.staged + HEADER) as usize;
+        let start = (self.end() + HEADER) as usize;
         &mut self.area.as_mut_slice()[start..start + length as usize]
     }
 
     /// Adds the answer to a request to the next transmission. It must fit.
-    #[expect(clippy::needless_pass_by_value, reason = "answering a request consumes its ticket")]
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "answering a request consumes its ticket"
+    )]
     pub fn stage(&mut self, ticket: Ticket, answer: Answer<'_>) {
+        assert!(
+            Arc::ptr_eq(&ticket.lane, &self.lane),
+            "a ticket of another lane"
+        );
         let request = *ticket.request();
         let (error, length) = match answer {
             Answer::Error(error) => (error, 0),
@@ -80,36 +95,68 @@ impl Transmitter {
                 assert!(request.command != CommandType::READ, "a read needs data");
                 (NbdError::SUCCESS, 0)
             }
-            Answer::Data(_) | Answer::DataInPlace => (NbdError::SUCCESS, request.length),
+            Answer::Data(_) | Answer::DataInPlace => {
+                assert!(
+                    request.command == CommandType::READ,
+                    "only a read returns data"
+                );
+                (NbdError::SUCCESS, request.length)
+            }
         };
         if let Answer::Data(data) = answer {
             self.room_for_data(length).copy_from_slice(data);
         }
-        let reply = SimpleReply { error, cookie: request.cookie }.encode();
-        let start = self.staged as usize;
+        let reply = SimpleReply {
+            error,
+            cookie: request.cookie,
+        }
+        .encode();
+        let start = self.end() as usize;
         self.area.as_mut_slice()[start..start + reply.len()].copy_from_slice(&reply);
         crash_point();
         // Not an answer yet: a number beyond the committed one means pending.
-        ticket.lane.slot(ticket.slot).set_state(SlotState::Staged(self.sequence + 1));
+        ticket
+            .lane
+            .slot(ticket.slot)
+            .set_state(SlotState::Staged(self.sequence + 1));
         crash_point();
         self.staged += HEADER + u64::from(length);
         self.tally.add(request.command, request.length, error);
     }
 
     /// Commits what is staged and sends it, waiting for the kernel to take it.
+    ///
+    /// After an error nothing is lost: the next call, or a successor, goes on at the byte at which
+    /// the kernel stopped.
     pub fn send(&mut self) -> io::Result<()> {
+        self.finish()?;
         if self.staged == 0 {
             return Ok(());
         }
         self.sequence += 1;
-        let length = std::mem::take(&mut self.staged);
-        self.pump(0, length)?;
-        self.tally.pour(&self.lane.control().totals);
+        self.unfinished = std::mem::take(&mut self.staged);
+        self.pump(0, self.unfinished)
+    }
+
+    /// Sends what was committed and not sent, byte for byte: by the predecessor, or by a
+    /// [`Self::send`] that failed. The first thing that a successor does on a lane.
+    pub fn finish(&mut self) -> io::Result<()> {
+        if self.unfinished == 0 {
+            return Ok(());
+        }
+        let record = self.lane.control().transmitting();
+        let count = record.message.msg_len.load(Ordering::Relaxed);
+        let sent = record.sent.load(Ordering::Relaxed) + u64::from(count);
+        let length = self.unfinished;
+        self.pump(sent, length)?;
+        // What was staged meanwhile moves to where a transmission begins.
+        let staged = length as usize..(length + self.staged) as usize;
+        self.area.as_mut_slice().copy_within(staged, 0);
         Ok(())
     }
 
     /// Sends the transmission's bytes from `sent` on, and then frees its slots.
-    pub(crate) fn pump(&mut self, mut sent: u64, length: u64) -> io::Result<()> {
+    fn pump(&mut self, mut sent: u64, length: u64) -> io::Result<()> {
         let lane = Arc::clone(&self.lane);
         while sent < length {
             self.epoch += 1;
@@ -123,18 +170,24 @@ impl Transmitter {
             }
             crash_point();
         }
+        self.unfinished = 0;
         lane.complete.store(self.sequence, Ordering::Release);
+        self.tally.pour(&lane.control().totals);
         Ok(())
     }
 
     /// Fills in the record that is not valid and makes it the valid one.
     fn commit(&self, record: &TransmitRecord, sent: u64, length: u64) {
         record.sequence.store(self.sequence, Ordering::Relaxed);
+        crash_point();
         record.length.store(length, Ordering::Relaxed);
         record.sent.store(sent, Ordering::Relaxed);
         message::reset(&record.message);
         crash_point();
-        self.lane.control().transmit_epoch.store(self.epoch, Ordering::Release);
+        self.lane
+            .control()
+            .transmit_epoch
+            .store(self.epoch, Ordering::Release);
         crash_point();
     }
 }
@@ -176,7 +229,13 @@ impl Tally {
                 word.store(sum, Ordering::Relaxed);
             }
         };
-        let words = [&totals.reads, &totals.writes, &totals.flushes, &totals.trims, &totals.others];
+        let words = [
+            &totals.reads,
+            &totals.writes,
+            &totals.flushes,
+            &totals.trims,
+            &totals.others,
+        ];
         for (word, count) in words.into_iter().zip(counts.requests) {
             add(word, count);
         }
@@ -185,3 +244,6 @@ impl Tally {
         add(&totals.written_bytes, counts.written_bytes);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,2 +1,7 @@
-//! nbd-serve
-fn main() {}
+//! Serves a file, a block device or memory to the kernel's NBD driver.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    nbd_serve::main(std::env::args_os())
+}

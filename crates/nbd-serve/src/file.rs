@@ -1,0 +1,294 @@
+//! Reading and writing: a file, a block device, or memory, which is a file too.
+
+#[cfg(test)]
+mod tests;
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use nbd_backend::{Backend, Command, Geometry, ZeroOptions};
+use nix::errno::Errno;
+use nix::fcntl::{FallocateFlags, PosixFadviseAdvice, fallocate, posix_fadvise};
+
+use crate::aligned;
+use crate::pace::Pace;
+use crate::system;
+
+/// Longest command that the lane's own thread executes: while it does, the others wait.
+const QUICK: u64 = 1 << 20;
+/// Writing a part of a page may mean to read the rest of it first.
+const PAGE: u64 = 4096;
+
+/// What is behind a descriptor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// It can be truncated while we use it.
+    Regular,
+    Device,
+    /// Never slow, never durable, sealed against truncation.
+    Memory,
+}
+
+/// A file that serves as a block device.
+#[derive(Debug)]
+pub(crate) struct FileExport {
+    file: File,
+    /// For messages.
+    path: PathBuf,
+    kind: Kind,
+    /// Whether the file is open for direct I/O.
+    direct: bool,
+    geometry: Geometry,
+    pace: Pace,
+    /// Until the kernel says that it does not know RWF_NOWAIT here.
+    can_peek: AtomicBool,
+    /// Until the kernel says that it does not know RWF_DSYNC here.
+    can_write_durably: AtomicBool,
+}
+
+impl FileExport {
+    pub(crate) fn new(
+        file: File,
+        path: PathBuf,
+        kind: Kind,
+        direct: bool,
+        geometry: Geometry,
+    ) -> Self {
+        Self {
+            file,
+            path,
+            kind,
+            direct,
+            geometry,
+            pace: Pace::default(),
+            can_peek: AtomicBool::new(!direct),
+            can_write_durably: AtomicBool::new(kind != Kind::Memory),
+        }
+    }
+
+    /// Fails if a range ends behind the end of the file. A write there would make the file grow
+    /// back, and what was cut off would then read as zeroes as if nothing had happened.
+    fn check_end(&self, end: u64) -> io::Result<()> {
+        if self.kind != Kind::Regular {
+            return Ok(());
+        }
+        let size = self.file.metadata()?.len();
+        if end <= size {
+            return Ok(());
+        }
+        Err(io::Error::other(format!(
+            "{} was truncated while it was served: it has {size} bytes instead of {}; what was \
+             cut off is lost, so detach the device",
+            self.path.display(),
+            self.geometry.size
+        )))
+    }
+
+    fn read_once(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        let end = offset + buffer.len() as u64;
+        self.file
+            .read_exact_at(buffer, offset)
+            .map_err(|error| self.check_end(end).err().unwrap_or(error))
+    }
+
+    fn write_once(&self, data: &[u8], offset: u64, fua: bool) -> io::Result<()> {
+        if !fua || self.kind == Kind::Memory {
+            return self.file.write_all_at(data, offset);
+        }
+        let mut done = 0;
+        while done < data.len() && self.can_write_durably.load(Ordering::Relaxed) {
+            match system::write_durably(&self.file, &data[done..], offset + done as u64) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(count) => done += count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if is_unsupported(&error) => {
+                    self.can_write_durably.store(false, Ordering::Relaxed);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        if done < data.len() {
+            self.file
+                .write_all_at(&data[done..], offset + done as u64)?;
+            self.file.sync_data()?;
+        }
+        Ok(())
+    }
+
+    fn allocate(&self, mode: FallocateFlags, offset: u64, length: u64) -> io::Result<()> {
+        let mode = mode | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        loop {
+            match fallocate(&self.file, mode, offset as i64, length as i64) {
+                Err(Errno::EINTR) => {}
+                other => return other.map_err(Into::into),
+            }
+        }
+    }
+
+    fn write_zeroes_by_hand(&self, mut offset: u64, length: u64) -> io::Result<()> {
+        self.check_end(offset + length)?;
+        let end = offset + length;
+        aligned::with_buffer(length.min(aligned::LONGEST as u64) as usize, |zeroes| {
+            zeroes.fill(0);
+            while offset < end {
+                let count = (zeroes.len() as u64).min(end - offset);
+                self.write_once(&zeroes[..count as usize], offset, false)?;
+                offset += count;
+            }
+            Ok(())
+        })
+    }
+
+    fn sync_if(&self, fua: bool) -> io::Result<()> {
+        if fua { self.flush() } else { Ok(()) }
+    }
+}
+
+impl Backend for FileExport {
+    fn geometry(&self) -> Geometry {
+        self.geometry
+    }
+
+    fn read_at(&self, buffer: &mut [u8], mut offset: u64) -> io::Result<()> {
+        if !self.direct || aligned::is_aligned(buffer) {
+            return self.read_once(buffer, offset);
+        }
+        for piece in buffer.chunks_mut(aligned::LONGEST) {
+            aligned::with_buffer(piece.len(), |data| {
+                self.read_once(data, offset)?;
+                piece.copy_from_slice(data);
+                io::Result::Ok(())
+            })?;
+            offset += piece.len() as u64;
+        }
+        Ok(())
+    }
+
+    fn write_at(&self, data: &[u8], mut offset: u64, fua: bool) -> io::Result<()> {
+        self.check_end(offset + data.len() as u64)?;
+        if !self.direct {
+            let begun = Instant::now();
+            let written = self.write_once(data, offset, fua);
+            if !fua {
+                self.pace.took(begun.elapsed());
+            }
+            return written;
+        }
+        if aligned::is_aligned(data) {
+            return self.write_once(data, offset, fua);
+        }
+        for piece in data.chunks(aligned::LONGEST) {
+            aligned::with_buffer(piece.len(), |copy| {
+                copy.copy_from_slice(piece);
+                self.write_once(copy, offset, fua)
+            })?;
+            offset += piece.len() as u64;
+        }
+        Ok(())
+    }
+
+    /// The descriptor is the one that every predecessor wrote through, so an error that the
+    /// kernel met in writing back is reported here even if it met it before our time.
+    fn flush(&self) -> io::Result<()> {
+        match self.kind {
+            Kind::Memory => Ok(()),
+            Kind::Regular | Kind::Device => self.file.sync_data(),
+        }
+    }
+
+    fn trim(&self, offset: u64, length: u64, fua: bool) -> io::Result<()> {
+        if length > 0 {
+            let trimmed = match self.kind {
+                // Punching a hole into a device writes zeroes; that is more than was asked for.
+                Kind::Device => system::discard(&self.file, offset, length),
+                _ => self.allocate(FallocateFlags::FALLOC_FL_PUNCH_HOLE, offset, length),
+            };
+            match trimmed {
+                // It was a hint.
+                Err(error) if is_unsupported(&error) => {}
+                other => other?,
+            }
+        }
+        self.sync_if(fua)
+    }
+
+    fn write_zeroes(&self, offset: u64, length: u64, how: ZeroOptions) -> io::Result<()> {
+        if length > 0 {
+            let mode = if how.no_hole {
+                FallocateFlags::FALLOC_FL_ZERO_RANGE
+            } else {
+                FallocateFlags::FALLOC_FL_PUNCH_HOLE
+            };
+            // Where a device cannot zero a range, the kernel writes it, without saying so.
+            let is_secretly_slow = how.fast_only && how.no_hole && self.kind == Kind::Device;
+            let zeroed = if is_secretly_slow {
+                Err(io::ErrorKind::Unsupported.into())
+            } else {
+                self.allocate(mode, offset, length)
+            };
+            match zeroed {
+                Err(error) if is_unsupported(&error) && !how.fast_only => {
+                    self.write_zeroes_by_hand(offset, length)?;
+                }
+                Err(error) if is_unsupported(&error) => {
+                    return Err(io::ErrorKind::Unsupported.into());
+                }
+                other => other?,
+            }
+        }
+        self.sync_if(how.fua)
+    }
+
+    fn cache(&self, offset: u64, length: u64) -> io::Result<()> {
+        if self.kind != Kind::Memory && !self.direct && length > 0 {
+            let advice = PosixFadviseAdvice::POSIX_FADV_WILLNEED;
+            // It was a hint.
+            let _ = posix_fadvise(&self.file, offset as i64, length as i64, advice);
+        }
+        Ok(())
+    }
+
+    fn try_read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<bool> {
+        if !self.can_peek.load(Ordering::Relaxed) {
+            return Ok(false);
+        }
+        match system::read_cached(&self.file, buffer, offset) {
+            Ok(count) => Ok(count == buffer.len()),
+            Err(error) => {
+                if is_unsupported(&error) {
+                    self.can_peek.store(false, Ordering::Relaxed);
+                }
+                // Whatever it is, a worker meets it again and has the time to deal with it.
+                Ok(false)
+            }
+        }
+    }
+
+    fn is_quick(&self, command: &Command) -> bool {
+        let (offset, length) = command.range();
+        if length > QUICK {
+            return false;
+        }
+        match (self.kind, command) {
+            (Kind::Memory, _) => true,
+            (_, Command::Write { fua: false, .. }) => {
+                !self.direct && (offset | length).is_multiple_of(PAGE) && self.pace.is_fast()
+            }
+            _ => false,
+        }
+    }
+}
+
+/// The kernel, the file system or the device does not know how. Old kernels call an unknown flag
+/// of preadv2 unsupported, too, and lack the call altogether before 4.6.
+fn is_unsupported(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::Unsupported
+        || matches!(
+            error.raw_os_error(),
+            Some(libc::EOPNOTSUPP | libc::ENOSYS | libc::ENOTTY)
+        )
+}

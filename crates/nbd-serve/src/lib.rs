@@ -1,0 +1,33 @@
+//! The stock exports: a file, a block device or memory, served by a process that may die.
+//!
+//! | module | idea |
+//! |---|---|
+//! | `cli` | the command line, and the way from it to a served device |
+//! | `spec`, `size` | `file:disk.img,direct` to values and back; pure |
+//! | `export` | a [`Backend`](nbd_backend::Backend) to be: its shape first, its storage later |
+//! | `probe` | what a path names now, and the shape of a device made of it |
+//! | `adopt` | which descriptor to serve: the one that a predecessor left, or a locked new one |
+//! | `lock`, `culprit` | one writer only; and if there is one already, who it is |
+//! | `file` | reading and writing: files, block devices, and memory, which is a file too |
+//! | `pace` | whether writes may be executed where they are received |
+//! | `aligned` | buffers for direct I/O |
+//! | `mem` | memory that outlives the process |
+//! | `system` | the system calls that nix and std do not have |
+
+mod adopt;
+mod aligned;
+mod cli;
+mod culprit;
+mod export;
+mod file;
+mod lock;
+mod mem;
+mod pace;
+mod probe;
+mod size;
+mod spec;
+mod system;
+#[cfg(test)]
+mod testing;
+
+pub use cli::{Cli, main};

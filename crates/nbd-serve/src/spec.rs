@@ -1,0 +1,272 @@
+//! What to serve, as it is written on the command line.
+//!
+//! ```text
+//! file:PATH[,ro][,direct][,create=SIZE][,block=BYTES]
+//! mem:SIZE[,block=BYTES]
+//! ```
+//!
+//! A path may contain commas: options are taken from the right, as long as they are words that
+//! are known. So a file whose name ends like an option (`a,ro`) needs another name, a symbolic
+//! link for instance; and one whose name ends *nearly* like an option is taken for a typing
+//! error. What follows any other comma belongs to the path; if there is no such file, then the
+//! message about it wonders whether an option was meant.
+
+mod error;
+#[cfg(test)]
+mod tests;
+
+use std::ffi::OsStr;
+use std::fmt;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+
+pub(crate) use error::SpecError;
+
+use crate::size::{self, Size};
+
+/// The block size of files and memory, unless something asks for another one.
+pub(crate) const USUAL_BLOCK: u32 = 512;
+/// The block size of files that are yet to be made, with direct I/O: it suits any file system.
+pub(crate) const DIRECT_BLOCK: u32 = 4096;
+
+const SCHEMES: [&str; 2] = ["file", "mem"];
+const OPTIONS: [&str; 4] = ["ro", "direct", "create", "block"];
+
+/// What to serve.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Spec {
+    File(FileSpec),
+    Memory(MemorySpec),
+}
+
+/// A file or a block device.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct FileSpec {
+    pub(crate) path: PathBuf,
+    pub(crate) read_only: bool,
+    pub(crate) direct: bool,
+    /// Make it, sparse and of this size, if there is none.
+    pub(crate) create: Option<u64>,
+    pub(crate) block: Option<u32>,
+}
+
+/// Memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct MemorySpec {
+    pub(crate) size: u64,
+    pub(crate) block: u32,
+}
+
+impl Spec {
+    pub(crate) fn parse(text: &OsStr) -> Result<Self, SpecError> {
+        let (scheme, rest) = split_scheme(text)?;
+        match scheme {
+            "file" => parse_file(rest).map(Self::File),
+            _ => parse_memory(rest).map(Self::Memory),
+        }
+    }
+}
+
+fn split_scheme(text: &OsStr) -> Result<(&str, &[u8]), SpecError> {
+    let bytes = text.as_bytes();
+    let colon = bytes.iter().position(|byte| *byte == b':');
+    let is_word = |word: &&[u8]| !word.is_empty() && word.iter().all(u8::is_ascii_alphanumeric);
+    let word = colon.map(|colon| &bytes[..colon]).filter(is_word);
+    let (Some(colon), Some(word)) = (colon, word.and_then(|word| str::from_utf8(word).ok())) else {
+        return Err(SpecError::NoScheme(text.to_string_lossy().into()));
+    };
+    if SCHEMES.contains(&word) {
+        return Ok((word, &bytes[colon + 1..]));
+    }
+    Err(SpecError::UnknownScheme {
+        scheme: word.into(),
+        similar: similar(word, &SCHEMES),
+    })
+}
+
+fn parse_file(rest: &[u8]) -> Result<FileSpec, SpecError> {
+    let (path, options) = split_options(rest, "file")?;
+    if path.is_empty() {
+        return Err(SpecError::NoPath);
+    }
+    let mut spec = FileSpec {
+        path: OsStr::from_bytes(path).into(),
+        ..FileSpec::default()
+    };
+    for option in options {
+        match option.name {
+            "ro" => spec.read_only = option.without_value()?,
+            "direct" => spec.direct = option.without_value()?,
+            "create" => spec.create = Some(option.size()?),
+            _ => spec.block = Some(option.block()?),
+        }
+    }
+    if spec.create.is_some() && spec.read_only {
+        return Err(SpecError::CreateReadOnly);
+    }
+    if let Some(size) = spec.create {
+        check_multiple(size, spec.block_of_new_file())?;
+    }
+    Ok(spec)
+}
+
+fn parse_memory(rest: &[u8]) -> Result<MemorySpec, SpecError> {
+    let (size, options) = split_options(rest, "mem")?;
+    let mut block = USUAL_BLOCK;
+    for option in options {
+        match option.name {
+            "block" => block = option.block()?,
+            name => {
+                return Err(SpecError::UnknownOption {
+                    option: name.into(),
+                    scheme: "mem",
+                    similar: None,
+                });
+            }
+        }
+    }
+    let size = size::parse(&String::from_utf8_lossy(size)).map_err(|source| {
+        let option = "mem:SIZE";
+        SpecError::BadSize { option, source }
+    })?;
+    check_multiple(size, block)?;
+    Ok(MemorySpec { size, block })
+}
+
+fn check_multiple(size: u64, block: u32) -> Result<(), SpecError> {
+    if size.is_multiple_of(u64::from(block)) {
+        Ok(())
+    } else {
+        Err(SpecError::Unaligned { size, block })
+    }
+}
+
+struct Given<'a> {
+    name: &'static str,
+    value: Option<&'a str>,
+}
+
+impl Given<'_> {
+    fn without_value(&self) -> Result<bool, SpecError> {
+        match self.value {
+            None => Ok(true),
+            Some(_) => Err(SpecError::NeedlessValue(self.name)),
+        }
+    }
+
+    fn size(&self) -> Result<u64, SpecError> {
+        size::parse(self.value.unwrap_or_default()).map_err(|source| SpecError::BadSize {
+            option: "create=SIZE",
+            source,
+        })
+    }
+
+    fn block(&self) -> Result<u32, SpecError> {
+        let text = self.value.unwrap_or_default();
+        match size::parse(text) {
+            Ok(block @ (512 | 1024 | 2048 | 4096)) => Ok(block as u32),
+            _ => Err(SpecError::BadBlock(text.into())),
+        }
+    }
+}
+
+/// Takes options off the right end, in the order in which they are written.
+fn split_options<'a>(
+    text: &'a [u8],
+    scheme: &'static str,
+) -> Result<(&'a [u8], Vec<Given<'a>>), SpecError> {
+    let mut rest = text;
+    let mut options: Vec<Given<'a>> = Vec::new();
+    while let Some(comma) = rest.iter().rposition(|byte| *byte == b',') {
+        let Ok(part) = str::from_utf8(&rest[comma + 1..]) else {
+            break;
+        };
+        let (word, value) = match part.split_once('=') {
+            Some((word, value)) => (word, Some(value)),
+            None => (part, None),
+        };
+        if word == "rw" {
+            return Err(SpecError::Writable);
+        }
+        let Some(name) = OPTIONS.into_iter().find(|option| *option == word) else {
+            let similar = similar(word, &OPTIONS);
+            // There is no comma in a size, so there the part can be nothing but an option.
+            if similar.is_some() || scheme == "mem" {
+                let option = word.into();
+                return Err(SpecError::UnknownOption {
+                    option,
+                    scheme,
+                    similar,
+                });
+            }
+            break;
+        };
+        if options.iter().any(|option| option.name == name) {
+            return Err(SpecError::Repeated(name));
+        }
+        options.insert(0, Given { name, value });
+        rest = &rest[..comma];
+    }
+    Ok((rest, options))
+}
+
+/// The known word that somebody may have meant who wrote another one.
+fn similar(word: &str, known: &[&'static str]) -> Option<&'static str> {
+    match word {
+        "readonly" | "read-only" => return known.iter().copied().find(|known| *known == "ro"),
+        "memory" | "ram" => return known.iter().copied().find(|known| *known == "mem"),
+        _ => {}
+    }
+    let word = word.to_ascii_lowercase();
+    let distance = |known: &&str| strsim::osa_distance(&word, known);
+    let nearest = known.iter().copied().min_by_key(distance)?;
+    (distance(&nearest) <= (nearest.len() / 3).max(1)).then_some(nearest)
+}
+
+impl FileSpec {
+    /// The block size of the file that `create` makes, known before there is any; so it does not
+    /// depend on what the file system says of the file later.
+    pub(crate) fn block_of_new_file(&self) -> u32 {
+        let usual = if self.direct {
+            DIRECT_BLOCK
+        } else {
+            USUAL_BLOCK
+        };
+        self.block.unwrap_or(usual)
+    }
+
+    /// The end of the path that may have been meant as an option.
+    pub(crate) fn doubtful_end(&self) -> Option<&str> {
+        let name = self.path.file_name()?.to_str()?;
+        name.rsplit_once(',').map(|(_, end)| end)
+    }
+}
+
+/// The canonical form, which is also what people are told that the device serves.
+impl fmt::Display for Spec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(file) => {
+                write!(f, "file:{}", file.path.display())?;
+                let flags = [(file.read_only, ",ro"), (file.direct, ",direct")];
+                for (_, text) in flags.iter().filter(|(given, _)| *given) {
+                    f.write_str(text)?;
+                }
+                if let Some(size) = file.create {
+                    write!(f, ",create={}", Size(size))?;
+                }
+                match file.block {
+                    Some(block) => write!(f, ",block={block}"),
+                    None => Ok(()),
+                }
+            }
+            Self::Memory(memory) => {
+                write!(f, "mem:{}", Size(memory.size))?;
+                match memory.block {
+                    USUAL_BLOCK => Ok(()),
+                    block => write!(f, ",block={block}"),
+                }
+            }
+        }
+    }
+}

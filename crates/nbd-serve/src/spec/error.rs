@@ -1,0 +1,68 @@
+//! Why a text does not say what to serve, and what to write instead.
+
+use thiserror::Error;
+
+use crate::size::{self, Size, SizeError};
+
+/// Why a text does not say what to serve.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub(crate) enum SpecError {
+    #[error("does not say what it is: {}", with_scheme(.0))]
+    NoScheme(String),
+    #[error("there is no export `{scheme}:`; {}", schemes(*.similar))]
+    UnknownScheme {
+        scheme: String,
+        similar: Option<&'static str>,
+    },
+    #[error("the path is missing: write file:PATH, like file:disk.img")]
+    NoPath,
+    #[error("unknown option `{option}`; {}", options(*.similar, .scheme))]
+    UnknownOption {
+        option: String,
+        scheme: &'static str,
+        similar: Option<&'static str>,
+    },
+    #[error("there is no option `rw`: leave it out, a device is writable unless `ro` is given")]
+    Writable,
+    #[error("the option `{0}` is given twice")]
+    Repeated(&'static str),
+    #[error("the option `{0}` takes no value: write just `{0}`")]
+    NeedlessValue(&'static str),
+    #[error("`block={0}` is not a block size: write 512, 1024, 2048 or 4096")]
+    BadBlock(String),
+    #[error("{option}")]
+    BadSize {
+        option: &'static str,
+        source: SizeError,
+    },
+    #[error(
+        "the size {} is not a multiple of the block size {block}: choose another size, or a \
+         smaller block with block=BYTES",
+        Size(*.size)
+    )]
+    Unaligned { size: u64, block: u32 },
+    #[error("`create` and `ro` together make a device that nobody can fill: leave one of them out")]
+    CreateReadOnly,
+}
+
+fn with_scheme(text: &str) -> String {
+    match size::parse(text) {
+        Ok(_) => format!("write mem:{text} to serve memory of that size"),
+        Err(_) => format!("write file:{text} to serve a file or a block device"),
+    }
+}
+
+fn schemes(similar: Option<&str>) -> String {
+    match similar {
+        Some(scheme) => format!("did you mean `{scheme}:`?"),
+        None => "there are file:PATH and mem:SIZE".into(),
+    }
+}
+
+fn options(similar: Option<&str>, scheme: &str) -> String {
+    match (similar, scheme) {
+        (Some(option), _) => format!("did you mean `{option}`?"),
+        (None, "mem") => "mem: has only block=BYTES".into(),
+        (None, _) => "there are ro, direct, create=SIZE and block=BYTES".into(),
+    }
+}

@@ -1,0 +1,15 @@
+//! The program itself, from its command line to answered requests.
+//!
+//! | module | what belongs there |
+//! |---|---|
+//! | `holder` | a scripted holder and kernel, in place of the real ones |
+//! | `device` | block devices; needs root and a free loop device |
+//! | `usage` | arguments, messages, exit codes |
+//! | `lives` | one backend after the other on one device: keepsakes, locks, takeovers |
+
+#![allow(clippy::unwrap_used, reason = "all of it is tests")]
+
+mod device;
+mod holder;
+mod lives;
+mod usage;

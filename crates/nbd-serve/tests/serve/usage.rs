@@ -1,0 +1,171 @@
+//! Arguments, messages, exit codes.
+
+use std::io::Read;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use nbd_control::Channel;
+use nbd_control::backend::{FromBackend, HOLDER_FD};
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+
+use crate::holder::{Directory, PROGRAM};
+
+/// Exit code, stdout and stderr of a call outside any holder.
+fn run(arguments: &[&str]) -> (i32, String, String) {
+    let output = Command::new(PROGRAM)
+        .args(arguments)
+        .env_remove(HOLDER_FD)
+        .env_remove("NBD_JOIN")
+        .env("NBD_RUNTIME_DIR", "/nonexistent")
+        .output()
+        .unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    let code = output.status.code().unwrap();
+    (code, text(output.stdout), text(output.stderr))
+}
+
+#[test]
+fn wrong_arguments_are_named_once_and_exit_with_2() {
+    let directory = Directory::new();
+    let disk = directory.file("disk");
+    for (arguments, words) in [
+        (&[] as &[&str], "required arguments were not provided"),
+        (
+            &["--jion", "nbd0", &disk],
+            "unexpected argument '--jion' found",
+        ),
+        (&["--join"], "a value is required for '--join <DEVICE>'"),
+        (&[&disk, &disk], "unexpected argument"),
+        (
+            &["disk.img"],
+            "disk.img: does not say what it is: write file:disk.img to serve",
+        ),
+        (
+            &["flie:disk.img"],
+            "flie:disk.img: there is no export `flie:`; did you mean `file:`?",
+        ),
+        (
+            &["file:a,dierct"],
+            "unknown option `dierct`; did you mean `direct`?",
+        ),
+        (
+            &["mem:12Q"],
+            "mem:12Q: mem:SIZE: `12Q` is not a size: write a whole number",
+        ),
+        (
+            &[&disk],
+            "no device to serve: start this program with `nbd-ctl attach -- nbd-serve file:",
+        ),
+        (
+            &["--join", "sda", &disk],
+            "sda is not the name of an NBD device (like nbd0)",
+        ),
+        (
+            &["--print-geometry", "--takeover", &disk],
+            "cannot be used with",
+        ),
+    ] {
+        let (code, stdout, stderr) = run(arguments);
+        assert_eq!((code, &*stdout), (2, ""), "{arguments:?}: {stderr}");
+        assert!(stderr.starts_with("nbd-serve: "), "{arguments:?}: {stderr}");
+        assert_eq!(stderr.matches(words).count(), 1, "{arguments:?}: {stderr}");
+    }
+}
+
+#[test]
+fn failures_name_their_object_and_exit_with_1() {
+    let directory = Directory::new();
+    let disk = directory.file("disk");
+    let none = format!("file:{}", directory.path("none").display());
+    for (arguments, words) in [
+        (
+            &["--print-geometry", "file:/dev/null"] as &[&str],
+            "/dev/null: is a character device: only",
+        ),
+        (&["--print-geometry", &none], "none: there is no such file"),
+        (&["--join", "nbd7", &none], "none: there is no such file"),
+        (
+            &["--join", "/dev/nbd7", &disk],
+            "cannot reach the holder at /nonexistent/nbd7.join",
+        ),
+    ] {
+        let (code, stdout, stderr) = run(arguments);
+        assert_eq!((code, &*stdout), (1, ""), "{arguments:?}: {stderr}");
+        assert!(stderr.starts_with("nbd-serve: "), "{arguments:?}: {stderr}");
+        assert_eq!(stderr.matches(words).count(), 1, "{arguments:?}: {stderr}");
+        assert_eq!(stderr.lines().count(), 1, "{arguments:?}: {stderr}");
+    }
+}
+
+#[test]
+fn help_has_examples() {
+    let (code, stdout, stderr) = run(&["--help"]);
+    assert_eq!((code, &*stderr), (0, ""));
+    for words in [
+        "nbd-ctl attach -- nbd-serve file:disk.img",
+        "gdb --args nbd-serve --join nbd0",
+    ] {
+        assert!(stdout.contains(words), "{stdout}");
+    }
+    let (code, stdout, _) = run(&["--version"]);
+    assert_eq!((code, &*stdout), (0, "nbd-serve 0.1.0\n"));
+}
+
+#[test]
+fn the_geometry_is_printed_for_scripts() {
+    let directory = Directory::new();
+    let spec = format!("{},ro", directory.file("disk"));
+    let (code, stdout, stderr) = run(&["--print-geometry", &spec]);
+    assert_eq!((code, &*stderr), (0, ""));
+    let shape: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!(shape["size"], 1 << 20);
+    assert_eq!(shape["block_size"], 512);
+    assert_eq!(shape["read_only"], true);
+    assert_eq!(shape["description"], spec);
+    // Nothing is made by looking.
+    let new = directory.path("new");
+    let (code, stdout, _) = run(&[
+        "--print-geometry",
+        &format!("file:{},create=1M", new.display()),
+    ]);
+    assert_eq!(code, 0);
+    assert!(stdout.contains("\"size\":1048576"), "{stdout}");
+    assert!(!new.exists());
+}
+
+#[test]
+fn a_holder_that_started_it_hears_why_it_fails() {
+    for (spec, words, code) in [
+        ("flie:x", "there is no export `flie:`", 2),
+        ("file:/dev/null", "/dev/null: is a character device", 1),
+    ] {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let theirs = OwnedFd::from(theirs);
+        let mut channel = Channel::new(ours).unwrap();
+        fcntl(&theirs, FcntlArg::F_SETFD(FdFlag::empty())).unwrap();
+        let mut child = Command::new(PROGRAM)
+            .arg(spec)
+            .env(HOLDER_FD, theirs.as_raw_fd().to_string())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        drop(theirs);
+        let received = channel.receive_within(Duration::from_secs(20)).unwrap();
+        let FromBackend::Failed { reason, damaged } = received.message else {
+            panic!("{received:?}");
+        };
+        assert!(reason.contains(words), "{reason}");
+        assert!(!damaged);
+        assert_eq!(child.wait().unwrap().code(), Some(code));
+        let mut stderr = String::new();
+        child
+            .stderr
+            .take()
+            .unwrap()
+            .read_to_string(&mut stderr)
+            .unwrap();
+        assert_eq!(stderr, format!("nbd-serve: {reason}\n"));
+    }
+}
