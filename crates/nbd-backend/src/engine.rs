@@ -12,7 +12,7 @@ use nbd_proto::Export;
 use thiserror::Error;
 
 use crate::backend::Backend;
-use crate::lane::{LaneError, LaneState, LaneThread};
+use crate::lane::{LaneError, LaneState, LaneThread, is_closed};
 use crate::system::{now, stay_in_memory};
 use crate::workers::Workers;
 
@@ -151,8 +151,9 @@ fn failed(lane: u32, error: impl std::error::Error + Send + Sync + 'static) -> S
 
 /// The kernel may be gone already; then there is nothing to recover.
 fn ignore_closed(error: io::Error) -> io::Result<()> {
-    match error.kind() {
-        io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => Ok(()),
-        _ => Err(error),
+    if is_closed(&error) {
+        Ok(())
+    } else {
+        Err(error)
     }
 }

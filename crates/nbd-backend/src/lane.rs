@@ -62,7 +62,7 @@ impl LaneState {
         lock(&self.outbox).transmitter.finish()
     }
 
-    /// Answers a request that a worker had. A closed socket is the lane's thread's business.
+    /// Answers a request that a worker had.
     pub(crate) fn answer(&self, ticket: Ticket, answer: Answer<'_>) {
         let mut outbox = lock(&self.outbox);
         let sent = self
@@ -74,7 +74,15 @@ impl LaneState {
             self.changed.notify_all();
         }
         drop(outbox);
-        drop(sent);
+        match sent {
+            Err(error) if !is_closed(&error) => {
+                // The request counts as answered and its reply is not sent. A successor sends it.
+                eprintln!("nbd-backend: cannot answer, so a successor must: {error}");
+                std::process::abort();
+            }
+            // A closed socket is the lane's thread's business: it receives nothing more.
+            Ok(()) | Err(_) => {}
+        }
     }
 
     fn make_room(&self, transmitter: &mut Transmitter, length: u32) -> io::Result<()> {
@@ -190,7 +198,7 @@ impl LaneThread {
         }
         match state.send(&mut outbox.transmitter) {
             // The kernel is gone; the next receive finds that out too, and ends in order.
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+            Err(error) if is_closed(&error) => Ok(()),
             other => other,
         }
     }
@@ -231,6 +239,14 @@ impl LaneThread {
         transmitter.stage(ticket, answer);
         None
     }
+}
+
+/// Whether the kernel has closed its end, so that nobody waits for an answer any more.
+pub(crate) fn is_closed(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset
+    )
 }
 
 fn reject(transmitter: &mut Transmitter, ticket: Ticket, rejection: &Rejection) {

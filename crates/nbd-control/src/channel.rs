@@ -91,7 +91,11 @@ impl Channel {
     pub fn new(stream: UnixStream) -> Result<Self, ChannelError> {
         let mut greeting = GREETING.to_vec();
         greeting.extend_from_slice(&VERSION.to_le_bytes());
-        send_all(&stream, &greeting, &[])?;
+        match send_all(&stream, &greeting, &[]) {
+            // A peer that is gone may have left its last words, which are still to be read.
+            Ok(()) | Err(ChannelError::Closed) => {}
+            Err(error) => return Err(error),
+        }
         Ok(Self {
             stream,
             bytes: Vec::new(),

@@ -52,6 +52,7 @@ pub(crate) fn adopt(
         .map_err(|error| other(format!("{name}: cannot copy from its sitter: {error}")))?;
     holder.sitter = Some(Sitter {
         process: sitter,
+        id: state.sitter,
         progress: None,
     });
     holder.export = Some(state.export);

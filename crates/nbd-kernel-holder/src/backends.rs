@@ -151,37 +151,36 @@ impl Holder {
             self.hopeless.get_or_insert(text);
             return;
         }
-        let Some(ledger) = &self.ledger else { return };
-        let names = self
-            .keepsakes
-            .iter()
-            .map(|(name, _)| name.clone())
-            .collect();
+        let Some(peer) = self.peers.get(&id) else {
+            return;
+        };
+        self.description = peer.description();
+        // First written down, then done: a holder that adopts the device must know of everybody
+        // who may have the lanes, or it would give them to a second one.
+        self.save_state();
+        if let Some(Err(error)) = self.send_grant(id) {
+            self.peer_closed(id, &error);
+        }
+    }
+
+    fn send_grant(&self, id: PeerId) -> Option<Result<(), ChannelError>> {
         let grant = FromHolder::Grant(Grant {
             device: self.device.name(),
             lanes: self.layout.lanes,
             ring: self.layout.ring,
             transmit: self.layout.transmit,
             max_payload: self.layout.max_payload,
-            keepsakes: names,
+            keepsakes: self
+                .keepsakes
+                .iter()
+                .map(|(name, _)| name.clone())
+                .collect(),
         });
-        let mut descriptors = vec![ledger.as_fd()];
+        let mut descriptors = vec![self.ledger.as_ref()?.as_fd()];
         descriptors.extend(self.lanes.iter().map(AsFd::as_fd));
         descriptors.extend(self.keepsakes.iter().map(|(_, fd)| fd.as_fd()));
-        let Some(peer) = self.peers.get(&id) else {
-            return;
-        };
-        let sent = peer
-            .channel
-            .as_ref()
-            .map(|channel| channel.send(&grant, &descriptors));
-        self.description = peer.description();
-        if self.attached {
-            self.save_state();
-        }
-        if let Some(Err(error)) = sent {
-            self.peer_closed(id, &error);
-        }
+        let channel = self.peers.get(&id)?.channel.as_ref()?;
+        Some(channel.send(&grant, &descriptors))
     }
 
     /// The first backend decides what the device looks like.
@@ -320,12 +319,10 @@ impl Holder {
         let words = peer.last_words.take();
         let cause = ending.to_string();
         self.log(&format!("backend {pid} {cause}"));
-        self.last_failure = words.unwrap_or_else(|| format!("the backend {cause}"));
-        if !self.attached
-            && let Some(said) = self.words_of_backends().pop()
-        {
-            self.last_failure = format!("{}; it said: {said}", self.last_failure);
-        }
+        self.last_failure = words.unwrap_or_else(|| match self.words_of_backends().pop() {
+            Some(said) if !self.attached => format!("the backend {cause}; it said: {said}"),
+            _ => format!("the backend {cause}"),
+        });
         self.note_loss(cause);
         self.drop_peer(id);
         if self.failed.is_some() {

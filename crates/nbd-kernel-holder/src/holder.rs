@@ -89,6 +89,7 @@ pub(crate) struct Holder {
     pub(crate) loss: Option<Loss>,
     pub(crate) first_seen: FirstSeen,
     pub(crate) due: Option<Instant>,
+    me: ProcessId,
     next_id: u64,
 }
 
@@ -152,6 +153,8 @@ impl Holder {
             loss: None,
             first_seen: FirstSeen::new(),
             due: None,
+            me: ProcessId::of(nix::unistd::getpid().as_raw())
+                .ok_or(std::io::Error::other("/proc is not mounted"))?,
             next_id: 0,
         })
     }
@@ -486,7 +489,6 @@ impl Holder {
         let (Some(sitter), Some(export)) = (&self.sitter, self.export) else {
             return;
         };
-        let id = |pid: i32| ProcessId::of(pid).unwrap_or(ProcessId { pid, start_time: 0 });
         let owner = self
             .supervisor
             .owner()
@@ -495,8 +497,8 @@ impl Holder {
             version: State::VERSION,
             index: self.device.index,
             kernel_api: self.settings.api.name().into(),
-            holder: id(nix::unistd::getpid().as_raw()),
-            sitter: id(sitter.process.pid.as_raw()),
+            holder: self.me,
+            sitter: sitter.id,
             backend: owner.and_then(Peer::pid).and_then(ProcessId::of),
             program: self.settings.program.clone(),
             description: self.description.clone(),

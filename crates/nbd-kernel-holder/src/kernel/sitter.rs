@@ -10,6 +10,7 @@ use std::io::{Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use nbd_control::backend::ExportInfo;
+use nbd_control::process::ProcessId;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::sys::ptrace;
@@ -48,6 +49,8 @@ pub(crate) struct Setup<'a> {
 #[derive(Debug)]
 pub(crate) struct Sitter {
     pub(crate) process: Process,
+    /// How others recognise it.
+    pub(crate) id: ProcessId,
     pub(crate) progress: Option<File>,
 }
 
@@ -80,8 +83,11 @@ pub(crate) fn start(setup: &Setup<'_>) -> std::io::Result<Sitter> {
     let child = fork_child(|| child(setup, &write));
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&before), None)?;
     drop(write);
+    let process = child?;
+    let id = ProcessId::of(process.pid.as_raw());
     Ok(Sitter {
-        process: child?,
+        id: id.ok_or(std::io::Error::other("it died at once"))?,
+        process,
         progress: Some(read.into()),
     })
 }
