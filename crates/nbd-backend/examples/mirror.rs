@@ -16,10 +16,7 @@ impl Backend for Mirror {
         Geometry {
             size: self.1,
             block_size: 512,
-            capabilities: Capabilities {
-                flush: true,
-                ..Capabilities::default()
-            },
+            capabilities: Capabilities { flush: true, ..Capabilities::default() },
         }
     }
 

@@ -29,7 +29,7 @@ pub enum ServeError {
     /// The ledger cannot be used.
     #[error(transparent)]
     Ledger(#[from] LedgerError),
-    /// A lane cannot go on, and never will: the kernel and we disagree about the stream.
+    /// A lane cannot go on.
     #[error("lane {lane} failed")]
     Lane {
         /// The lane.
@@ -37,6 +37,8 @@ pub enum ServeError {
         /// What went wrong.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
+        /// The kernel and we disagree about the stream, so it never will.
+        is_final: bool,
     },
     /// A thread cannot be started.
     #[error("cannot start a thread")]
@@ -52,7 +54,7 @@ impl ServeError {
     pub fn is_final(&self) -> bool {
         match self {
             Self::Ledger(error) => matches!(error, LedgerError::Damaged(_)),
-            Self::Lane { .. } => true,
+            Self::Lane { is_final, .. } => *is_final,
             Self::Thread(_) | Self::Holder(_) => false,
         }
     }
@@ -84,15 +86,9 @@ impl Engine {
             state
                 .finish()
                 .or_else(ignore_closed)
-                .map_err(|error| failed(index, error))?;
+                .map_err(|error| failed(index, LaneError::Socket(error)))?;
             let (backend, workers) = (Arc::clone(backend), Arc::clone(&workers));
-            let thread = LaneThread {
-                receiver,
-                state,
-                backend,
-                workers,
-                export,
-            };
+            let thread = LaneThread { receiver, state, backend, workers, export };
             lanes.push((thread, recovery.tickets));
         }
         let header = ledger.header();
@@ -105,10 +101,7 @@ impl Engine {
 
     /// Requests that a predecessor took and did not answer.
     pub(crate) fn replayed(&self) -> u32 {
-        self.lanes
-            .iter()
-            .map(|(_, tickets)| tickets.len() as u32)
-            .sum()
+        self.lanes.iter().map(|(_, tickets)| tickets.len() as u32).sum()
     }
 
     /// Serves all lanes until the kernel disconnects them.
@@ -132,28 +125,22 @@ impl Engine {
         }
         for (index, handle) in threads {
             // A panic has aborted the process already.
-            handle
-                .join()
-                .unwrap_or(Ok(()))
-                .map_err(|error| failed(index, error))?;
+            handle.join().unwrap_or(Ok(())).map_err(|error| failed(index, error))?;
         }
         drop(ledger);
         Ok(Outcome::Disconnected)
     }
 }
 
-fn failed(lane: u32, error: impl std::error::Error + Send + Sync + 'static) -> ServeError {
+fn failed(lane: u32, error: LaneError) -> ServeError {
     ServeError::Lane {
         lane,
+        is_final: matches!(error, LaneError::Stream(_)),
         source: Box::new(error),
     }
 }
 
 /// The kernel may be gone already; then there is nothing to recover.
 fn ignore_closed(error: io::Error) -> io::Result<()> {
-    if is_closed(&error) {
-        Ok(())
-    } else {
-        Err(error)
-    }
+    if is_closed(&error) { Ok(()) } else { Err(error) }
 }

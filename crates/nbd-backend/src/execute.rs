@@ -21,27 +21,11 @@ pub(crate) fn execute(
         Command::Read { .. } | Command::Disconnect => Ok(()),
         Command::Write { offset, fua, .. } => backend.write_at(payload, offset, fua),
         Command::Flush => backend.flush(),
-        Command::Trim {
-            offset,
-            length,
-            fua,
-        } => backend.trim(offset, length, fua),
+        Command::Trim { offset, length, fua } => backend.trim(offset, length, fua),
         Command::Cache { offset, length } => backend.cache(offset, length),
-        Command::WriteZeroes {
-            offset,
-            length,
-            fua,
-            no_hole,
-            fast_only,
-        } => backend.write_zeroes(
-            offset,
-            length,
-            ZeroOptions {
-                fua,
-                no_hole,
-                fast_only,
-            },
-        ),
+        Command::WriteZeroes { offset, length, fua, no_hole, fast_only } => {
+            backend.write_zeroes(offset, length, ZeroOptions { fua, no_hole, fast_only })
+        }
     };
     result.map_err(|error| {
         if must_be_durable(command) && is_lost_data(command, &error) {
@@ -93,17 +77,8 @@ pub(crate) fn to_nbd(command: &Command, error: &io::Error) -> NbdError {
     };
     match (nbd, command) {
         // The specification keeps ENOTSUP for this question, which is no failure.
-        (
-            NbdError::ENOTSUP,
-            Command::WriteZeroes {
-                fast_only: true, ..
-            },
-        ) => return nbd,
+        (NbdError::ENOTSUP, Command::WriteZeroes { fast_only: true, .. }) => return nbd,
         _ => eprintln!("nbd-backend: {command:?} failed: {error}"),
     }
-    if nbd == NbdError::ENOTSUP {
-        NbdError::EINVAL
-    } else {
-        nbd
-    }
+    if nbd == NbdError::ENOTSUP { NbdError::EINVAL } else { nbd }
 }

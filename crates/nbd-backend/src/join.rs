@@ -7,7 +7,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use nbd_control::backend::{FromBackend, FromHolder, Grant, HOLDER_FD, Hello};
+use nbd_control::backend::{
+    EXPORT_VARIABLE, ExportInfo, FromBackend, FromHolder, Grant, HOLDER_FD, Hello,
+};
 use nbd_control::registry::Registry;
 use nbd_control::{Channel, ChannelError};
 use nbd_ledger::{Layout, layout};
@@ -68,10 +70,7 @@ pub enum Endpoint {
 impl Endpoint {
     /// The holder of a device, named like `nbd0` or `/dev/nbd0`.
     pub fn of_device(registry: &Registry, name: &str) -> Result<Self, JoinError> {
-        let number = name
-            .strip_prefix("/dev/")
-            .unwrap_or(name)
-            .strip_prefix("nbd");
+        let number = name.strip_prefix("/dev/").unwrap_or(name).strip_prefix("nbd");
         let index = number.and_then(|number| number.parse().ok());
         let index = index.ok_or_else(|| JoinError::BadName(name.into()))?;
         Ok(Self::Socket(registry.join_socket(index)))
@@ -81,9 +80,7 @@ impl Endpoint {
     pub fn from_environment() -> Result<Self, JoinError> {
         if let Ok(text) = std::env::var(HOLDER_FD) {
             let fd = text.parse().ok().filter(|fd| *fd > 2);
-            return fd
-                .map(Self::Inherited)
-                .ok_or(JoinError::BadDescriptor(text));
+            return fd.map(Self::Inherited).ok_or(JoinError::BadDescriptor(text));
         }
         let device = std::env::var(JOIN_VARIABLE).map_err(|_| JoinError::NoEndpoint)?;
         Self::of_device(&Registry::new(None), &device)
@@ -94,23 +91,32 @@ impl Endpoint {
 #[derive(Debug)]
 pub struct Link {
     channel: Channel,
+    attached: Option<ExportInfo>,
 }
 
 impl Link {
     /// Connects.
     pub fn connect(endpoint: &Endpoint) -> Result<Self, JoinError> {
-        let stream = match endpoint {
-            Endpoint::Inherited(fd) => inherited(*fd)?,
+        let (stream, attached) = match endpoint {
+            Endpoint::Inherited(fd) => {
+                let told = std::env::var(EXPORT_VARIABLE).ok();
+                let told = told.and_then(|text| ExportInfo::from_variable(&text));
+                (inherited(*fd)?, told)
+            }
             Endpoint::Socket(path) => {
-                UnixStream::connect(path).map_err(|source| JoinError::Connect {
-                    path: path.clone(),
-                    source,
-                })?
+                let stream = UnixStream::connect(path)
+                    .map_err(|source| JoinError::Connect { path: path.clone(), source })?;
+                (stream, None)
             }
         };
-        Ok(Self {
-            channel: Channel::new(stream)?,
-        })
+        let channel = Channel::new(stream)?;
+        Ok(Self { channel, attached })
+    }
+
+    /// What was attached, if this process was started to succeed another one. A backend whose
+    /// storage has changed since then should go on serving that, or will be refused.
+    pub fn attached(&self) -> Option<ExportInfo> {
+        self.attached
     }
 
     /// Introduces the backend and waits for the lanes: until the predecessor is dead, however
@@ -142,13 +148,7 @@ impl Link {
         let ledger = descriptors.next().ok_or(JoinError::Protocol("no ledger"))?;
         let sockets = descriptors.by_ref().take(grant.lanes as usize).collect();
         let keepsakes = grant.keepsakes.iter().cloned().zip(descriptors).collect();
-        Ok(Session {
-            channel: self.channel,
-            grant,
-            ledger,
-            sockets,
-            keepsakes,
-        })
+        Ok(Session { channel: self.channel, grant, ledger, sockets, keepsakes })
     }
 
     /// Tells the holder that there will be no backend, and why.
@@ -158,10 +158,7 @@ impl Link {
 }
 
 fn failure(reason: &str, damaged: bool) -> FromBackend {
-    FromBackend::Failed {
-        reason: reason.into(),
-        damaged,
-    }
+    FromBackend::Failed { reason: reason.into(), damaged }
 }
 
 /// Takes over the descriptor that the holder left us, away from our own children.
@@ -205,8 +202,7 @@ impl Session {
 
     /// Deposits a descriptor with the holder. When this returns, it outlives this process.
     pub fn keep(&mut self, name: &str, descriptor: BorrowedFd<'_>) -> Result<(), JoinError> {
-        self.channel
-            .send(&FromBackend::Keep { name: name.into() }, &[descriptor])?;
+        self.channel.send(&FromBackend::Keep { name: name.into() }, &[descriptor])?;
         match self.channel.receive_within(PATIENCE)?.message {
             FromHolder::Kept => Ok(()),
             FromHolder::Refusal { reason } => Err(JoinError::Refused(reason)),
@@ -222,13 +218,7 @@ impl Session {
     /// Recovers what the predecessor left and serves until the device is detached.
     #[expect(clippy::needless_pass_by_value, reason = "callers have just made it")]
     pub fn serve(self, backend: Arc<dyn Backend>) -> Result<Outcome, ServeError> {
-        let Self {
-            channel,
-            grant,
-            ledger,
-            sockets,
-            ..
-        } = self;
+        let Self { channel, grant, ledger, sockets, .. } = self;
         let layout = Layout {
             lanes: grant.lanes,
             ring: grant.ring,
@@ -239,12 +229,7 @@ impl Session {
         let served =
             Engine::recover(ledger, sockets, &layout, export, &backend).and_then(|engine| {
                 // A holder that died is no reason not to serve; the next one adopts us.
-                let _ = channel.send(
-                    &FromBackend::Ready {
-                        replayed: engine.replayed(),
-                    },
-                    &[],
-                );
+                let _ = channel.send(&FromBackend::Ready { replayed: engine.replayed() }, &[]);
                 engine.run()
             });
         if let Err(error) = &served {

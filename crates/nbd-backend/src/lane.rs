@@ -45,16 +45,8 @@ struct Outbox {
 
 impl LaneState {
     pub(crate) fn new(transmitter: Transmitter, answered: Arc<AtomicBool>) -> Arc<Self> {
-        let outbox = Outbox {
-            transmitter,
-            outstanding: 0,
-            awaited: false,
-        };
-        Arc::new(Self {
-            outbox: Mutex::new(outbox),
-            changed: Condvar::new(),
-            answered,
-        })
+        let outbox = Outbox { transmitter, outstanding: 0, awaited: false };
+        Arc::new(Self { outbox: Mutex::new(outbox), changed: Condvar::new(), answered })
     }
 
     /// Sends what the predecessor left unsent.
@@ -98,12 +90,7 @@ impl LaneState {
         }
         transmitter.send()?;
         if !self.answered.load(Ordering::Relaxed) && !self.answered.swap(true, Ordering::Relaxed) {
-            transmitter
-                .lane()
-                .ledger()
-                .header()
-                .first_answer_at
-                .store(now(), Ordering::Relaxed);
+            transmitter.lane().ledger().header().first_answer_at.store(now(), Ordering::Relaxed);
         }
         Ok(())
     }
@@ -163,10 +150,7 @@ impl LaneThread {
         let mut outbox = lock(&state.outbox);
         outbox.awaited = true;
         while !holds(self, outbox.outstanding) {
-            outbox = state
-                .changed
-                .wait(outbox)
-                .unwrap_or_else(PoisonError::into_inner);
+            outbox = state.changed.wait(outbox).unwrap_or_else(PoisonError::into_inner);
         }
         outbox.awaited = false;
     }
@@ -187,11 +171,7 @@ impl LaneThread {
                     if let Some(ticket) = self.inline(&mut outbox, ticket, &command, time) {
                         outbox.outstanding += 1;
                         let lane = Arc::clone(&state);
-                        self.workers.submit(Job {
-                            ticket,
-                            command,
-                            lane,
-                        });
+                        self.workers.submit(Job { ticket, command, lane });
                     }
                 }
             }
@@ -243,10 +223,7 @@ impl LaneThread {
 
 /// Whether the kernel has closed its end, so that nobody waits for an answer any more.
 pub(crate) fn is_closed(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset
-    )
+    matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset)
 }
 
 fn reject(transmitter: &mut Transmitter, ticket: Ticket, rejection: &Rejection) {

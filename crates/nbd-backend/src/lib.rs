@@ -21,6 +21,7 @@ mod workers;
 pub use backend::{Backend, Capabilities, Geometry, ZeroOptions};
 pub use engine::{Outcome, ServeError};
 pub use join::{Endpoint, JOIN_VARIABLE, JoinError, Link, Session};
+pub use nbd_control::backend::ExportInfo;
 pub use nbd_proto::Command;
 
 use std::process::ExitCode;

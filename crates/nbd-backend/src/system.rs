@@ -8,9 +8,8 @@ const PR_SET_IO_FLUSHER: libc::c_int = 57;
 
 /// `CLOCK_MONOTONIC` in nanoseconds: the ledger's clock, common to all processes.
 pub(crate) fn now() -> u64 {
-    clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |time| {
-        time.tv_sec() as u64 * 1_000_000_000 + time.tv_nsec() as u64
-    })
+    clock_gettime(ClockId::CLOCK_MONOTONIC)
+        .map_or(0, |time| time.tv_sec() as u64 * 1_000_000_000 + time.tv_nsec() as u64)
 }
 
 /// Keeps writeback from waiting for itself: the kernel may need this process in order to free

@@ -42,11 +42,7 @@ struct Queue {
 
 impl Workers {
     pub(crate) fn new(backend: Arc<dyn Backend>) -> Arc<Self> {
-        Arc::new(Self {
-            backend,
-            queue: Mutex::default(),
-            work: Condvar::new(),
-        })
+        Arc::new(Self { backend, queue: Mutex::default(), work: Condvar::new() })
     }
 
     pub(crate) fn submit(self: &Arc<Self>, job: Job) {
@@ -58,10 +54,7 @@ impl Workers {
         }
         let workers = Arc::clone(self);
         let name = format!("worker-{}", queue.threads);
-        match std::thread::Builder::new()
-            .name(name)
-            .spawn(move || workers.run())
-        {
+        match std::thread::Builder::new().name(name).spawn(move || workers.run()) {
             Ok(_) => queue.threads += 1,
             Err(error) if queue.threads == 0 => {
                 // Nobody would ever execute the job. A successor may find more room.
@@ -91,20 +84,13 @@ impl Workers {
                 return job;
             }
             queue.idle += 1;
-            queue = self
-                .work
-                .wait(queue)
-                .unwrap_or_else(std::sync::PoisonError::into_inner);
+            queue = self.work.wait(queue).unwrap_or_else(std::sync::PoisonError::into_inner);
             queue.idle -= 1;
         }
     }
 
     fn serve(&self, job: Job, buffer: &mut Vec<u8>) {
-        let Job {
-            ticket,
-            command,
-            lane,
-        } = job;
+        let Job { ticket, command, lane } = job;
         ticket.begin(now());
         if let Command::Read { offset, length } = command {
             let data = aligned(buffer, length as usize);

@@ -25,6 +25,31 @@ pub struct ExportInfo {
     pub flags: u16,
 }
 
+/// The environment variable that tells a started successor the export that was attached, as
+/// `SIZE:BLOCK_SIZE:FLAGS` in decimal; see [`ExportInfo::to_variable`]. Its storage may have grown
+/// since then.
+pub const EXPORT_VARIABLE: &str = "NBD_EXPORT";
+
+impl ExportInfo {
+    /// The value of [`EXPORT_VARIABLE`].
+    #[must_use]
+    pub fn to_variable(&self) -> String {
+        format!("{}:{}:{}", self.size, self.block_size, self.flags)
+    }
+
+    /// Reads the value of [`EXPORT_VARIABLE`].
+    #[must_use]
+    pub fn from_variable(text: &str) -> Option<Self> {
+        let mut parts = text.split(':');
+        let export = Self {
+            size: parts.next()?.parse().ok()?,
+            block_size: parts.next()?.parse().ok()?,
+            flags: parts.next()?.parse().ok()?,
+        };
+        parts.next().is_none().then_some(export)
+    }
+}
+
 /// From a backend.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FromBackend {
@@ -93,4 +118,18 @@ pub struct Grant {
     pub max_payload: u32,
     /// Names of the keepsakes.
     pub keepsakes: Vec<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_export_survives_the_environment_and_garbage_does_not() {
+        let export = ExportInfo { size: 1 << 40, block_size: 512, flags: 0x16d };
+        assert_eq!(ExportInfo::from_variable(&export.to_variable()), Some(export));
+        for bad in ["", "1", "1:512", "1:512:3:4", "x:512:3", "1:512:65536"] {
+            assert_eq!(ExportInfo::from_variable(bad), None, "{bad}");
+        }
+    }
 }

@@ -2,7 +2,7 @@
 //!
 //! Each side first sends a greeting: [`GREETING`] and [`VERSION`] as a little-endian u32. After
 //! that come frames: the payload's length and the number of descriptors that belong to it, both
-//! little-endian u32, then the payload ([`wire`](crate::wire)). The descriptors travel as
+//! little-endian u32, then the payload ([`wire`]). The descriptors travel as
 //! SCM_RIGHTS with the first byte of their frame.
 
 use std::collections::VecDeque;
@@ -194,9 +194,7 @@ impl Channel {
         };
         let (length, count) = (word(0) as usize, word(4) as usize);
         if length > wire::LONGEST || count > MOST_DESCRIPTORS {
-            return Err(ChannelError::Malformed(format!(
-                "{length} bytes, {count} descriptors"
-            )));
+            return Err(ChannelError::Malformed(format!("{length} bytes, {count} descriptors")));
         }
         if self.bytes.len() < FRAME_HEADER + length {
             return Ok(None);
@@ -208,10 +206,7 @@ impl Channel {
             .map_err(ChannelError::Malformed)?;
         self.bytes.drain(..FRAME_HEADER + length);
         let descriptors = self.descriptors.drain(..count).collect();
-        Ok(Some(Received {
-            message,
-            descriptors,
-        }))
+        Ok(Some(Received { message, descriptors }))
     }
 
     fn check_greeting(&mut self) -> Result<bool, ChannelError> {
@@ -284,28 +279,15 @@ fn send_all(
     let rights = [ControlMessage::ScmRights(&raw)];
     let mut sent = 0;
     while sent < bytes.len() {
-        let with: &[_] = if sent == 0 && !raw.is_empty() {
-            &rights
-        } else {
-            &[]
-        };
+        let with: &[_] = if sent == 0 && !raw.is_empty() { &rights } else { &[] };
         let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
-        match sendmsg::<()>(
-            stream.as_raw_fd(),
-            &[IoSlice::new(&bytes[sent..])],
-            with,
-            flags,
-            None,
-        ) {
+        match sendmsg::<()>(stream.as_raw_fd(), &[IoSlice::new(&bytes[sent..])], with, flags, None)
+        {
             Ok(count) => sent += count,
             Err(nix::Error::EINTR) => {}
             Err(nix::Error::EAGAIN) => {
                 let timeout = PollTimeout::from(1000u16);
-                if poll(
-                    &mut [PollFd::new(stream.as_fd(), PollFlags::POLLOUT)],
-                    timeout,
-                )? == 0
-                {
+                if poll(&mut [PollFd::new(stream.as_fd(), PollFlags::POLLOUT)], timeout)? == 0 {
                     return Err(ChannelError::TimedOut(Duration::from_secs(1)));
                 }
             }
@@ -335,8 +317,7 @@ mod tests {
     fn a_message_arrives_with_its_descriptors() {
         let (left, mut right) = pair();
         let (mut reader, writer) = std::io::pipe().unwrap();
-        left.send(&("lane".to_string(), 7u32), &[writer.as_fd()])
-            .unwrap();
+        left.send(&("lane".to_string(), 7u32), &[writer.as_fd()]).unwrap();
         drop(writer);
         let received = right.receive_within::<(String, u32)>(second()).unwrap();
         assert_eq!(received.message, ("lane".to_string(), 7));
@@ -353,18 +334,8 @@ mod tests {
         let (left, mut right) = pair();
         left.send(&vec![1u8; 5000], &[]).unwrap();
         left.send(&vec![2u8; 100_000], &[]).unwrap();
-        assert_eq!(
-            right.receive_within::<Vec<u8>>(second()).unwrap().message,
-            vec![1; 5000]
-        );
-        assert_eq!(
-            right
-                .receive_within::<Vec<u8>>(second())
-                .unwrap()
-                .message
-                .len(),
-            100_000
-        );
+        assert_eq!(right.receive_within::<Vec<u8>>(second()).unwrap().message, vec![1; 5000]);
+        assert_eq!(right.receive_within::<Vec<u8>>(second()).unwrap().message.len(), 100_000);
         assert!(right.try_receive::<Vec<u8>>().unwrap().is_none());
     }
 
@@ -383,18 +354,14 @@ mod tests {
         let mut right = Channel::new(right).unwrap();
         left.write_all(b"nbd-hold\x63\0\0\0").unwrap();
         let error = right.receive_within::<u32>(second()).unwrap_err();
-        assert!(
-            matches!(error, ChannelError::Version { found: 99 }),
-            "{error}"
-        );
+        assert!(matches!(error, ChannelError::Version { found: 99 }), "{error}");
     }
 
     #[test]
     fn a_frame_that_claims_too_much_is_refused() {
         let (mut left, right) = UnixStream::pair().unwrap();
         let mut right = Channel::new(right).unwrap();
-        left.write_all(b"nbd-hold\x01\0\0\0\xff\xff\xff\x7f\0\0\0\0")
-            .unwrap();
+        left.write_all(b"nbd-hold\x01\0\0\0\xff\xff\xff\x7f\0\0\0\0").unwrap();
         let error = right.receive_within::<u32>(second()).unwrap_err();
         assert!(matches!(error, ChannelError::Malformed(_)), "{error}");
     }
@@ -402,9 +369,7 @@ mod tests {
     #[test]
     fn a_closed_peer_is_told_from_a_silent_one() {
         let (left, mut right) = pair();
-        let silent = right
-            .receive_within::<u32>(Duration::from_millis(1))
-            .unwrap_err();
+        let silent = right.receive_within::<u32>(Duration::from_millis(1)).unwrap_err();
         assert!(matches!(silent, ChannelError::TimedOut(_)), "{silent}");
         drop(left);
         let closed = right.receive_within::<u32>(second()).unwrap_err();

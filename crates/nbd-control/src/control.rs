@@ -88,10 +88,7 @@ impl FailureKind {
 impl Failure {
     /// Makes one.
     pub fn new(kind: FailureKind, text: impl Into<String>) -> Self {
-        Self {
-            kind,
-            text: text.into(),
-        }
+        Self { kind, text: text.into() }
     }
 }
 

@@ -24,10 +24,7 @@ impl ProcessId {
     /// Names the process that has this pid now.
     #[must_use]
     pub fn of(pid: i32) -> Option<Self> {
-        stat(pid).map(|stat| Self {
-            pid,
-            start_time: stat.start_time,
-        })
+        stat(pid).map(|stat| Self { pid, start_time: stat.start_time })
     }
 
     /// Whether this very process still runs (a zombie does not).
@@ -59,9 +56,7 @@ fn parse_stat(text: &str) -> Option<Stat> {
 #[must_use]
 pub fn tracer(pid: i32) -> Option<i32> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("TracerPid:"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("TracerPid:"))?;
     line.trim().parse().ok().filter(|&tracer| tracer != 0)
 }
 
@@ -74,11 +69,7 @@ pub fn is_dead(pid: i32) -> bool {
     };
     tasks.flatten().all(|task| {
         let text = std::fs::read_to_string(task.path().join("stat"));
-        let state = text
-            .ok()
-            .as_deref()
-            .and_then(parse_stat)
-            .map(|stat| stat.state);
+        let state = text.ok().as_deref().and_then(parse_stat).map(|stat| stat.state);
         matches!(state, None | Some('Z' | 'X' | 'x'))
     })
 }
@@ -90,13 +81,7 @@ mod tests {
     #[test]
     fn a_name_with_parentheses_does_not_confuse_the_parser() {
         let text = "7 (a) b) S 1 7 7 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 4242 1 2";
-        assert_eq!(
-            parse_stat(text),
-            Some(Stat {
-                state: 'S',
-                start_time: 4242
-            })
-        );
+        assert_eq!(parse_stat(text), Some(Stat { state: 'S', start_time: 4242 }));
         assert_eq!(parse_stat("7 (x"), None);
         assert_eq!(parse_stat("7 (x) S 1"), None);
     }
@@ -106,12 +91,6 @@ mod tests {
         let me = ProcessId::of(std::process::id() as i32).unwrap();
         assert!(me.is_alive());
         assert!(!is_dead(me.pid));
-        assert!(
-            !ProcessId {
-                start_time: me.start_time + 1,
-                ..me
-            }
-            .is_alive()
-        );
+        assert!(!ProcessId { start_time: me.start_time + 1, ..me }.is_alive());
     }
 }

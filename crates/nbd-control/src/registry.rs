@@ -78,9 +78,7 @@ impl Registry {
     #[must_use]
     pub fn new(directory: Option<PathBuf>) -> Self {
         let named = || std::env::var_os(DIRECTORY_VARIABLE).map(PathBuf::from);
-        let directory = directory
-            .or_else(named)
-            .unwrap_or_else(|| DEFAULT_DIRECTORY.into());
+        let directory = directory.or_else(named).unwrap_or_else(|| DEFAULT_DIRECTORY.into());
         Self { directory }
     }
 
@@ -116,10 +114,7 @@ impl Registry {
 
     /// Makes the runtime directory, and checks that nobody else can put things into it.
     pub fn prepare(&self) -> io::Result<()> {
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o755)
-            .create(&self.directory)?;
+        fs::DirBuilder::new().recursive(true).mode(0o755).create(&self.directory)?;
         let meta = fs::metadata(&self.directory)?;
         let me = nix::unistd::geteuid().as_raw();
         if meta.mode() & 0o022 != 0 || (meta.uid() != me && meta.uid() != 0) {
@@ -133,12 +128,7 @@ impl Registry {
     /// Opens the file to flock while a device is picked or an entry is changed.
     pub fn lock_file(&self) -> io::Result<fs::File> {
         let path = self.directory.join("lock");
-        fs::OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .mode(0o600)
-            .open(path)
+        fs::OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path)
     }
 
     /// Makes a device's folder; fails with `AlreadyExists` if it has one.
@@ -164,14 +154,7 @@ impl Registry {
         };
         let mut found: Vec<u32> = entries
             .flatten()
-            .filter_map(|entry| {
-                entry
-                    .file_name()
-                    .to_str()?
-                    .strip_prefix("nbd")?
-                    .parse()
-                    .ok()
-            })
+            .filter_map(|entry| entry.file_name().to_str()?.strip_prefix("nbd")?.parse().ok())
             .collect();
         found.sort_unstable();
         Ok(found)
@@ -193,11 +176,7 @@ impl Registry {
         };
         let state: State = serde_json::from_slice(&text)?;
         if state.version != State::VERSION {
-            let text = format!(
-                "state of version {} and not {}",
-                state.version,
-                State::VERSION
-            );
+            let text = format!("state of version {} and not {}", state.version, State::VERSION);
             return Err(io::Error::new(io::ErrorKind::InvalidData, text));
         }
         Ok(Some(state))

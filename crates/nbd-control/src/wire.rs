@@ -10,9 +10,8 @@ use serde::de::DeserializeOwned;
 /// Longest message in bytes, so that a broken peer cannot make us allocate without bound.
 pub const LONGEST: usize = 1 << 20;
 
-const CONFIG: Configuration<LittleEndian, Fixint, Limit<LONGEST>> = bincode::config::standard()
-    .with_fixed_int_encoding()
-    .with_limit::<LONGEST>();
+const CONFIG: Configuration<LittleEndian, Fixint, Limit<LONGEST>> =
+    bincode::config::standard().with_fixed_int_encoding().with_limit::<LONGEST>();
 
 /// The bytes of a value; fails only for one that is longer than [`LONGEST`].
 pub fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, String> {

@@ -14,30 +14,12 @@ use crate::program;
 pub(crate) enum Action {
     Attach(Attach),
     Detach(Detach),
-    Status {
-        device: Option<Device>,
-        json: bool,
-    },
-    List {
-        json: bool,
-    },
-    Restart {
-        device: Device,
-        limit: Option<Duration>,
-    },
-    Replace {
-        device: Device,
-        program: Option<Vec<String>>,
-        limit: Option<Duration>,
-    },
-    Wait {
-        device: Device,
-        until: Until,
-        limit: Option<Duration>,
-    },
-    Adopt {
-        device: Device,
-    },
+    Status { device: Option<Device>, json: bool },
+    List { json: bool },
+    Restart { device: Device, limit: Option<Duration> },
+    Replace { device: Device, program: Option<Vec<String>>, limit: Option<Duration> },
+    Wait { device: Device, until: Until, limit: Option<Duration> },
+    Adopt { device: Device },
 }
 
 /// What to attach.
@@ -70,42 +52,21 @@ impl Action {
                 all: _,
                 force,
                 limit: Limit { timeout },
-            }) => Self::Detach(Detach {
-                device: optional(device)?,
-                force,
-                limit: timeout,
-            }),
-            Command::Status { device, json } => Self::Status {
-                device: optional(device)?,
-                json,
-            },
+            }) => Self::Detach(Detach { device: optional(device)?, force, limit: timeout }),
+            Command::Status { device, json } => Self::Status { device: optional(device)?, json },
             Command::List { json } => Self::List { json },
-            Command::Restart { device, limit } => Self::Restart {
-                device: device.parse()?,
-                limit: limit.timeout,
-            },
-            Command::Replace {
-                device,
-                spec,
-                program,
-                limit,
-            } => Self::Replace {
+            Command::Restart { device, limit } => {
+                Self::Restart { device: device.parse()?, limit: limit.timeout }
+            }
+            Command::Replace { device, spec, program, limit } => Self::Replace {
                 device: device.parse()?,
                 program: backend(spec.map(absolute_path_in), program)?,
                 limit: limit.timeout,
             },
-            Command::Wait {
-                device,
-                until,
-                limit,
-            } => Self::Wait {
-                device: device.parse()?,
-                until,
-                limit: limit.timeout,
-            },
-            Command::Adopt { device } => Self::Adopt {
-                device: device.parse()?,
-            },
+            Command::Wait { device, until, limit } => {
+                Self::Wait { device: device.parse()?, until, limit: limit.timeout }
+            }
+            Command::Adopt { device } => Self::Adopt { device: device.parse()? },
         })
     }
 }
@@ -124,20 +85,10 @@ fn check_attach(arguments: AttachArguments) -> Result<Attach, Error> {
     add("--kernel-api", arguments.kernel_api.as_ref().map(name_of));
     add("--lanes", arguments.lanes.map(|n| n.to_string()));
     add("--restart", arguments.restart.as_ref().map(name_of));
-    add(
-        "--restart-limit",
-        arguments.restart_limit.map(|n| n.to_string()),
-    );
+    add("--restart-limit", arguments.restart_limit.map(|n| n.to_string()));
     add("--user", arguments.user);
-    add(
-        "--ready-timeout",
-        arguments.ready_timeout.map(|n| n.to_string()),
-    );
-    Ok(Attach {
-        device,
-        options,
-        program: backend(arguments.spec, arguments.program)?,
-    })
+    add("--ready-timeout", arguments.ready_timeout.map(|n| n.to_string()));
+    Ok(Attach { device, options, program: backend(arguments.spec, arguments.program)? })
 }
 
 /// The command line of a backend, if one is named at all.
@@ -175,10 +126,7 @@ fn optional(device: Option<String>) -> Result<Option<Device>, Error> {
 }
 
 fn name_of(value: &impl ValueEnum) -> String {
-    value
-        .to_possible_value()
-        .map(|value| value.get_name().to_string())
-        .unwrap_or_default()
+    value.to_possible_value().map(|value| value.get_name().to_string()).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -192,10 +140,7 @@ mod tests {
         for same in ["mem:1G", "file:/srv/a", "file:", "fil:a"] {
             assert_eq!(absolute_path_in(same.into()), same);
         }
-        assert_eq!(
-            absolute_path_in("file:a.img,ro".into()),
-            format!("file:{here}/a.img,ro")
-        );
+        assert_eq!(absolute_path_in("file:a.img,ro".into()), format!("file:{here}/a.img,ro"));
     }
 
     #[test]

@@ -19,25 +19,15 @@ pub(crate) fn adopt_explicitly(context: &Context, device: Device) -> Result<(), 
     let registry = &context.registry;
     match probe(registry, device)? {
         Entry::Absent => Err(no_device(registry, device)),
-        Entry::Listening(_) => Err(Error::HasHolder {
-            device,
-            holder: holder_pid(context, device),
-        }),
-        Entry::Unsettled { holder } => Err(Error::HasHolder {
-            device,
-            holder: Some(holder),
-        }),
+        Entry::Listening(_) => {
+            Err(Error::HasHolder { device, holder: holder_pid(context, device) })
+        }
+        Entry::Unsettled { holder } => Err(Error::HasHolder { device, holder: Some(holder) }),
         Entry::Orphaned(state) => adopt(context, device, &state),
         // If it has come to life meanwhile, then with a holder.
         Entry::Stale => Err(match clean(context, device)? {
-            true => Error::Stale {
-                device,
-                cleaned: true,
-            },
-            false => Error::HasHolder {
-                device,
-                holder: holder_pid(context, device),
-            },
+            true => Error::Stale { device, cleaned: true },
+            false => Error::HasHolder { device, holder: holder_pid(context, device) },
         }),
     }
 }
@@ -63,18 +53,12 @@ pub(crate) fn adopt(context: &Context, device: Device, state: &State) -> Result<
             ));
             Ok(())
         }
-        Outcome::Died(status) => Err(Error::Died {
-            goal: "adopted",
-            status,
-            log: log.display().to_string(),
-        }),
+        Outcome::Died(status) => {
+            Err(Error::Died { goal: "adopted", status, log: log.display().to_string() })
+        }
         Outcome::TimedOut => {
             starting.give_up();
-            Err(Error::AdoptionTimedOut {
-                device,
-                limit: LIMIT,
-                log,
-            })
+            Err(Error::AdoptionTimedOut { device, limit: LIMIT, log })
         }
         Outcome::Interrupted => Err(Error::Interrupted(match starting.give_up() {
             Ending::Ended => format!("{device} has no holder: nbd-ctl adopt {device}"),

@@ -104,15 +104,8 @@ mod tests {
             options: vec!["--lanes".into(), "2".into()],
             program: Some(vec!["/bin/mine".into(), "--lanes".into()]),
         };
-        assert_eq!(
-            arguments(&wanted).join(" "),
-            "--device nbd3 --lanes 2 -- /bin/mine --lanes"
-        );
-        let external = Attach {
-            device: None,
-            options: Vec::new(),
-            program: None,
-        };
+        assert_eq!(arguments(&wanted).join(" "), "--device nbd3 --lanes 2 -- /bin/mine --lanes");
+        let external = Attach { device: None, options: Vec::new(), program: None };
         assert_eq!(arguments(&external), ["--external"]);
     }
 }

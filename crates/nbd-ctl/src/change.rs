@@ -29,15 +29,9 @@ pub(crate) fn detach(context: &Context, wanted: &Detach) -> Result<(), Error> {
 }
 
 fn detach_one(context: &Context, device: Device, wanted: &Detach) -> Result<(), Error> {
-    let usual = if wanted.force {
-        FORCE_LIMIT
-    } else {
-        DETACH_LIMIT
-    };
+    let usual = if wanted.force { FORCE_LIMIT } else { DETACH_LIMIT };
     let mut holder = Holder::connect(context, device)?;
-    let request = Request::Detach {
-        force: wanted.force,
-    };
+    let request = Request::Detach { force: wanted.force };
     let limit = wanted.limit.unwrap_or(usual);
     tell(&holder.order(&request, Some(limit), "detaching")?);
     // The device may be attached again as soon as we return. If the holder is slow to go, that
@@ -81,13 +75,7 @@ pub(crate) fn restart(
     device: Device,
     limit: Option<Duration>,
 ) -> Result<(), Error> {
-    change_backend(
-        context,
-        device,
-        &Request::Restart,
-        limit,
-        "restarting its backend",
-    )
+    change_backend(context, device, &Request::Restart, limit, "restarting its backend")
 }
 
 /// Has another program take over from the backend.

@@ -47,21 +47,13 @@ impl Context {
             let writer = signalled.try_clone().map_err(Error::Signals)?;
             signal_hook::low_level::pipe::register(signal, writer).map_err(Error::Signals)?;
         }
-        Ok(Self {
-            registry: Registry::new(Some(directory)),
-            interrupted,
-            _signalled: signalled,
-        })
+        Ok(Self { registry: Registry::new(Some(directory)), interrupted, _signalled: signalled })
     }
 
     /// The same for what must be done although Ctrl-C has come.
     pub(crate) fn without_interrupts(&self) -> Result<Self, Error> {
         let (interrupted, signalled) = UnixStream::pair().map_err(Error::Signals)?;
-        Ok(Self {
-            registry: self.registry.clone(),
-            interrupted,
-            _signalled: signalled,
-        })
+        Ok(Self { registry: self.registry.clone(), interrupted, _signalled: signalled })
     }
 
     /// Waits up to `limit` for the next message.
@@ -110,10 +102,7 @@ impl Context {
 
 fn wait_for(descriptors: &mut [PollFd<'_>], time: Duration) -> Result<(), ChannelError> {
     let time = time + Duration::from_millis(1);
-    match poll(
-        descriptors,
-        PollTimeout::try_from(time).unwrap_or(PollTimeout::MAX),
-    ) {
+    match poll(descriptors, PollTimeout::try_from(time).unwrap_or(PollTimeout::MAX)) {
         Ok(_) | Err(nix::Error::EINTR) => Ok(()),
         Err(errno) => Err(errno.into()),
     }
@@ -135,10 +124,7 @@ pub(crate) fn reassure(text: &str) {
 /// Data. A reader that has seen enough is no failure.
 pub(crate) fn print(text: &str) -> Result<(), Error> {
     let mut output = io::stdout().lock();
-    match output
-        .write_all(text.as_bytes())
-        .and_then(|()| output.flush())
-    {
+    match output.write_all(text.as_bytes()).and_then(|()| output.flush()) {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(Error::Output(error)),
         _ => Ok(()),
     }

@@ -28,12 +28,10 @@ impl FromStr for Device {
         };
         let device = number.parse().ok().map(Self);
         // Whoever writes nbd+1 or nbd01 means something else than we would take it for.
-        device
-            .filter(|device| device.0.to_string() == number)
-            .ok_or_else(|| Error::NotADevice {
-                argument: text.to_string(),
-                device: partition_of(number).map(Self),
-            })
+        device.filter(|device| device.0.to_string() == number).ok_or_else(|| Error::NotADevice {
+            argument: text.to_string(),
+            device: partition_of(number).map(Self),
+        })
     }
 }
 
@@ -50,13 +48,9 @@ mod tests {
 
     #[test]
     fn three_ways_to_name_a_device() {
-        for (text, number) in [
-            ("nbd0", 0),
-            ("/dev/nbd0", 0),
-            ("0", 0),
-            ("nbd15", 15),
-            ("4294967295", u32::MAX),
-        ] {
+        for (text, number) in
+            [("nbd0", 0), ("/dev/nbd0", 0), ("0", 0), ("nbd15", 15), ("4294967295", u32::MAX)]
+        {
             assert_eq!(text.parse::<Device>().unwrap(), Device(number), "{text}");
         }
         assert_eq!(Device(7).to_string(), "nbd7");
@@ -81,10 +75,7 @@ mod tests {
             "../nbd0",
         ] {
             let error = text.parse::<Device>().unwrap_err();
-            assert!(
-                matches!(&error, Error::NotADevice { device: None, .. }),
-                "{text}"
-            );
+            assert!(matches!(&error, Error::NotADevice { device: None, .. }), "{text}");
             assert_eq!(error.exit_code(), 2);
         }
     }
@@ -92,9 +83,6 @@ mod tests {
     #[test]
     fn of_a_partition_the_whole_device_is_suggested() {
         let error = "/dev/nbd3p1".parse::<Device>().unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "/dev/nbd3p1: a partition: give the whole device, nbd3"
-        );
+        assert_eq!(error.to_string(), "/dev/nbd3p1: a partition: give the whole device, nbd3");
     }
 }

@@ -40,10 +40,7 @@ pub(crate) fn probe(registry: &Registry, device: Device) -> Result<Entry, Error>
     match error.kind() {
         ErrorKind::NotFound | ErrorKind::ConnectionRefused => unheld(registry, device),
         ErrorKind::PermissionDenied => Err(Error::Forbidden { device }),
-        _ => Err(Error::Registry {
-            path: socket,
-            source: error,
-        }),
+        _ => Err(Error::Registry { path: socket, source: error }),
     }
 }
 
@@ -53,27 +50,16 @@ fn unheld(registry: &Registry, device: Device) -> Result<Entry, Error> {
     match folder.metadata() {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Entry::Absent),
         Err(source) => {
-            return Err(Error::Registry {
-                path: folder,
-                source,
-            });
+            return Err(Error::Registry { path: folder, source });
         }
         Ok(_) => {}
     }
-    let state = registry
-        .read_state(device.0)
-        .map_err(|source| match source.kind() {
-            ErrorKind::PermissionDenied => Error::Forbidden { device },
-            _ => Error::State {
-                device,
-                path: folder.join("state.json"),
-                source,
-            },
-        })?;
+    let state = registry.read_state(device.0).map_err(|source| match source.kind() {
+        ErrorKind::PermissionDenied => Error::Forbidden { device },
+        _ => Error::State { device, path: folder.join("state.json"), source },
+    })?;
     Ok(match state {
-        Some(state) if state.holder.is_alive() => Entry::Unsettled {
-            holder: state.holder.pid,
-        },
+        Some(state) if state.holder.is_alive() => Entry::Unsettled { holder: state.holder.pid },
         Some(state) if state.sitter.is_alive() => Entry::Orphaned(Box::new(state)),
         Some(_) | None => Entry::Stale,
     })
@@ -87,10 +73,7 @@ pub(crate) fn clean(context: &Context, device: Device) -> Result<bool, Error> {
     if stale {
         registry
             .remove(device.0)
-            .map_err(|source| Error::Registry {
-                path: registry.folder(device.0),
-                source,
-            })?;
+            .map_err(|source| Error::Registry { path: registry.folder(device.0), source })?;
     }
     drop(lock);
     Ok(stale)
@@ -99,10 +82,7 @@ pub(crate) fn clean(context: &Context, device: Device) -> Result<bool, Error> {
 /// Locks the registry, as holders do while they pick a device.
 fn lock(context: &Context) -> Result<Flock<std::fs::File>, Error> {
     let path = context.registry.directory().join("lock");
-    let failed = |source: io::Error| Error::Registry {
-        path: path.clone(),
-        source,
-    };
+    let failed = |source: io::Error| Error::Registry { path: path.clone(), source };
     let mut file = context.registry.lock_file().map_err(failed)?;
     let deadline = Instant::now() + LOCK_LIMIT;
     loop {
@@ -112,10 +92,7 @@ fn lock(context: &Context) -> Result<Flock<std::fs::File>, Error> {
             Err((_, errno)) => return Err(failed(errno.into())),
         };
         if Instant::now() >= deadline {
-            return Err(Error::Locked {
-                path,
-                limit: LOCK_LIMIT,
-            });
+            return Err(Error::Locked { path, limit: LOCK_LIMIT });
         }
         if !context.sleep(Duration::from_millis(20)) {
             return Err(Error::Interrupted("nothing is changed".into()));
@@ -125,17 +102,13 @@ fn lock(context: &Context) -> Result<Flock<std::fs::File>, Error> {
 
 /// The devices that have an entry.
 pub(crate) fn devices(registry: &Registry) -> Result<Vec<Device>, Error> {
-    let found = registry.devices().map_err(|source| Error::Registry {
-        path: registry.directory().to_path_buf(),
-        source,
-    })?;
+    let found = registry
+        .devices()
+        .map_err(|source| Error::Registry { path: registry.directory().to_path_buf(), source })?;
     Ok(found.into_iter().map(Device).collect())
 }
 
 /// The error for a device without entry. What the others are is worth a hint, not a failure.
 pub(crate) fn no_device(registry: &Registry, device: Device) -> Error {
-    Error::NoDevice {
-        device,
-        attached: devices(registry).unwrap_or_default(),
-    }
+    Error::NoDevice { device, attached: devices(registry).unwrap_or_default() }
 }

@@ -30,10 +30,7 @@ pub(crate) enum Error {
     #[error("{command} needs root: run it with sudo")]
     NotRoot { command: &'static str },
     #[error("{device}: no such attached device ({})", known(attached))]
-    NoDevice {
-        device: Device,
-        attached: Vec<Device>,
-    },
+    NoDevice { device: Device, attached: Vec<Device> },
     #[error("{device} is stale: its processes are gone; {}", if *cleaned {
         "cleaned up".to_string()
     } else {
@@ -43,11 +40,7 @@ pub(crate) enum Error {
     #[error("{device}: permission denied: only root may control it; run nbd-ctl with sudo")]
     Forbidden { device: Device },
     #[error("{device}: its holder{} does not listen: it is about to go, or stopped; try again, or see {}", pid(*holder), log.display())]
-    Unsettled {
-        device: Device,
-        holder: Option<i32>,
-        log: PathBuf,
-    },
+    Unsettled { device: Device, holder: Option<i32>, log: PathBuf },
     #[error("{device}: no answer within {} s: its holder{}; see {}", .limit.as_secs_f64(), holder, log.display())]
     Silent {
         device: Device,
@@ -89,16 +82,9 @@ pub(crate) enum Error {
     #[error("{}: locked for more than {} s: another nbd-ctl or holder is stuck", path.display(), .limit.as_secs())]
     Locked { path: PathBuf, limit: Duration },
     #[error("{program}: no such program {place}: {way_out}")]
-    NoProgram {
-        program: String,
-        place: &'static str,
-        way_out: String,
-    },
+    NoProgram { program: String, place: &'static str, way_out: String },
     #[error("{program}: {problem}: it must be an executable file")]
-    NotAProgram {
-        program: String,
-        problem: &'static str,
-    },
+    NotAProgram { program: String, problem: &'static str },
     #[error("cannot start {program}")]
     Start {
         program: String,
@@ -106,11 +92,7 @@ pub(crate) enum Error {
         source: io::Error,
     },
     #[error("nbd-kernel-holder died before the device was {goal}{}; see {log}", ending(*status))]
-    Died {
-        goal: &'static str,
-        status: Option<ExitStatus>,
-        log: String,
-    },
+    Died { goal: &'static str, status: Option<ExitStatus>, log: String },
     #[error("cannot talk to nbd-kernel-holder ({program})")]
     Report {
         program: String,
@@ -118,11 +100,7 @@ pub(crate) enum Error {
         source: ChannelError,
     },
     #[error("{device}: not adopted within {} s; see {}", .limit.as_secs_f64(), log.display())]
-    AdoptionTimedOut {
-        device: Device,
-        limit: Duration,
-        log: PathBuf,
-    },
+    AdoptionTimedOut { device: Device, limit: Duration, log: PathBuf },
     #[error("interrupted; {0}")]
     Interrupted(String),
     #[error("cannot wait for signals")]
@@ -189,9 +167,7 @@ fn pid(pid: Option<i32>) -> String {
 }
 
 fn ending(status: Option<ExitStatus>) -> String {
-    status
-        .map(|status| format!(" ({status})"))
-        .unwrap_or_default()
+    status.map(|status| format!(" ({status})")).unwrap_or_default()
 }
 
 #[cfg(test)]

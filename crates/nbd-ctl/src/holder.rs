@@ -51,10 +51,7 @@ impl<'a> Holder<'a> {
                 Entry::Listening(stream) => return Self::over(context, device, stream),
                 Entry::Absent => return Err(no_device(&context.registry, device)),
                 Entry::Stale if !cleans || clean(context, device)? => {
-                    return Err(Error::Stale {
-                        device,
-                        cleaned: cleans,
-                    });
+                    return Err(Error::Stale { device, cleaned: cleans });
                 }
                 Entry::Orphaned(state) if !adopted => {
                     adopted = true;
@@ -93,11 +90,7 @@ impl<'a> Holder<'a> {
         stream: UnixStream,
     ) -> Result<Self, Error> {
         let channel = Channel::new(stream).map_err(|error| talk(context, device, error))?;
-        Ok(Self {
-            context,
-            device,
-            channel,
-        })
+        Ok(Self { context, device, channel })
     }
 
     /// Sends a request.
@@ -118,10 +111,7 @@ impl<'a> Holder<'a> {
         loop {
             let left = limit.map(|limit| limit.saturating_sub(start.elapsed()));
             let patience = if said { Duration::MAX } else { PATIENCE };
-            let step = left
-                .unwrap_or(Duration::MAX)
-                .min(patience)
-                .min(Duration::from_secs(3600));
+            let step = left.unwrap_or(Duration::MAX).min(patience).min(Duration::from_secs(3600));
             match self.context.hear(&mut self.channel, step) {
                 Ok(Heard::Message(Response::Notice { text })) => say(&text),
                 Ok(Heard::Message(Response::Failed(failure))) => {
@@ -159,9 +149,7 @@ impl<'a> Holder<'a> {
         self.send(request)?;
         match self.answer(limit, doing)? {
             Response::Done { text } => Ok(text),
-            _ => Err(Error::Confused {
-                device: self.device,
-            }),
+            _ => Err(Error::Confused { device: self.device }),
         }
     }
 
@@ -195,10 +183,7 @@ impl<'a> Holder<'a> {
 
 fn talk(context: &Context, device: Device, error: ChannelError) -> Error {
     match error {
-        ChannelError::Closed => Error::Ended {
-            device,
-            log: context.registry.log(device.0),
-        },
+        ChannelError::Closed => Error::Ended { device, log: context.registry.log(device.0) },
         source => Error::Talk { device, source },
     }
 }

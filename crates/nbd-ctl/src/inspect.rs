@@ -89,11 +89,7 @@ pub(crate) fn status(context: &Context, device: Option<Device>, json: bool) -> R
     let mut holder = Holder::connect_to_look(context, device)?;
     holder.send(&Request::Status)?;
     let status = told(&mut holder, device, Instant::now() + LIMIT)?;
-    if json {
-        print_json(&Listed::Attached(status))
-    } else {
-        print(&render::status(&status))
-    }
+    if json { print_json(&Listed::Attached(status)) } else { print(&render::status(&status)) }
 }
 
 /// All devices in short.
@@ -179,10 +175,9 @@ fn ask(context: &Context, device: Device) -> Result<Option<Asked<'_>>, Error> {
             return Ok(Some(Asked::Holder(holder)));
         }
         Entry::Orphaned(state) => Listed::Orphaned(Box::new(orphan(device, *state))),
-        Entry::Unsettled { holder } => Listed::Ending {
-            device: device.to_string(),
-            holder_pid: holder,
-        },
+        Entry::Unsettled { holder } => {
+            Listed::Ending { device: device.to_string(), holder_pid: holder }
+        }
         Entry::Stale => {
             let cleaned = false;
             Listed::Stale {
@@ -201,12 +196,9 @@ fn told(holder: &mut Holder<'_>, device: Device, deadline: Instant) -> Result<Bo
         Ok(Response::Status(status)) => Ok(status),
         Ok(_) => Err(Error::Confused { device }),
         // However little was left of it when its turn came.
-        Err(Error::Silent { holder, log, .. }) => Err(Error::Silent {
-            device,
-            limit: LIMIT,
-            holder,
-            log,
-        }),
+        Err(Error::Silent { holder, log, .. }) => {
+            Err(Error::Silent { device, limit: LIMIT, holder, log })
+        }
         Err(error) => Err(error),
     }
 }
@@ -227,10 +219,7 @@ fn orphan(device: Device, state: State) -> Orphan {
 
 fn unreachable(device: Device, error: &Error, failed: &mut Option<u8>) -> Listed {
     failed.get_or_insert(error.exit_code());
-    Listed::Unreachable {
-        device: device.to_string(),
-        detail: error.chain().unwrap_or_default(),
-    }
+    Listed::Unreachable { device: device.to_string(), detail: error.chain().unwrap_or_default() }
 }
 
 fn print_json(value: &impl Serialize) -> Result<(), Error> {

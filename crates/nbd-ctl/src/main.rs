@@ -61,16 +61,10 @@ fn run() -> Result<(), Error> {
         Action::Status { device, json } => inspect::status(&context, device, json),
         Action::List { json } => inspect::list(&context, json),
         Action::Restart { device, limit } => change::restart(&context, device, limit),
-        Action::Replace {
-            device,
-            program,
-            limit,
-        } => change::replace(&context, device, program, limit),
-        Action::Wait {
-            device,
-            until,
-            limit,
-        } => wait::wait(&context, device, until, limit),
+        Action::Replace { device, program, limit } => {
+            change::replace(&context, device, program, limit)
+        }
+        Action::Wait { device, until, limit } => wait::wait(&context, device, until, limit),
         Action::Adopt { device } => adopt::adopt_explicitly(&context, device),
     }
 }

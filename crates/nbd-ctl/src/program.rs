@@ -15,10 +15,7 @@ const HOLDER_VARIABLE: &str = "NBD_HOLDER_PROGRAM";
 pub(crate) fn holder() -> Result<String, Error> {
     match env::var(HOLDER_VARIABLE) {
         Ok(name) if !name.is_empty() => find(&name),
-        _ => ours(
-            "nbd-kernel-holder",
-            format!("install it, or name it in {HOLDER_VARIABLE}"),
-        ),
+        _ => ours("nbd-kernel-holder", format!("install it, or name it in {HOLDER_VARIABLE}")),
     }
 }
 
@@ -38,10 +35,7 @@ pub(crate) fn find(name: &str) -> Result<String, Error> {
                 place: "there",
                 way_out: "check the path".into(),
             }),
-            Some(problem) => Err(Error::NotAProgram {
-                program: name.into(),
-                problem,
-            }),
+            Some(problem) => Err(Error::NotAProgram { program: name.into(), problem }),
         };
     }
     match in_path(name) {
@@ -91,12 +85,10 @@ fn problem(path: &Path) -> Option<&'static str> {
 
 /// Command lines travel as text.
 fn text(path: PathBuf) -> Result<String, Error> {
-    path.into_os_string()
-        .into_string()
-        .map_err(|name| Error::NotAProgram {
-            program: name.to_string_lossy().into_owned(),
-            problem: "its path is not valid UTF-8",
-        })
+    path.into_os_string().into_string().map_err(|name| Error::NotAProgram {
+        program: name.to_string_lossy().into_owned(),
+        problem: "its path is not valid UTF-8",
+    })
 }
 
 #[cfg(test)]
@@ -117,18 +109,9 @@ mod tests {
                 "no-such-program",
                 "no-such-program: no such program in PATH: give its path, like ./no-such-program",
             ),
-            (
-                "./no-such",
-                "./no-such: no such program there: check the path",
-            ),
-            (
-                "/etc",
-                "/etc: is a directory: it must be an executable file",
-            ),
-            (
-                "/etc/passwd",
-                "/etc/passwd: is not executable: it must be an executable file",
-            ),
+            ("./no-such", "./no-such: no such program there: check the path"),
+            ("/etc", "/etc: is a directory: it must be an executable file"),
+            ("/etc/passwd", "/etc/passwd: is not executable: it must be an executable file"),
         ] {
             assert_eq!(find(name).unwrap_err().to_string(), message);
         }

@@ -45,10 +45,7 @@ fn row(listed: &Listed) -> [String; 9] {
             status.backend.restarts.to_string(),
             status.lanes.to_string(),
             status.in_flight.len().to_string(),
-            status
-                .in_flight
-                .first()
-                .map_or_else(none, |oldest| age(oldest.age_ms)),
+            status.in_flight.first().map_or_else(none, |oldest| age(oldest.age_ms)),
         ],
         Listed::Orphaned(orphan) => [
             device,
@@ -91,18 +88,8 @@ pub(crate) fn status(status: &Status) -> String {
             export.block_size
         ),
     );
-    add(
-        "access",
-        if status.read_only {
-            "read-only"
-        } else {
-            "read and write"
-        },
-    );
-    add(
-        "kernel api",
-        &format!("{}, {}", status.kernel_api, count(status.lanes, "lane")),
-    );
+    add("access", if status.read_only { "read-only" } else { "read and write" });
+    add("kernel api", &format!("{}, {}", status.kernel_api, count(status.lanes, "lane")));
     add("holder", &format!("pid {}", status.holder_pid));
     add("sitter", &format!("pid {}", status.sitter_pid));
     add("backend", &backend(status));

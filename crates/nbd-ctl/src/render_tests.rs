@@ -11,11 +11,7 @@ fn example() -> Status {
     Status {
         device: "nbd0".into(),
         path: "/dev/nbd0".into(),
-        export: ExportInfo {
-            size: 1 << 30,
-            block_size: 4096,
-            flags: 1,
-        },
+        export: ExportInfo { size: 1 << 30, block_size: 4096, flags: 1 },
         read_only: false,
         kernel_api: "ioctl".into(),
         lanes: 2,
@@ -143,10 +139,7 @@ fn a_loss_without_successor() {
         first_answer_ms: None,
         replayed: None,
     };
-    assert_eq!(
-        recovery(&last),
-        "exit status 1, 10 ms ago; no successor yet"
-    );
+    assert_eq!(recovery(&last), "exit status 1, 10 ms ago; no successor yet");
 }
 
 #[test]
@@ -173,11 +166,7 @@ fn a_list_of_all_kinds() {
         sitter_pid: 2,
         backend_pid: Some(77),
         description: "mem:1M".into(),
-        export: ExportInfo {
-            size: 1 << 20,
-            block_size: 512,
-            flags: 0,
-        },
+        export: ExportInfo { size: 1 << 20, block_size: 512, flags: 0 },
         lanes: 4,
         restarts: 1,
     };
@@ -196,10 +185,7 @@ fn a_list_of_all_kinds() {
         Listed::Attached(Box::new(waiting)),
         Listed::Attached(Box::new(busy)),
         Listed::Orphaned(Box::new(orphan)),
-        Listed::Stale {
-            device: Device(14).to_string(),
-            detail: String::new(),
-        },
+        Listed::Stale { device: Device(14).to_string(), detail: String::new() },
     ];
     assert_eq!(
         list(&devices),

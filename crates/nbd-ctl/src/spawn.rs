@@ -62,16 +62,11 @@ impl<'a> Starting<'a> {
         directory: Option<&Path>,
     ) -> Result<Self, Error> {
         let program = program::holder()?;
-        let failed = |source| Error::Start {
-            program: program.clone(),
-            source,
-        };
+        let failed = |source| Error::Start { program: program.clone(), source };
         let (stream, theirs) = UnixStream::pair().map_err(failed)?;
         let channel = stream.try_clone().map_err(failed)?;
-        let channel = Channel::new(channel).map_err(|source| Error::Report {
-            program: program.clone(),
-            source,
-        })?;
+        let channel = Channel::new(channel)
+            .map_err(|source| Error::Report { program: program.clone(), source })?;
         // A duplicate survives exec. No other process is started while it exists: we have one
         // thread.
         let inherited = nix::unistd::dup(&theirs).map_err(|errno| failed(errno.into()))?;
@@ -89,13 +84,7 @@ impl<'a> Starting<'a> {
         }
         let child = command.spawn().map_err(failed)?;
         drop((inherited, theirs));
-        Ok(Self {
-            context,
-            program,
-            child,
-            channel,
-            stream,
-        })
+        Ok(Self { context, program, child, channel, stream })
     }
 
     /// Its pid.
@@ -117,10 +106,7 @@ impl<'a> Starting<'a> {
                 Err(ChannelError::Closed) => return Ok(Outcome::Died(self.exit_status())),
                 Err(source) => {
                     self.give_up();
-                    return Err(Error::Report {
-                        program: self.program.clone(),
-                        source,
-                    });
+                    return Err(Error::Report { program: self.program.clone(), source });
                 }
             }
         }
@@ -150,9 +136,7 @@ impl<'a> Starting<'a> {
                 return Ending::Ended;
             }
         }
-        Ending::Lingers {
-            pid: self.child.id(),
-        }
+        Ending::Lingers { pid: self.child.id() }
     }
 
     /// How a process that has closed its end of the connection ends.

@@ -32,10 +32,7 @@ pub(crate) fn columns<const N: usize>(
         line.trim_end().to_string()
     };
     let mut lines = vec![line(header.map(|(name, _)| name))];
-    lines.extend(
-        rows.iter()
-            .map(|row| line(row.each_ref().map(String::as_str))),
-    );
+    lines.extend(rows.iter().map(|row| line(row.each_ref().map(String::as_str))));
     lines
 }
 
@@ -102,19 +99,13 @@ mod tests {
 
     #[test]
     fn columns_are_as_wide_as_their_widest_cell() {
-        let rows = [
-            ["nbd0".to_string(), "1".to_string()],
-            ["n".to_string(), "1000".to_string()],
-        ];
+        let rows = [["nbd0".to_string(), "1".to_string()], ["n".to_string(), "1000".to_string()]];
         assert_eq!(
             columns([("NAME", Align::Left), ("N", Align::Right)], &rows),
             ["NAME     N", "nbd0     1", "n     1000"]
         );
         let rows = [["a".to_string(), "long".to_string()]];
-        assert_eq!(
-            columns([("A", Align::Right), ("B", Align::Left)], &rows),
-            ["A  B", "a  long"]
-        );
+        assert_eq!(columns([("A", Align::Right), ("B", Align::Left)], &rows), ["A  B", "a  long"]);
     }
 
     #[test]

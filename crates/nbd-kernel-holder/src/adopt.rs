@@ -32,9 +32,7 @@ pub(crate) fn adopt(
     report: &mut Option<Channel>,
 ) -> Result<Holder, Failure> {
     let name = Device::new(index).name();
-    let file = registry
-        .lock_file()
-        .map_err(|error| other(format!("cannot lock: {error}")))?;
+    let file = registry.lock_file().map_err(|error| other(format!("cannot lock: {error}")))?;
     let _lock = Flock::lock(file, FlockArg::LockExclusive)
         .map_err(|(_, errno)| other(format!("cannot lock: {errno}")))?;
     let state = check_state(&registry, index)?;
@@ -50,21 +48,13 @@ pub(crate) fn adopt(
     }
     copy_descriptors(&mut holder, &sitter, &state)
         .map_err(|error| other(format!("{name}: cannot copy from its sitter: {error}")))?;
-    holder.sitter = Some(Sitter {
-        process: sitter,
-        id: state.sitter,
-        progress: None,
-    });
+    holder.sitter = Some(Sitter { process: sitter, id: state.sitter, progress: None });
     holder.export = Some(state.export);
     holder.description.clone_from(&state.description);
     holder.io_timeout = state.io_timeout;
     holder.attached = true;
     holder.supervisor.set_attached(state.restarts);
-    let owner = holder
-        .settings
-        .user
-        .as_ref()
-        .map(|(_, uid, gid)| (*uid, *gid));
+    let owner = holder.settings.user.as_ref().map(|(_, uid, gid)| (*uid, *gid));
     let sockets = listen(&holder.registry.control_socket(index), None).and_then(|control| {
         listen(&holder.registry.join_socket(index), owner).map(|join| (control, join))
     });
@@ -132,9 +122,7 @@ fn copy_descriptors(holder: &mut Holder, sitter: &Process, state: &State) -> std
         holder.lanes.push(sitter.copy_descriptor(number)?);
     }
     for (number, name) in (KEEPSAKES..).zip(&state.keepsakes) {
-        holder
-            .keepsakes
-            .push((name.clone(), sitter.copy_descriptor(number)?));
+        holder.keepsakes.push((name.clone(), sitter.copy_descriptor(number)?));
     }
     Ok(())
 }
@@ -142,9 +130,7 @@ fn copy_descriptors(holder: &mut Holder, sitter: &Process, state: &State) -> std
 /// A backend that lives goes on; for a dead one the usual policy holds.
 fn adopt_backend(holder: &mut Holder, state: &State) {
     let id = holder.next_id();
-    let alive = state
-        .backend
-        .filter(nbd_control::process::ProcessId::is_alive);
+    let alive = state.backend.filter(nbd_control::process::ProcessId::is_alive);
     let process = alive.and_then(|backend| Process::open(backend.pid).ok());
     let has_program = !holder.settings.program.is_empty();
     match process {
@@ -157,10 +143,7 @@ fn adopt_backend(holder: &mut Holder, state: &State) {
         None => {
             holder.supervisor.adopt(id, has_program);
             holder.note_loss("lost while there was no holder".into());
-            holder.apply(&Event::OwnerDead {
-                clean: false,
-                progressed: true,
-            });
+            holder.apply(&Event::OwnerDead { clean: false, progressed: true });
         }
     }
 }

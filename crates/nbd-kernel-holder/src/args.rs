@@ -109,9 +109,7 @@ impl Args {
 fn device_index(text: &str) -> Result<u32, String> {
     let name = text.strip_prefix("/dev/").unwrap_or(text);
     let number = name.strip_prefix("nbd").unwrap_or(name);
-    number
-        .parse()
-        .map_err(|_| format!("{text} is not an NBD device (like nbd0)"))
+    number.parse().map_err(|_| format!("{text} is not an NBD device (like nbd0)"))
 }
 
 #[cfg(test)]

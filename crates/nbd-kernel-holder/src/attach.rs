@@ -54,11 +54,7 @@ impl Holder {
     }
 
     fn try_attach(&mut self) -> Result<(), AttachError> {
-        let owner = self
-            .settings
-            .user
-            .as_ref()
-            .map(|(_, uid, gid)| (*uid, *gid));
+        let owner = self.settings.user.as_ref().map(|(_, uid, gid)| (*uid, *gid));
         let socket = self.registry.join_socket(self.device.index);
         let join = listen(&socket, owner);
         self.join = Some(
@@ -149,10 +145,7 @@ impl Holder {
             (false, true) => "",
         };
         if !why.is_empty() {
-            return Err(AttachError::failed(format!(
-                "{}: {why}",
-                self.device.name()
-            )));
+            return Err(AttachError::failed(format!("{}: {why}", self.device.name())));
         }
         if self.io_timeout.is_none() {
             self.silence_timeouts();
@@ -186,10 +179,7 @@ impl Holder {
         match errno {
             Errno::EPERM | Errno::EACCES => format!("{step}: {errno}: run this as root"),
             Errno::EINVAL if step.contains("SIZE") => {
-                format!(
-                    "{step}: the driver does not take {} bytes",
-                    self.export().size
-                )
+                format!("{step}: the driver does not take {} bytes", self.export().size)
             }
             _ => format!("{step}: {errno}"),
         }

@@ -62,10 +62,7 @@ impl Holder {
                 }
             }
             FromBackend::Keep { .. } | FromBackend::Ready { .. } => {
-                self.refuse(
-                    id,
-                    "only the backend that was granted the lanes may say that",
-                );
+                self.refuse(id, "only the backend that was granted the lanes may say that");
             }
         }
     }
@@ -81,12 +78,7 @@ impl Holder {
         self.log(&format!("refused a backend: {reason}"));
         self.last_failure = reason.into();
         if let Some(channel) = self.peers.get(&id).and_then(|peer| peer.channel.as_ref()) {
-            let _ = channel.send(
-                &FromHolder::Refusal {
-                    reason: reason.into(),
-                },
-                &[],
-            );
+            let _ = channel.send(&FromHolder::Refusal { reason: reason.into() }, &[]);
         }
         self.drop_peer(id);
         self.apply(&Event::Gone { peer: id });
@@ -170,11 +162,7 @@ impl Holder {
             ring: self.layout.ring,
             transmit: self.layout.transmit,
             max_payload: self.layout.max_payload,
-            keepsakes: self
-                .keepsakes
-                .iter()
-                .map(|(name, _)| name.clone())
-                .collect(),
+            keepsakes: self.keepsakes.iter().map(|(name, _)| name.clone()).collect(),
         });
         let mut descriptors = vec![self.ledger.as_ref()?.as_fd()];
         descriptors.extend(self.lanes.iter().map(AsFd::as_fd));
@@ -244,15 +232,10 @@ impl Holder {
         self.apply(&Event::Ready { peer: id });
         if self.attached {
             let pid = self.peers.get(&id).and_then(Peer::pid).unwrap_or(0);
-            self.log(&format!(
-                "served by process {pid} again; {replayed} requests replayed"
-            ));
+            self.log(&format!("served by process {pid} again; {replayed} requests replayed"));
         }
         let pid = self.peers.get(&id).and_then(Peer::pid).unwrap_or(0);
-        self.answer_waiters(&Ok(format!(
-            "{} is served by process {pid}",
-            self.device.name()
-        )));
+        self.answer_waiters(&Ok(format!("{} is served by process {pid}", self.device.name())));
     }
 
     fn peer_closed(&mut self, id: PeerId, error: &ChannelError) {
@@ -272,11 +255,7 @@ impl Holder {
             (None, Some(ending)) => format!("the backend {ending} before it introduced itself"),
             (None, None) => format!("the backend left before it was served: {error}"),
         };
-        let said = if peer.last_words.is_none() {
-            self.words_of_backends().pop()
-        } else {
-            None
-        };
+        let said = if peer.last_words.is_none() { self.words_of_backends().pop() } else { None };
         self.last_failure = match said {
             Some(said) => format!("{reason}; it said: {said}"),
             None => reason,
@@ -290,9 +269,8 @@ impl Holder {
     pub(crate) fn words_of_backends(&self) -> Vec<String> {
         let text = std::fs::read(self.registry.log(self.device.index)).unwrap_or_default();
         let text = String::from_utf8_lossy(&text);
-        let theirs = text
-            .lines()
-            .filter(|line| !line.is_empty() && !line.starts_with(crate::OUR_WORDS));
+        let theirs =
+            text.lines().filter(|line| !line.is_empty() && !line.starts_with(crate::OUR_WORDS));
         theirs.map(str::to_owned).collect()
     }
 
@@ -301,11 +279,7 @@ impl Holder {
         // What it sent before its end comes first.
         self.hear_peer(id);
         if self.supervisor.owner() != Some(id) {
-            if self
-                .peers
-                .get(&id)
-                .is_some_and(|peer| peer.channel.is_some())
-            {
+            if self.peers.get(&id).is_some_and(|peer| peer.channel.is_some()) {
                 self.peer_closed(id, &ChannelError::Closed);
             }
             return;
@@ -337,9 +311,7 @@ impl Holder {
 
     /// Ends the lanes of a device that no backend can serve: what is in flight gets EIO.
     pub(crate) fn fail_device(&mut self, reason: &str) {
-        self.log(&format!(
-            "the device has failed: {reason}; detach it and attach it anew"
-        ));
+        self.log(&format!("the device has failed: {reason}; detach it and attach it anew"));
         self.failed = Some(reason.into());
         for lane in &self.lanes {
             lanes::end(lane.as_fd());

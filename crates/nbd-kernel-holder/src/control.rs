@@ -27,13 +27,7 @@ impl Holder {
         }
         if let Ok(channel) = Channel::new(stream) {
             let id = self.next_id();
-            self.clients.insert(
-                id,
-                Client {
-                    channel,
-                    waits: false,
-                },
-            );
+            self.clients.insert(id, Client { channel, waits: false });
         }
     }
 
@@ -97,9 +91,7 @@ impl Holder {
         } else if !self.attached {
             Some(format!("{name} is not attached yet"))
         } else if program.is_none() && self.settings.program.is_empty() {
-            Some(format!(
-                "{name} has no program to start: its backend joins from outside"
-            ))
+            Some(format!("{name} has no program to start: its backend joins from outside"))
         } else if self.replacing.is_some() {
             Some(format!("{name}: another replacement is under way"))
         } else {
@@ -130,12 +122,8 @@ impl Holder {
             Ok(text) => Response::Done { text: text.clone() },
             Err(failure) => Response::Failed(failure.clone()),
         };
-        let waiting: Vec<u64> = self
-            .clients
-            .iter()
-            .filter(|(_, client)| client.waits)
-            .map(|(&id, _)| id)
-            .collect();
+        let waiting: Vec<u64> =
+            self.clients.iter().filter(|(_, client)| client.waits).map(|(&id, _)| id).collect();
         for id in waiting {
             if let Some(client) = self.clients.get_mut(&id) {
                 client.waits = false;

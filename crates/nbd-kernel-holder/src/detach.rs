@@ -57,18 +57,11 @@ impl Holder {
     fn flush_and_disconnect(&mut self) -> Result<(), Failure> {
         let name = self.device.name();
         self.check_unused()?;
-        let limit = if self.supervisor.is_ready() {
-            FLUSH
-        } else {
-            FLUSH_UNSERVED
-        };
+        let limit = if self.supervisor.is_ready() { FLUSH } else { FLUSH_UNSERVED };
         let errand = errand::flush_and_disconnect(&self.device, self.settings.api);
         let fail = |kind, text: String| Err(Failure::new(kind, text));
         let by_force = format!("`nbd-ctl detach --force {name}` gives it up");
-        match self
-            .run_detach_errand(errand, limit)
-            .map(Flushed::from_status)
-        {
+        match self.run_detach_errand(errand, limit).map(Flushed::from_status) {
             _ if self.is_forced() => Ok(()),
             Some(Flushed::Disconnected) => Ok(()),
             Some(Flushed::NotDisconnected) => {
@@ -129,11 +122,7 @@ impl Holder {
             waited += slice;
             let state = self.status().backend.state;
             let served = state == nbd_control::status::BackendState::Running;
-            unserved = if served {
-                Duration::ZERO
-            } else {
-                unserved + slice
-            };
+            unserved = if served { Duration::ZERO } else { unserved + slice };
         }
         if let Some(late) = self.errand.take() {
             // Killed, so that it does not disconnect long after we said that it did not.
@@ -146,9 +135,7 @@ impl Holder {
     fn check_unused(&mut self) -> Result<(), Failure> {
         let ours: Vec<i32> = [
             Some(nix::unistd::getpid().as_raw()),
-            self.sitter
-                .as_ref()
-                .map(|sitter| sitter.process.pid.as_raw()),
+            self.sitter.as_ref().map(|sitter| sitter.process.pid.as_raw()),
         ]
         .into_iter()
         .flatten()

@@ -194,11 +194,7 @@ impl Holder {
 
     /// The export; all zero before a backend has told it.
     pub(crate) fn export(&self) -> ExportInfo {
-        self.export.unwrap_or(ExportInfo {
-            size: 0,
-            block_size: 0,
-            flags: 0,
-        })
+        self.export.unwrap_or(ExportInfo { size: 0, block_size: 0, flags: 0 })
     }
 
     /// Lets the loop turn until a condition holds; false if that takes longer than `limit`.
@@ -260,9 +256,7 @@ impl Holder {
         }
         let ready = |fd: &PollFd<'_>| fd.revents().is_some_and(|events| !events.is_empty());
         let both = sources.into_iter().zip(&fds);
-        both.filter(|(_, fd)| ready(fd))
-            .map(|(source, _)| source)
-            .collect()
+        both.filter(|(_, fd)| ready(fd)).map(|(source, _)| source).collect()
     }
 
     fn handle(&mut self, source: Source) {
@@ -285,10 +279,7 @@ impl Holder {
             Source::Client(id) => self.hear_client(id),
             Source::Sitter => self.sitter_ended(),
             Source::Progress => {
-                let progress = self
-                    .sitter
-                    .as_mut()
-                    .and_then(|sitter| sitter.progress.take());
+                let progress = self.sitter.as_mut().and_then(|sitter| sitter.progress.take());
                 self.sitter_said = progress.map(|mut pipe: File| sitter::read_progress(&mut pipe));
             }
             Source::Errand => {
@@ -300,8 +291,7 @@ impl Holder {
                 }
             }
             Source::Orphan => {
-                self.orphans
-                    .retain(|orphan| peers::try_reap(orphan.pid).is_none());
+                self.orphans.retain(|orphan| peers::try_reap(orphan.pid).is_none());
             }
         }
     }
@@ -374,10 +364,7 @@ impl Holder {
         match *action {
             Action::Start => self.start_program(),
             Action::StartAfter(pause) => {
-                self.log(&format!(
-                    "starting the backend again in {} ms",
-                    pause.as_millis()
-                ));
+                self.log(&format!("starting the backend again in {} ms", pause.as_millis()));
                 self.due = Some(Instant::now() + pause);
             }
             Action::Grant(id) => self.grant(id),
@@ -421,17 +408,12 @@ impl Holder {
 
     pub(crate) fn start_program(&mut self) {
         let program = self.replacing.as_ref().unwrap_or(&self.settings.program);
-        let user = self
-            .settings
-            .user
-            .as_ref()
-            .map(|(_, uid, gid)| (*uid, *gid));
-        match program::start(program, user, &self.registry.log(self.device.index)) {
+        let user = self.settings.user.as_ref().map(|(_, uid, gid)| (*uid, *gid));
+        match program::start(program, user, self.export, &self.registry.log(self.device.index)) {
             Ok(started) => {
                 let id = self.next_id();
                 self.supervisor.started(id);
-                self.peers
-                    .insert(id, Peer::new(Some(started.channel), Some(started.process)));
+                self.peers.insert(id, Peer::new(Some(started.channel), Some(started.process)));
             }
             Err(error) => {
                 let name = program.first().cloned().unwrap_or_default();
@@ -473,15 +455,9 @@ impl Holder {
     /// Notes how the owner was lost.
     pub(crate) fn note_loss(&mut self, cause: String) {
         let header = self.inspector.as_ref().map(Inspector::header);
-        let generation = header.map_or(0, |header| {
-            header.generation.load(std::sync::atomic::Ordering::Acquire)
-        });
-        self.loss = Some(Loss {
-            cause,
-            at: monotonic(),
-            generation,
-            replayed: None,
-        });
+        let generation =
+            header.map_or(0, |header| header.generation.load(std::sync::atomic::Ordering::Acquire));
+        self.loss = Some(Loss { cause, at: monotonic(), generation, replayed: None });
     }
 
     /// Writes down what another holder needs in order to adopt the device.
@@ -489,10 +465,7 @@ impl Holder {
         let (Some(sitter), Some(export)) = (&self.sitter, self.export) else {
             return;
         };
-        let owner = self
-            .supervisor
-            .owner()
-            .and_then(|peer| self.peers.get(&peer));
+        let owner = self.supervisor.owner().and_then(|peer| self.peers.get(&peer));
         let state = State {
             version: State::VERSION,
             index: self.device.index,
@@ -504,11 +477,7 @@ impl Holder {
             description: self.description.clone(),
             export,
             lanes: self.layout.lanes,
-            keepsakes: self
-                .keepsakes
-                .iter()
-                .map(|(name, _)| name.clone())
-                .collect(),
+            keepsakes: self.keepsakes.iter().map(|(name, _)| name.clone()).collect(),
             user: self.settings.user.as_ref().map(|(name, _, _)| name.clone()),
             restart: self.settings.restart.name().into(),
             restart_limit: self.settings.restart_limit,
@@ -516,9 +485,7 @@ impl Holder {
             restarts: self.supervisor.restarts(),
         };
         if let Err(error) = self.registry.write_state(&state) {
-            self.log(&format!(
-                "cannot write its state, so it could not be adopted: {error}"
-            ));
+            self.log(&format!("cannot write its state, so it could not be adopted: {error}"));
         }
     }
 

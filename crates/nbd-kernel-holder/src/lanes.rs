@@ -23,12 +23,8 @@ pub(crate) fn create(count: u32) -> io::Result<(Vec<OwnedFd>, Vec<OwnedFd>)> {
     let mut ours = Vec::new();
     let mut kernels = Vec::new();
     for _ in 0..count {
-        let (server, kernel) = socketpair(
-            AddressFamily::Unix,
-            SockType::Stream,
-            None,
-            SockFlag::SOCK_CLOEXEC,
-        )?;
+        let (server, kernel) =
+            socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::SOCK_CLOEXEC)?;
         setsockopt(&kernel, sockopt::SndBufForce, &TOWARD_BACKEND)?;
         setsockopt(&server, sockopt::SndBufForce, &TOWARD_KERNEL)?;
         ours.push(server);

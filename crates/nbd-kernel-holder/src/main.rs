@@ -75,9 +75,7 @@ enum Stopped {
 }
 
 fn open_report(fd: std::os::fd::RawFd) -> Result<Channel, String> {
-    let stream: UnixStream = system::inherited(fd)
-        .map_err(|error| error.to_string())?
-        .into();
+    let stream: UnixStream = system::inherited(fd).map_err(|error| error.to_string())?.into();
     // The parent's terminal must not interrupt us: the parent does, by closing its end.
     let _ = nix::unistd::setsid();
     Channel::new(stream).map_err(|error| error.to_string())
@@ -133,10 +131,7 @@ fn start(args: &Args, mut report: Option<Channel>) -> Result<Holder, Stopped> {
 fn validate(args: &Args) -> Result<Settings, Failure> {
     let fail = |kind, text: String| Err(Failure::new(kind, text));
     if !nix::unistd::geteuid().is_root() {
-        return fail(
-            FailureKind::Other,
-            "setting up a block device needs root".into(),
-        );
+        return fail(FailureKind::Other, "setting up a block device needs root".into());
     }
     if let Err(error) = kernel::check_driver() {
         return fail(FailureKind::Other, error.to_string());

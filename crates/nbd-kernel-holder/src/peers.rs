@@ -64,24 +64,16 @@ impl Peer {
     }
 
     pub(crate) fn pid(&self) -> Option<i32> {
-        self.process
-            .as_ref()
-            .or(self.child.as_ref())
-            .map(|process| process.pid.as_raw())
+        self.process.as_ref().or(self.child.as_ref()).map(|process| process.pid.as_raw())
     }
 
     pub(crate) fn description(&self) -> String {
-        self.hello
-            .as_ref()
-            .map(|hello| hello.description.clone())
-            .unwrap_or_default()
+        self.hello.as_ref().map(|hello| hello.description.clone()).unwrap_or_default()
     }
 
     /// Whether no thread of the serving process can run any more.
     pub(crate) fn is_dead(&self) -> bool {
-        self.process
-            .as_ref()
-            .is_none_or(|process| process::is_dead(process.pid.as_raw()))
+        self.process.as_ref().is_none_or(|process| process::is_dead(process.pid.as_raw()))
     }
 
     /// Collects the exit status of the program, waiting for it a little.
@@ -120,21 +112,14 @@ pub(crate) fn try_reap(pid: Pid) -> Option<Ending> {
 pub(crate) fn check_export(export: &ExportInfo) -> Result<(), String> {
     let block = export.block_size;
     if !block.is_power_of_two() || !(512..=4096).contains(&block) {
-        return Err(format!(
-            "a block size of {block} bytes: use a power of two from 512 to 4096"
-        ));
+        return Err(format!("a block size of {block} bytes: use a power of two from 512 to 4096"));
     }
     if export.size == 0 || !export.size.is_multiple_of(block.into()) {
         let size = export.size;
-        return Err(format!(
-            "a size of {size} bytes: use a positive multiple of {block}"
-        ));
+        return Err(format!("a size of {size} bytes: use a positive multiple of {block}"));
     }
     if i64::try_from(export.size).is_err() {
-        return Err(format!(
-            "a size of {} bytes: the kernel takes less than 8 EiB",
-            export.size
-        ));
+        return Err(format!("a size of {} bytes: the kernel takes less than 8 EiB", export.size));
     }
     if export.flags & nbd_proto::TransmissionFlags::HAS_FLAGS.bits() == 0 {
         return Err("transmission flags without NBD_FLAG_HAS_FLAGS".into());
@@ -148,36 +133,16 @@ mod tests {
 
     #[test]
     fn exports_that_the_kernel_cannot_take_are_refused() {
-        let good = ExportInfo {
-            size: 1 << 20,
-            block_size: 512,
-            flags: 1,
-        };
+        let good = ExportInfo { size: 1 << 20, block_size: 512, flags: 1 };
         assert_eq!(check_export(&good), Ok(()));
         for bad in [
             ExportInfo { size: 0, ..good },
             ExportInfo { size: 513, ..good },
-            ExportInfo {
-                size: 1 << 63,
-                ..good
-            },
-            ExportInfo {
-                block_size: 0,
-                ..good
-            },
-            ExportInfo {
-                block_size: 256,
-                ..good
-            },
-            ExportInfo {
-                block_size: 8192,
-                ..good
-            },
-            ExportInfo {
-                block_size: 1000,
-                size: 1000,
-                ..good
-            },
+            ExportInfo { size: 1 << 63, ..good },
+            ExportInfo { block_size: 0, ..good },
+            ExportInfo { block_size: 256, ..good },
+            ExportInfo { block_size: 8192, ..good },
+            ExportInfo { block_size: 1000, size: 1000, ..good },
             ExportInfo { flags: 0, ..good },
         ] {
             assert!(check_export(&bad).is_err(), "{bad:?}");

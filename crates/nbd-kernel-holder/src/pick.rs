@@ -36,9 +36,7 @@ pub(crate) fn pick(
     let directory = registry.directory().display().to_string();
     let prepared = registry.prepare().and_then(|()| registry.lock_file());
     let file = prepared.map_err(|error| {
-        other(format!(
-            "the runtime directory {directory}: {error}; choose one with --runtime-dir"
-        ))
+        other(format!("the runtime directory {directory}: {error}; choose one with --runtime-dir"))
     })?;
     // Waits for other holders that are picking, which takes them microseconds.
     let _lock = Flock::lock(file, FlockArg::LockExclusive)
@@ -48,9 +46,8 @@ pub(crate) fn pick(
         None => find_free(registry, api, avoid)?,
     };
     let index = device.index;
-    let reserved = registry
-        .create_folder(index)
-        .and_then(|()| listen(&registry.control_socket(index), None));
+    let reserved =
+        registry.create_folder(index).and_then(|()| listen(&registry.control_socket(index), None));
     let control = reserved
         .map_err(|error| other(format!("{}: {error}", registry.folder(index).display())))?;
     Ok(Picked { device, control })
@@ -117,9 +114,7 @@ fn registered(registry: &Registry, index: u32) -> Option<String> {
     if let Ok(Some(state)) = registry.read_state(index)
         && state.sitter.is_alive()
     {
-        return Some(format!(
-            "it is attached and its holder is gone; `nbd-ctl adopt nbd{index}`"
-        ));
+        return Some(format!("it is attached and its holder is gone; `nbd-ctl adopt nbd{index}`"));
     }
     if let Ok(Some(state)) = registry.read_state(index)
         && let Some(milliseconds) = state.io_timeout

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use nbd_control::Channel;
-use nbd_control::backend::HOLDER_FD;
+use nbd_control::backend::{EXPORT_VARIABLE, ExportInfo, HOLDER_FD};
 use nix::unistd::{Gid, Uid, User};
 
 use crate::system::{Process, prepare_program};
@@ -35,11 +35,11 @@ pub(crate) fn look_up(user: &str) -> io::Result<(Uid, Gid)> {
 pub(crate) fn start(
     program: &[String],
     user: Option<(Uid, Gid)>,
+    attached: Option<ExportInfo>,
     log: &Path,
 ) -> io::Result<Started> {
-    let (name, arguments) = program
-        .split_first()
-        .ok_or(io::Error::new(io::ErrorKind::InvalidInput, "no program"))?;
+    let (name, arguments) =
+        program.split_first().ok_or(io::Error::new(io::ErrorKind::InvalidInput, "no program"))?;
     let (ours, theirs) = UnixStream::pair()?;
     // Far from 0 to 2, so that the number stays free in the child.
     let theirs: OwnedFd = theirs.into();
@@ -53,6 +53,9 @@ pub(crate) fn start(
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
         .stderr(log);
+    if let Some(export) = attached {
+        command.env(EXPORT_VARIABLE, export.to_variable());
+    }
     prepare_program(&mut command, theirs.as_raw_fd(), user);
     let child = command.spawn()?;
     let process = Process::open(child.id().cast_signed())?;

@@ -53,10 +53,7 @@ impl Holder {
             kernel_api: self.settings.api.name().into(),
             lanes: self.lanes.len() as u32,
             holder_pid: nix::unistd::getpid().as_raw(),
-            sitter_pid: self
-                .sitter
-                .as_ref()
-                .map_or(0, |sitter| sitter.process.pid.as_raw()),
+            sitter_pid: self.sitter.as_ref().map_or(0, |sitter| sitter.process.pid.as_raw()),
             backend: self.backend_status(),
             in_flight: self.in_flight(),
             totals: self.totals(),
@@ -164,21 +161,13 @@ impl Holder {
         for (lane, socket) in (0u32..).zip(&self.lanes) {
             for slot in inspector.in_flight(lane) {
                 let executing = slot.started_at != 0;
-                let stage = if executing {
-                    Stage::Executing
-                } else {
-                    Stage::Queued
-                };
+                let stage = if executing { Stage::Executing } else { Stage::Queued };
                 let age = now.saturating_sub(slot.received_at) / 1_000_000;
                 found.push(describe(lane, &slot.request, stage, age, slot.attempts));
             }
             for request in unread(inspector, lane, &lanes::peek(socket)) {
                 let key = (lane, request.cookie);
-                let first = self
-                    .first_seen
-                    .get(&key)
-                    .copied()
-                    .unwrap_or_else(Instant::now);
+                let first = self.first_seen.get(&key).copied().unwrap_or_else(Instant::now);
                 still_unread.insert(key, first);
                 let age = first.elapsed().as_millis() as u64;
                 found.push(describe(lane, &request, Stage::Unread, age, 0));
@@ -215,9 +204,7 @@ fn unread(inspector: &Inspector, lane: u32, socket: &[u8]) -> Vec<Request> {
         Ok(rest) => rest,
         // In the middle of a payload that is being skipped.
         Err(skip) => {
-            let skip = usize::try_from(skip)
-                .unwrap_or(usize::MAX)
-                .min(socket.len());
+            let skip = usize::try_from(skip).unwrap_or(usize::MAX).min(socket.len());
             return parse(&socket[skip..]);
         }
     };

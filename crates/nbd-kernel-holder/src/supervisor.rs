@@ -126,12 +126,7 @@ impl Supervisor {
 
     /// The holder was replaced: this peer has the lanes already.
     pub(crate) fn adopt(&mut self, peer: PeerId, program: bool) {
-        self.owner = Some(Owner {
-            peer,
-            ready: true,
-            dying: false,
-            program,
-        });
+        self.owner = Some(Owner { peer, ready: true, dying: false, program });
     }
 
     /// A program was started as this peer, on [`Action::Start`].
@@ -198,11 +193,7 @@ impl Supervisor {
                 self.failures = 0;
                 self.due = false;
                 self.down = false;
-                if self.starting.is_some() {
-                    Vec::new()
-                } else {
-                    vec![Action::Start]
-                }
+                if self.starting.is_some() { Vec::new() } else { vec![Action::Start] }
             }
         }
     }
@@ -230,12 +221,7 @@ impl Supervisor {
     }
 
     fn grant(&mut self, peer: PeerId, program: bool) -> Vec<Action> {
-        self.owner = Some(Owner {
-            peer,
-            ready: false,
-            dying: false,
-            program,
-        });
+        self.owner = Some(Owner { peer, ready: false, dying: false, program });
         self.due = false;
         self.down = false;
         if self.attached {
@@ -245,10 +231,7 @@ impl Supervisor {
     }
 
     fn gone(&mut self, peer: PeerId) -> Vec<Action> {
-        if self
-            .candidate
-            .is_some_and(|(candidate, _)| candidate == peer)
-        {
+        if self.candidate.is_some_and(|(candidate, _)| candidate == peer) {
             self.candidate = None;
             return Vec::new();
         }
@@ -287,11 +270,7 @@ impl Supervisor {
         if self.attached && stays_down {
             return Vec::new();
         }
-        self.failures = if owner.ready && progressed {
-            0
-        } else {
-            self.failures + 1
-        };
+        self.failures = if owner.ready && progressed { 0 } else { self.failures + 1 };
         self.again()
     }
 
@@ -313,22 +292,13 @@ impl Supervisor {
 mod tests {
     use super::*;
 
-    const KILLED: Event = Event::OwnerDead {
-        clean: false,
-        progressed: true,
-    };
-    const CRASHED_AT_ONCE: Event = Event::OwnerDead {
-        clean: false,
-        progressed: false,
-    };
+    const KILLED: Event = Event::OwnerDead { clean: false, progressed: true };
+    const CRASHED_AT_ONCE: Event = Event::OwnerDead { clean: false, progressed: false };
 
     fn serving(when: RestartWhen) -> Supervisor {
         let mut supervisor = Supervisor::new(when, 3, true);
         supervisor.started(1);
-        let hello = Event::Hello {
-            peer: 1,
-            takeover: false,
-        };
+        let hello = Event::Hello { peer: 1, takeover: false };
         assert_eq!(supervisor.apply(&hello), [Action::Grant(1)]);
         supervisor.apply(&Event::Ready { peer: 1 });
         supervisor.set_attached(0);
@@ -341,10 +311,7 @@ mod tests {
         let mut supervisor = serving(RestartWhen::OnFailure);
         assert_eq!(supervisor.apply(&KILLED), [Action::Start]);
         supervisor.started(2);
-        let hello = Event::Hello {
-            peer: 2,
-            takeover: false,
-        };
+        let hello = Event::Hello { peer: 2, takeover: false };
         assert_eq!(supervisor.apply(&hello), [Action::Grant(2)]);
         assert_eq!(supervisor.restarts(), 1);
     }
@@ -360,10 +327,7 @@ mod tests {
                 peer += 1;
                 assert_eq!(supervisor.apply(&Event::Due), [Action::Start]);
                 supervisor.started(peer);
-                supervisor.apply(&Event::Hello {
-                    peer,
-                    takeover: false,
-                });
+                supervisor.apply(&Event::Hello { peer, takeover: false });
             }
         }
         assert_eq!(supervisor.phase(), Phase::Down);
@@ -372,10 +336,7 @@ mod tests {
 
     #[test]
     fn a_clean_exit_is_respected_on_failure_and_never_means_never() {
-        let clean = Event::OwnerDead {
-            clean: true,
-            progressed: true,
-        };
+        let clean = Event::OwnerDead { clean: true, progressed: true };
         let mut supervisor = serving(RestartWhen::OnFailure);
         assert_eq!(supervisor.apply(&clean), []);
         assert_eq!(supervisor.phase(), Phase::Waiting);
@@ -388,16 +349,10 @@ mod tests {
         let mut supervisor = serving(RestartWhen::Always);
         assert_eq!(supervisor.apply(&Event::Restart), [Action::Start]);
         supervisor.started(2);
-        let hello = Event::Hello {
-            peer: 2,
-            takeover: false,
-        };
+        let hello = Event::Hello { peer: 2, takeover: false };
         assert_eq!(supervisor.apply(&hello), [Action::KillOwner]);
         assert_eq!(supervisor.phase(), Phase::Restarting);
-        let late = Event::Hello {
-            peer: 3,
-            takeover: true,
-        };
+        let late = Event::Hello { peer: 3, takeover: true };
         assert_eq!(supervisor.apply(&late), [Action::Refuse(3, Refusal::Taken)]);
         assert_eq!(supervisor.apply(&KILLED), [Action::Grant(2)]);
     }
@@ -406,10 +361,7 @@ mod tests {
     fn a_second_backend_is_refused_unless_it_asks_to_take_over() {
         let mut supervisor = serving(RestartWhen::Always);
         let hello = |takeover| Event::Hello { peer: 5, takeover };
-        assert_eq!(
-            supervisor.apply(&hello(false)),
-            [Action::Refuse(5, Refusal::Served)]
-        );
+        assert_eq!(supervisor.apply(&hello(false)), [Action::Refuse(5, Refusal::Served)]);
         assert_eq!(supervisor.apply(&hello(true)), [Action::KillOwner]);
         // It gives up before its time comes: then the policy decides again.
         assert_eq!(supervisor.apply(&Event::Gone { peer: 5 }), []);
@@ -430,10 +382,7 @@ mod tests {
     fn whoever_joins_by_hand_is_also_restarted_by_hand() {
         let mut supervisor = serving(RestartWhen::Never);
         supervisor.apply(&KILLED);
-        let hello = Event::Hello {
-            peer: 9,
-            takeover: false,
-        };
+        let hello = Event::Hello { peer: 9, takeover: false };
         assert_eq!(supervisor.apply(&hello), [Action::Grant(9)]);
         assert_eq!(supervisor.apply(&KILLED), []);
         assert_eq!(supervisor.phase(), Phase::Waiting);
@@ -451,13 +400,7 @@ mod tests {
         let mut supervisor = serving(RestartWhen::Always);
         supervisor.apply(&KILLED);
         supervisor.started(2);
-        let hello = Event::Hello {
-            peer: 3,
-            takeover: false,
-        };
-        assert_eq!(
-            supervisor.apply(&hello),
-            [Action::Grant(3), Action::Dismiss(2)]
-        );
+        let hello = Event::Hello { peer: 3, takeover: false };
+        assert_eq!(supervisor.apply(&hello), [Action::Grant(3), Action::Dismiss(2)]);
     }
 }

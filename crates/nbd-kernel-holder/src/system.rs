@@ -20,10 +20,7 @@ impl Process {
     pub(crate) fn open(pid: i32) -> io::Result<Self> {
         // SAFETY: plain numbers; the result is a new descriptor or -1.
         let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
-        Ok(Self {
-            pid: Pid::from_raw(pid),
-            pidfd: owned(fd)?,
-        })
+        Ok(Self { pid: Pid::from_raw(pid), pidfd: owned(fd)? })
     }
 
     /// Copies a descriptor out of the process.
@@ -41,11 +38,7 @@ impl Process {
             let pidfd = self.pidfd.as_raw_fd();
             libc::syscall(libc::SYS_pidfd_send_signal, pidfd, libc::SIGKILL, none, 0)
         };
-        if result == 0 {
-            Ok(())
-        } else {
-            Err(io::Error::last_os_error())
-        }
+        if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
     }
 }
 
@@ -155,10 +148,7 @@ pub(crate) fn prepare_program(command: &mut Command, fd: RawFd, user: Option<(Ui
             libc::setsid();
             libc::fcntl(fd, libc::F_SETFD, 0);
             libc::prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0);
-            let all = libc::rlimit {
-                rlim_cur: libc::RLIM_INFINITY,
-                rlim_max: libc::RLIM_INFINITY,
-            };
+            let all = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
             libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const all);
         }
         if let Some((uid, gid)) = user {

@@ -98,11 +98,7 @@ pub(crate) struct Pending {
 impl Findings {
     /// The last transmission that the kernel has entirely.
     pub(crate) fn complete(&self) -> u64 {
-        if self.sent == self.length {
-            self.sequence
-        } else {
-            self.sequence - 1
-        }
+        if self.sent == self.length { self.sequence } else { self.sequence - 1 }
     }
 }
 
@@ -111,9 +107,7 @@ pub(crate) fn check_file(file: BorrowedFd<'_>, layout: &Layout) -> Result<(), Da
     // The size of an unsound layout may not even be a number.
     let sound = layout.is_sound();
     let expected = if sound { layout.size() } else { 0 };
-    let size = nix::sys::stat::fstat(file)
-        .map(|stat| stat.st_size)
-        .unwrap_or(-1);
+    let size = nix::sys::stat::fstat(file).map(|stat| stat.st_size).unwrap_or(-1);
     let seals = fcntl(file, FcntlArg::F_GET_SEALS).unwrap_or(0);
     let sealed = SealFlag::from_bits_truncate(seals).contains(SealFlag::F_SEAL_SHRINK);
     if sound && sealed && u64::try_from(size) == Ok(expected) {
@@ -127,38 +121,15 @@ pub(crate) fn check_header(header: &Header, layout: &Layout) -> Result<(), Damag
     let relaxed = Ordering::Relaxed;
     let words = [
         ("magic", header.magic.load(relaxed), MAGIC),
-        (
-            "version",
-            header.version.load(relaxed).into(),
-            VERSION.into(),
-        ),
-        (
-            "lanes",
-            header.lanes.load(relaxed).into(),
-            layout.lanes.into(),
-        ),
+        ("version", header.version.load(relaxed).into(), VERSION.into()),
+        ("lanes", header.lanes.load(relaxed).into(), layout.lanes.into()),
         ("ring size", header.ring.load(relaxed), layout.ring),
-        (
-            "transmit size",
-            header.transmit.load(relaxed),
-            layout.transmit,
-        ),
-        (
-            "payload limit",
-            header.max_payload.load(relaxed).into(),
-            layout.max_payload.into(),
-        ),
+        ("transmit size", header.transmit.load(relaxed), layout.transmit),
+        ("payload limit", header.max_payload.load(relaxed).into(), layout.max_payload.into()),
     ];
-    match words
-        .into_iter()
-        .find(|(_, found, expected)| found != expected)
-    {
+    match words.into_iter().find(|(_, found, expected)| found != expected) {
         None => Ok(()),
-        Some((what, found, expected)) => Err(Damage::Header {
-            what,
-            found,
-            expected,
-        }),
+        Some((what, found, expected)) => Err(Damage::Header { what, found, expected }),
     }
 }
 
@@ -173,11 +144,7 @@ pub(crate) fn check_lane(
     let mut unsent = Vec::new();
     for index in SlotIndex::all() {
         let slot = map.slot(lane, index);
-        let bad = |what| Damage::Slot {
-            lane,
-            slot: index.get(),
-            what,
-        };
+        let bad = |what| Damage::Slot { lane, slot: index.get(), what };
         let position = slot.position.load(Ordering::Relaxed);
         let request = receive::request_of(slot);
         match slot.state() {
@@ -192,11 +159,7 @@ pub(crate) fn check_lane(
             SlotState::Staged(_) if position >= findings.parsed => return Err(bad("position")),
             SlotState::Pending | SlotState::Staged(_) => {
                 check_payload(&findings, map.layout(), ring, position, &request).map_err(bad)?;
-                findings.pending.push(Pending {
-                    slot: index,
-                    position,
-                    request,
-                });
+                findings.pending.push(Pending { slot: index, position, request });
             }
         }
     }
@@ -209,11 +172,7 @@ pub(crate) fn check_lane(
 
 fn check_records(control: &LaneControl, layout: &Layout, lane: u32) -> Result<Findings, Damage> {
     let ensure = |holds: bool, what| {
-        if holds {
-            Ok(())
-        } else {
-            Err(Damage::Record { lane, what })
-        }
+        if holds { Ok(()) } else { Err(Damage::Record { lane, what }) }
     };
     let relaxed = Ordering::Relaxed;
     let receiving = control.receiving();
@@ -227,25 +186,16 @@ fn check_records(control: &LaneControl, layout: &Layout, lane: u32) -> Result<Fi
     let receive_epoch = control.receive_epoch.load(relaxed);
     ensure(receive_epoch < ENDLESS, "receive count")?;
     let received = before + count;
-    ensure(
-        parsed <= received + receive::HEADER + u64::from(u32::MAX),
-        "parse position",
-    )?;
+    ensure(parsed <= received + receive::HEADER + u64::from(u32::MAX), "parse position")?;
     ensure(base <= before && base <= parsed, "ring base")?;
-    ensure(
-        received - parsed.min(received) <= layout.ring,
-        "unparsed length",
-    )?;
+    ensure(received - parsed.min(received) <= layout.ring, "unparsed length")?;
 
     let transmitting = control.transmitting();
     let count = u64::from(transmitting.message.msg_len.load(relaxed));
     let length = transmitting.length.load(relaxed);
     let sent = transmitting.sent.load(relaxed);
     let sequence = transmitting.sequence.load(relaxed);
-    ensure(
-        (FIRST_SEQUENCE..ENDLESS).contains(&sequence),
-        "transmission number",
-    )?;
+    ensure((FIRST_SEQUENCE..ENDLESS).contains(&sequence), "transmission number")?;
     let transmit_epoch = control.transmit_epoch.load(relaxed);
     ensure(transmit_epoch < ENDLESS, "send count")?;
     ensure(length <= layout.transmit, "transmission length")?;
@@ -284,14 +234,8 @@ fn check_payload(
         return Err("payload position");
     }
     let header = ring.bytes((position - findings.base) % layout.ring, receive::HEADER);
-    let same = header
-        .first_chunk()
-        .and_then(|bytes| Request::decode(bytes).ok());
-    if same == Some(*request) {
-        Ok(())
-    } else {
-        Err("request: it is not the one in the ring")
-    }
+    let same = header.first_chunk().and_then(|bytes| Request::decode(bytes).ok());
+    if same == Some(*request) { Ok(()) } else { Err("request: it is not the one in the ring") }
 }
 
 fn check_pending(findings: &mut Findings, lane: u32) -> Result<(), Damage> {
@@ -299,11 +243,7 @@ fn check_pending(findings: &mut Findings, lane: u32) -> Result<(), Damage> {
     let mut cookies = HashSet::new();
     let mut end = 0;
     for pending in &findings.pending {
-        let bad = |what| Damage::Slot {
-            lane,
-            slot: pending.slot.get(),
-            what,
-        };
+        let bad = |what| Damage::Slot { lane, slot: pending.slot.get(), what };
         if !cookies.insert(pending.request.cookie) {
             return Err(bad("cookie: two requests have it"));
         }
@@ -323,16 +263,10 @@ fn check_replies(area: &[u8], mut staged: Vec<Request>, lane: u32) -> Result<(),
     let mut at = 0;
     while at < area.len() {
         let start = at as u64;
-        let bad = |what| Damage::Reply {
-            lane,
-            at: start,
-            what,
-        };
+        let bad = |what| Damage::Reply { lane, at: start, what };
         let header = area[at..].first_chunk().ok_or(bad("is cut off"))?;
         let reply = SimpleReply::decode(header).map_err(|_| bad("has no magic"))?;
-        let of = staged
-            .iter()
-            .position(|request| request.cookie == reply.cookie);
+        let of = staged.iter().position(|request| request.cookie == reply.cookie);
         let request = staged.swap_remove(of.ok_or(bad("answers no request"))?);
         if staged.iter().any(|other| other.cookie == reply.cookie) {
             return Err(bad("answers two requests"));
@@ -345,10 +279,6 @@ fn check_replies(area: &[u8], mut staged: Vec<Request>, lane: u32) -> Result<(),
     }
     match staged.is_empty() {
         true => Ok(()),
-        false => Err(Damage::Reply {
-            lane,
-            at: at as u64,
-            what: "is missing",
-        }),
+        false => Err(Damage::Reply { lane, at: at as u64, what: "is missing" }),
     }
 }

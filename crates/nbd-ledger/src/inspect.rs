@@ -37,10 +37,7 @@ pub struct InFlight {
 
 /// A lane's totals, copied; see [`layout::Totals`](crate::layout::Totals).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[expect(
-    missing_docs,
-    reason = "named and documented as the words they are copied from"
-)]
+#[expect(missing_docs, reason = "named and documented as the words they are copied from")]
 pub struct TotalsCopy {
     pub reads: u64,
     pub writes: u64,
@@ -56,15 +53,10 @@ impl Inspector {
     /// Maps a ledger for reading, checking that it has the expected shape.
     pub fn open(file: OwnedFd, layout: &Layout) -> Result<Self, LedgerError> {
         audit::check_file(file.as_fd(), layout)?;
-        let map = Map::new(file.as_fd(), *layout, false).map_err(|errno| LedgerError::System {
-            action: "map",
-            source: errno.into(),
-        })?;
+        let map = Map::new(file.as_fd(), *layout, false)
+            .map_err(|errno| LedgerError::System { action: "map", source: errno.into() })?;
         audit::check_header(map.header(), layout)?;
-        Ok(Self {
-            map,
-            file: file.into(),
-        })
+        Ok(Self { map, file: file.into() })
     }
 
     /// The shared header. It is for loading only: a store would fault.

@@ -40,10 +40,7 @@ pub enum LedgerError {
 }
 
 fn system(action: &'static str) -> impl FnOnce(nix::Error) -> LedgerError {
-    move |errno| LedgerError::System {
-        action,
-        source: errno.into(),
-    }
+    move |errno| LedgerError::System { action, source: errno.into() }
 }
 
 /// A ledger that this process may write to: a backend's.
@@ -61,13 +58,8 @@ impl Ledger {
         let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
         let file =
             std::fs::File::from(memfd_create(c"nbd-ledger", flags).map_err(system("create"))?);
-        let written = file
-            .set_len(layout.size())
-            .and_then(|()| write_initial_state(&file, layout));
-        written.map_err(|source| LedgerError::System {
-            action: "fill",
-            source,
-        })?;
+        let written = file.set_len(layout.size()).and_then(|()| write_initial_state(&file, layout));
+        written.map_err(|source| LedgerError::System { action: "fill", source })?;
         let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
         fcntl(&file, FcntlArg::F_ADD_SEALS(seals)).map_err(system("seal"))?;
         Ok(file.into())
@@ -153,10 +145,7 @@ fn write_initial_state(file: &std::fs::File, layout: &Layout) -> io::Result<()> 
     let sequence = std::mem::offset_of!(LaneControl, transmit)
         + std::mem::offset_of!(TransmitRecord, sequence);
     (0..layout.lanes).try_for_each(|lane| {
-        file.write_all_at(
-            &FIRST_SEQUENCE.to_ne_bytes(),
-            layout.lane(lane) + sequence as u64,
-        )
+        file.write_all_at(&FIRST_SEQUENCE.to_ne_bytes(), layout.lane(lane) + sequence as u64)
     })
 }
 
@@ -197,9 +186,7 @@ impl Lane {
     }
 
     pub(crate) fn is_free(&self, slot: SlotIndex) -> bool {
-        self.slot(slot)
-            .state()
-            .is_free(self.complete.load(Ordering::Acquire))
+        self.slot(slot).state().is_free(self.complete.load(Ordering::Acquire))
     }
 }
 

@@ -38,10 +38,7 @@ impl Mapping {
         let offset = i64::try_from(offset).map_err(|_| nix::Error::EOVERFLOW)?;
         // SAFETY: no address is asked for, so the kernel picks a range that nothing else uses.
         let start = unsafe { mmap(None, size, protection, MapFlags::MAP_SHARED, file, offset)? };
-        Ok(Self {
-            start: start.cast(),
-            length,
-        })
+        Ok(Self { start: start.cast(), length })
     }
 
     /// The same `length` bytes of the file twice in a row.
@@ -54,10 +51,7 @@ impl Mapping {
         let start = unsafe {
             mmap_anonymous(None, both, ProtFlags::PROT_NONE, MapFlags::MAP_PRIVATE)?.cast::<u8>()
         };
-        let reserved = Self {
-            start,
-            length: both.get(),
-        };
+        let reserved = Self { start, length: both.get() };
         for half in [0, once] {
             let address = NonZeroUsize::new(start.as_ptr() as usize + half);
             // SAFETY: MAP_FIXED replaces one half of the range reserved above, which is ours
@@ -122,10 +116,7 @@ impl Map {
 
     fn at<T>(&self, offset: u64) -> &T {
         let offset = offset as usize;
-        assert!(
-            offset + size_of::<T>() <= self.words.length,
-            "word beyond the ledger"
-        );
+        assert!(offset + size_of::<T>() <= self.words.length, "word beyond the ledger");
         // SAFETY: in bounds by the assertion; the mapping is page-aligned and every offset that
         // `Layout` computes is a multiple of T's alignment; T consists of atomics only, for which
         // any bit pattern is valid and concurrent writers are defined behaviour. This crate only
@@ -144,10 +135,7 @@ impl Map {
     }
 
     pub(crate) fn slot(&self, lane: u32, slot: SlotIndex) -> &Slot {
-        assert!(
-            lane < self.layout.lanes && u32::from(slot.0) < SLOTS,
-            "slot beyond the ledger"
-        );
+        assert!(lane < self.layout.lanes && u32::from(slot.0) < SLOTS, "slot beyond the ledger");
         let table = self.layout.lane(lane) + self.layout.slots();
         self.at(table + slot.get() as u64 * size_of::<Slot>() as u64)
     }
@@ -168,17 +156,11 @@ pub(crate) struct Ring {
 impl Ring {
     pub(crate) fn new(file: BorrowedFd<'_>, layout: &Layout, lane: u32) -> nix::Result<Self> {
         let offset = layout.lane(lane) + layout.ring_offset();
-        Ok(Self {
-            twice: Mapping::twice(file, offset, layout.ring)?,
-            size: layout.ring,
-        })
+        Ok(Self { twice: Mapping::twice(file, offset, layout.ring)?, size: layout.ring })
     }
 
     fn check(&self, offset: u64, length: u64) {
-        assert!(
-            offset < self.size && length <= self.size,
-            "range beyond the receive ring"
-        );
+        assert!(offset < self.size && length <= self.size, "range beyond the receive ring");
     }
 
     /// Received bytes.
@@ -196,19 +178,13 @@ impl Ring {
         self.check(offset, length);
         // SAFETY: in bounds as in `bytes`; a pointer is made, not followed.
         let start = unsafe { self.twice.start.as_ptr().add(offset as usize) };
-        libc::iovec {
-            iov_base: start.cast(),
-            iov_len: length as usize,
-        }
+        libc::iovec { iov_base: start.cast(), iov_len: length as usize }
     }
 
     /// Copies bytes to the ring's beginning; both ranges lie in the first mapping and do not
     /// overlap, and nothing live lies in the target.
     pub(crate) fn copy_to_start(&self, offset: u64, length: u64) {
-        assert!(
-            length <= offset && offset + length <= self.size,
-            "overlapping move in the ring"
-        );
+        assert!(length <= offset && offset + length <= self.size, "overlapping move in the ring");
         let start = self.twice.start.as_ptr();
         // SAFETY: disjoint and in bounds by the assertion; the target is free by the contract,
         // so no slice of it exists, and only the one receiver calls this.
@@ -228,9 +204,7 @@ impl TransmitArea {
     pub(crate) fn new(file: BorrowedFd<'_>, layout: &Layout, lane: u32) -> nix::Result<Self> {
         let offset = layout.lane(lane) + layout.transmit_offset();
         let both = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-        Ok(Self {
-            bytes: Mapping::of_file(file, offset, layout.transmit, both)?,
-        })
+        Ok(Self { bytes: Mapping::of_file(file, offset, layout.transmit, both)? })
     }
 
     pub(crate) fn as_slice(&self) -> &[u8] {

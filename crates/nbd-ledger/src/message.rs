@@ -56,10 +56,7 @@ pub(crate) fn receive(
 
 /// Sends `bytes`, which lie in the transmit area.
 pub(crate) fn send(socket: BorrowedFd<'_>, message: &Message, bytes: &[u8]) -> io::Result<u32> {
-    let mut iov = libc::iovec {
-        iov_base: bytes.as_ptr().cast_mut().cast(),
-        iov_len: bytes.len(),
-    };
+    let mut iov = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
     transfer(message, &mut iov, |header| {
         // SAFETY: as in `receive`; the kernel only reads what the iovec describes, which is
         // borrowed for the call.

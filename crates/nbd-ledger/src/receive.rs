@@ -67,12 +67,7 @@ impl Ticket {
     pub(crate) fn new(lane: &Arc<Lane>, slot: SlotIndex, request: Request, ring: u64) -> Self {
         let payload = request.payload_len();
         let kept = payload != 0 && payload <= lane.ledger().layout().max_payload;
-        Self {
-            lane: Arc::clone(lane),
-            slot,
-            request,
-            payload: kept.then_some(ring),
-        }
+        Self { lane: Arc::clone(lane), slot, request, payload: kept.then_some(ring) }
     }
 
     /// The request.
@@ -88,10 +83,7 @@ impl Ticket {
     /// A write's data; empty for all else, and for a write too long to keep.
     pub fn payload(&self) -> &[u8] {
         match self.payload {
-            Some(offset) => self
-                .lane
-                .ring
-                .bytes(offset, u64::from(self.request.payload_len())),
+            Some(offset) => self.lane.ring.bytes(offset, u64::from(self.request.payload_len())),
             None => &[],
         }
     }
@@ -171,11 +163,7 @@ impl Receiver {
         let count = message::receive(lane.socket(), &record.message, window)?;
         crash_point();
         self.received += u64::from(count);
-        Ok(if count == 0 {
-            Arrival::Closed
-        } else {
-            Arrival::Bytes
-        })
+        Ok(if count == 0 { Arrival::Closed } else { Arrival::Bytes })
     }
 
     /// Lets the ring begin anew where nothing lives in it, or only a short rest.
@@ -260,13 +248,9 @@ impl Receiver {
 
     fn peek_request(&self) -> Result<Request, StreamError> {
         let bytes = self.lane.ring.bytes(self.offset_of(self.parsed), HEADER);
-        let header = bytes
-            .first_chunk()
-            .expect("a header's length was asked for");
-        Request::decode(header).map_err(|wrong| StreamError {
-            position: self.parsed,
-            found: wrong.found,
-        })
+        let header = bytes.first_chunk().expect("a header's length was asked for");
+        Request::decode(header)
+            .map_err(|wrong| StreamError { position: self.parsed, found: wrong.found })
     }
 
     fn find_slot(&mut self) -> Option<SlotIndex> {

@@ -40,11 +40,7 @@ pub(crate) fn take_over(
         // A reply that was staged and not committed will get another place and number.
         lane.slot(pending.slot).set_state(SlotState::Pending);
         crash_point();
-        let payload = pending
-            .position
-            .wrapping_add(HEADER)
-            .wrapping_sub(findings.base)
-            % ring;
+        let payload = pending.position.wrapping_add(HEADER).wrapping_sub(findings.base) % ring;
         let ticket = Ticket::new(lane, pending.slot, pending.request, payload);
         if !ticket.payload().is_empty() {
             writes.push_back((pending.slot, pending.position));
@@ -65,20 +61,9 @@ pub(crate) fn take_over(
         area,
         epoch: findings.transmit_epoch,
         sequence: findings.sequence,
-        unfinished: if findings.sent < findings.length {
-            findings.length
-        } else {
-            0
-        },
+        unfinished: if findings.sent < findings.length { findings.length } else { 0 },
         staged: 0,
         tally: Tally::default(),
     };
-    (
-        receiver,
-        transmitter,
-        Recovery {
-            tickets,
-            unsent: findings.length - findings.sent,
-        },
-    )
+    (receiver, transmitter, Recovery { tickets, unsent: findings.length - findings.sent })
 }

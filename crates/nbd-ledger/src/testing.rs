@@ -12,12 +12,8 @@ use crate::receive::{Rest, Ticket};
 use crate::{Answer, Arrival, Inspector, Layout, Ledger, Receiver, Recovery, Transmitter};
 
 /// A ring that a few large writes fill.
-pub(crate) const SMALL: Layout = Layout {
-    lanes: 1,
-    ring: 128 << 10,
-    transmit: 128 << 10,
-    max_payload: 64 << 10,
-};
+pub(crate) const SMALL: Layout =
+    Layout { lanes: 1, ring: 128 << 10, transmit: 128 << 10, max_payload: 64 << 10 };
 
 /// What outlives a backend, and the kernel's end of the lane.
 pub(crate) struct Bench {
@@ -38,12 +34,7 @@ impl Bench {
     pub(crate) fn new(layout: Layout) -> Self {
         let (socket, peer) = UnixStream::pair().expect("a socket pair");
         let file = Ledger::create(&layout).expect("a ledger").into();
-        Self {
-            layout,
-            file,
-            socket,
-            peer,
-        }
+        Self { layout, file, socket, peer }
     }
 
     /// The ledger as a process would inherit it.
@@ -73,17 +64,11 @@ impl Bench {
     pub(crate) fn backend(&self) -> Backend {
         let (receiver, mut transmitter, recovery) = self.recover();
         transmitter.finish().expect("a peer that reads");
-        Backend {
-            receiver,
-            transmitter,
-            tickets: recovery.tickets,
-        }
+        Backend { receiver, transmitter, tickets: recovery.tickets }
     }
 
     pub(crate) fn send(&mut self, bytes: &[u8]) {
-        self.peer
-            .write_all(bytes)
-            .expect("a socket that takes bytes");
+        self.peer.write_all(bytes).expect("a socket that takes bytes");
     }
 
     pub(crate) fn reply(&mut self) -> SimpleReply {
@@ -97,9 +82,7 @@ impl Backend {
     /// Receives and takes everything that has come.
     pub(crate) fn take(&mut self) -> Rest {
         self.receive();
-        self.receiver
-            .take(1, &mut self.tickets)
-            .expect("requests only")
+        self.receiver.take(1, &mut self.tickets).expect("requests only")
     }
 
     /// Receives until nothing more has come or there is no space.
@@ -125,13 +108,7 @@ impl Backend {
 }
 
 pub(crate) fn request(command: CommandType, cookie: u64, length: u32) -> Request {
-    Request {
-        flags: CommandFlags::from_bits(0),
-        command,
-        cookie,
-        offset: 0,
-        length,
-    }
+    Request { flags: CommandFlags::from_bits(0), command, cookie, offset: 0, length }
 }
 
 pub(crate) fn read(cookie: u64, length: u32) -> Vec<u8> {
@@ -144,9 +121,7 @@ pub(crate) fn flush(cookie: u64) -> Vec<u8> {
 
 /// A write of `length` bytes, all of which are the cookie's lowest.
 pub(crate) fn write(cookie: u64, length: u32) -> Vec<u8> {
-    let mut bytes = request(CommandType::WRITE, cookie, length)
-        .encode()
-        .to_vec();
+    let mut bytes = request(CommandType::WRITE, cookie, length).encode().to_vec();
     bytes.resize(Request::LEN + length as usize, cookie as u8);
     bytes
 }

@@ -79,15 +79,9 @@ impl Transmitter {
     }
 
     /// Adds the answer to a request to the next transmission. It must fit.
-    #[expect(
-        clippy::needless_pass_by_value,
-        reason = "answering a request consumes its ticket"
-    )]
+    #[expect(clippy::needless_pass_by_value, reason = "answering a request consumes its ticket")]
     pub fn stage(&mut self, ticket: Ticket, answer: Answer<'_>) {
-        assert!(
-            Arc::ptr_eq(&ticket.lane, &self.lane),
-            "a ticket of another lane"
-        );
+        assert!(Arc::ptr_eq(&ticket.lane, &self.lane), "a ticket of another lane");
         let request = *ticket.request();
         let (error, length) = match answer {
             Answer::Error(error) => (error, 0),
@@ -96,29 +90,19 @@ impl Transmitter {
                 (NbdError::SUCCESS, 0)
             }
             Answer::Data(_) | Answer::DataInPlace => {
-                assert!(
-                    request.command == CommandType::READ,
-                    "only a read returns data"
-                );
+                assert!(request.command == CommandType::READ, "only a read returns data");
                 (NbdError::SUCCESS, request.length)
             }
         };
         if let Answer::Data(data) = answer {
             self.room_for_data(length).copy_from_slice(data);
         }
-        let reply = SimpleReply {
-            error,
-            cookie: request.cookie,
-        }
-        .encode();
+        let reply = SimpleReply { error, cookie: request.cookie }.encode();
         let start = self.end() as usize;
         self.area.as_mut_slice()[start..start + reply.len()].copy_from_slice(&reply);
         crash_point();
         // Not an answer yet: a number beyond the committed one means pending.
-        ticket
-            .lane
-            .slot(ticket.slot)
-            .set_state(SlotState::Staged(self.sequence + 1));
+        ticket.lane.slot(ticket.slot).set_state(SlotState::Staged(self.sequence + 1));
         crash_point();
         self.staged += HEADER + u64::from(length);
         self.tally.add(request.command, request.length, error);
@@ -184,10 +168,7 @@ impl Transmitter {
         record.sent.store(sent, Ordering::Relaxed);
         message::reset(&record.message);
         crash_point();
-        self.lane
-            .control()
-            .transmit_epoch
-            .store(self.epoch, Ordering::Release);
+        self.lane.control().transmit_epoch.store(self.epoch, Ordering::Release);
         crash_point();
     }
 }
@@ -229,13 +210,7 @@ impl Tally {
                 word.store(sum, Ordering::Relaxed);
             }
         };
-        let words = [
-            &totals.reads,
-            &totals.writes,
-            &totals.flushes,
-            &totals.trims,
-            &totals.others,
-        ];
+        let words = [&totals.reads, &totals.writes, &totals.flushes, &totals.trims, &totals.others];
         for (word, count) in words.into_iter().zip(counts.requests) {
             add(word, count);
         }

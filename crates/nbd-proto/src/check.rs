@@ -10,20 +10,8 @@ impl Request {
     ///
     /// Either way, [`payload_len`](Self::payload_len) bytes of data follow on the wire.
     pub fn check(&self, export: &Export) -> Result<Command, Rejection> {
-        let Self {
-            flags,
-            command,
-            cookie: _,
-            offset,
-            length,
-        } = *self;
-        Unchecked {
-            flags,
-            command,
-            offset,
-            length: u64::from(length),
-        }
-        .check(export)
+        let Self { flags, command, cookie: _, offset, length } = *self;
+        Unchecked { flags, command, offset, length: u64::from(length) }.check(export)
     }
 }
 
@@ -32,13 +20,7 @@ impl ExtendedRequest {
     ///
     /// Either way, [`payload_len`](Self::payload_len) bytes of data follow on the wire.
     pub fn check(&self, export: &Export) -> Result<Command, Rejection> {
-        let Self {
-            mut flags,
-            command,
-            cookie: _,
-            offset,
-            length,
-        } = *self;
+        let Self { mut flags, command, cookie: _, offset, length } = *self;
         // A write must say that its length counts payload. To any other command the flag means
         // data that it has no use for, so there it stays and is rejected with the odd ones.
         if command == CommandType::WRITE {
@@ -47,13 +29,7 @@ impl ExtendedRequest {
             }
             flags = flags.without(CommandFlags::PAYLOAD_LEN);
         }
-        Unchecked {
-            flags,
-            command,
-            offset,
-            length,
-        }
-        .check(export)
+        Unchecked { flags, command, offset, length }.check(export)
     }
 }
 
@@ -68,12 +44,7 @@ struct Unchecked {
 
 impl Unchecked {
     fn check(self, export: &Export) -> Result<Command, Rejection> {
-        let Self {
-            flags,
-            command,
-            offset,
-            length,
-        } = self;
+        let Self { flags, command, offset, length } = self;
         // A disconnect cannot be rejected, as it has no reply: the client goes whatever the
         // rest of its request says.
         if command == CommandType::DISC {
@@ -87,29 +58,14 @@ impl Unchecked {
         let no_hole = flags.contains(CommandFlags::NO_HOLE);
         let fast_only = flags.contains(CommandFlags::FAST_ZERO);
         Ok(match command {
-            CommandType::READ => Command::Read {
-                offset,
-                length: self.data_len(export)?,
-            },
-            CommandType::WRITE => Command::Write {
-                offset,
-                length: self.data_len(export)?,
-                fua,
-            },
+            CommandType::READ => Command::Read { offset, length: self.data_len(export)? },
+            CommandType::WRITE => Command::Write { offset, length: self.data_len(export)?, fua },
             CommandType::FLUSH => Command::Flush,
-            CommandType::TRIM => Command::Trim {
-                offset,
-                length,
-                fua,
-            },
+            CommandType::TRIM => Command::Trim { offset, length, fua },
             CommandType::CACHE => Command::Cache { offset, length },
-            CommandType::WRITE_ZEROES => Command::WriteZeroes {
-                offset,
-                length,
-                fua,
-                no_hole,
-                fast_only,
-            },
+            CommandType::WRITE_ZEROES => {
+                Command::WriteZeroes { offset, length, fua, no_hole, fast_only }
+            }
             _ => return Err(Rejection::Unsupported(command)),
         })
     }
@@ -137,11 +93,7 @@ impl Unchecked {
     /// FUA, where offered, is in order with every command: clients are known to set it on reads.
     fn check_flags(self, export: &Export) -> Result<(), Rejection> {
         let offered = |by, flag| {
-            if export.flags.contains(by) {
-                flag
-            } else {
-                CommandFlags::NONE
-            }
+            if export.flags.contains(by) { flag } else { CommandFlags::NONE }
         };
         let fua = offered(TransmissionFlags::SEND_FUA, CommandFlags::FUA);
         let own = match self.command {
@@ -154,21 +106,13 @@ impl Unchecked {
         };
         let flags = self.flags.without(fua | own);
         if !flags.is_empty() {
-            return Err(Rejection::InvalidFlags {
-                command: self.command,
-                flags,
-            });
+            return Err(Rejection::InvalidFlags { command: self.command, flags });
         }
         Ok(())
     }
 
     fn check_range(self, export: &Export) -> Result<(), Rejection> {
-        let Self {
-            command,
-            offset,
-            length,
-            ..
-        } = self;
+        let Self { command, offset, length, .. } = self;
         if command == CommandType::FLUSH {
             if offset != 0 || length != 0 {
                 return Err(Rejection::FlushRange { offset, length });
@@ -176,37 +120,21 @@ impl Unchecked {
             return Ok(());
         }
         if !export.holds(offset, length) {
-            return Err(Rejection::BeyondEnd {
-                command,
-                offset,
-                length,
-                size: export.size,
-            });
+            return Err(Rejection::BeyondEnd { command, offset, length, size: export.size });
         }
         if !export.aligns(offset, length) {
             let block_size = export.min_block_size;
-            return Err(Rejection::Misaligned {
-                command,
-                offset,
-                length,
-                block_size,
-            });
+            return Err(Rejection::Misaligned { command, offset, length, block_size });
         }
         Ok(())
     }
 
     /// The length of a command that moves data, which has to fit into the maximum payload.
     fn data_len(self, export: &Export) -> Result<u32, Rejection> {
-        let Self {
-            command, length, ..
-        } = self;
+        let Self { command, length, .. } = self;
         match u32::try_from(length) {
             Ok(data) if data <= export.max_payload => Ok(data),
-            _ => Err(Rejection::TooLong {
-                command,
-                length,
-                max: export.max_payload,
-            }),
+            _ => Err(Rejection::TooLong { command, length, max: export.max_payload }),
         }
     }
 }

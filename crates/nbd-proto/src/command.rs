@@ -101,12 +101,7 @@ impl Command {
         let when = |set, flag| if set { flag } else { CommandFlags::NONE };
         match *self {
             Self::Write { fua, .. } | Self::Trim { fua, .. } => when(fua, CommandFlags::FUA),
-            Self::WriteZeroes {
-                fua,
-                no_hole,
-                fast_only,
-                ..
-            } => {
+            Self::WriteZeroes { fua, no_hole, fast_only, .. } => {
                 when(fua, CommandFlags::FUA)
                     | when(no_hole, CommandFlags::NO_HOLE)
                     | when(fast_only, CommandFlags::FAST_ZERO)
@@ -121,13 +116,7 @@ impl Command {
         let (offset, length) = self.range();
         let length = u32::try_from(length).ok()?;
         let (flags, command) = (self.flags(), self.command_type());
-        Some(Request {
-            flags,
-            command,
-            cookie,
-            offset,
-            length,
-        })
+        Some(Request { flags, command, cookie, offset, length })
     }
 
     /// The request that asks another server for this command, under extended headers.
@@ -137,12 +126,6 @@ impl Command {
         if command == CommandType::WRITE {
             flags |= CommandFlags::PAYLOAD_LEN;
         }
-        ExtendedRequest {
-            flags,
-            command,
-            cookie,
-            offset,
-            length,
-        }
+        ExtendedRequest { flags, command, cookie, offset, length }
     }
 }

@@ -23,12 +23,7 @@ impl Export {
 
     /// An export with the size constraints that hold where none were agreed on.
     pub const fn new(size: u64, flags: TransmissionFlags) -> Self {
-        Self {
-            size,
-            flags,
-            min_block_size: 1,
-            max_payload: Self::DEFAULT_MAX_PAYLOAD,
-        }
+        Self { size, flags, min_block_size: 1, max_payload: Self::DEFAULT_MAX_PAYLOAD }
     }
 
     /// Whether a range lies within the export. Its end may touch the export's end.

@@ -33,9 +33,5 @@ impl core::error::Error for WrongMagic {}
 
 /// Accepts only the magic number `wanted`.
 pub(crate) const fn expect(found: u32, wanted: u32) -> Result<(), WrongMagic> {
-    if found == wanted {
-        Ok(())
-    } else {
-        Err(WrongMagic { found })
-    }
+    if found == wanted { Ok(()) } else { Err(WrongMagic { found }) }
 }

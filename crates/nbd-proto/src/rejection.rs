@@ -68,15 +68,11 @@ impl Rejection {
     pub const fn error(&self) -> NbdError {
         match self {
             Self::ReadOnly(_) => NbdError::EPERM,
-            Self::BeyondEnd {
-                command: CommandType::WRITE | CommandType::WRITE_ZEROES,
-                ..
-            } => NbdError::ENOSPC,
+            Self::BeyondEnd { command: CommandType::WRITE | CommandType::WRITE_ZEROES, .. } => {
+                NbdError::ENOSPC
+            }
             // The specification keeps EOVERFLOW for requests that bring no payload.
-            Self::TooLong {
-                command: CommandType::READ,
-                ..
-            } => NbdError::EOVERFLOW,
+            Self::TooLong { command: CommandType::READ, .. } => NbdError::EOVERFLOW,
             Self::Unsupported(_)
             | Self::InvalidFlags { .. }
             | Self::FlushRange { .. }
@@ -97,37 +93,17 @@ impl fmt::Display for Rejection {
             }
             Self::ReadOnly(command) => write!(f, "{command} on a read-only export"),
             Self::FlushRange { offset, length } => {
-                write!(
-                    f,
-                    "flush with offset {offset} and length {length}, which must be 0"
-                )
+                write!(f, "flush with offset {offset} and length {length}, which must be 0")
             }
             Self::MissingPayload => write!(f, "extended write that announces no payload"),
-            Self::TooLong {
-                command,
-                length,
-                max,
-            } => {
-                write!(
-                    f,
-                    "{command} of {length} bytes exceeds the maximum of {max}"
-                )
+            Self::TooLong { command, length, max } => {
+                write!(f, "{command} of {length} bytes exceeds the maximum of {max}")
             }
-            Self::Misaligned {
-                command,
-                offset,
-                length,
-                block_size,
-            } => write!(
+            Self::Misaligned { command, offset, length, block_size } => write!(
                 f,
                 "{command} of {length} bytes at {offset} is not aligned to {block_size} bytes"
             ),
-            Self::BeyondEnd {
-                command,
-                offset,
-                length,
-                size,
-            } => write!(
+            Self::BeyondEnd { command, offset, length, size } => write!(
                 f,
                 "{command} of {length} bytes at {offset} passes the end of the export at {size}"
             ),

@@ -34,10 +34,7 @@ impl SimpleReply {
         if let Err(wrong) = magic::expect(get_u32(message, 0), magic::SIMPLE_REPLY) {
             return Err(wrong);
         }
-        Ok(Self {
-            error: NbdError(get_u32(message, 4)),
-            cookie: get_u64(message, 8),
-        })
+        Ok(Self { error: NbdError(get_u32(message, 4)), cookie: get_u64(message, 8) })
     }
 }
 

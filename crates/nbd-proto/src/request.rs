@@ -114,10 +114,6 @@ impl ExtendedRequest {
     /// A server consumes them before it rejects the request, unless there are more of them than
     /// its maximum payload: then it had better disconnect.
     pub const fn payload_len(&self) -> u64 {
-        if self.flags.contains(CommandFlags::PAYLOAD_LEN) {
-            self.length
-        } else {
-            0
-        }
+        if self.flags.contains(CommandFlags::PAYLOAD_LEN) { self.length } else { 0 }
     }
 }

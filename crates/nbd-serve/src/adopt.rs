@@ -106,11 +106,7 @@ fn claim(spec: &FileSpec, file: &File) -> Result<File, AdoptError> {
 
 fn create(spec: &FileSpec) -> Result<File, AdoptError> {
     // A disk has secrets that the reader of its directory need not see.
-    probe::options(spec)
-        .create_new(true)
-        .mode(0o600)
-        .open(&spec.path)
-        .map_err(AdoptError::Create)
+    probe::options(spec).create_new(true).mode(0o600).open(&spec.path).map_err(AdoptError::Create)
 }
 
 /// Gives a file its size, unless it has one. An empty file may also be what a process left that

@@ -76,10 +76,7 @@ enum Error {
     #[error(transparent)]
     Join(#[from] JoinError),
     #[error("{description}")]
-    Serve {
-        description: String,
-        source: ServeError,
-    },
+    Serve { description: String, source: ServeError },
     #[error("standard output")]
     Output(#[source] io::Error),
 }
@@ -158,7 +155,10 @@ fn endpoint(cli: &Cli) -> Result<Endpoint, Error> {
     })
 }
 
-fn serve(link: Link, export: Export, cli: &Cli) -> Result<(), Error> {
+fn serve(link: Link, mut export: Export, cli: &Cli) -> Result<(), Error> {
+    if let Some(attached) = link.attached() {
+        export.agree(&attached);
+    }
     let description = export.description().to_owned();
     let mut session = link.hello(&description, &export.geometry(), cli.takeover)?;
     let backend = match export.settle(&mut session) {
@@ -173,10 +173,7 @@ fn serve(link: Link, export: Export, cli: &Cli) -> Result<(), Error> {
     }
     match session.serve(backend) {
         Ok(_) => Ok(()),
-        Err(source) => Err(Error::Serve {
-            description,
-            source,
-        }),
+        Err(source) => Err(Error::Serve { description, source }),
     }
 }
 

@@ -47,11 +47,7 @@ pub(crate) fn find(file: &File) -> Option<Culprit> {
             .filter(|pid| identity.is_open_in(*pid, true) == Some(true))
             .find_map(|pid| Some((pid, command(pid)?)))
     })?;
-    Some(Culprit {
-        pid,
-        command,
-        device: device_of(pid),
-    })
+    Some(Culprit { pid, command, device: device_of(pid) })
 }
 
 /// An entry of `/proc/locks` that is a flock(2).
@@ -90,10 +86,7 @@ struct Identity {
 
 impl Identity {
     fn of(metadata: &fs::Metadata) -> Self {
-        Self {
-            device: metadata.dev(),
-            inode: metadata.ino(),
-        }
+        Self { device: metadata.dev(), inode: metadata.ino() }
     }
 
     fn numbers(&self) -> (u64, u64) {
@@ -115,8 +108,7 @@ impl Identity {
 
 fn is_locked(fdinfo: &Path) -> bool {
     fs::read_to_string(fdinfo).is_ok_and(|text| {
-        text.lines()
-            .any(|line| line.starts_with("lock:") && line.contains("FLOCK"))
+        text.lines().any(|line| line.starts_with("lock:") && line.contains("FLOCK"))
     })
 }
 
@@ -157,12 +149,7 @@ mod tests {
     #[test]
     fn only_locks_that_are_held_are_parsed() {
         let held = Line::parse("1: FLOCK  ADVISORY  WRITE 1234 fe:0a:5678 0 EOF");
-        let expected = Line {
-            pid: 1234,
-            major: 0xfe,
-            minor: 0x0a,
-            inode: 5678,
-        };
+        let expected = Line { pid: 1234, major: 0xfe, minor: 0x0a, inode: 5678 };
         assert_eq!(held, Some(expected));
         for line in [
             "1: -> FLOCK  ADVISORY  WRITE 1234 fe:0a:5678 0 EOF",

@@ -5,13 +5,14 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use nbd_backend::{Backend, Geometry, JoinError, Session};
+use nbd_backend::{Backend, ExportInfo, Geometry, JoinError, Session};
 use thiserror::Error;
 
 use crate::adopt::{self, AdoptError};
 use crate::file::{FileExport, Kind};
 use crate::mem::{self, MemoryError};
 use crate::probe::{self, Probe, ProbeError};
+use crate::size::Size;
 use crate::spec::{MemorySpec, Spec};
 
 /// What a specification comes to on this machine.
@@ -37,23 +38,11 @@ pub(crate) enum ExportError {
     #[error("{object}")]
     Memory { object: String, source: MemoryError },
     #[error("{device}: serves {was} and not {now} since it was attached: detach it first")]
-    OtherKind {
-        device: String,
-        was: &'static str,
-        now: &'static str,
-    },
+    OtherKind { device: String, was: &'static str, now: &'static str },
     #[error("{device}: cannot take over the {name} that the predecessor left")]
-    Duplicate {
-        device: String,
-        name: &'static str,
-        source: std::io::Error,
-    },
+    Duplicate { device: String, name: &'static str, source: std::io::Error },
     #[error("{device}: cannot deposit the {name} with the holder")]
-    Keep {
-        device: String,
-        name: &'static str,
-        source: JoinError,
-    },
+    Keep { device: String, name: &'static str, source: JoinError },
 }
 
 impl Export {
@@ -71,10 +60,7 @@ impl Export {
                 }
             }
         };
-        Ok(Self {
-            description,
-            source,
-        })
+        Ok(Self { description, source })
     }
 
     /// What is served, for people.
@@ -86,6 +72,22 @@ impl Export {
         match &self.source {
             Source::File(probe) => probe.geometry,
             Source::Memory(spec) => mem::geometry(*spec),
+        }
+    }
+
+    /// Keeps to the shape that was attached where the storage can still serve it: a file that has
+    /// grown since then is no reason to leave the device without a backend.
+    pub(crate) fn agree(&mut self, attached: &ExportInfo) {
+        let Source::File(probe) = &mut self.source else {
+            return;
+        };
+        if probe.geometry.size > attached.size {
+            probe.notes.push(format!(
+                "has grown to {}; the device keeps its {}",
+                Size(probe.geometry.size),
+                Size(attached.size)
+            ));
+            probe.geometry.size = attached.size;
         }
     }
 
@@ -171,20 +173,12 @@ fn inherit(
 ) -> Result<Option<File>, ExportError> {
     let device = session.device();
     if session.keepsake(other).is_some() {
-        return Err(ExportError::OtherKind {
-            device: device.into(),
-            was: other,
-            now: name,
-        });
+        return Err(ExportError::OtherKind { device: device.into(), was: other, now: name });
     }
     let duplicate = session.keepsake(name).map(|fd| fd.try_clone_to_owned());
     let duplicate = duplicate.transpose().map_err(|source| {
         let device = device.into();
-        ExportError::Duplicate {
-            device,
-            name,
-            source,
-        }
+        ExportError::Duplicate { device, name, source }
     })?;
     Ok(duplicate.map(|fd: OwnedFd| fd.into()))
 }
@@ -192,10 +186,6 @@ fn inherit(
 fn deposit(session: &mut Session, name: &'static str, file: &File) -> Result<(), ExportError> {
     session.keep(name, file.as_fd()).map_err(|source| {
         let device = session.device().into();
-        ExportError::Keep {
-            device,
-            name,
-            source,
-        }
+        ExportError::Keep { device, name, source }
     })
 }

@@ -112,8 +112,7 @@ impl FileExport {
             }
         }
         if done < data.len() {
-            self.file
-                .write_all_at(&data[done..], offset + done as u64)?;
+            self.file.write_all_at(&data[done..], offset + done as u64)?;
             self.file.sync_data()?;
         }
         Ok(())
@@ -287,8 +286,5 @@ impl Backend for FileExport {
 /// of preadv2 unsupported, too, and lack the call altogether before 4.6.
 fn is_unsupported(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::Unsupported
-        || matches!(
-            error.raw_os_error(),
-            Some(libc::EOPNOTSUPP | libc::ENOSYS | libc::ENOTTY)
-        )
+        || matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENOSYS | libc::ENOTTY))
 }

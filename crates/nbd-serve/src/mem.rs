@@ -38,11 +38,7 @@ pub(crate) fn geometry(spec: MemorySpec) -> Geometry {
     Geometry {
         size: spec.size,
         block_size: spec.block,
-        capabilities: Capabilities {
-            trim: true,
-            write_zeroes: true,
-            ..Capabilities::default()
-        },
+        capabilities: Capabilities { trim: true, write_zeroes: true, ..Capabilities::default() },
     }
 }
 
@@ -70,11 +66,7 @@ pub(crate) fn check(keepsake: &File, size: u64) -> Result<(), MemoryError> {
         return Err(MemoryError::NotOurs);
     }
     let found = keepsake.metadata().map_err(MemoryError::Examine)?.len();
-    if found == size {
-        Ok(())
-    } else {
-        Err(MemoryError::OtherSize { found, asked: size })
-    }
+    if found == size { Ok(()) } else { Err(MemoryError::OtherSize { found, asked: size }) }
 }
 
 fn size_seals() -> SealFlag {

@@ -66,11 +66,7 @@ pub(crate) enum ProbeError {
     #[error("is a block device, which `create` cannot make: leave that option out")]
     CreateDevice,
     #[error("works with blocks of {needed} bytes only{for_direct}: leave out `block={block}`", for_direct = if *.direct { " with direct I/O" } else { "" })]
-    BlockTooSmall {
-        block: u32,
-        needed: u32,
-        direct: bool,
-    },
+    BlockTooSmall { block: u32, needed: u32, direct: bool },
     #[error("has blocks of {0} bytes, and the kernel's NBD driver knows at most 4096")]
     BlockTooLarge(u32),
 }
@@ -130,13 +126,7 @@ fn examine(spec: FileSpec, metadata: &Metadata) -> Result<Probe, ProbeError> {
         block_size,
         capabilities: capabilities(&spec, kind, device),
     };
-    Ok(Probe {
-        spec,
-        file: Some(file),
-        kind,
-        geometry,
-        notes,
-    })
+    Ok(Probe { spec, file: Some(file), kind, geometry, notes })
 }
 
 fn kind(metadata: &Metadata) -> Result<Kind, ProbeError> {
@@ -157,17 +147,15 @@ fn kind(metadata: &Metadata) -> Result<Kind, ProbeError> {
 }
 
 fn open(spec: &FileSpec) -> Result<File, ProbeError> {
-    options(spec)
-        .open(&spec.path)
-        .map_err(|error| match error.raw_os_error() {
-            Some(libc::EINVAL) if spec.direct => ProbeError::NoDirect,
-            Some(libc::EACCES | libc::EPERM | libc::EROFS | libc::ETXTBSY) if !spec.read_only => {
-                ProbeError::NotWritable(error)
-            }
-            Some(libc::ENOMEDIUM) => ProbeError::EmptyDevice,
-            _ if spec.read_only => ProbeError::NotReadable(error),
-            _ => ProbeError::Examine(error),
-        })
+    options(spec).open(&spec.path).map_err(|error| match error.raw_os_error() {
+        Some(libc::EINVAL) if spec.direct => ProbeError::NoDirect,
+        Some(libc::EACCES | libc::EPERM | libc::EROFS | libc::ETXTBSY) if !spec.read_only => {
+            ProbeError::NotWritable(error)
+        }
+        Some(libc::ENOMEDIUM) => ProbeError::EmptyDevice,
+        _ if spec.read_only => ProbeError::NotReadable(error),
+        _ => ProbeError::Examine(error),
+    })
 }
 
 /// How to open what a specification names.
@@ -211,11 +199,7 @@ fn block_size(
     let block = match wanted {
         Some(block) if block < needed => {
             let direct = spec.direct;
-            return Err(ProbeError::BlockTooSmall {
-                block,
-                needed,
-                direct,
-            });
+            return Err(ProbeError::BlockTooSmall { block, needed, direct });
         }
         Some(block) => block,
         None => needed,

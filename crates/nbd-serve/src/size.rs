@@ -6,14 +6,7 @@ use thiserror::Error;
 
 /// Most bytes that a file, and so a device, can have.
 const MOST: u64 = i64::MAX as u64;
-const UNITS: [(char, u32); 6] = [
-    ('K', 10),
-    ('M', 20),
-    ('G', 30),
-    ('T', 40),
-    ('P', 50),
-    ('E', 60),
-];
+const UNITS: [(char, u32); 6] = [('K', 10), ('M', 20), ('G', 30), ('T', 40), ('P', 50), ('E', 60)];
 
 /// Why a text is not a size.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -61,9 +54,7 @@ fn shift_of(unit: &str) -> Option<u32> {
     let Some(letter) = letters.next() else {
         return Some(0);
     };
-    let (_, shift) = UNITS
-        .into_iter()
-        .find(|(unit, _)| unit.eq_ignore_ascii_case(&letter))?;
+    let (_, shift) = UNITS.into_iter().find(|(unit, _)| unit.eq_ignore_ascii_case(&letter))?;
     matches!(letters.as_str(), "" | "iB").then_some(shift)
 }
 
@@ -107,26 +98,15 @@ mod tests {
 
     #[test]
     fn what_is_not_a_size_is_named() {
-        for text in [
-            "M", "-1", "+1", "1.5G", "10MB", "10X", "1 G", "1GG", "0x10", "1iB",
-        ] {
-            assert_eq!(
-                parse(text),
-                Err(SizeError::Malformed(text.into())),
-                "{text}"
-            );
+        for text in ["M", "-1", "+1", "1.5G", "10MB", "10X", "1 G", "1GG", "0x10", "1iB"] {
+            assert_eq!(parse(text), Err(SizeError::Malformed(text.into())), "{text}");
         }
         assert_eq!(parse(""), Err(SizeError::Missing));
     }
 
     #[test]
     fn too_much_and_nothing_are_told_apart() {
-        for text in [
-            "8E",
-            "9223372036854775808",
-            "18446744073709551616",
-            "16777216T",
-        ] {
+        for text in ["8E", "9223372036854775808", "18446744073709551616", "16777216T"] {
             assert_eq!(parse(text), Err(SizeError::TooLarge(text.into())), "{text}");
         }
         for text in ["0", "0G", "000"] {

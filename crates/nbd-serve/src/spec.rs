@@ -78,10 +78,7 @@ fn split_scheme(text: &OsStr) -> Result<(&str, &[u8]), SpecError> {
     if SCHEMES.contains(&word) {
         return Ok((word, &bytes[colon + 1..]));
     }
-    Err(SpecError::UnknownScheme {
-        scheme: word.into(),
-        similar: similar(word, &SCHEMES),
-    })
+    Err(SpecError::UnknownScheme { scheme: word.into(), similar: similar(word, &SCHEMES) })
 }
 
 fn parse_file(rest: &[u8]) -> Result<FileSpec, SpecError> {
@@ -89,10 +86,7 @@ fn parse_file(rest: &[u8]) -> Result<FileSpec, SpecError> {
     if path.is_empty() {
         return Err(SpecError::NoPath);
     }
-    let mut spec = FileSpec {
-        path: OsStr::from_bytes(path).into(),
-        ..FileSpec::default()
-    };
+    let mut spec = FileSpec { path: OsStr::from_bytes(path).into(), ..FileSpec::default() };
     for option in options {
         match option.name {
             "ro" => spec.read_only = option.without_value()?,
@@ -155,10 +149,8 @@ impl Given<'_> {
     }
 
     fn size(&self) -> Result<u64, SpecError> {
-        size::parse(self.value.unwrap_or_default()).map_err(|source| SpecError::BadSize {
-            option: "create=SIZE",
-            source,
-        })
+        size::parse(self.value.unwrap_or_default())
+            .map_err(|source| SpecError::BadSize { option: "create=SIZE", source })
     }
 
     fn block(&self) -> Result<u32, SpecError> {
@@ -193,11 +185,7 @@ fn split_options<'a>(
             // There is no comma in a size, so there the part can be nothing but an option.
             if similar.is_some() || scheme == "mem" {
                 let option = word.into();
-                return Err(SpecError::UnknownOption {
-                    option,
-                    scheme,
-                    similar,
-                });
+                return Err(SpecError::UnknownOption { option, scheme, similar });
             }
             break;
         };
@@ -227,11 +215,7 @@ impl FileSpec {
     /// The block size of the file that `create` makes, known before there is any; so it does not
     /// depend on what the file system says of the file later.
     pub(crate) fn block_of_new_file(&self) -> u32 {
-        let usual = if self.direct {
-            DIRECT_BLOCK
-        } else {
-            USUAL_BLOCK
-        };
+        let usual = if self.direct { DIRECT_BLOCK } else { USUAL_BLOCK };
         self.block.unwrap_or(usual)
     }
 

@@ -14,10 +14,7 @@ const BLKDISCARD: libc::Ioctl = nix::request_code_none!(0x12, 119) as libc::Ioct
 
 /// Reads what is in memory already, perhaps less than asked for; EAGAIN if nothing is.
 pub(crate) fn read_cached(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-    let vector = libc::iovec {
-        iov_base: buffer.as_mut_ptr().cast(),
-        iov_len: buffer.len(),
-    };
+    let vector = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
     // SAFETY: the vector names a buffer that is borrowed for the length of the call and may be
     // written to.
     let count = unsafe {
@@ -34,10 +31,7 @@ pub(crate) fn read_cached(file: &File, buffer: &mut [u8], offset: u64) -> io::Re
 
 /// Writes, perhaps less than asked for, and returns once that is durable.
 pub(crate) fn write_durably(file: &File, data: &[u8], offset: u64) -> io::Result<usize> {
-    let vector = libc::iovec {
-        iov_base: data.as_ptr().cast_mut().cast(),
-        iov_len: data.len(),
-    };
+    let vector = libc::iovec { iov_base: data.as_ptr().cast_mut().cast(), iov_len: data.len() };
     // SAFETY: the vector names data that is borrowed for the length of the call, which only
     // reads it.
     let count = unsafe {
@@ -92,11 +86,7 @@ pub(crate) fn try_lock(file: &File, shared: bool) -> io::Result<()> {
 }
 
 fn check(result: c_int) -> io::Result<()> {
-    if result < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(())
-    }
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 fn length(count: isize) -> io::Result<usize> {

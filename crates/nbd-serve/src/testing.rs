@@ -53,18 +53,11 @@ pub(crate) fn probe(text: &str) -> Result<Probe, ProbeError> {
 pub(crate) fn serve(text: &str) -> FileExport {
     let mut probe = probe(text).unwrap_or_else(|error| panic!("{text}: {error}"));
     let file = adopt::first(&mut probe).unwrap_or_else(|error| panic!("{text}: {error}"));
-    let Probe {
-        spec,
-        kind,
-        geometry,
-        ..
-    } = probe;
+    let Probe { spec, kind, geometry, .. } = probe;
     FileExport::new(file, spec.path, kind, spec.direct, geometry)
 }
 
 /// Bytes of which no two neighbouring blocks are alike.
 pub(crate) fn pattern(length: usize, seed: u8) -> Vec<u8> {
-    (0..length)
-        .map(|at| seed.wrapping_add((at / 512) as u8).wrapping_add(at as u8))
-        .collect()
+    (0..length).map(|at| seed.wrapping_add((at / 512) as u8).wrapping_add(at as u8)).collect()
 }

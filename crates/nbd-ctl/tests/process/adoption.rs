@@ -13,9 +13,7 @@ use crate::sample::{Sleeper, dead, done};
 use crate::world::{Ran, World};
 
 fn adopted(world: &World) -> String {
-    let ready = Report::Ready {
-        path: "/dev/nbd0".into(),
-    };
+    let ready = Report::Ready { path: "/dev/nbd0".into() };
     format!("cat {} >&$fd", world.reports(&[ready]).display())
 }
 
@@ -45,10 +43,7 @@ fn a_device_without_holder_gets_one_and_the_command_goes_on() {
     assert_eq!(holder.join().unwrap(), Request::Restart);
     assert_eq!(ran.code, Some(0), "{ran:?}");
     // The scripted holder did not write its own pid down.
-    assert_eq!(
-        ran.stderr,
-        "nbd-ctl: nbd0: its holder (pid 1) is gone; adopted by pid 1\n"
-    );
+    assert_eq!(ran.stderr, "nbd-ctl: nbd0: its holder (pid 1) is gone; adopted by pid 1\n");
     assert!(!pid.is_empty());
     assert!(world.read("arguments").ends_with(" --adopt nbd0\n"));
     assert_eq!(
@@ -67,9 +62,7 @@ fn adoption_that_fails_is_told_in_the_holders_words() {
     let failed = Report::Failed(Failure::new(FailureKind::Other, text));
     let script = format!("cat {} >&$fd", world.reports(&[failed]).display());
     for command in ["adopt", "status", "detach"] {
-        let output = world
-            .command_with_holder(&script, &[command, "nbd0"])
-            .output();
+        let output = world.command_with_holder(&script, &[command, "nbd0"]).output();
         Ran::from(output.unwrap()).failed(1, text);
     }
 }
@@ -94,10 +87,7 @@ fn a_live_holder_is_not_replaced() {
     let listener = world.listen(0, |listener| listener).join().unwrap();
     world.run(&["adopt", "nbd0"]).failed(
         4,
-        &format!(
-            "nbd0: its holder (pid {}) is alive: there is nothing to adopt",
-            me.pid
-        ),
+        &format!("nbd0: its holder (pid {}) is alive: there is nothing to adopt", me.pid),
     );
     drop(listener);
 }
@@ -154,9 +144,7 @@ fn detach_of_all_cleans_up_and_goes_on_after_a_failure() {
 fn an_entry_without_state_is_stale() {
     let world = World::new();
     world.registry.create_folder(0).unwrap();
-    world
-        .run(&["detach", "nbd0"])
-        .failed(3, "nbd0 is stale: its processes are gone; cleaned up");
+    world.run(&["detach", "nbd0"]).failed(3, "nbd0 is stale: its processes are gone; cleaned up");
     assert!(!world.registry.folder(0).exists());
 }
 

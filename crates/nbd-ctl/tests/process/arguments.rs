@@ -30,21 +30,16 @@ fn wrong_usage_has_exit_status_2() {
         assert!(!ran.stderr.contains("error:"), "{}", ran.stderr);
     }
     let ran = world.run(&["frobnicate"]);
-    assert!(
-        ran.stderr
-            .starts_with("nbd-ctl: unrecognized subcommand 'frobnicate'"),
-        "{ran:?}"
-    );
+    assert!(ran.stderr.starts_with("nbd-ctl: unrecognized subcommand 'frobnicate'"), "{ran:?}");
 }
 
 #[test]
 fn what_is_not_a_device_is_named() {
     let world = World::new();
     for command in ["detach", "status", "restart", "replace", "wait", "adopt"] {
-        world.run(&[command, "/dev/sda"]).failed(
-            2,
-            "/dev/sda: not an nbd device: give it as nbd0, /dev/nbd0 or 0",
-        );
+        world
+            .run(&[command, "/dev/sda"])
+            .failed(2, "/dev/sda: not an nbd device: give it as nbd0, /dev/nbd0 or 0");
     }
     world
         .run(&["attach", "--device", "nbd0p1", "mem:1M"])
@@ -62,10 +57,9 @@ fn a_device_that_is_not_attached_has_exit_status_3() {
     }
     world.registry.create_folder(0).unwrap();
     world.registry.create_folder(10).unwrap();
-    world.run(&["detach", "nbd3"]).failed(
-        3,
-        "nbd3: no such attached device (attached: nbd0, nbd10; see nbd-ctl list)",
-    );
+    world
+        .run(&["detach", "nbd3"])
+        .failed(3, "nbd3: no such attached device (attached: nbd0, nbd10; see nbd-ctl list)");
 }
 
 #[test]
@@ -92,10 +86,7 @@ fn backend_programs_are_looked_for_before_anything_starts() {
             "no-such-backend: no such program in PATH: give its path, like ./no-such-backend",
         );
         with("./no-such").failed(1, "./no-such: no such program there: check the path");
-        with(file).failed(
-            1,
-            &format!("{file}: is not executable: it must be an executable file"),
-        );
+        with(file).failed(1, &format!("{file}: is not executable: it must be an executable file"));
         with("/tmp").failed(1, "/tmp: is a directory: it must be an executable file");
     }
 }
@@ -103,10 +94,9 @@ fn backend_programs_are_looked_for_before_anything_starts() {
 #[test]
 fn the_holder_program_must_exist() {
     let world = World::new();
-    world.run(&["attach", "--external"]).failed(
-        1,
-        "/nonexistent/holder: no such program there: check the path",
-    );
+    world
+        .run(&["attach", "--external"])
+        .failed(1, "/nonexistent/holder: no such program there: check the path");
 }
 
 #[test]
@@ -119,9 +109,7 @@ fn only_root_attaches_and_controls() {
     std::fs::copy(env!("CARGO_BIN_EXE_nbd-ctl"), &program).unwrap();
     let run = |arguments: &[&str]| {
         let mut command = Command::new(&program);
-        command
-            .args(arguments)
-            .env("NBD_RUNTIME_DIR", world.registry.directory());
+        command.args(arguments).env("NBD_RUNTIME_DIR", world.registry.directory());
         if nix::unistd::geteuid().is_root() {
             command.uid(65534).gid(65534);
         }

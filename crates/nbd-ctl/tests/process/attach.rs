@@ -11,9 +11,7 @@ use crate::sample::{done, signal};
 use crate::world::{Ran, World};
 
 fn ready() -> Report {
-    Report::Ready {
-        path: "/dev/nbd0".into(),
-    }
+    Report::Ready { path: "/dev/nbd0".into() }
 }
 
 fn spawn(world: &World, script: &str, arguments: &[&str]) -> Child {
@@ -32,23 +30,16 @@ fn finish(child: Child) -> Ran {
 #[test]
 fn a_ready_device_is_printed_and_notices_are_words() {
     let world = World::new();
-    let notice = Report::Notice {
-        text: "nbd0: join with NBD_JOIN=nbd0 PROGRAM".into(),
-    };
+    let notice = Report::Notice { text: "nbd0: join with NBD_JOIN=nbd0 PROGRAM".into() };
     let reports = world.reports(&[notice, ready()]);
     let script = format!("cat {} >&$fd; exec sleep 0.2", reports.display());
     let arguments = ["attach", "--external", "--device", "/dev/nbd0"];
     let output = world.command_with_holder(&script, &arguments).output();
-    Ran::from(output.unwrap()).succeeded(
-        "/dev/nbd0\n",
-        "nbd-ctl: nbd0: join with NBD_JOIN=nbd0 PROGRAM\n",
-    );
+    Ran::from(output.unwrap())
+        .succeeded("/dev/nbd0\n", "nbd-ctl: nbd0: join with NBD_JOIN=nbd0 PROGRAM\n");
     let directory = world.registry.directory().display();
     let told = world.read("arguments");
-    assert!(
-        told.starts_with(&format!("--runtime-dir {directory} --report-fd ")),
-        "{told}"
-    );
+    assert!(told.starts_with(&format!("--runtime-dir {directory} --report-fd ")), "{told}");
     assert!(told.ends_with(" --device nbd0 --external\n"), "{told}");
 }
 
@@ -85,15 +76,8 @@ fn every_option_reaches_the_holder() {
         "--kernel-api netlink --lanes 2 --restart on-failure --restart-limit 9 --user nobody \
          --ready-timeout 30"
     );
-    assert!(
-        program.starts_with('/') && program.ends_with("/sh --lanes\n"),
-        "{program}"
-    );
-    assert_eq!(
-        world.read("cwd").trim_end(),
-        here.to_string(),
-        "the directory stays"
-    );
+    assert!(program.starts_with('/') && program.ends_with("/sh --lanes\n"), "{program}");
+    assert_eq!(world.read("cwd").trim_end(), here.to_string(), "the directory stays");
 }
 
 #[test]
@@ -131,12 +115,7 @@ fn a_holder_that_exits_without_a_word() {
         "nbd-kernel-holder died before the device was ready (exit status: 3); see its words above",
     );
     let log = world.registry.log(7);
-    finish(spawn(
-        &world,
-        script,
-        &["attach", "--external", "--device=7"],
-    ))
-    .failed(
+    finish(spawn(&world, script, &["attach", "--external", "--device=7"])).failed(
         1,
         &format!(
             "nbd-kernel-holder died before the device was ready (exit status: 3); see {}",
@@ -159,10 +138,7 @@ fn a_holder_that_talks_nonsense_is_hung_up_on() {
     let script = "echo GET / HTTP/1.0 >&$fd; cat <&$fd >/dev/null";
     let ran = finish(spawn(&world, script, &["attach", "--external"]));
     assert_eq!(ran.code, Some(1), "{ran:?}");
-    assert!(
-        ran.stderr.contains("the peer does not speak our protocol"),
-        "{ran:?}"
-    );
+    assert!(ran.stderr.contains("the peer does not speak our protocol"), "{ran:?}");
     let pid = world.read("pid").trim().parse().unwrap();
     assert!(is_dead(pid));
 }
@@ -186,10 +162,7 @@ fn a_device_that_is_ready_at_the_moment_of_ctrl_c_is_detached() {
     let world = World::new();
     let holder = world.answers(0, vec![done("")]);
     let reports = world.reports(&[ready()]);
-    let script = format!(
-        "cat <&$fd >/dev/null; cat {} >&$fd; exec sleep 5",
-        reports.display()
-    );
+    let script = format!("cat <&$fd >/dev/null; cat {} >&$fd; exec sleep 5", reports.display());
     let child = spawn(&world, &script, &["attach", "--external"]);
     let pid: i32 = world.appears("pid").trim().parse().unwrap();
     signal(&child, Signal::SIGINT);
@@ -201,11 +174,7 @@ fn a_device_that_is_ready_at_the_moment_of_ctrl_c_is_detached() {
 #[test]
 fn a_holder_that_does_not_end_is_given_ten_seconds() {
     let world = World::new();
-    let child = spawn(
-        &world,
-        "exec sleep 60 >/dev/null 2>&1",
-        &["attach", "--external"],
-    );
+    let child = spawn(&world, "exec sleep 60 >/dev/null 2>&1", &["attach", "--external"]);
     let pid: i32 = world.appears("pid").trim().parse().unwrap();
     let start = Instant::now();
     signal(&child, Signal::SIGINT);

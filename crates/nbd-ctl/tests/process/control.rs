@@ -19,18 +19,12 @@ fn requests_are_what_was_typed() {
     };
     for (arguments, request) in [
         (&["detach", "nbd0"][..], Request::Detach { force: false }),
-        (
-            &["detach", "/dev/nbd0", "--force"],
-            Request::Detach { force: true },
-        ),
+        (&["detach", "/dev/nbd0", "--force"], Request::Detach { force: true }),
         (&["restart", "0"], Request::Restart),
         (&["wait", "0"], Request::WaitReady),
         (&["wait", "0", "--for", "ready"], Request::WaitReady),
         (&["replace", "0"], Request::Replace { program: None }),
-        (
-            &["replace", "0", "--", "/bin/sh", "-c", "x"],
-            replaced(&["/bin/sh", "-c", "x"]),
-        ),
+        (&["replace", "0", "--", "/bin/sh", "-c", "x"], replaced(&["/bin/sh", "-c", "x"])),
     ] {
         let world = World::new();
         let holder = world.answers(0, vec![notice("a moment"), done("well done")]);
@@ -49,10 +43,7 @@ fn requests_are_what_was_typed() {
     let mut command = world.command(&["replace", "nbd0", "file:a.img"]);
     command.env("PATH", serve.parent().unwrap());
     Ran::from(command.output().unwrap()).succeeded("", "");
-    let Request::Replace {
-        program: Some(program),
-    } = holder.join().unwrap()
-    else {
+    let Request::Replace { program: Some(program) } = holder.join().unwrap() else {
         panic!("another request");
     };
     assert!(program[0].ends_with("/nbd-serve"), "{program:?}");
@@ -72,9 +63,7 @@ fn failures_have_their_exit_status() {
         let world = World::new();
         let failure = Failure::new(kind, "nbd0: no: never");
         let holder = world.answers(0, vec![Response::Failed(failure)]);
-        world
-            .run(&["detach", "nbd0"])
-            .failed(code, "nbd0: no: never");
+        world.run(&["detach", "nbd0"]).failed(code, "nbd0: no: never");
         holder.join().unwrap();
     }
 }
@@ -130,10 +119,7 @@ fn errors_peer_wrong_answer() {
 fn errors_peer_hangs_up() {
     let world = World::new();
     let log = world.registry.log(0);
-    let text = format!(
-        "nbd0: its holder ended before it answered; see {}",
-        log.display()
-    );
+    let text = format!("nbd0: its holder ended before it answered; see {}", log.display());
     let holder = world.answers(0, Vec::new());
     world.run(&["detach", "nbd0"]).failed(1, &text);
     holder.join().unwrap();
@@ -156,10 +142,8 @@ fn errors_peer_silent() {
     let waited = start.elapsed();
     holder.join().unwrap();
     assert_eq!((ran.code, ran.stdout.as_str()), (Some(5), ""), "{ran:?}");
-    let message = format!(
-        "nbd-ctl: nbd0: no answer within 5 s: its holder (pid {}) is in state ",
-        me.pid
-    );
+    let message =
+        format!("nbd-ctl: nbd0: no answer within 5 s: its holder (pid {}) is in state ", me.pid);
     assert!(ran.stderr.starts_with(&message), "{ran:?}");
     assert!((5..8).contains(&waited.as_secs()), "{waited:?}");
 }
@@ -212,9 +196,7 @@ fn listener_mark(listener: &std::os::unix::net::UnixListener) -> std::path::Path
 #[test]
 fn waiting_for_gone_ends_with_the_folder() {
     let world = World::new();
-    world
-        .run(&["wait", "nbd0", "--for", "gone"])
-        .succeeded("", "");
+    world.run(&["wait", "nbd0", "--for", "gone"]).succeeded("", "");
     let me = ProcessId::of(std::process::id() as i32).unwrap();
     world.write_state(0, me, dead());
     let registry = world.registry.clone();
@@ -227,9 +209,7 @@ fn waiting_for_gone_ends_with_the_folder() {
         registry.remove(0).unwrap();
     });
     let start = Instant::now();
-    world
-        .run(&["wait", "nbd0", "--for", "gone"])
-        .succeeded("", "");
+    world.run(&["wait", "nbd0", "--for", "gone"]).succeeded("", "");
     assert!(start.elapsed() >= Duration::from_millis(300));
     holder.join().unwrap();
 }
@@ -240,10 +220,7 @@ fn waiting_for_gone_has_its_limit() {
     let listener = world.listen(0, |listener| listener).join().unwrap();
     world
         .run(&["wait", "nbd0", "--for", "gone", "--timeout", "0.2"])
-        .failed(
-            5,
-            "nbd0: not gone within 0.2 s: nbd-ctl detach nbd0 takes it away",
-        );
+        .failed(5, "nbd0: not gone within 0.2 s: nbd-ctl detach nbd0 takes it away");
     drop(listener);
 }
 
@@ -251,8 +228,6 @@ fn waiting_for_gone_has_its_limit() {
 fn words_from_outside_cannot_move_the_cursor() {
     let world = World::new();
     let holder = world.answers(0, vec![done("a\x1b[2Jb")]);
-    world
-        .run(&["restart", "nbd0"])
-        .succeeded("", "nbd-ctl: a\\u{1b}[2Jb\n");
+    world.run(&["restart", "nbd0"]).succeeded("", "nbd-ctl: a\\u{1b}[2Jb\n");
     holder.join().unwrap();
 }

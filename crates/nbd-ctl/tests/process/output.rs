@@ -16,18 +16,12 @@ fn answer(device: &str) -> Vec<Response> {
 #[test]
 fn nothing_attached() {
     let world = World::new();
-    world
-        .run(&["list"])
-        .succeeded("", "nbd-ctl: nothing is attached\n");
+    world.run(&["list"]).succeeded("", "nbd-ctl: nothing is attached\n");
     world.run(&["list", "--json"]).succeeded("[]\n", "");
     world.run(&["status", "--json"]).succeeded("[]\n", "");
-    world
-        .run(&["detach", "--all"])
-        .succeeded("", "nbd-ctl: nothing is attached\n");
+    world.run(&["detach", "--all"]).succeeded("", "nbd-ctl: nothing is attached\n");
     let elsewhere = ["--runtime-dir", "/nonexistent/run", "list"];
-    world
-        .run(&elsewhere)
-        .succeeded("", "nbd-ctl: nothing is attached\n");
+    world.run(&elsewhere).succeeded("", "nbd-ctl: nothing is attached\n");
 }
 
 #[test]
@@ -82,12 +76,7 @@ fn a_list_tells_of_all_and_asks_them_at_once() {
         .as_array()
         .unwrap()
         .iter()
-        .map(|entry| {
-            (
-                entry["device"].as_str().unwrap(),
-                entry["entry"].as_str().unwrap(),
-            )
-        })
+        .map(|entry| (entry["device"].as_str().unwrap(), entry["entry"].as_str().unwrap()))
         .collect();
     assert_eq!(
         entries,
@@ -126,16 +115,6 @@ fn output_that_cannot_be_written_is_a_failure() {
     let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
     let mut command = world.command(&["list", "--json"]);
     command.stdout(full);
-    Ran::from(
-        command
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap()
-            .wait_with_output()
-            .unwrap(),
-    )
-    .failed(
-        1,
-        "cannot write to standard output: No space left on device (os error 28)",
-    );
+    Ran::from(command.stderr(Stdio::piped()).spawn().unwrap().wait_with_output().unwrap())
+        .failed(1, "cannot write to standard output: No space left on device (os error 28)");
 }

@@ -60,10 +60,7 @@ impl Drop for Sleeper {
 
 /// A process that is no more: pid 1 was not started at another time.
 pub(crate) fn dead() -> ProcessId {
-    ProcessId {
-        pid: 1,
-        start_time: u64::MAX,
-    }
+    ProcessId { pid: 1, start_time: u64::MAX }
 }
 
 /// Sends a signal to a child.
@@ -84,11 +81,7 @@ pub(crate) fn status(device: &str) -> Status {
     Status {
         device: device.into(),
         path: format!("/dev/{device}"),
-        export: ExportInfo {
-            size: 1 << 20,
-            block_size: 512,
-            flags: 1,
-        },
+        export: ExportInfo { size: 1 << 20, block_size: 512, flags: 1 },
         read_only: false,
         kernel_api: "ioctl".into(),
         lanes: 1,

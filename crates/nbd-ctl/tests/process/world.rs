@@ -31,10 +31,7 @@ impl World {
         let _ = fs::remove_dir_all(&directory);
         let registry = Registry::new(Some(directory.join("run")));
         registry.prepare().unwrap();
-        Self {
-            directory,
-            registry,
-        }
+        Self { directory, registry }
     }
 
     pub(crate) fn command(&self, arguments: &[&str]) -> Command {
@@ -84,10 +81,7 @@ impl World {
         input.write_all(text.as_bytes()).unwrap();
         drop(input);
         assert!(child.wait().unwrap().success());
-        assert_eq!(
-            fs::metadata(&path).unwrap().permissions().mode() & 0o777,
-            0o755
-        );
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o755);
         path
     }
 
@@ -192,19 +186,12 @@ impl Ran {
     #[track_caller]
     pub(crate) fn failed(&self, code: i32, message: &str) {
         assert_eq!(self.stderr, format!("nbd-ctl: {message}\n"));
-        assert_eq!(
-            (self.code, self.stdout.as_str()),
-            (Some(code), ""),
-            "{self:?}"
-        );
+        assert_eq!((self.code, self.stdout.as_str()), (Some(code), ""), "{self:?}");
     }
 
     #[track_caller]
     pub(crate) fn succeeded(&self, stdout: &str, stderr: &str) {
         assert_eq!(self.code, Some(0), "{self:?}");
-        assert_eq!(
-            (self.stdout.as_str(), self.stderr.as_str()),
-            (stdout, stderr)
-        );
+        assert_eq!((self.stdout.as_str(), self.stderr.as_str()), (stdout, stderr));
     }
 }

@@ -60,9 +60,7 @@ fn disconnect(file: &File, device: &Device, api: KernelApi) -> bool {
 }
 
 fn disconnect_netlink(device: &Device) -> bool {
-    Netlink::open()
-        .and_then(|netlink| netlink.disconnect(device.index))
-        .is_ok()
+    Netlink::open().and_then(|netlink| netlink.disconnect(device.index)).is_ok()
 }
 
 fn status(result: io::Result<()>) -> u8 {
@@ -70,10 +68,7 @@ fn status(result: io::Result<()>) -> u8 {
         Ok(()) => 0,
         Err(error) => {
             let errno = error.raw_os_error().unwrap_or(libc::EIO);
-            u8::try_from(errno)
-                .ok()
-                .filter(|&errno| errno < DISCONNECT_FAILED)
-                .unwrap_or(5)
+            u8::try_from(errno).ok().filter(|&errno| errno < DISCONNECT_FAILED).unwrap_or(5)
         }
     }
 }

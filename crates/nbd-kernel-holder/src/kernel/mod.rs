@@ -111,9 +111,7 @@ fn read_number(path: &Path) -> Option<u64> {
 /// How many devices the driver has.
 pub(crate) fn device_count() -> usize {
     let names = fs::read_dir("/sys/block").into_iter().flatten().flatten();
-    names
-        .filter(|entry| index_of(&entry.file_name().to_string_lossy()).is_some())
-        .count()
+    names.filter(|entry| index_of(&entry.file_name().to_string_lossy()).is_some()).count()
 }
 
 fn index_of(name: &str) -> Option<u32> {

@@ -126,11 +126,7 @@ impl From<BuilderError> for NetlinkError {
 impl Netlink {
     /// Finds the driver.
     pub(crate) fn open() -> Result<Self, NetlinkError> {
-        let mut netlink = Self {
-            socket: open_socket()?,
-            family: 0,
-            sequence: Cell::new(0),
-        };
+        let mut netlink = Self { socket: open_socket()?, family: 0, sequence: Cell::new(0) };
         netlink.family = netlink.resolve()?;
         Ok(netlink)
     }
@@ -141,10 +137,7 @@ impl Netlink {
     pub(crate) fn connect(&self, device: &Connect<'_>) -> Result<u32, NetlinkError> {
         let action = || format!("connect nbd{}", device.index);
         if device.identifier.len() > LONGEST_IDENTIFIER {
-            return Err(NetlinkError::Refused {
-                action: action(),
-                errno: Errno::ENAMETOOLONG,
-            });
+            return Err(NetlinkError::Refused { action: action(), errno: Errno::ENAMETOOLONG });
         }
         let request = message(CONNECT, VERSION, connect_attributes(device)?)?;
         let answer = self.exchange(self.family, request, action)?;
@@ -164,8 +157,7 @@ impl Netlink {
     pub(crate) fn disconnect(&self, index: u32) -> Result<(), NetlinkError> {
         let attributes = [attribute(INDEX, index)?].into_iter().collect();
         let request = message(DISCONNECT, VERSION, attributes)?;
-        self.exchange(self.family, request, || format!("disconnect nbd{index}"))
-            .map(drop)
+        self.exchange(self.family, request, || format!("disconnect nbd{index}")).map(drop)
     }
 
     /// Asks for the family's number, which is another at each loading of the driver.
@@ -175,10 +167,7 @@ impl Netlink {
         let request = message(CtrlCmd::Getfamily.into(), CONTROLLER_VERSION, attributes)?;
         let action = || format!("look up the netlink family {FAMILY}");
         let answer = match self.exchange(GenlId::Ctrl.into(), request, action) {
-            Err(NetlinkError::Refused {
-                errno: Errno::ENOENT,
-                ..
-            }) => {
+            Err(NetlinkError::Refused { errno: Errno::ENOENT, .. }) => {
                 return Err(NetlinkError::NoFamily);
             }
             answer => answer?,
@@ -204,10 +193,7 @@ impl Netlink {
                 Some(Answer::Attributes(answer)) => attributes = answer,
                 Some(Answer::Done) => return Ok(attributes),
                 Some(Answer::Refusal(errno)) => {
-                    return Err(NetlinkError::Refused {
-                        action: action(),
-                        errno,
-                    });
+                    return Err(NetlinkError::Refused { action: action(), errno });
                 }
                 None => {}
             }
@@ -272,45 +258,25 @@ fn connect_attributes(device: &Connect<'_>) -> Result<Attributes, BuilderError> 
 }
 
 fn socket_item(socket: &BorrowedFd<'_>) -> Result<Attribute, BuilderError> {
-    nested(
-        SOCK_ITEM,
-        [attribute(SOCK_FD, socket.as_raw_fd())?]
-            .into_iter()
-            .collect(),
-    )
+    nested(SOCK_ITEM, [attribute(SOCK_FD, socket.as_raw_fd())?].into_iter().collect())
 }
 
 fn nested(kind: u16, inside: Attributes) -> Result<Attribute, BuilderError> {
-    let kind = AttrTypeBuilder::default()
-        .nla_type(kind)
-        .nla_nested(true)
-        .build()?;
-    Ok(NlattrBuilder::default()
-        .nla_type(kind)
-        .nla_payload(inside)
-        .build()?)
+    let kind = AttrTypeBuilder::default().nla_type(kind).nla_nested(true).build()?;
+    Ok(NlattrBuilder::default().nla_type(kind).nla_payload(inside).build()?)
 }
 
 fn attribute(kind: u16, payload: impl Size + ToBytes) -> Result<Attribute, BuilderError> {
     let kind = AttrTypeBuilder::default().nla_type(kind).build()?;
-    Ok(NlattrBuilder::default()
-        .nla_type(kind)
-        .nla_payload(payload)
-        .build()?)
+    Ok(NlattrBuilder::default().nla_type(kind).nla_payload(payload).build()?)
 }
 
 fn find(attributes: &Attributes, kind: u16) -> Option<&Attribute> {
-    attributes
-        .iter()
-        .find(|attribute| *attribute.nla_type().nla_type() == kind)
+    attributes.iter().find(|attribute| *attribute.nla_type().nla_type() == kind)
 }
 
 fn message(command: u8, version: u8, attributes: Attributes) -> Result<Message, BuilderError> {
-    Ok(GenlmsghdrBuilder::default()
-        .cmd(command)
-        .version(version)
-        .attrs(attributes)
-        .build()?)
+    Ok(GenlmsghdrBuilder::default().cmd(command).version(version).attrs(attributes).build()?)
 }
 
 fn encode(family: u16, sequence: u32, message: Message) -> Result<Vec<u8>, NetlinkError> {
@@ -322,9 +288,7 @@ fn encode(family: u16, sequence: u32, message: Message) -> Result<Vec<u8>, Netli
         .build()
         .map_err(BuilderError::from)?;
     let mut bytes = Cursor::new(Vec::new());
-    message
-        .to_bytes(&mut bytes)
-        .map_err(|_| NetlinkError::Malformed)?;
+    message.to_bytes(&mut bytes).map_err(|_| NetlinkError::Malformed)?;
     Ok(bytes.into_inner())
 }
 
@@ -403,19 +367,14 @@ mod tests {
             &[12, 0, 1, 0x80, 8, 0, 1, 0, 1, 0, 0, 0],
             &[9, 0, 10, 0, b'n', b'b', b'd', b'3', 0, 0, 0, 0],
         ];
-        assert_eq!(
-            bytes(&connect_attributes(&device).unwrap()),
-            expected.concat()
-        );
+        assert_eq!(bytes(&connect_attributes(&device).unwrap()), expected.concat());
     }
 
     #[test]
     fn requests_ask_for_an_acknowledgement() {
         let attributes = Attributes::from_iter([attribute(INDEX, 3u32).unwrap()]);
         let request = message(DISCONNECT, VERSION, attributes).unwrap();
-        let mut expected = vec![
-            28, 0, 0, 0, 0x1d, 0, 5, 0, 7, 0, 0, 0, 0, 0, 0, 0, 2, 1, 0, 0,
-        ];
+        let mut expected = vec![28, 0, 0, 0, 0x1d, 0, 5, 0, 7, 0, 0, 0, 0, 0, 0, 0, 2, 1, 0, 0];
         expected.extend(INDEX_3);
         assert_eq!(encode(0x1d, 7, request).unwrap(), expected);
     }
@@ -423,16 +382,8 @@ mod tests {
     #[test]
     fn answers_are_told_apart() {
         let reply = netlink(0x1d, 7, &[&[1, 1, 0, 0][..], &INDEX_3].concat());
-        let Some(Answer::Attributes(found)) = decode(&reply, 7).unwrap() else {
-            panic!()
-        };
-        assert_eq!(
-            find(&found, INDEX)
-                .unwrap()
-                .get_payload_as::<u32>()
-                .unwrap(),
-            3
-        );
+        let Some(Answer::Attributes(found)) = decode(&reply, 7).unwrap() else { panic!() };
+        assert_eq!(find(&found, INDEX).unwrap().get_payload_as::<u32>().unwrap(), 3);
         assert_eq!(find(&found, SIZE_BYTES), None);
 
         let request = netlink(0x1d, 7, &[&[1, 1, 0, 0][..], &INDEX_3].concat());
@@ -442,21 +393,12 @@ mod tests {
 
         // EBUSY is 16.
         let busy = netlink(2, 7, &[&(-16i32).to_le_bytes(), &request[..]].concat());
-        assert_eq!(
-            decode(&busy, 7).unwrap(),
-            Some(Answer::Refusal(Errno::EBUSY))
-        );
-        let error = NetlinkError::Refused {
-            action: "connect nbd3".into(),
-            errno: Errno::EBUSY,
-        };
+        assert_eq!(decode(&busy, 7).unwrap(), Some(Answer::Refusal(Errno::EBUSY)));
+        let error = NetlinkError::Refused { action: "connect nbd3".into(), errno: Errno::EBUSY };
         assert!(error.errno() == Errno::EBUSY);
         assert!(NetlinkError::Malformed.errno() != Errno::EBUSY);
 
-        assert!(matches!(
-            decode(&done[..20], 7),
-            Err(NetlinkError::Malformed)
-        ));
+        assert!(matches!(decode(&done[..20], 7), Err(NetlinkError::Malformed)));
         assert!(matches!(decode(&[], 7), Err(NetlinkError::Malformed)));
     }
 }

@@ -63,10 +63,7 @@ pub(crate) struct SetupError {
 
 impl SetupError {
     fn unexpected(step: &str) -> Self {
-        Self {
-            step: step.into(),
-            errno: Errno::EIO,
-        }
+        Self { step: step.into(), errno: Errno::EIO }
     }
 }
 
@@ -75,11 +72,7 @@ pub(crate) fn start(setup: &Setup<'_>) -> std::io::Result<Sitter> {
     let (read, write) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
     // Blocked before the fork, so that there is no moment at which a signal could hit the child.
     let mut before = SigSet::empty();
-    sigprocmask(
-        SigmaskHow::SIG_SETMASK,
-        Some(&SigSet::all()),
-        Some(&mut before),
-    )?;
+    sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut before))?;
     let child = fork_child(|| child(setup, &write));
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&before), None)?;
     drop(write);
@@ -101,18 +94,14 @@ pub(crate) fn shield(sitter: &Process) -> nix::Result<()> {
 /// Reads what the sitter said when its pipe was readable; `Ok(())` if it is about to sit.
 pub(crate) fn read_progress(progress: &mut File) -> Result<(), SetupError> {
     let mut text = String::new();
-    let failed = |step: &str, errno| SetupError {
-        step: step.into(),
-        errno,
-    };
+    let failed = |step: &str, errno| SetupError { step: step.into(), errno };
     match progress.read_to_string(&mut text) {
         Err(_) => Err(failed("report", Errno::EIO)),
         Ok(_) if text == "ok" => Ok(()),
         Ok(_) => match text.split_once(' ') {
-            Some((errno, step)) => Err(failed(
-                step,
-                Errno::from_raw(errno.parse().unwrap_or(libc::EIO)),
-            )),
+            Some((errno, step)) => {
+                Err(failed(step, Errno::from_raw(errno.parse().unwrap_or(libc::EIO))))
+            }
             None => Err(failed("start", Errno::EIO)),
         },
     }
@@ -128,9 +117,8 @@ fn child(setup: &Setup<'_>, write: &OwnedFd) -> u8 {
     }
     // From here on the parent's objects name closed descriptors; only numbers are used.
     let progress = numbered_file(PROGRESS);
-    let sockets: Vec<OwnedFd> = (0..kernel_ends)
-        .map(|i| numbered_file(KERNEL_ENDS + i as RawFd).into())
-        .collect();
+    let sockets: Vec<OwnedFd> =
+        (0..kernel_ends).map(|i| numbered_file(KERNEL_ENDS + i as RawFd).into()).collect();
     silence();
     let connected = match setup.api {
         KernelApi::Ioctl => connect_ioctl(setup, &sockets).map(Seat::Ioctl),
@@ -152,21 +140,9 @@ fn child(setup: &Setup<'_>, write: &OwnedFd) -> u8 {
 
 fn descriptors<'a>(setup: &'a Setup<'_>, progress: BorrowedFd<'a>) -> Vec<(BorrowedFd<'a>, RawFd)> {
     let mut all = vec![(setup.ledger, LEDGER), (progress, PROGRESS)];
-    all.extend(
-        (LANES..)
-            .zip(setup.lanes)
-            .map(|(number, fd)| (fd.as_fd(), number)),
-    );
-    all.extend(
-        (KERNEL_ENDS..)
-            .zip(setup.kernel_ends)
-            .map(|(number, fd)| (fd.as_fd(), number)),
-    );
-    all.extend(
-        (KEEPSAKES..)
-            .zip(setup.keepsakes)
-            .map(|(number, (_, fd))| (fd.as_fd(), number)),
-    );
+    all.extend((LANES..).zip(setup.lanes).map(|(number, fd)| (fd.as_fd(), number)));
+    all.extend((KERNEL_ENDS..).zip(setup.kernel_ends).map(|(number, fd)| (fd.as_fd(), number)));
+    all.extend((KEEPSAKES..).zip(setup.keepsakes).map(|(number, (_, fd))| (fd.as_fd(), number)));
     all
 }
 
@@ -221,9 +197,7 @@ fn connect_ioctl(setup: &Setup<'_>, sockets: &[OwnedFd]) -> Result<OwnedFd, Setu
     let path = setup.device.path();
     let flags = OFlag::O_RDWR | OFlag::O_CLOEXEC;
     let device = open(&path, flags, Mode::empty()).map_err(at("open the device"))?;
-    let (first, more) = sockets
-        .split_first()
-        .ok_or(SetupError::unexpected("count lanes"))?;
+    let (first, more) = sockets.split_first().ok_or(SetupError::unexpected("count lanes"))?;
     // If this fails the device is somebody else's, and nothing of ours is to be cleared.
     ioctl::set_sock(device.as_fd(), first.as_fd()).map_err(at("NBD_SET_SOCK"))?;
     match set_up(setup, device.as_fd(), more) {

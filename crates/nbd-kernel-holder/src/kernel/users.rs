@@ -29,11 +29,7 @@ fn device_numbers(device: &Device) -> HashSet<String> {
     let read = |path: &Path| fs::read_to_string(path.join("dev")).ok();
     let partitions = fs::read_dir(&folder).into_iter().flatten().flatten();
     let partitions = partitions.filter_map(|entry| read(&entry.path()));
-    read(&folder)
-        .into_iter()
-        .chain(partitions)
-        .map(|text| text.trim().to_owned())
-        .collect()
+    read(&folder).into_iter().chain(partitions).map(|text| text.trim().to_owned()).collect()
 }
 
 /// Mounts in every mount namespace that we can see.
@@ -59,9 +55,7 @@ fn mounted_in(mountinfo: &str, numbers: &HashSet<String>) -> Vec<String> {
         let mut fields = line.split(' ').skip(2);
         let number = fields.next()?;
         let place = fields.nth(1)?;
-        numbers
-            .contains(number)
-            .then(|| format!("mounted on {}", place.replace("\\040", " ")))
+        numbers.contains(number).then(|| format!("mounted on {}", place.replace("\\040", " ")))
     });
     lines.collect()
 }
@@ -69,18 +63,11 @@ fn mounted_in(mountinfo: &str, numbers: &HashSet<String>) -> Vec<String> {
 fn swaps(device: &Device) -> Vec<String> {
     let text = fs::read_to_string("/proc/swaps").unwrap_or_default();
     let path = device.path().display().to_string();
-    let used = text
-        .lines()
-        .filter_map(|line| line.split_ascii_whitespace().next())
-        .any(|used| {
-            let rest = used.strip_prefix(&path);
-            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('p'))
-        });
-    if used {
-        vec!["used as swap".into()]
-    } else {
-        Vec::new()
-    }
+    let used = text.lines().filter_map(|line| line.split_ascii_whitespace().next()).any(|used| {
+        let rest = used.strip_prefix(&path);
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('p'))
+    });
+    if used { vec!["used as swap".into()] } else { Vec::new() }
 }
 
 /// Device mapper, md and the like.
@@ -99,17 +86,12 @@ fn openers(numbers: &HashSet<String>, ours: &[i32]) -> Vec<String> {
     let others = pids().filter(|pid| !ours.contains(pid));
     others
         .filter(|pid| {
-            let files = fs::read_dir(format!("/proc/{pid}/fd"))
-                .into_iter()
-                .flatten()
-                .flatten();
-            files
-                .filter_map(|file| fs::metadata(file.path()).ok())
-                .any(|file| {
-                    let number = file.rdev();
-                    let text = format!("{}:{}", libc::major(number), libc::minor(number));
-                    file.file_type().is_block_device() && numbers.contains(&text)
-                })
+            let files = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+            files.filter_map(|file| fs::metadata(file.path()).ok()).any(|file| {
+                let number = file.rdev();
+                let text = format!("{}:{}", libc::major(number), libc::minor(number));
+                file.file_type().is_block_device() && numbers.contains(&text)
+            })
         })
         .map(|pid| {
             let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();

@@ -67,9 +67,7 @@ fn a_rest_stays_as_long_as_a_write_before_it_is_unanswered() {
     bench.send(&[&write(1, 3000), &write(2, 3000)[..20]].concat());
     backend.take();
     assert_eq!(next_offset(&mut backend), HEADER + 3000 + 20);
-    backend
-        .transmitter
-        .stage(backend.tickets.remove(0), Answer::Done);
+    backend.transmitter.stage(backend.tickets.remove(0), Answer::Done);
     let staged = next_offset(&mut backend);
     assert_eq!(staged, HEADER + 3000 + 20, "staged is not answered");
     backend.transmitter.send().unwrap();
@@ -149,9 +147,7 @@ fn a_request_without_a_free_slot_waits_until_a_reply_is_sent() {
     assert_eq!(backend.tickets.len(), SLOTS as usize);
     assert!(!backend.receiver.has_slot());
 
-    backend
-        .transmitter
-        .stage(backend.tickets.remove(7), Answer::Done);
+    backend.transmitter.stage(backend.tickets.remove(7), Answer::Done);
     assert!(!backend.receiver.has_slot(), "staged is not sent");
     backend.transmitter.send().unwrap();
     assert!(backend.receiver.has_slot());

@@ -65,11 +65,7 @@ fn a_send_that_failed_is_continued_by_a_successor() {
     drop(backend);
     let (_, mut transmitter, recovery) = bench.recover();
     assert!(recovery.unsent > 0 && recovery.unsent < 60_016);
-    let cookies: Vec<_> = recovery
-        .tickets
-        .iter()
-        .map(|t| t.request().cookie)
-        .collect();
+    let cookies: Vec<_> = recovery.tickets.iter().map(|t| t.request().cookie).collect();
     assert_eq!(cookies, [2], "the second was staged, and not committed");
     drain(&mut bench, &mut transmitter, &[1]);
 }
@@ -83,16 +79,9 @@ fn a_successor_that_stages_before_it_finishes_spoils_nothing() {
     drop(backend);
     let (receiver, transmitter, recovery) = bench.recover();
     let tickets = recovery.tickets;
-    let mut backend = Backend {
-        receiver,
-        transmitter,
-        tickets,
-    };
+    let mut backend = Backend { receiver, transmitter, tickets };
     assert!(backend.transmitter.fits(60_000));
-    assert!(
-        !backend.transmitter.fits(72_000),
-        "it would, were the area empty"
-    );
+    assert!(!backend.transmitter.fits(72_000), "it would, were the area empty");
     stage(&mut backend);
     drain(&mut bench, &mut backend.transmitter, &[1, 2]);
 }
@@ -124,11 +113,7 @@ fn replies_that_were_staged_together_are_sent_together() {
         let ticket = backend.tickets.remove(0);
         backend.transmitter.stage(ticket, answer);
     }
-    assert_eq!(
-        bench.inspector().in_flight(0).len(),
-        3,
-        "none is answered yet"
-    );
+    assert_eq!(bench.inspector().in_flight(0).len(), 3, "none is answered yet");
     let sequence = backend.transmitter.sequence;
     backend.transmitter.send().unwrap();
     assert_eq!(backend.transmitter.sequence, sequence + 1);
@@ -149,9 +134,7 @@ fn a_ticket_is_answered_on_its_own_lane() {
     other.send(&flush(1));
     backend.take();
     stranger.take();
-    backend
-        .transmitter
-        .stage(stranger.tickets.remove(0), Answer::Done);
+    backend.transmitter.stage(stranger.tickets.remove(0), Answer::Done);
 }
 
 #[test]

@@ -71,14 +71,8 @@ pub(crate) fn serve(orders: &str) -> Result<(), Box<dyn Error>> {
     arm_crash_point(orders.crash_at);
     let (receiver, mut transmitter, recovery) = ledger.open_lane(0, socket)?;
     transmitter.finish()?;
-    Backend {
-        receiver,
-        transmitter,
-        storage,
-        order: orders.order,
-        waiting: recovery.tickets,
-    }
-    .run()?;
+    Backend { receiver, transmitter, storage, order: orders.order, waiting: recovery.tickets }
+        .run()?;
     println!("\n{PASSED}{}", nbd_ledger::crash_points_passed());
     Ok(())
 }
@@ -86,10 +80,7 @@ pub(crate) fn serve(orders: &str) -> Result<(), Box<dyn Error>> {
 /// Opens a memfd of the parent's through /proc: nothing is leaked to children of other threads.
 fn inherited(variable: &str) -> Result<OwnedFd, Box<dyn Error>> {
     let path = std::env::var_os(variable).ok_or(variable)?;
-    let file = File::options()
-        .read(true)
-        .write(true)
-        .open(Path::new(&path))?;
+    let file = File::options().read(true).write(true).open(Path::new(&path))?;
     Ok(file.into())
 }
 
@@ -152,8 +143,7 @@ impl Backend {
                 Answer::DataInPlace
             }
             CommandType::WRITE => {
-                self.storage
-                    .write_all_at(ticket.payload(), request.offset)?;
+                self.storage.write_all_at(ticket.payload(), request.offset)?;
                 Answer::Done
             }
             CommandType::TRIM | CommandType::WRITE_ZEROES => {

@@ -37,10 +37,7 @@ const ORDERS: [Order; 3] = [Order::Arrival, Order::Reversed, Order::OldestLast];
 /// A successor answers in another order than the backend before, so that one that believed in a
 /// place or number that its predecessor only planned would be caught.
 const fn setting(first: Order, successors: Order, narrow: bool) -> Setting {
-    Setting {
-        orders: [first, successors],
-        narrow,
-    }
+    Setting { orders: [first, successors], narrow }
 }
 
 #[test]
@@ -67,10 +64,7 @@ fn a_backend_may_die_at_any_point_between_the_parts_of_its_replies() {
     let setting = setting(Order::Reversed, Order::OldestLast, true);
     let (points, seen) = kill_at_every_point(setting);
     assert!(points > 200, "{points} points are too few to be all");
-    assert!(
-        seen.contains(&Scene::HalfSent),
-        "replies in parts: {seen:?}"
-    );
+    assert!(seen.contains(&Scene::HalfSent), "replies in parts: {seen:?}");
 }
 
 /// A successor dies during its recovery or soon after it, and a third backend takes over from
@@ -79,22 +73,14 @@ fn a_backend_may_die_at_any_point_between_the_parts_of_its_replies() {
 fn a_successor_may_die_while_it_recovers() {
     let mut random = Random::from_environment();
     let script = every_kind();
-    for (first, narrow) in ORDERS
-        .iter()
-        .flat_map(|&first| [(first, false), (first, true)])
-    {
+    for (first, narrow) in ORDERS.iter().flat_map(|&first| [(first, false), (first, true)]) {
         let alike = setting(first, first, narrow);
         let points = run(alike, &script, &[NEVER], "counting crash points").passed;
         for _ in 0..50 {
             let seed = random.0;
             let setting = setting(first, random.pick(&ORDERS), narrow);
             let pair = [1 + random.below(points), 1 + random.below(40)];
-            run(
-                setting,
-                &script,
-                &pair,
-                &format!("killed at {pair:?}, seed {seed}"),
-            );
+            run(setting, &script, &pair, &format!("killed at {pair:?}, seed {seed}"));
         }
     }
 }

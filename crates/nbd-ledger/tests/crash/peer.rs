@@ -43,9 +43,7 @@ enum Due {
 
 impl Peer {
     pub(crate) fn new(socket: UnixStream, appetite: usize) -> Self {
-        socket
-            .set_nonblocking(true)
-            .expect("a socket can be made nonblocking");
+        socket.set_nonblocking(true).expect("a socket can be made nonblocking");
         Self {
             socket,
             device: vec![0; DEVICE as usize],
@@ -114,11 +112,7 @@ impl Peer {
             CommandType::FLUSH => Due::Success,
             _ => Due::Error(NbdError::EINVAL),
         };
-        let request = InFlight {
-            range,
-            changes,
-            due,
-        };
+        let request = InFlight { range, changes, due };
         self.in_flight.insert(cookie, request);
         bytes
     }
@@ -206,11 +200,7 @@ fn is_valid(wish: &Wish) -> bool {
 /// The bytes that a request touches, and whether it changes them.
 fn effect(wish: &Wish) -> (Range<u64>, bool) {
     let touches = wish.command.is_write() || wish.command == CommandType::READ;
-    let length = if touches && is_valid(wish) {
-        wish.length
-    } else {
-        0
-    };
+    let length = if touches && is_valid(wish) { wish.length } else { 0 };
     // An empty range must not collide with anything either.
     let start = if length == 0 { 0 } else { wish.offset };
     (start..start + u64::from(length), wish.command.is_write())

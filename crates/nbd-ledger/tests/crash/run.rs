@@ -252,12 +252,7 @@ impl Run {
 impl Drop for Run {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            let Self {
-                setting,
-                label,
-                outcome,
-                ..
-            } = self;
+            let Self { setting, label, outcome, .. } = self;
             eprintln!("{label}: {setting:?}, {outcome:?}");
         }
         // Does nothing to a backend that was waited for.

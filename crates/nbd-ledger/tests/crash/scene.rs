@@ -115,9 +115,7 @@ impl Words<'_> {
 
     fn read<const N: usize>(&self, offset: usize) -> [u8; N] {
         let mut bytes = [0; N];
-        let read = self
-            .0
-            .read_exact_at(&mut bytes, LAYOUT.lane(0) + offset as u64);
+        let read = self.0.read_exact_at(&mut bytes, LAYOUT.lane(0) + offset as u64);
         read.expect("the ledger is as long as its layout");
         bytes
     }

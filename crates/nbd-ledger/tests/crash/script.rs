@@ -4,12 +4,8 @@ use nbd_ledger::Layout;
 use nbd_proto::CommandType;
 
 /// A ring that a few writes fill, so that it wraps again and again.
-pub(crate) const LAYOUT: Layout = Layout {
-    lanes: 1,
-    ring: 128 << 10,
-    transmit: 128 << 10,
-    max_payload: 64 << 10,
-};
+pub(crate) const LAYOUT: Layout =
+    Layout { lanes: 1, ring: 128 << 10, transmit: 128 << 10, max_payload: 64 << 10 };
 /// Size of the device in bytes.
 pub(crate) const DEVICE: u64 = 1 << 20;
 const UNKNOWN: CommandType = CommandType(77);
@@ -34,11 +30,7 @@ pub(crate) enum Step {
 }
 
 const fn wish(command: CommandType, offset: u64, length: u32) -> Wish {
-    Wish {
-        command,
-        offset,
-        length,
-    }
+    Wish { command, offset, length }
 }
 
 const fn read(offset: u64, length: u32) -> Wish {
@@ -69,20 +61,13 @@ pub(crate) fn every_kind() -> Vec<Step> {
         Settle,
         // Too long to keep, and skipped: at once, in pieces, and longer than the ring.
         Burst(vec![write(0, 70_000), read(0, 512)]),
-        Pieces(
-            vec![write(0, 200_000), read(512, 512)],
-            vec![28, 5000, 150_000],
-        ),
+        Pieces(vec![write(0, 200_000), read(512, 512)], vec![28, 5000, 150_000]),
         Settle,
         Burst(vec![read(0, 100_000), read(DEVICE - 1, 2), unknown]),
         // More than the ring holds: payloads cross its end.
         Burst(crowd(40_000).collect()),
         Settle,
-        Burst(vec![
-            read(100_000, 65_536),
-            write(0, 65_536),
-            read(200_000, 65_536),
-        ]),
+        Burst(vec![read(100_000, 65_536), write(0, 65_536), read(200_000, 65_536)]),
         Settle,
     ]
 }
@@ -127,11 +112,7 @@ impl Random {
     pub(crate) fn from_environment() -> Self {
         let given = std::env::var("NBD_LEDGER_SEED").ok();
         let fresh = || std::process::id().into();
-        Self(
-            given
-                .and_then(|seed| seed.parse().ok())
-                .unwrap_or_else(fresh),
-        )
+        Self(given.and_then(|seed| seed.parse().ok()).unwrap_or_else(fresh))
     }
 
     pub(crate) fn next(&mut self) -> u64 {

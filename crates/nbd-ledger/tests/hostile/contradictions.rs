@@ -23,14 +23,7 @@ fn assert_record(victim: &Victim, what: &'static str) {
 }
 
 fn assert_slot(victim: &Victim, slot: usize, what: &'static str) {
-    assert_eq!(
-        damage(victim),
-        Damage::Slot {
-            lane: 0,
-            slot,
-            what
-        }
-    );
+    assert_eq!(damage(victim), Damage::Slot { lane: 0, slot, what });
 }
 
 fn assert_reply(victim: &Victim, at: u64, what: &'static str) {

@@ -17,15 +17,9 @@ const NAME: &CStr = c"hostile";
 /// The damage that a backend and the holder agree on.
 fn damage(file: &File, layout: &Layout) -> Damage {
     let file = || OwnedFd::from(file.try_clone().unwrap());
-    let found = [
-        Ledger::open(file(), layout).map(drop),
-        Inspector::open(file(), layout).map(drop),
-    ];
+    let found = [Ledger::open(file(), layout).map(drop), Inspector::open(file(), layout).map(drop)];
     match found {
-        [
-            Err(LedgerError::Damaged(one)),
-            Err(LedgerError::Damaged(other)),
-        ] => {
+        [Err(LedgerError::Damaged(one)), Err(LedgerError::Damaged(other))] => {
             assert_eq!(one, other);
             one
         }
@@ -92,10 +86,7 @@ fn wrong_version_is_damage() {
     let victim = Victim::new();
     victim.set_short(offset_of!(Header, version) as u64, VERSION + 1);
     let (found, expected) = (u64::from(VERSION) + 1, VERSION.into());
-    assert_eq!(
-        damage(&victim.file, &LAYOUT),
-        header("version", found, expected)
-    );
+    assert_eq!(damage(&victim.file, &LAYOUT), header("version", found, expected));
 }
 
 #[test]
@@ -110,10 +101,7 @@ fn wrong_payload_limit_is_damage() {
     let victim = Victim::new();
     victim.set_short(offset_of!(Header, max_payload) as u64, 1);
     let expected = LAYOUT.max_payload.into();
-    assert_eq!(
-        damage(&victim.file, &LAYOUT),
-        header("payload limit", 1, expected)
-    );
+    assert_eq!(damage(&victim.file, &LAYOUT), header("payload limit", 1, expected));
 }
 
 /// The sizes of ring and transmit area are exchanged: the file's size tells nothing.
@@ -121,25 +109,14 @@ fn wrong_payload_limit_is_damage() {
 fn other_division_of_the_same_file_is_damage() {
     let transmit = LAYOUT.transmit - 8192;
     let ring = LAYOUT.ring + 8192;
-    let other = Layout {
-        ring,
-        transmit,
-        ..LAYOUT
-    };
+    let other = Layout { ring, transmit, ..LAYOUT };
     let victim = Victim::new();
-    assert_eq!(
-        damage(&victim.file, &other),
-        header("ring size", LAYOUT.ring, ring)
-    );
+    assert_eq!(damage(&victim.file, &other), header("ring size", LAYOUT.ring, ring));
     victim.set_long(offset_of!(Header, ring) as u64, ring);
     let expected = header("transmit size", LAYOUT.transmit, transmit);
     assert_eq!(damage(&victim.file, &other), expected);
 }
 
 fn header(what: &'static str, found: u64, expected: u64) -> Damage {
-    Damage::Header {
-        what,
-        found,
-        expected,
-    }
+    Damage::Header { what, found, expected }
 }

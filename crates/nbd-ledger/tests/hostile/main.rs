@@ -14,10 +14,7 @@ use victim::Victim;
 fn what_nobody_scribbled_over_is_served_to_the_end() {
     let victim = Victim::new();
     let (_receiver, mut transmitter, recovery) = victim.open().unwrap();
-    let left = recovery
-        .tickets
-        .iter()
-        .map(|ticket| ticket.request().cookie);
+    let left = recovery.tickets.iter().map(|ticket| ticket.request().cookie);
     assert_eq!(left.collect::<Vec<_>>(), [3, 4, 5]);
     assert!(recovery.unsent > 0);
     let mut replies = Vec::new();

@@ -26,12 +26,7 @@ fn tempting() -> impl Strategy<Value = u64> {
         1 << 63,
         u64::MAX,
     ];
-    prop_oneof![
-        select(edges.to_vec()),
-        0..10_000_u64,
-        0..1_u64 << 18,
-        any::<u64>()
-    ]
+    prop_oneof![select(edges.to_vec()), 0..10_000_u64, 0..1_u64 << 18, any::<u64>()]
 }
 
 /// A word of header, control page or used slots.

@@ -15,12 +15,8 @@ use nbd_ledger::{Receiver, Recovery, Transmitter};
 use nbd_proto::{CommandFlags, CommandType, NbdError, Request, SimpleReply};
 use nix::sys::socket::{setsockopt, sockopt};
 
-pub(crate) const LAYOUT: Layout = Layout {
-    lanes: 1,
-    ring: 128 << 10,
-    transmit: 128 << 10,
-    max_payload: 64 << 10,
-};
+pub(crate) const LAYOUT: Layout =
+    Layout { lanes: 1, ring: 128 << 10, transmit: 128 << 10, max_payload: 64 << 10 };
 
 /// Data bytes of the first read, more than the lane's buffer takes.
 pub(crate) const LONG: u32 = 60_000;
@@ -71,12 +67,7 @@ impl Victim {
             peer.write_all(&bytes[..half]).unwrap();
         }
         peer.set_nonblocking(true).unwrap();
-        let victim = Self {
-            file,
-            socket,
-            peer,
-            cookies,
-        };
+        let victim = Self { file, socket, peer, cookies };
         victim.live_and_die();
         victim
     }
@@ -152,11 +143,7 @@ impl Victim {
         while let Some((header, rest)) = replies.split_first_chunk() {
             let reply = SimpleReply::decode(header).ok()?;
             let data = *self.cookies.get(&reply.cookie)?;
-            let data = if reply.error == NbdError::SUCCESS {
-                data
-            } else {
-                0
-            };
+            let data = if reply.error == NbdError::SUCCESS { data } else { 0 };
             found.push(reply.cookie);
             replies = rest.get(data..)?;
         }
@@ -167,13 +154,7 @@ impl Victim {
 fn message(cookie: u64, command: CommandType, length: u32) -> Vec<u8> {
     let flags = CommandFlags::from_bits(0);
     let offset = 0;
-    let request = Request {
-        flags,
-        command,
-        cookie,
-        offset,
-        length,
-    };
+    let request = Request { flags, command, cookie, offset, length };
     let mut bytes = request.encode().to_vec();
     bytes.resize(Request::LEN + request.payload_len() as usize, 0xaa);
     bytes

@@ -21,9 +21,7 @@ impl OffsetData {
 
     /// Reads the bytes.
     pub const fn decode(bytes: &[u8; Self::LEN]) -> Self {
-        Self {
-            offset: u64::from_be_bytes(*bytes),
-        }
+        Self { offset: u64::from_be_bytes(*bytes) }
     }
 }
 
@@ -50,9 +48,6 @@ impl OffsetHole {
 
     /// Reads the bytes.
     pub const fn decode(bytes: &[u8; Self::LEN]) -> Self {
-        Self {
-            offset: get_u64(bytes, 0),
-            length: get_u32(bytes, 8),
-        }
+        Self { offset: get_u64(bytes, 0), length: get_u32(bytes, 8) }
     }
 }

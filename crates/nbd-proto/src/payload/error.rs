@@ -27,10 +27,7 @@ impl ErrorHead {
 
     /// Reads the bytes.
     pub const fn decode(bytes: &[u8; Self::LEN]) -> Self {
-        Self {
-            error: NbdError(get_u32(bytes, 0)),
-            message_length: get_u16(bytes, 4),
-        }
+        Self { error: NbdError(get_u32(bytes, 0)), message_length: get_u16(bytes, 4) }
     }
 }
 
@@ -61,13 +58,7 @@ impl<'a> ErrorPayload<'a> {
     pub fn encode_to(&self, out: &mut impl Extend<u8>) {
         let message_length = self.sent_length();
         let message = &self.message[..usize::from(message_length)];
-        out.extend(
-            ErrorHead {
-                error: self.error,
-                message_length,
-            }
-            .encode(),
-        );
+        out.extend(ErrorHead { error: self.error, message_length }.encode());
         out.extend(message.iter().copied());
         out.extend(self.offset.into_iter().flat_map(u64::to_be_bytes));
     }
@@ -82,27 +73,19 @@ impl<'a> ErrorPayload<'a> {
     /// them have in common.
     pub fn parse(reply_type: ReplyType, payload: &'a [u8]) -> Result<Self, MalformedPayload> {
         let (head, rest) = payload.split_first_chunk().ok_or(MalformedPayload)?;
-        let ErrorHead {
-            error,
-            message_length,
-        } = ErrorHead::decode(head);
+        let ErrorHead { error, message_length } = ErrorHead::decode(head);
         if error.is_success() || message_length > Self::MAX_MESSAGE {
             return Err(MalformedPayload);
         }
-        let (message, rest) = rest
-            .split_at_checked(usize::from(message_length))
-            .ok_or(MalformedPayload)?;
+        let (message, rest) =
+            rest.split_at_checked(usize::from(message_length)).ok_or(MalformedPayload)?;
         let offset = match reply_type {
-            ReplyType::ERROR_OFFSET => Some(u64::from_be_bytes(
-                *rest.first_chunk().ok_or(MalformedPayload)?,
-            )),
+            ReplyType::ERROR_OFFSET => {
+                Some(u64::from_be_bytes(*rest.first_chunk().ok_or(MalformedPayload)?))
+            }
             _ => None,
         };
-        Ok(Self {
-            error,
-            message,
-            offset,
-        })
+        Ok(Self { error, message, offset })
     }
 
     /// How much of the message fits, without cutting a UTF-8 character in half.

@@ -27,10 +27,7 @@ impl ExtendedBlockStatusHead {
 
     /// Reads the bytes.
     pub const fn decode(bytes: &[u8; Self::LEN]) -> Self {
-        Self {
-            context: get_u32(bytes, 0),
-            count: get_u32(bytes, 4),
-        }
+        Self { context: get_u32(bytes, 0), count: get_u32(bytes, 4) }
     }
 }
 
@@ -57,10 +54,7 @@ impl ExtendedExtent {
 
     /// Reads the bytes.
     pub const fn decode(bytes: &[u8; Self::LEN]) -> Self {
-        Self {
-            length: get_u64(bytes, 0),
-            flags: get_u64(bytes, 8),
-        }
+        Self { length: get_u64(bytes, 0), flags: get_u64(bytes, 8) }
     }
 }
 

@@ -27,9 +27,7 @@ impl BlockStatusHead {
 
     /// Reads the bytes.
     pub const fn decode(bytes: &[u8; Self::LEN]) -> Self {
-        Self {
-            context: u32::from_be_bytes(*bytes),
-        }
+        Self { context: u32::from_be_bytes(*bytes) }
     }
 }
 
@@ -56,10 +54,7 @@ impl Extent {
 
     /// Reads the bytes.
     pub const fn decode(bytes: &[u8; Self::LEN]) -> Self {
-        Self {
-            length: get_u32(bytes, 0),
-            flags: get_u32(bytes, 4),
-        }
+        Self { length: get_u32(bytes, 0), flags: get_u32(bytes, 4) }
     }
 }
 
@@ -76,10 +71,7 @@ impl<'a> BlockStatus<'a> {
     pub fn parse(payload: &'a [u8]) -> Result<Self, MalformedPayload> {
         let (head, rest) = payload.split_first_chunk().ok_or(MalformedPayload)?;
         let (extents, left_over) = rest.as_chunks();
-        let status = Self {
-            context: BlockStatusHead::decode(head).context,
-            extents,
-        };
+        let status = Self { context: BlockStatusHead::decode(head).context, extents };
         if extents.is_empty() || !left_over.is_empty() {
             return Err(MalformedPayload);
         }

@@ -24,9 +24,7 @@ impl StatusFilterHead {
 
     /// Reads the bytes.
     pub const fn decode(bytes: &[u8; Self::LEN]) -> Self {
-        Self {
-            effect_length: u64::from_be_bytes(*bytes),
-        }
+        Self { effect_length: u64::from_be_bytes(*bytes) }
     }
 }
 
@@ -46,10 +44,7 @@ impl<'a> StatusFilter<'a> {
         if !left_over.is_empty() {
             return Err(MalformedPayload);
         }
-        Ok(Self {
-            effect_length: StatusFilterHead::decode(head).effect_length,
-            contexts,
-        })
+        Ok(Self { effect_length: StatusFilterHead::decode(head).effect_length, contexts })
     }
 
     /// Length of the range asked about, in bytes.

@@ -20,10 +20,7 @@ fn flags() {
     assert_eq!(CommandFlags::from_bits(0x8041).to_string(), "FUA|0x8040");
     assert_eq!(CommandFlags::from_bits(0x8000).to_string(), "0x8000");
     let shared = TransmissionFlags::HAS_FLAGS.union(TransmissionFlags::CAN_MULTI_CONN);
-    assert_eq!(
-        format!("{shared:?}"),
-        "TransmissionFlags(HAS_FLAGS|CAN_MULTI_CONN)"
-    );
+    assert_eq!(format!("{shared:?}"), "TransmissionFlags(HAS_FLAGS|CAN_MULTI_CONN)");
 }
 
 #[test]
@@ -47,12 +44,7 @@ fn errors() {
 #[test]
 fn rejections_name_their_numbers() {
     let (command, offset, length) = (CommandType::WRITE, 4096, 512);
-    let beyond = Rejection::BeyondEnd {
-        command,
-        offset,
-        length,
-        size: 4608,
-    };
+    let beyond = Rejection::BeyondEnd { command, offset, length, size: 4608 };
     let text = "write of 512 bytes at 4096 passes the end of the export at 4608";
     assert_eq!(beyond.to_string(), text);
     let text = "command 77 is not offered by the export";

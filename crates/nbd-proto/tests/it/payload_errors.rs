@@ -8,38 +8,26 @@ use nbd_proto::{NbdError, ReplyType};
 #[test]
 fn server_error_without_a_number() {
     let payload = [0, 0, 0, 0, 0, 0];
-    assert_eq!(
-        ErrorPayload::parse(ReplyType::ERROR, &payload),
-        Err(MalformedPayload)
-    );
+    assert_eq!(ErrorPayload::parse(ReplyType::ERROR, &payload), Err(MalformedPayload));
 }
 
 #[test]
 fn server_error_message_passes_the_payload_s_end() {
     let payload = [0, 0, 0, 5, 0, 4, b'b', b'a', b'd'];
-    assert_eq!(
-        ErrorPayload::parse(ReplyType::ERROR, &payload),
-        Err(MalformedPayload)
-    );
+    assert_eq!(ErrorPayload::parse(ReplyType::ERROR, &payload), Err(MalformedPayload));
 }
 
 #[test]
 fn server_error_message_is_longer_than_a_string_may_be() {
     let mut payload = vec![0, 0, 0, 5, 0x10, 0x01];
     payload.resize(6 + 4097, b'x');
-    assert_eq!(
-        ErrorPayload::parse(ReplyType::ERROR, &payload),
-        Err(MalformedPayload)
-    );
+    assert_eq!(ErrorPayload::parse(ReplyType::ERROR, &payload), Err(MalformedPayload));
 }
 
 #[test]
 fn server_error_offset_without_an_offset() {
     let payload = [0, 0, 0, 5, 0, 1, b'x', 0, 0, 0, 0, 0, 0, 0];
-    assert_eq!(
-        ErrorPayload::parse(ReplyType::ERROR_OFFSET, &payload),
-        Err(MalformedPayload)
-    );
+    assert_eq!(ErrorPayload::parse(ReplyType::ERROR_OFFSET, &payload), Err(MalformedPayload));
     assert!(ErrorPayload::parse(ReplyType::ERROR, &payload).is_ok());
 }
 
@@ -48,21 +36,14 @@ fn server_error_offset_without_an_offset() {
 fn server_error_of_an_unknown_type_is_understood() {
     let payload = [0, 0, 0, 28, 0, 1, b'x', 9, 9, 9];
     let error = ErrorPayload::parse(ReplyType(0x8077), &payload);
-    let expected = ErrorPayload {
-        error: NbdError::ENOSPC,
-        message: b"x",
-        offset: None,
-    };
+    let expected = ErrorPayload { error: NbdError::ENOSPC, message: b"x", offset: None };
     assert_eq!(error, Ok(expected));
 }
 
 #[test]
 fn server_block_status_without_extents() {
     assert_eq!(BlockStatus::parse(&[0, 0, 0, 1]), Err(MalformedPayload));
-    assert_eq!(
-        ExtendedBlockStatus::parse(&[0, 0, 0, 1, 0, 0, 0, 0]),
-        Err(MalformedPayload)
-    );
+    assert_eq!(ExtendedBlockStatus::parse(&[0, 0, 0, 1, 0, 0, 0, 0]), Err(MalformedPayload));
 }
 
 #[test]

@@ -70,11 +70,7 @@ fn a_new_file_without_its_size_is_given_it() {
     assert_eq!(fs::metadata(&path).unwrap().len(), 0);
     let file = first(&mut probe).unwrap();
     assert_eq!(file.metadata().unwrap().len(), 1 << 20);
-    assert!(
-        probe.notes[0].contains("is new, with 1M"),
-        "{:?}",
-        probe.notes
-    );
+    assert!(probe.notes[0].contains("is new, with 1M"), "{:?}", probe.notes);
 }
 
 #[test]
@@ -82,17 +78,11 @@ fn a_file_that_cannot_be_made_leaves_nothing_behind() {
     let directory = Directory::new();
     let path = directory.path("no/disk");
     let complaint = complaint(&spec(&path, ",create=1M"));
-    assert!(
-        complaint.contains("cannot be created: No such file"),
-        "{complaint}"
-    );
+    assert!(complaint.contains("cannot be created: No such file"), "{complaint}");
     let path = directory.path("disk");
     let mut huge = probe(&spec(&path, ",create=7E")).unwrap();
     match first(&mut huge) {
-        Err(error) => assert!(
-            error.to_string().contains("no room for a file of 7E"),
-            "{error}"
-        ),
+        Err(error) => assert!(error.to_string().contains("no room for a file of 7E"), "{error}"),
         Ok(_) => return println!("skipped: this file system has room for 7E"),
     }
     assert!(!path.exists());
@@ -120,10 +110,7 @@ fn a_file_that_took_the_place_of_the_attached_one_is_refused() {
     fs::rename(directory.file("other", 4096), &path).unwrap();
     let mut other = probe(&spec(&path, "")).unwrap();
     let error = check(&mut other, &keepsake).unwrap_err().to_string();
-    assert!(
-        error.contains("is not the file that was attached"),
-        "{error}"
-    );
+    assert!(error.contains("is not the file that was attached"), "{error}");
     assert!(error.contains("detach"), "{error}");
 }
 
@@ -136,17 +123,10 @@ fn a_deleted_file_is_served_on_if_its_size_is_known() {
     fs::remove_file(&path).unwrap();
     let mut gone = probe(&text).unwrap();
     check(&mut gone, &keepsake).unwrap();
-    assert!(
-        gone.notes[0].contains("no longer exists"),
-        "{:?}",
-        gone.notes
-    );
+    assert!(gone.notes[0].contains("no longer exists"), "{:?}", gone.notes);
     assert!(!path.exists());
     let mut larger = probe(&spec(&path, ",create=2M")).unwrap();
-    assert!(matches!(
-        check(&mut larger, &keepsake),
-        Err(AdoptError::OtherFile)
-    ));
+    assert!(matches!(check(&mut larger, &keepsake), Err(AdoptError::OtherFile)));
 }
 
 #[test]
@@ -155,28 +135,17 @@ fn a_successor_opens_in_the_same_mode() {
     let path = directory.file("disk", 4096);
     let writable = kept(&spec(&path, ""));
     let complain = |options: &str, keepsake: &File| {
-        check(&mut probe(&spec(&path, options)).unwrap(), keepsake)
-            .unwrap_err()
-            .to_string()
+        check(&mut probe(&spec(&path, options)).unwrap(), keepsake).unwrap_err().to_string()
     };
     let error = complain(",ro", &writable);
-    assert!(
-        error.contains("was attached writable and cannot be served read-only"),
-        "{error}"
-    );
+    assert!(error.contains("was attached writable and cannot be served read-only"), "{error}");
     drop(writable);
     let read_only = kept(&spec(&path, ",ro"));
     let error = complain("", &read_only);
-    assert!(
-        error.contains("was attached read-only and cannot be served writable"),
-        "{error}"
-    );
+    assert!(error.contains("was attached read-only and cannot be served writable"), "{error}");
     if let Err(error @ ProbeError::NoDirect) = probe(&spec(&path, ",ro,direct")) {
         return println!("skipped: {}: {error}", path.display());
     }
     let error = complain(",ro,direct", &read_only);
-    assert!(
-        error.contains("was attached without the option `direct`"),
-        "{error}"
-    );
+    assert!(error.contains("was attached without the option `direct`"), "{error}");
 }

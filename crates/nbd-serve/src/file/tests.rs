@@ -34,11 +34,7 @@ fn first_hole(export: &FileExport) -> u64 {
 
 fn write(length: u32, fua: bool) -> Command {
     let offset = 0;
-    Command::Write {
-        offset,
-        length,
-        fua,
-    }
+    Command::Write { offset, length, fua }
 }
 
 #[test]
@@ -71,25 +67,14 @@ fn trim_and_zeroes_make_holes_unless_told_otherwise() {
     let directory = Directory::new();
     for export in [file(&directory, MIB), memory(MIB)] {
         let fill = || {
-            export
-                .write_at(&pattern(MIB as usize, 3), 0, false)
-                .unwrap();
+            export.write_at(&pattern(MIB as usize, 3), 0, false).unwrap();
         };
         let zero = |no_hole| {
-            let how = ZeroOptions {
-                no_hole,
-                ..ZeroOptions::default()
-            };
+            let how = ZeroOptions { no_hole, ..ZeroOptions::default() };
             export.write_zeroes(65536, 65536, how).unwrap();
             assert_eq!(read(&export, 65536, 65536), vec![0; 65536]);
-            assert_eq!(
-                read(&export, 65024, 512),
-                pattern(MIB as usize, 3)[65024..65536]
-            );
-            assert_eq!(
-                read(&export, 131_072, 512),
-                pattern(MIB as usize, 3)[131_072..131_584]
-            );
+            assert_eq!(read(&export, 65024, 512), pattern(MIB as usize, 3)[65024..65536]);
+            assert_eq!(read(&export, 131_072, 512), pattern(MIB as usize, 3)[131_072..131_584]);
         };
         fill();
         assert_eq!(first_hole(&export), MIB);
@@ -114,20 +99,13 @@ fn zeroes_can_be_written_by_hand() {
     assert_eq!(read(&export, 512, 3 << 20), vec![0; 3 << 20]);
     let kept = pattern(4 << 20, 3);
     assert_eq!(read(&export, 0, 512), kept[..512]);
-    assert_eq!(
-        read(&export, 3 * MIB + 512, 512),
-        kept[(3 << 20) + 512..(3 << 20) + 1024]
-    );
+    assert_eq!(read(&export, 3 * MIB + 512, 512), kept[(3 << 20) + 512..(3 << 20) + 1024]);
 }
 
 #[test]
 fn memory_that_cannot_be_zeroed_fast_says_so() {
     let export = memory(MIB);
-    let how = ZeroOptions {
-        no_hole: true,
-        fast_only: true,
-        fua: false,
-    };
+    let how = ZeroOptions { no_hole: true, fast_only: true, fua: false };
     match export.write_zeroes(0, 4096, how) {
         Err(error) => assert_eq!(error.kind(), io::ErrorKind::Unsupported, "{error}"),
         // A kernel that can.
@@ -162,10 +140,7 @@ fn a_file_truncated_under_us_reads_as_an_error_and_never_as_zeroes() {
         assert_eq!(error.raw_os_error(), None);
         let text = error.to_string();
         assert!(text.contains("disk was truncated"), "{text}");
-        assert!(
-            text.contains("has 524388 bytes instead of 1048576"),
-            "{text}"
-        );
+        assert!(text.contains("has 524388 bytes instead of 1048576"), "{text}");
     };
     truncated(export.read_at(&mut buffer, MIB / 2));
     truncated(export.read_at(&mut buffer, MIB - 4096));
@@ -190,10 +165,7 @@ fn what_is_cached_is_read_at_once() {
         assert!(read);
         assert_eq!(buffer, pattern(4096, 7));
     } else {
-        println!(
-            "the file system of {} has no RWF_NOWAIT",
-            export.path.display()
-        );
+        println!("the file system of {} has no RWF_NOWAIT", export.path.display());
         assert!(!read);
     }
 }
@@ -216,16 +188,9 @@ fn only_what_does_not_wait_is_quick() {
         write(2 << 20, false),
         write(512, false),
         Command::Flush,
-        Command::Trim {
-            offset,
-            length,
-            fua: false,
-        },
+        Command::Trim { offset, length, fua: false },
         Command::Cache { offset, length },
-        Command::Read {
-            offset,
-            length: 4096,
-        },
+        Command::Read { offset, length: 4096 },
     ];
     let export = file(&directory, MIB);
     assert!(export.is_quick(&write(4096, false)));
@@ -249,10 +214,7 @@ fn memory_starts_as_zeroes_and_keeps_its_size() {
     assert!(error.contains("has 1M and not 2M"), "{error}");
     let directory = Directory::new();
     let stranger = File::open(directory.file("x", MIB)).unwrap();
-    assert!(matches!(
-        mem::check(&stranger, MIB),
-        Err(mem::MemoryError::NotOurs)
-    ));
+    assert!(matches!(mem::check(&stranger, MIB), Err(mem::MemoryError::NotOurs)));
 }
 
 /// Runs on files with direct I/O; says why if there is none here.
@@ -277,10 +239,7 @@ fn direct_io_works_at_any_address() {
             let mut data = vec![0; length + skew];
             data[skew..].copy_from_slice(&pattern(length, skew as u8));
             export.write_at(&data[skew..], block as u64, fua).unwrap();
-            assert_eq!(
-                read(export, block as u64, length),
-                pattern(length, skew as u8)
-            );
+            assert_eq!(read(export, block as u64, length), pattern(length, skew as u8));
             let mut buffer = vec![0; length + 3];
             export.read_at(&mut buffer[3..], block as u64).unwrap();
             assert_eq!(buffer[3..], data[skew..]);

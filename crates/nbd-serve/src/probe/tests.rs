@@ -24,11 +24,7 @@ fn a_file_is_a_writable_device_of_its_size() {
         cache: true,
         ..Capabilities::default()
     };
-    let expected = Geometry {
-        size: 10 << 20,
-        block_size: 512,
-        capabilities,
-    };
+    let expected = Geometry { size: 10 << 20, block_size: 512, capabilities };
     assert_eq!(found.geometry, expected);
     assert!(found.notes.is_empty(), "{:?}", found.notes);
 }
@@ -37,11 +33,7 @@ fn a_file_is_a_writable_device_of_its_size() {
 fn read_only_promises_nothing_else() {
     let directory = Directory::new();
     let found = probe(&spec(&directory.file("disk", 4096), ",ro")).unwrap();
-    let capabilities = Capabilities {
-        read_only: true,
-        cache: true,
-        ..Capabilities::default()
-    };
+    let capabilities = Capabilities { read_only: true, cache: true, ..Capabilities::default() };
     assert_eq!(found.geometry.capabilities, capabilities);
 }
 
@@ -52,11 +44,7 @@ fn a_tail_shorter_than_a_block_is_left_out_and_mentioned() {
     for (options, size, tail) in [("", 4608, "488"), (",block=4096", 4096, "1000")] {
         let found = probe(&spec(&path, options)).unwrap();
         assert_eq!(found.geometry.size, size);
-        assert!(
-            found.notes[0].contains(&format!("last {tail} bytes")),
-            "{:?}",
-            found.notes
-        );
+        assert!(found.notes[0].contains(&format!("last {tail} bytes")), "{:?}", found.notes);
     }
 }
 
@@ -88,13 +76,7 @@ fn direct_io_has_the_file_s_block_size_or_a_larger_one() {
         let complaint = complaint(&spec(&path, ",direct,block=512"));
         assert!(complaint.contains("leave out `block=512`"), "{complaint}");
     }
-    assert_eq!(
-        probe(&spec(&path, ",direct,block=4096"))
-            .unwrap()
-            .geometry
-            .block_size,
-        4096
-    );
+    assert_eq!(probe(&spec(&path, ",direct,block=4096")).unwrap().geometry.block_size, 4096);
 }
 
 #[test]
@@ -124,33 +106,15 @@ fn what_cannot_be_served_is_named() {
     let socket = directory.path("socket");
     let _listener = UnixListener::bind(&socket).unwrap();
     for (text, cause) in [
-        (
-            spec(&std::env::temp_dir(), ""),
-            "is a directory: only files",
-        ),
+        (spec(&std::env::temp_dir(), ""), "is a directory: only files"),
         (spec(&fifo, ""), "is a named pipe: only files"),
         (spec(&socket, ""), "is a socket: only files"),
         ("file:/dev/null".into(), "is a character device: only files"),
-        (
-            spec(&directory.file("empty", 0), ""),
-            "is empty: give it a size",
-        ),
-        (
-            spec(&directory.file("tiny", 511), ""),
-            "has 511 bytes, less than one block of 512",
-        ),
-        (
-            spec(&directory.path("none"), ""),
-            "there is no such file; `create=SIZE` makes one",
-        ),
-        (
-            spec(&directory.path("none,rofl"), ""),
-            "(and `rofl`, if that was meant as an option",
-        ),
-        (
-            spec(&directory.file("disk", 4096), "/x"),
-            "cannot examine it: Not a directory",
-        ),
+        (spec(&directory.file("empty", 0), ""), "is empty: give it a size"),
+        (spec(&directory.file("tiny", 511), ""), "has 511 bytes, less than one block of 512"),
+        (spec(&directory.path("none"), ""), "there is no such file; `create=SIZE` makes one"),
+        (spec(&directory.path("none,rofl"), ""), "(and `rofl`, if that was meant as an option"),
+        (spec(&directory.file("disk", 4096), "/x"), "cannot examine it: Not a directory"),
         (
             spec(&directory.file("old", 4096), ",create=1M"),
             "exists and has 4096 bytes instead of the 1048576 of `create=1M`",
@@ -180,10 +144,6 @@ fn a_file_that_cannot_be_written_to_can_be_served_read_only() {
         probe(&spec(&path, ",ro")).unwrap();
         return;
     };
-    assert!(
-        complaint(&text).contains("add the option `ro`"),
-        "{}",
-        complaint(&text)
-    );
+    assert!(complaint(&text).contains("add the option `ro`"), "{}", complaint(&text));
     probe(&format!("{text},ro")).unwrap();
 }

@@ -10,18 +10,11 @@ pub(crate) enum SpecError {
     #[error("does not say what it is: {}", with_scheme(.0))]
     NoScheme(String),
     #[error("there is no export `{scheme}:`; {}", schemes(*.similar))]
-    UnknownScheme {
-        scheme: String,
-        similar: Option<&'static str>,
-    },
+    UnknownScheme { scheme: String, similar: Option<&'static str> },
     #[error("the path is missing: write file:PATH, like file:disk.img")]
     NoPath,
     #[error("unknown option `{option}`; {}", options(*.similar, .scheme))]
-    UnknownOption {
-        option: String,
-        scheme: &'static str,
-        similar: Option<&'static str>,
-    },
+    UnknownOption { option: String, scheme: &'static str, similar: Option<&'static str> },
     #[error("there is no option `rw`: leave it out, a device is writable unless `ro` is given")]
     Writable,
     #[error("the option `{0}` is given twice")]
@@ -31,10 +24,7 @@ pub(crate) enum SpecError {
     #[error("`block={0}` is not a block size: write 512, 1024, 2048 or 4096")]
     BadBlock(String),
     #[error("{option}")]
-    BadSize {
-        option: &'static str,
-        source: SizeError,
-    },
+    BadSize { option: &'static str, source: SizeError },
     #[error(
         "the size {} is not a multiple of the block size {block}: choose another size, or a \
          smaller block with block=BYTES",

@@ -20,35 +20,15 @@ fn complaint(text: &str) -> String {
 
 #[test]
 fn files_and_their_options() {
-    let plain = |path: &str| FileSpec {
-        path: path.into(),
-        ..FileSpec::default()
-    };
+    let plain = |path: &str| FileSpec { path: path.into(), ..FileSpec::default() };
     for (text, expected) in [
         ("file:disk.img", plain("disk.img")),
         ("file:/dev/sdb", plain("/dev/sdb")),
-        (
-            "file:a,ro",
-            FileSpec {
-                read_only: true,
-                ..plain("a")
-            },
-        ),
-        (
-            "file:a,direct,block=4096",
-            FileSpec {
-                direct: true,
-                block: Some(4096),
-                ..plain("a")
-            },
-        ),
+        ("file:a,ro", FileSpec { read_only: true, ..plain("a") }),
+        ("file:a,direct,block=4096", FileSpec { direct: true, block: Some(4096), ..plain("a") }),
         (
             "file:a,block=1K,create=10M",
-            FileSpec {
-                create: Some(10 << 20),
-                block: Some(1024),
-                ..plain("a")
-            },
+            FileSpec { create: Some(10 << 20), block: Some(1024), ..plain("a") },
         ),
     ] {
         assert_eq!(file(text), expected, "{text}");
@@ -59,14 +39,8 @@ fn files_and_their_options() {
 fn memory() {
     let block = 4096;
     let size = 1 << 30;
-    assert_eq!(
-        parse("mem:1G,block=4096"),
-        Ok(Spec::Memory(MemorySpec { size, block }))
-    );
-    assert_eq!(
-        parse("mem:1G"),
-        Ok(Spec::Memory(MemorySpec { size, block: 512 }))
-    );
+    assert_eq!(parse("mem:1G,block=4096"), Ok(Spec::Memory(MemorySpec { size, block })));
+    assert_eq!(parse("mem:1G"), Ok(Spec::Memory(MemorySpec { size, block: 512 })));
 }
 
 #[test]
@@ -99,10 +73,7 @@ fn a_bare_path_is_told_how_to_be_written() {
     for (text, way_out) in [
         ("disk.img", "write file:disk.img to"),
         ("/dev/sdb", "write file:/dev/sdb to"),
-        (
-            "/dev/disk/by-path/pci-0000:00",
-            "write file:/dev/disk/by-path/pci-0000:00 to",
-        ),
+        ("/dev/disk/by-path/pci-0000:00", "write file:/dev/disk/by-path/pci-0000:00 to"),
         ("./a:b", "write file:./a:b to"),
         ("64M", "write mem:64M to"),
         ("", "write file: to"),
@@ -148,14 +119,8 @@ fn wrong_values_are_named() {
         ("file:a,create=1.5G", "create=SIZE: `1.5G` is not a size"),
         ("file:a,create=9E", "create=SIZE: `9E` is more than"),
         ("file:a,create=0", "create=SIZE: a size of 0"),
-        (
-            "file:a,create=1000",
-            "1000 is not a multiple of the block size 512",
-        ),
-        (
-            "file:a,direct,create=512",
-            "512 is not a multiple of the block size 4096",
-        ),
+        ("file:a,create=1000", "1000 is not a multiple of the block size 512"),
+        ("file:a,direct,create=512", "512 is not a multiple of the block size 4096"),
         ("file:a,create=1M,ro", "`create` and `ro`"),
         ("file:a,block=513", "`block=513` is not a block size"),
         ("file:a,block", "`block=` is not a block size"),
@@ -163,16 +128,9 @@ fn wrong_values_are_named() {
         ("mem:", "mem:SIZE: the size is missing"),
         ("mem:ten", "mem:SIZE: `ten` is not a size"),
         ("mem:513", "513 is not a multiple of the block size 512"),
-        (
-            "mem:512,block=4096",
-            "512 is not a multiple of the block size 4096",
-        ),
+        ("mem:512,block=4096", "512 is not a multiple of the block size 4096"),
     ] {
-        assert!(
-            complaint(text).contains(cause),
-            "{text}: {}",
-            complaint(text)
-        );
+        assert!(complaint(text).contains(cause), "{text}: {}", complaint(text));
     }
 }
 

@@ -15,10 +15,7 @@ struct Loop(String);
 impl Loop {
     /// Says why, if there is none to be had.
     fn new(backing: &Path) -> Option<Self> {
-        let setup = Command::new("losetup")
-            .args(["--find", "--show"])
-            .arg(backing)
-            .output();
+        let setup = Command::new("losetup").args(["--find", "--show"]).arg(backing).output();
         match setup {
             Ok(output) if output.status.success() => {
                 let name = String::from_utf8(output.stdout).unwrap();
@@ -55,11 +52,7 @@ fn a_block_device_is_served_like_a_file() {
         let mut holder = Holder::new();
         let server = holder.serve(&format!("file:{}{options}", device.0));
         holder.write(65536, &[0x5a; 65536]);
-        for command in [
-            CommandType::FLUSH,
-            CommandType::TRIM,
-            CommandType::WRITE_ZEROES,
-        ] {
+        for command in [CommandType::FLUSH, CommandType::TRIM, CommandType::WRITE_ZEROES] {
             let (offset, length) = match command {
                 CommandType::FLUSH => (0, 0),
                 _ => (65536, 4096),
@@ -94,10 +87,7 @@ fn a_device_in_use_is_refused_and_one_that_is_served_cannot_be_mounted() {
     let spec = format!("file:{}", device.0);
     let mounted = device.open_exclusively().unwrap();
     let complaint = Holder::new().serve_in_vain(&spec);
-    assert!(
-        complaint.contains("is in use: it is mounted"),
-        "{complaint}"
-    );
+    assert!(complaint.contains("is in use: it is mounted"), "{complaint}");
     let mut reader = Holder::new();
     reader.serve(&format!("{spec},ro")).kill();
     drop((reader, mounted));

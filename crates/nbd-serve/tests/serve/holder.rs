@@ -138,17 +138,11 @@ impl Holder {
             ring: self.layout.ring,
             transmit: self.layout.transmit,
             max_payload: self.layout.max_payload,
-            keepsakes: self
-                .keepsakes
-                .iter()
-                .map(|(name, _)| name.clone())
-                .collect(),
+            keepsakes: self.keepsakes.iter().map(|(name, _)| name.clone()).collect(),
         };
         let mut descriptors: Vec<BorrowedFd<'_>> = vec![self.ledger.as_fd(), self.lane.as_fd()];
         descriptors.extend(self.keepsakes.iter().map(|(_, kept)| kept.as_fd()));
-        channel
-            .send(&FromHolder::Grant(grant), &descriptors)
-            .unwrap();
+        channel.send(&FromHolder::Grant(grant), &descriptors).unwrap();
         loop {
             let received = channel.receive_within(PATIENCE).unwrap();
             match received.message {
@@ -190,19 +184,23 @@ impl Holder {
         self.keepsakes.iter().map(|(name, _)| &**name).collect()
     }
 
+    /// A file beside the sockets; see [`Directory::file`].
+    pub(crate) fn file(&self, name: &str) -> String {
+        self.directory.file(name)
+    }
+
+    /// The kernel's end of the lane, once more.
+    pub(crate) fn kernel(&self) -> UnixStream {
+        self.kernel.try_clone().unwrap()
+    }
+
     pub(crate) fn detach(mut self) {
         self.send(CommandType::DISC, 0, 0, &[]);
     }
 
     pub(crate) fn send(&mut self, command: CommandType, offset: u64, length: u32, data: &[u8]) {
         let flags = CommandFlags::NONE;
-        let request = Request {
-            flags,
-            command,
-            cookie: offset,
-            offset,
-            length,
-        };
+        let request = Request { flags, command, cookie: offset, offset, length };
         self.kernel.write_all(&request.encode()).unwrap();
         self.kernel.write_all(data).unwrap();
     }
@@ -215,13 +213,7 @@ impl Holder {
         offset: u64,
         length: u32,
     ) -> NbdError {
-        let request = Request {
-            flags,
-            command,
-            cookie: 1,
-            offset,
-            length,
-        };
+        let request = Request { flags, command, cookie: 1, offset, length };
         self.kernel.write_all(&request.encode()).unwrap();
         self.reply()
     }

@@ -28,10 +28,7 @@ fn a_request_sent_while_nobody_is_there_waits() {
     holder.send(CommandType::WRITE, 512, 512, &[9; 512]);
     let _second = holder.serve(&spec);
     assert_eq!(holder.reply(), NbdError::SUCCESS);
-    assert_eq!(
-        fs::read(directory.path("disk")).unwrap()[512..1024],
-        [9; 512]
-    );
+    assert_eq!(fs::read(directory.path("disk")).unwrap()[512..1024], [9; 512]);
 }
 
 #[test]
@@ -53,10 +50,7 @@ fn what_is_served_and_how_is_told() {
     let (hello, fate) = holder.receive();
     assert_eq!(fate, Fate::Ready { replayed: 0 });
     assert_eq!(hello.description, format!("{spec},block=4096"));
-    assert_eq!(
-        (hello.export.size, hello.export.block_size),
-        (1 << 20, 4096)
-    );
+    assert_eq!((hello.export.size, hello.export.block_size), (1 << 20, 4096));
     assert!(hello.takeover);
 }
 
@@ -69,10 +63,7 @@ fn the_lock_outlives_the_process() {
     let first = holder.serve(&spec);
     assert_eq!(holder.keepsakes(), ["file"]);
     let complaint = Holder::new().serve_in_vain(&spec);
-    assert!(
-        complaint.contains("is in use by nbd-serve (process "),
-        "{complaint}"
-    );
+    assert!(complaint.contains("is in use by nbd-serve (process "), "{complaint}");
     assert!(complaint.contains(&first.pid().to_string()), "{complaint}");
     first.kill();
     // The process that took the lock is gone; the one that has it now, this one, is named.
@@ -93,10 +84,7 @@ fn a_replaced_file_is_refused_and_the_attached_one_untouched() {
     fs::rename(directory.path("disk"), directory.path("kept")).unwrap();
     directory.file("disk");
     let complaint = holder.serve_in_vain(&spec);
-    assert!(
-        complaint.contains("disk: is not the file that was attached"),
-        "{complaint}"
-    );
+    assert!(complaint.contains("disk: is not the file that was attached"), "{complaint}");
     fs::rename(directory.path("kept"), directory.path("disk")).unwrap();
     let _server = holder.serve(&spec);
     holder.write(0, &[1; 512]);
@@ -118,10 +106,7 @@ fn a_deleted_file_with_create_is_served_on() {
     assert!(!path.exists());
     holder.detach();
     let (_, words) = second.end();
-    assert!(
-        words.contains("disk: no longer exists; the device goes on"),
-        "{words}"
-    );
+    assert!(words.contains("disk: no longer exists; the device goes on"), "{words}");
 }
 
 #[test]
@@ -136,10 +121,7 @@ fn a_device_cannot_change_what_it_is() {
         "nbd0: serves memory and not file since it was attached: detach it first"
     );
     let complaint = holder.serve_in_vain("mem:2M");
-    assert!(
-        complaint.contains("the device's memory has 1M and not 2M"),
-        "{complaint}"
-    );
+    assert!(complaint.contains("the device's memory has 1M and not 2M"), "{complaint}");
     let mut holder = Holder::new();
     holder.serve(&spec).kill();
     let complaint = holder.serve_in_vain("mem:1M");
@@ -158,12 +140,7 @@ fn a_truncated_file_answers_with_an_error_and_says_why() {
     let mut holder = Holder::new();
     let server = holder.serve(&spec);
     holder.write(1 << 19, &[5; 4096]);
-    fs::File::options()
-        .write(true)
-        .open(directory.path("disk"))
-        .unwrap()
-        .set_len(4096)
-        .unwrap();
+    fs::File::options().write(true).open(directory.path("disk")).unwrap().set_len(4096).unwrap();
     holder.send(CommandType::READ, 1 << 19, 4096, &[]);
     assert_eq!(holder.reply(), NbdError::EIO);
     holder.send(CommandType::WRITE, 1 << 19, 512, &[5; 512]);
@@ -171,8 +148,5 @@ fn a_truncated_file_answers_with_an_error_and_says_why() {
     assert_eq!(holder.read(0, 4096), [0; 4096]);
     holder.detach();
     let (_, words) = server.end();
-    assert!(
-        words.contains("disk was truncated while it was served"),
-        "{words}"
-    );
+    assert!(words.contains("disk was truncated while it was served"), "{words}");
 }

@@ -5,6 +5,7 @@
 //! | `holder` | a scripted holder and kernel, in place of the real ones |
 //! | `device` | block devices; needs root and a free loop device |
 //! | `usage` | arguments, messages, exit codes |
+//! | `soak` | a server killed again and again under a verified load |
 //! | `lives` | one backend after the other on one device: keepsakes, locks, takeovers |
 
 #![allow(clippy::unwrap_used, reason = "all of it is tests")]
@@ -12,4 +13,5 @@
 mod device;
 mod holder;
 mod lives;
+mod soak;
 mod usage;

@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use nbd_control::Channel;
-use nbd_control::backend::{FromBackend, HOLDER_FD};
+use nbd_control::backend::{EXPORT_VARIABLE, FromBackend, HOLDER_FD};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 
 use crate::holder::{Directory, PROGRAM};
@@ -32,40 +32,19 @@ fn wrong_arguments_are_named_once_and_exit_with_2() {
     let disk = directory.file("disk");
     for (arguments, words) in [
         (&[] as &[&str], "required arguments were not provided"),
-        (
-            &["--jion", "nbd0", &disk],
-            "unexpected argument '--jion' found",
-        ),
+        (&["--jion", "nbd0", &disk], "unexpected argument '--jion' found"),
         (&["--join"], "a value is required for '--join <DEVICE>'"),
         (&[&disk, &disk], "unexpected argument"),
-        (
-            &["disk.img"],
-            "disk.img: does not say what it is: write file:disk.img to serve",
-        ),
-        (
-            &["flie:disk.img"],
-            "flie:disk.img: there is no export `flie:`; did you mean `file:`?",
-        ),
-        (
-            &["file:a,dierct"],
-            "unknown option `dierct`; did you mean `direct`?",
-        ),
-        (
-            &["mem:12Q"],
-            "mem:12Q: mem:SIZE: `12Q` is not a size: write a whole number",
-        ),
+        (&["disk.img"], "disk.img: does not say what it is: write file:disk.img to serve"),
+        (&["flie:disk.img"], "flie:disk.img: there is no export `flie:`; did you mean `file:`?"),
+        (&["file:a,dierct"], "unknown option `dierct`; did you mean `direct`?"),
+        (&["mem:12Q"], "mem:12Q: mem:SIZE: `12Q` is not a size: write a whole number"),
         (
             &[&disk],
             "no device to serve: start this program with `nbd-ctl attach -- nbd-serve file:",
         ),
-        (
-            &["--join", "sda", &disk],
-            "sda is not the name of an NBD device (like nbd0)",
-        ),
-        (
-            &["--print-geometry", "--takeover", &disk],
-            "cannot be used with",
-        ),
+        (&["--join", "sda", &disk], "sda is not the name of an NBD device (like nbd0)"),
+        (&["--print-geometry", "--takeover", &disk], "cannot be used with"),
     ] {
         let (code, stdout, stderr) = run(arguments);
         assert_eq!((code, &*stdout), (2, ""), "{arguments:?}: {stderr}");
@@ -86,10 +65,7 @@ fn failures_name_their_object_and_exit_with_1() {
         ),
         (&["--print-geometry", &none], "none: there is no such file"),
         (&["--join", "nbd7", &none], "none: there is no such file"),
-        (
-            &["--join", "/dev/nbd7", &disk],
-            "cannot reach the holder at /nonexistent/nbd7.join",
-        ),
+        (&["--join", "/dev/nbd7", &disk], "cannot reach the holder at /nonexistent/nbd7.join"),
     ] {
         let (code, stdout, stderr) = run(arguments);
         assert_eq!((code, &*stdout), (1, ""), "{arguments:?}: {stderr}");
@@ -103,10 +79,7 @@ fn failures_name_their_object_and_exit_with_1() {
 fn help_has_examples() {
     let (code, stdout, stderr) = run(&["--help"]);
     assert_eq!((code, &*stderr), (0, ""));
-    for words in [
-        "nbd-ctl attach -- nbd-serve file:disk.img",
-        "gdb --args nbd-serve --join nbd0",
-    ] {
+    for words in ["nbd-ctl attach -- nbd-serve file:disk.img", "gdb --args nbd-serve --join nbd0"] {
         assert!(stdout.contains(words), "{stdout}");
     }
     let (code, stdout, _) = run(&["--version"]);
@@ -126,10 +99,8 @@ fn the_geometry_is_printed_for_scripts() {
     assert_eq!(shape["description"], spec);
     // Nothing is made by looking.
     let new = directory.path("new");
-    let (code, stdout, _) = run(&[
-        "--print-geometry",
-        &format!("file:{},create=1M", new.display()),
-    ]);
+    let (code, stdout, _) =
+        run(&["--print-geometry", &format!("file:{},create=1M", new.display())]);
     assert_eq!(code, 0);
     assert!(stdout.contains("\"size\":1048576"), "{stdout}");
     assert!(!new.exists());
@@ -160,12 +131,32 @@ fn a_holder_that_started_it_hears_why_it_fails() {
         assert!(!damaged);
         assert_eq!(child.wait().unwrap().code(), Some(code));
         let mut stderr = String::new();
-        child
-            .stderr
-            .take()
-            .unwrap()
-            .read_to_string(&mut stderr)
-            .unwrap();
+        child.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
         assert_eq!(stderr, format!("nbd-serve: {reason}\n"));
     }
+}
+
+#[test]
+fn a_file_that_has_grown_is_served_in_its_attached_size() {
+    let directory = Directory::new();
+    let spec = directory.file("grown");
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let theirs = OwnedFd::from(theirs);
+    let mut channel = Channel::new(ours).unwrap();
+    fcntl(&theirs, FcntlArg::F_SETFD(FdFlag::empty())).unwrap();
+    let mut child = Command::new(PROGRAM)
+        .arg(spec)
+        .env(HOLDER_FD, theirs.as_raw_fd().to_string())
+        .env(EXPORT_VARIABLE, "524288:512:0")
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    drop(theirs);
+    let received = channel.receive_within(Duration::from_secs(20)).unwrap();
+    let FromBackend::Hello(hello) = received.message else {
+        panic!("{received:?}");
+    };
+    assert_eq!(hello.export.size, 524_288);
+    drop(channel);
+    child.wait().unwrap();
 }

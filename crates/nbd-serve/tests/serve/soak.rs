@@ -1,0 +1,238 @@
+//! The whole engine, lanes' threads and workers, killed at random moments under a verified load.
+//!
+//! The other end is as strict as the kernel: a reply that it does not expect, or a second one,
+//! fails the test. `NBD_SOAK_KILLS` makes it longer, `NBD_SOAK_SEED` repeats the load of a run.
+
+use std::collections::HashMap;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
+
+use nbd_proto::{CommandFlags, CommandType, NbdError, Request, SimpleReply};
+
+use crate::holder::Holder;
+
+const BLOCK: usize = 4096;
+const BLOCKS: u64 = 256;
+const DEPTH: usize = 16;
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A small generator of numbers that can be repeated (splitmix64).
+struct Numbers(u64);
+
+impl Numbers {
+    fn next(&mut self, below: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (mixed ^ mixed >> 31) % below
+    }
+}
+
+fn setting(name: &str, otherwise: u64) -> u64 {
+    std::env::var(name).map_or(otherwise, |text| text.parse().expect("a number"))
+}
+
+/// What is expected of the device.
+#[derive(Default)]
+struct Expected {
+    /// Sent and not answered, by cookie. At most one of them touches a block.
+    pending: HashMap<u64, Operation>,
+    /// What was last written to each block; `None` after a trim, when it may read as anything.
+    blocks: HashMap<u64, Option<u64>>,
+    answered: u64,
+    /// The export offers flush and FUA.
+    flushes: bool,
+    over: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Operation {
+    Read(u64),
+    Write(u64, u64),
+    Trim(u64),
+    Flush,
+}
+
+impl Operation {
+    fn block(self) -> Option<u64> {
+        match self {
+            Self::Read(block) | Self::Write(block, _) | Self::Trim(block) => Some(block),
+            Self::Flush => None,
+        }
+    }
+
+    fn request(self, cookie: u64, fua: bool) -> Request {
+        let (command, length) = match self {
+            Self::Read(_) => (CommandType::READ, BLOCK as u32),
+            Self::Write(..) => (CommandType::WRITE, BLOCK as u32),
+            Self::Trim(_) => (CommandType::TRIM, BLOCK as u32),
+            Self::Flush => (CommandType::FLUSH, 0),
+        };
+        let flags = match self {
+            // Some writes must be durable, which workers do and not the lane's thread.
+            Self::Write(_, content) if fua && content % 8 == 0 => CommandFlags::FUA,
+            _ => CommandFlags::NONE,
+        };
+        let offset = self.block().unwrap_or(0) * BLOCK as u64;
+        Request { flags, command, cookie, offset, length }
+    }
+}
+
+#[derive(Clone, Default)]
+struct Kernel(Arc<(Mutex<Expected>, Condvar)>);
+
+impl Kernel {
+    fn expected(&self) -> std::sync::MutexGuard<'_, Expected> {
+        self.0.0.lock().unwrap()
+    }
+
+    /// Sends requests, as many at a time as the driver might, until the test is over.
+    fn send(&self, mut socket: UnixStream, mut numbers: Numbers) {
+        for cookie in 1.. {
+            let (operation, fua) = {
+                let mut expected = self.expected();
+                while expected.pending.len() >= DEPTH && !expected.over {
+                    expected = self.0.1.wait(expected).unwrap();
+                }
+                if expected.over {
+                    return;
+                }
+                let operation = choose(&mut numbers, &expected, cookie);
+                expected.pending.insert(cookie, operation);
+                (operation, expected.flushes)
+            };
+            let mut bytes = operation.request(cookie, fua).encode().to_vec();
+            if let Operation::Write(_, content) = operation {
+                bytes.extend_from_slice(&content.to_le_bytes().repeat(BLOCK / 8));
+            }
+            socket.write_all(&bytes).unwrap();
+        }
+    }
+
+    /// Checks every reply until the test is over.
+    fn receive(&self, mut socket: UnixStream) {
+        loop {
+            let mut header = [0; SimpleReply::LEN];
+            if let Err(error) = socket.read_exact(&mut header) {
+                // The end of the test closes the socket, when nothing is waited for any more.
+                assert!(self.expected().over, "no reply: {error}");
+                return;
+            }
+            let reply = SimpleReply::decode(&header).expect("a reply");
+            let operation = self.expected().pending.get(&reply.cookie).copied();
+            let operation = operation.expect("a reply to a request that waits for one");
+            assert_eq!(reply.error, NbdError::SUCCESS, "{operation:?}");
+            let mut data = [0; BLOCK];
+            if matches!(operation, Operation::Read(_)) {
+                socket.read_exact(&mut data).unwrap();
+            }
+            let mut expected = self.expected();
+            expected.pending.remove(&reply.cookie);
+            expected.answered += 1;
+            expected.settle(operation, &data);
+            self.0.1.notify_all();
+        }
+    }
+}
+
+fn choose(numbers: &mut Numbers, expected: &Expected, cookie: u64) -> Operation {
+    loop {
+        let block = numbers.next(BLOCKS);
+        let busy = |operation: &Operation| operation.block() == Some(block);
+        if expected.pending.values().any(busy) {
+            continue;
+        }
+        return match numbers.next(20) {
+            0 if expected.flushes => Operation::Flush,
+            1 => Operation::Trim(block),
+            2..10 => Operation::Write(block, cookie),
+            _ => Operation::Read(block),
+        };
+    }
+}
+
+impl Expected {
+    fn settle(&mut self, operation: Operation, data: &[u8]) {
+        match operation {
+            Operation::Write(block, content) => {
+                self.blocks.insert(block, Some(content));
+            }
+            Operation::Trim(block) => {
+                self.blocks.insert(block, None);
+            }
+            Operation::Read(block) => {
+                let content = self.blocks.get(&block).copied().unwrap_or(Some(0));
+                if let Some(content) = content {
+                    let right = data.chunks(8).all(|word| word == content.to_le_bytes());
+                    assert!(right, "block {block} does not hold what was written");
+                }
+            }
+            Operation::Flush => {}
+        }
+    }
+}
+
+#[test]
+fn nothing_is_lost_or_answered_twice_however_often_the_server_is_killed() {
+    let kills = setting("NBD_SOAK_KILLS", 100);
+    let seed = setting("NBD_SOAK_SEED", u64::from(std::process::id()));
+    eprintln!("NBD_SOAK_SEED={seed}");
+    for spec in ["mem:1M", "file"] {
+        soak(spec, kills, seed);
+    }
+}
+
+fn soak(spec: &str, kills: u64, seed: u64) {
+    let mut holder = Holder::new();
+    let spec = match spec {
+        "file" => holder.file("disk"),
+        memory => memory.to_owned(),
+    };
+    let socket = holder.kernel();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    let kernel = Kernel::default();
+    kernel.expected().flushes = spec.starts_with("file:");
+    let mut server = holder.serve(&spec);
+    let threads = {
+        let (sender, receiver) = (kernel.clone(), kernel.clone());
+        let (out, back) = (socket.try_clone().unwrap(), socket);
+        let numbers = Numbers(seed);
+        [
+            std::thread::spawn(move || sender.send(out, numbers)),
+            std::thread::spawn(move || receiver.receive(back)),
+        ]
+    };
+    let mut numbers = Numbers(!seed);
+    for _ in 0..kills {
+        // A moment to be killed in: any will do, so nothing depends on its length.
+        std::thread::sleep(Duration::from_micros(numbers.next(5000)));
+        server.kill();
+        server = holder.serve(&spec);
+    }
+    finish(&kernel, &holder.kernel(), threads);
+    let answered = kernel.expected().answered;
+    eprintln!("{spec}: {kills} kills, {answered} requests");
+    assert!(answered > kills, "nothing was served between the kills");
+    drop(server);
+}
+
+/// Every request that was sent must be answered, with nobody killed any more.
+fn finish(kernel: &Kernel, socket: &UnixStream, threads: [std::thread::JoinHandle<()>; 2]) {
+    kernel.expected().over = true;
+    kernel.0.1.notify_all();
+    let deadline = Instant::now() + PATIENCE;
+    while !kernel.expected().pending.is_empty()
+        && !threads[1].is_finished()
+        && Instant::now() < deadline
+    {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let left: Vec<_> = kernel.expected().pending.values().copied().collect();
+    assert!(left.is_empty(), "never answered: {left:?}");
+    socket.shutdown(std::net::Shutdown::Both).unwrap();
+    for thread in threads {
+        thread.join().unwrap();
+    }
+}
