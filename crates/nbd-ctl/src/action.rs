@@ -88,6 +88,11 @@ fn check_attach(arguments: AttachArguments) -> Result<Attach, Error> {
     add("--restart-limit", arguments.restart_limit.map(|n| n.to_string()));
     add("--user", arguments.user);
     add("--ready-timeout", arguments.ready_timeout.map(|n| n.to_string()));
+    // Not for a backend of the user's own: it may be a script that is edited while it is served,
+    // and a spare would be what it was before.
+    if arguments.spec.is_some() && !arguments.no_spare {
+        options.push("--warm-spare".into());
+    }
     Ok(Attach { device, options, program: backend(arguments.spec, arguments.program)? })
 }
 

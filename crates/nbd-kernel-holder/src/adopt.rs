@@ -107,6 +107,7 @@ fn settings_of(state: &State) -> Result<Settings, Failure> {
         },
         restart_limit: state.restart_limit,
         program: state.program.clone(),
+        warm_spare: state.warm_spare,
         user,
         lanes: state.lanes,
         patience: Some(PATIENCE),

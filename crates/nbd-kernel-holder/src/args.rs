@@ -34,6 +34,9 @@ pub(crate) struct Args {
     /// Give up after so many failures in a row without an answered request
     #[arg(long, value_name = "N", default_value_t = 10)]
     pub(crate) restart_limit: u32,
+    /// Keep a second backend started, which takes over the moment the first one is lost
+    #[arg(long)]
+    pub(crate) warm_spare: bool,
     /// Run backends as this user
     #[arg(long, value_name = "USER")]
     pub(crate) user: Option<String>,

@@ -306,6 +306,7 @@ impl Holder {
         let progressed =
             header.is_some_and(|header| header.first_answer_at.load(Ordering::Relaxed) != 0);
         let clean = ending == peers::Ending::Exited(0);
+        self.drop_old_spare();
         self.apply(&Event::OwnerDead { clean, progressed });
     }
 

@@ -19,6 +19,7 @@ use nbd_control::registry::{Registry, State};
 use nbd_ledger::{Inspector, Layout};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::stat::{Mode, umask};
 use nix::unistd::{Gid, Uid};
 
 use crate::args::{KernelApi, RestartWhen};
@@ -33,6 +34,8 @@ use crate::system::Process;
 
 /// How often a dying process is looked at.
 const FENCE_TICK: Duration = Duration::from_millis(2);
+/// How long after a backend is ready its spare is started.
+const SPARE_PAUSE: Duration = Duration::from_millis(100);
 /// How long a backend that closed its connection is expected to be dying.
 const DYING: Duration = Duration::from_secs(2);
 
@@ -43,6 +46,7 @@ pub(crate) struct Settings {
     pub(crate) restart: RestartWhen,
     pub(crate) restart_limit: u32,
     pub(crate) program: Vec<String>,
+    pub(crate) warm_spare: bool,
     pub(crate) user: Option<(String, Uid, Gid)>,
     pub(crate) lanes: u32,
     pub(crate) patience: Option<Duration>,
@@ -89,6 +93,8 @@ pub(crate) struct Holder {
     pub(crate) loss: Option<Loss>,
     pub(crate) first_seen: FirstSeen,
     pub(crate) due: Option<Instant>,
+    /// When the spare may be started: not while its elder sibling needs the processor.
+    pub(crate) spare_due: Option<Instant>,
     me: ProcessId,
     next_id: u64,
 }
@@ -117,8 +123,12 @@ impl Holder {
         device: Device,
     ) -> std::io::Result<Self> {
         let has_program = !settings.program.is_empty();
+        let mut supervisor = Supervisor::new(settings.restart, settings.restart_limit, has_program);
+        if settings.warm_spare {
+            supervisor.keep_spare();
+        }
         Ok(Self {
-            supervisor: Supervisor::new(settings.restart, settings.restart_limit, has_program),
+            supervisor,
             layout: Layout::with_lanes(settings.lanes),
             signals: Signals::new()?,
             registry,
@@ -153,6 +163,7 @@ impl Holder {
             loss: None,
             first_seen: FirstSeen::new(),
             due: None,
+            spare_due: None,
             me: ProcessId::of(nix::unistd::getpid().as_raw())
                 .ok_or(std::io::Error::other("/proc is not mounted"))?,
             next_id: 0,
@@ -223,8 +234,9 @@ impl Holder {
     pub(crate) fn pump(&mut self, limit: Option<Duration>) {
         let now = Instant::now();
         let due = self.due.map(|due| due.saturating_duration_since(now));
+        let spare = self.spare_due.map(|due| due.saturating_duration_since(now));
         let fence = self.fence_awaited().then_some(FENCE_TICK);
-        let wait = [limit, due, fence].into_iter().flatten().min();
+        let wait = [limit, due, spare, fence].into_iter().flatten().min();
         for source in self.wait(wait) {
             self.handle(source);
         }
@@ -236,6 +248,41 @@ impl Holder {
             self.apply(&Event::Due);
         }
         self.drop_overdue_program();
+        self.tend_spare();
+    }
+
+    /// Starts a spare when one is wanted, a little later than that.
+    fn tend_spare(&mut self) {
+        if !self.supervisor.wants_spare() {
+            self.spare_due = None;
+            return;
+        }
+        let due = *self.spare_due.get_or_insert_with(|| Instant::now() + SPARE_PAUSE);
+        if Instant::now() >= due {
+            self.spare_due = None;
+            self.start_spare();
+        }
+    }
+
+    fn start_spare(&mut self) {
+        let program = self.settings.program.clone();
+        match self.launch(&program) {
+            Ok(id) => self.supervisor.started_spare(id),
+            Err(error) => {
+                self.log(&format!("cannot start a spare backend: {error}"));
+                self.supervisor.lose_spare();
+            }
+        }
+    }
+
+    /// A spare of an older build than the program is now must not be used.
+    pub(crate) fn drop_old_spare(&mut self) {
+        let Some(id) = self.supervisor.spare() else { return };
+        let now = program::stamp(&self.settings.program);
+        if self.peers.get(&id).is_none_or(|peer| peer.stamp != now) {
+            self.supervisor.lose_spare();
+            self.drop_peer(id);
+        }
     }
 
     fn wait(&self, limit: Option<Duration>) -> Vec<Source> {
@@ -407,14 +454,9 @@ impl Holder {
     }
 
     pub(crate) fn start_program(&mut self) {
-        let program = self.replacing.as_ref().unwrap_or(&self.settings.program);
-        let user = self.settings.user.as_ref().map(|(_, uid, gid)| (*uid, *gid));
-        match program::start(program, user, self.export, &self.registry.log(self.device.index)) {
-            Ok(started) => {
-                let id = self.next_id();
-                self.supervisor.started(id);
-                self.peers.insert(id, Peer::new(Some(started.channel), Some(started.process)));
-            }
+        let program = self.replacing.clone().unwrap_or_else(|| self.settings.program.clone());
+        match self.launch(&program) {
+            Ok(id) => self.supervisor.started(id),
             Err(error) => {
                 let name = program.first().cloned().unwrap_or_default();
                 self.last_failure = format!("cannot start {name}: {error}");
@@ -422,6 +464,19 @@ impl Holder {
                 self.apply(&Event::StartFailed);
             }
         }
+    }
+
+    /// Starts a program as a new peer.
+    fn launch(&mut self, program: &[String]) -> std::io::Result<PeerId> {
+        let user = self.settings.user.as_ref().map(|(_, uid, gid)| (*uid, *gid));
+        let stamp = program::stamp(program);
+        let log = self.registry.log(self.device.index);
+        let started = program::start(program, user, self.export, &log)?;
+        let id = self.next_id();
+        let mut peer = Peer::new(Some(started.channel), Some(started.process));
+        peer.stamp = stamp;
+        self.peers.insert(id, peer);
+        Ok(id)
     }
 
     /// Forgets a peer; its process, if it is one of ours, is killed and reaped in time.
@@ -481,6 +536,7 @@ impl Holder {
             user: self.settings.user.as_ref().map(|(name, _, _)| name.clone()),
             restart: self.settings.restart.name().into(),
             restart_limit: self.settings.restart_limit,
+            warm_spare: self.settings.warm_spare,
             io_timeout: self.io_timeout,
             restarts: self.supervisor.restarts(),
         };
@@ -540,10 +596,13 @@ pub(crate) fn listen(
     path: &std::path::Path,
     owner: Option<(Uid, Gid)>,
 ) -> std::io::Result<UnixListener> {
-    use std::os::unix::fs::PermissionsExt;
     let _ = std::fs::remove_file(path);
-    let listener = UnixListener::bind(path)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    // From its first moment on nobody else may connect. Nothing else runs in this process that
+    // the mask could surprise.
+    let before = umask(Mode::from_bits_truncate(0o177));
+    let listener = UnixListener::bind(path);
+    umask(before);
+    let listener = listener?;
     if let Some((uid, gid)) = owner {
         std::os::unix::fs::chown(path, Some(uid.as_raw()), Some(gid.as_raw()))?;
     }

@@ -149,6 +149,7 @@ fn validate(args: &Args) -> Result<Settings, Failure> {
         restart: args.restart,
         restart_limit: args.restart_limit,
         program: args.program.clone(),
+        warm_spare: args.warm_spare,
         user,
         lanes: args.lanes.unwrap_or(cpus.min(4) as u32),
         patience: args.patience(),

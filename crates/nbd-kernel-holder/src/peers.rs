@@ -8,6 +8,7 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use std::time::{Duration, Instant};
 
+use crate::program::Stamp;
 use crate::system::Process;
 
 /// A connection of a backend, and the process behind it.
@@ -26,6 +27,8 @@ pub(crate) struct Peer {
     pub(crate) last_words: Option<String>,
     pub(crate) replayed: Option<u32>,
     pub(crate) since: Instant,
+    /// Which build of its program it is.
+    pub(crate) stamp: Option<Stamp>,
 }
 
 /// How a process ended.
@@ -60,6 +63,7 @@ impl Peer {
             last_words: None,
             replayed: None,
             since: Instant::now(),
+            stamp: None,
         }
     }
 

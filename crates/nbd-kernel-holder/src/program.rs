@@ -3,6 +3,7 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -21,6 +22,15 @@ const LONG_LOG: u64 = 1 << 20;
 pub(crate) struct Started {
     pub(crate) process: Process,
     pub(crate) channel: Channel,
+}
+
+/// Tells builds of a program apart: device, inode, and time of the last change.
+pub(crate) type Stamp = (u64, u64, i64, i64);
+
+/// The stamp of a program's file as it is now.
+pub(crate) fn stamp(program: &[String]) -> Option<Stamp> {
+    let meta = std::fs::metadata(program.first()?).ok()?;
+    Some((meta.dev(), meta.ino(), meta.mtime(), meta.mtime_nsec()))
 }
 
 /// The ids of a user by name.

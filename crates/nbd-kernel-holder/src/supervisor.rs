@@ -3,6 +3,9 @@
 //! A *peer* is a connection of a process that serves or wants to: the program that the holder
 //! started, or one that joined. At most one peer owns the lanes. Another is granted them only
 //! after the owner is dead; that is the fence.
+//!
+//! A *spare* is a program that was started while the owner lives, has introduced itself, and
+//! waits: when the owner dies, nothing has to be started first.
 
 use std::time::Duration;
 
@@ -69,6 +72,15 @@ struct Owner {
     program: bool,
 }
 
+/// What a program is started for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Purpose {
+    /// To serve, now.
+    Serve,
+    /// To wait until it is needed.
+    Spare,
+}
+
 /// What the backend is doing, seen from here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Phase {
@@ -88,14 +100,21 @@ pub(crate) struct Supervisor {
     /// False until the device exists: then the first failure is the last.
     attached: bool,
     owner: Option<Owner>,
-    starting: Option<PeerId>,
+    /// A program on its way, and whether it is to replace a living owner.
+    starting: Option<(PeerId, Purpose)>,
     candidate: Option<(PeerId, bool)>,
+    /// A program that waits for the owner to die.
+    spare: Option<PeerId>,
+    keeps_spare: bool,
+    spare_failures: u32,
     due: bool,
     down: bool,
     failures: u32,
     restarts: u64,
 }
 
+/// A spare that fails so often is not tried again before the owner changes.
+const SPARE_TRIES: u32 = 2;
 /// Failures in a row double the pause from this …
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 /// … up to this.
@@ -111,6 +130,9 @@ impl Supervisor {
             owner: None,
             starting: None,
             candidate: None,
+            spare: None,
+            keeps_spare: false,
+            spare_failures: 0,
             due: false,
             down: false,
             failures: 0,
@@ -131,7 +153,38 @@ impl Supervisor {
 
     /// A program was started as this peer, on [`Action::Start`].
     pub(crate) fn started(&mut self, peer: PeerId) {
-        self.starting = Some(peer);
+        self.starting = Some((peer, Purpose::Serve));
+    }
+
+    /// From now on there shall be a spare.
+    pub(crate) fn keep_spare(&mut self) {
+        self.keeps_spare = true;
+    }
+
+    /// Whether a spare should be started; then call [`Self::started_spare`].
+    pub(crate) fn wants_spare(&self) -> bool {
+        let settled = self.owner.is_some_and(|owner| owner.ready && !owner.dying && owner.program);
+        let alone = self.starting.is_none() && self.candidate.is_none() && self.spare.is_none();
+        let willing = self.keeps_spare && self.attached && self.when != RestartWhen::Never;
+        settled && alone && willing && self.spare_failures < SPARE_TRIES
+    }
+
+    pub(crate) fn started_spare(&mut self, peer: PeerId) {
+        self.starting = Some((peer, Purpose::Spare));
+    }
+
+    /// The spare could not be started, or is of an older build than the program is now.
+    pub(crate) fn lose_spare(&mut self) -> Option<PeerId> {
+        self.spare_failures += 1;
+        self.spare.take()
+    }
+
+    pub(crate) fn spare(&self) -> Option<PeerId> {
+        self.spare
+    }
+
+    fn is_starting(&self, peer: PeerId) -> Option<Purpose> {
+        self.starting.filter(|(starting, _)| *starting == peer).map(|(_, purpose)| purpose)
     }
 
     /// The operator names another program.
@@ -177,6 +230,7 @@ impl Supervisor {
             Event::Ready { peer } => {
                 if let Some(owner) = self.owner.as_mut().filter(|owner| owner.peer == peer) {
                     owner.ready = true;
+                    self.spare_failures = 0;
                 }
                 Vec::new()
             }
@@ -189,24 +243,41 @@ impl Supervisor {
                     Vec::new()
                 }
             }
-            Event::Restart => {
-                self.failures = 0;
-                self.due = false;
-                self.down = false;
-                if self.starting.is_some() { Vec::new() } else { vec![Action::Start] }
-            }
+            Event::Restart => self.restart(),
         }
     }
 
+    fn restart(&mut self) -> Vec<Action> {
+        self.failures = 0;
+        self.due = false;
+        self.down = false;
+        let old = self.starting.filter(|(_, purpose)| *purpose == Purpose::Spare);
+        // A new program was asked for, and a spare was started when it was still the old one.
+        let mut actions: Vec<Action> = self.spare.take().map(Action::Dismiss).into_iter().collect();
+        if let Some((peer, _)) = old {
+            self.starting = None;
+            actions.push(Action::Dismiss(peer));
+        }
+        if self.starting.is_none() {
+            actions.push(Action::Start);
+        }
+        actions
+    }
+
     fn hello(&mut self, peer: PeerId, takeover: bool) -> Vec<Action> {
-        let program = self.starting == Some(peer);
+        let purpose = self.is_starting(peer);
+        let program = purpose.is_some();
         if program {
             self.starting = None;
+        }
+        if purpose == Some(Purpose::Spare) && self.owner.is_some() {
+            self.spare = Some(peer);
+            return Vec::new();
         }
         let Some(owner) = self.owner.as_mut() else {
             let mut actions = self.grant(peer, program);
             // Somebody joined while our own program was on its way.
-            actions.extend(self.starting.take().map(Action::Dismiss));
+            actions.extend(self.starting.take().map(|(peer, _)| Action::Dismiss(peer)));
             return actions;
         };
         if self.candidate.is_some() {
@@ -235,10 +306,16 @@ impl Supervisor {
             self.candidate = None;
             return Vec::new();
         }
-        if self.starting != Some(peer) {
+        if self.spare == Some(peer) {
+            self.lose_spare();
             return Vec::new();
         }
+        let Some(purpose) = self.is_starting(peer) else { return Vec::new() };
         self.starting = None;
+        if purpose == Purpose::Spare && self.owner.is_some() {
+            self.spare_failures += 1;
+            return Vec::new();
+        }
         self.fail()
     }
 
@@ -252,14 +329,13 @@ impl Supervisor {
     }
 
     fn owner_dead(&mut self, clean: bool, progressed: bool) -> Vec<Action> {
-        let Some(owner) = self.owner.take() else {
-            return Vec::new();
-        };
+        let Some(owner) = self.owner.take() else { return Vec::new() };
         if let Some((peer, program)) = self.candidate.take() {
-            return self.grant(peer, program);
-        }
-        if self.starting.is_some() {
-            return Vec::new();
+            let mut actions = self.grant(peer, program);
+            if !program {
+                actions.extend(self.spare.take().map(Action::Dismiss));
+            }
+            return actions;
         }
         let stays_down = !owner.program
             || match self.when {
@@ -267,11 +343,26 @@ impl Supervisor {
                 RestartWhen::OnFailure => clean,
                 RestartWhen::Always => false,
             };
-        if self.attached && stays_down {
-            return Vec::new();
+        let replacing = self.starting.is_some_and(|(_, purpose)| purpose == Purpose::Serve);
+        if self.attached && stays_down && !replacing {
+            let idle = self.spare.take().or(self.starting.take().map(|(peer, _)| peer));
+            return idle.map(Action::Dismiss).into_iter().collect();
         }
         self.failures = if owner.ready && progressed { 0 } else { self.failures + 1 };
-        self.again()
+        if self.starting.is_some() {
+            // It is on its way, whatever it was started for.
+            return Vec::new();
+        }
+        match self.spare.take() {
+            Some(spare) if self.failures == 0 => self.grant(spare, true),
+            Some(spare) => {
+                // It would be as short-lived as the last one; the pause comes first.
+                let mut actions = vec![Action::Dismiss(spare)];
+                actions.extend(self.again());
+                actions
+            }
+            None => self.again(),
+        }
     }
 
     fn again(&mut self) -> Vec<Action> {
@@ -393,6 +484,63 @@ mod tests {
         let mut supervisor = Supervisor::new(RestartWhen::Always, 3, true);
         supervisor.started(1);
         assert_eq!(supervisor.apply(&Event::Gone { peer: 1 }), [Action::GiveUp]);
+    }
+
+    fn with_spare() -> Supervisor {
+        let mut supervisor = serving(RestartWhen::OnFailure);
+        supervisor.keep_spare();
+        assert!(supervisor.wants_spare());
+        supervisor.started_spare(2);
+        assert!(!supervisor.wants_spare());
+        assert_eq!(supervisor.apply(&Event::Hello { peer: 2, takeover: false }), []);
+        assert_eq!(supervisor.phase(), Phase::Running);
+        supervisor
+    }
+
+    #[test]
+    fn a_spare_takes_over_the_moment_the_owner_is_dead() {
+        let mut supervisor = with_spare();
+        assert_eq!(supervisor.apply(&KILLED), [Action::Grant(2)]);
+        assert!(!supervisor.wants_spare(), "not before the new owner is ready");
+        supervisor.apply(&Event::Ready { peer: 2 });
+        assert!(supervisor.wants_spare());
+    }
+
+    #[test]
+    fn a_spare_that_is_still_on_its_way_is_granted_when_it_arrives() {
+        let mut supervisor = serving(RestartWhen::OnFailure);
+        supervisor.keep_spare();
+        supervisor.started_spare(2);
+        assert_eq!(supervisor.apply(&KILLED), []);
+        let hello = Event::Hello { peer: 2, takeover: false };
+        assert_eq!(supervisor.apply(&hello), [Action::Grant(2)]);
+    }
+
+    #[test]
+    fn a_restart_wants_a_fresh_program_and_no_spare() {
+        let mut supervisor = with_spare();
+        assert_eq!(supervisor.apply(&Event::Restart), [Action::Dismiss(2), Action::Start]);
+    }
+
+    #[test]
+    fn a_backend_that_ended_cleanly_takes_its_spare_along() {
+        let mut supervisor = with_spare();
+        let clean = Event::OwnerDead { clean: true, progressed: true };
+        assert_eq!(supervisor.apply(&clean), [Action::Dismiss(2)]);
+        assert_eq!(supervisor.phase(), Phase::Waiting);
+    }
+
+    #[test]
+    fn a_spare_that_keeps_failing_is_done_without() {
+        let mut supervisor = serving(RestartWhen::OnFailure);
+        supervisor.keep_spare();
+        for peer in 2..4 {
+            assert!(supervisor.wants_spare());
+            supervisor.started_spare(peer);
+            assert_eq!(supervisor.apply(&Event::Gone { peer }), []);
+        }
+        assert!(!supervisor.wants_spare());
+        assert_eq!(supervisor.apply(&KILLED), [Action::Start]);
     }
 
     #[test]

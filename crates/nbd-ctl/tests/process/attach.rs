@@ -91,7 +91,8 @@ fn a_spec_is_served_by_nbd_serve() {
     command.env("PATH", format!("{}:{path}", world.directory.display()));
     Ran::from(command.output().unwrap()).succeeded("/dev/nbd0\n", "");
     let told = world.read("arguments");
-    let (_, program) = told.split_once(" -- ").unwrap();
+    let (options, program) = told.split_once(" -- ").unwrap();
+    assert!(options.ends_with(" --warm-spare"), "{options}");
     assert!(program.starts_with('/'), "{program}");
     assert!(program.ends_with("/nbd-serve file:disk.img\n"), "{program}");
 }
