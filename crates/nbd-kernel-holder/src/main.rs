@@ -16,6 +16,7 @@ mod lanes;
 mod peers;
 mod pick;
 mod program;
+mod pump;
 mod signals;
 mod status;
 mod supervisor;

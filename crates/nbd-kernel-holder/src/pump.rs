@@ -1,0 +1,241 @@
+//! The loop: one thread, one `poll(2)` over everything that can happen.
+//!
+//! Attaching and detaching are straight-line functions that let the loop turn
+//! ([`Holder::pump_until`]) while they wait, so status is answered at any time. Nothing here waits
+//! for the driver or for a backend without a bound; what might, is an
+//! [errand](crate::kernel::errand).
+
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixListener;
+use std::time::{Duration, Instant};
+
+use nbd_control::Channel;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use crate::holder::Holder;
+use crate::kernel::sitter;
+use crate::peers::{self, Peer};
+use crate::supervisor::{Event, PeerId};
+
+/// How often a dying process is looked at.
+const FENCE_TICK: Duration = Duration::from_millis(2);
+/// How long a backend that closed its connection is expected to be dying.
+const DYING: Duration = Duration::from_secs(2);
+
+/// What a descriptor in the poll set belongs to.
+#[derive(Clone, Copy, Debug)]
+enum Source {
+    Signal,
+    Control,
+    Join,
+    Report,
+    PeerChannel(PeerId),
+    PeerProcess(PeerId),
+    PeerChild(PeerId),
+    Client(u64),
+    Sitter,
+    Progress,
+    Errand,
+    Orphan,
+}
+
+impl Holder {
+    /// Lets the loop turn until a condition holds; false if that takes longer than `limit`.
+    /// `tick` is for conditions that no descriptor tells of.
+    pub(crate) fn pump_until(
+        &mut self,
+        limit: Option<Duration>,
+        tick: Option<Duration>,
+        mut holds: impl FnMut(&Self) -> bool,
+    ) -> bool {
+        let deadline = limit.map(|limit| Instant::now() + limit);
+        loop {
+            if holds(self) {
+                return true;
+            }
+            let now = Instant::now();
+            if deadline.is_some_and(|deadline| now >= deadline) {
+                return false;
+            }
+            let left = deadline.map(|deadline| deadline - now);
+            self.pump([left, tick].into_iter().flatten().min());
+        }
+    }
+
+    /// One turn: waits for something to happen, at most `limit`, and deals with it.
+    pub(crate) fn pump(&mut self, limit: Option<Duration>) {
+        let now = Instant::now();
+        let due = self.due.map(|due| due.saturating_duration_since(now));
+        let spare = self.spare_due.map(|due| due.saturating_duration_since(now));
+        let fence = self.fence_awaited().then_some(FENCE_TICK);
+        let wait = [limit, due, spare, fence].into_iter().flatten().min();
+        for source in self.wait(wait) {
+            self.handle(source);
+        }
+        if self.fence_awaited() {
+            self.check_fence();
+        }
+        if self.due.is_some_and(|due| Instant::now() >= due) {
+            self.due = None;
+            self.apply(&Event::Due);
+        }
+        self.drop_overdue_program();
+        self.tend_spare();
+    }
+
+    fn wait(&self, limit: Option<Duration>) -> Vec<Source> {
+        let mut sources = Vec::new();
+        let mut fds = Vec::new();
+        self.each_descriptor(&mut |source, fd| {
+            sources.push(source);
+            fds.push(PollFd::new(fd, PollFlags::POLLIN));
+        });
+        let timeout = match limit {
+            None => PollTimeout::NONE,
+            // Rounded up, so that a wait for less than a millisecond is not a busy loop.
+            Some(limit) => PollTimeout::try_from(limit + Duration::from_micros(999))
+                .unwrap_or(PollTimeout::MAX),
+        };
+        if poll(&mut fds, timeout).is_err() {
+            return Vec::new();
+        }
+        let ready = |fd: &PollFd<'_>| fd.revents().is_some_and(|events| !events.is_empty());
+        let both = sources.into_iter().zip(&fds);
+        both.filter(|(_, fd)| ready(fd)).map(|(source, _)| source).collect()
+    }
+
+    fn handle(&mut self, source: Source) {
+        match source {
+            Source::Signal => {
+                if self.signals.take() {
+                    self.interrupted = true;
+                }
+            }
+            Source::Control => self.accept_client(),
+            Source::Join => self.accept_peer(),
+            Source::Report => self.check_report(),
+            Source::PeerChannel(id) => self.hear_peer(id),
+            Source::PeerProcess(id) => self.peer_process_ended(id),
+            Source::PeerChild(id) => {
+                if let Some(peer) = self.peers.get_mut(&id) {
+                    peer.reap(Duration::ZERO);
+                }
+            }
+            Source::Client(id) => self.hear_client(id),
+            Source::Sitter => self.sitter_ended(),
+            Source::Progress => {
+                let progress = self.sitter.as_mut().and_then(|sitter| sitter.progress.take());
+                self.sitter_said = progress.map(|mut pipe: File| sitter::read_progress(&mut pipe));
+            }
+            Source::Errand => {
+                if let Some(errand) = self.errand.take() {
+                    self.errand_status = Some(match peers::try_reap(errand.pid) {
+                        Some(peers::Ending::Exited(status)) => status,
+                        _ => libc::EINTR,
+                    });
+                }
+            }
+            Source::Orphan => {
+                self.orphans.retain(|orphan| peers::try_reap(orphan.pid).is_none());
+            }
+        }
+    }
+
+    fn accept_peer(&mut self) {
+        let Some(Ok((stream, _))) = self.join.as_ref().map(UnixListener::accept) else {
+            return;
+        };
+        let channel = Channel::new(stream);
+        let channel = channel.and_then(|channel| channel.identify_senders().map(|()| channel));
+        match channel {
+            Ok(channel) => {
+                let id = self.next_id();
+                self.peers.insert(id, Peer::new(Some(channel), None));
+            }
+            Err(error) => self.log(&format!("a backend that joined failed: {error}")),
+        }
+    }
+
+    /// The program that started us has gone away, or was interrupted.
+    fn check_report(&mut self) {
+        let Some(report) = &mut self.report else {
+            return;
+        };
+        if report.try_receive::<()>().is_err() {
+            self.report = None;
+            self.interrupted |= !self.attached;
+        }
+    }
+
+    fn sitter_ended(&mut self) {
+        let Some(sitter) = &mut self.sitter else {
+            return;
+        };
+        // What it said last is still in the pipe.
+        if let Some(mut progress) = sitter.progress.take() {
+            self.sitter_said = Some(sitter::read_progress(&mut progress));
+        }
+        let _ = peers::try_reap(sitter.process.pid);
+        self.sitter_gone = true;
+    }
+
+    /// Whether somebody's death may go unannounced: a debugger can hold back the last threads of
+    /// a process that it traces, and with them the pidfd's word.
+    fn fence_awaited(&self) -> bool {
+        let owner = self.supervisor.owner().and_then(|id| self.peers.get(&id));
+        owner.is_some_and(|peer| {
+            let closed = peer.closed_at.is_some_and(|at| at.elapsed() < DYING);
+            self.supervisor.is_fencing() || closed
+        })
+    }
+
+    fn check_fence(&mut self) {
+        let Some(id) = self.supervisor.owner() else {
+            return;
+        };
+        if self.peers.get(&id).is_some_and(Peer::is_dead) {
+            self.peer_process_ended(id);
+        }
+    }
+
+    fn each_descriptor<'a>(&'a self, watch: &mut impl FnMut(Source, BorrowedFd<'a>)) {
+        watch(Source::Signal, self.signals.as_fd());
+        let listeners = [(Source::Control, &self.control), (Source::Join, &self.join)];
+        for (source, listener) in listeners {
+            if let Some(listener) = listener {
+                watch(source, listener.as_fd());
+            }
+        }
+        if let Some(report) = &self.report {
+            watch(Source::Report, report.as_fd());
+        }
+        for (&id, peer) in &self.peers {
+            if let Some(channel) = &peer.channel {
+                watch(Source::PeerChannel(id), channel.as_fd());
+            }
+            if let Some(process) = &peer.process {
+                watch(Source::PeerProcess(id), process.pidfd.as_fd());
+            } else if let Some(child) = &peer.child {
+                watch(Source::PeerChild(id), child.pidfd.as_fd());
+            }
+        }
+        for (&id, client) in &self.clients {
+            watch(Source::Client(id), client.channel.as_fd());
+        }
+        if let Some(sitter) = &self.sitter {
+            if !self.sitter_gone {
+                watch(Source::Sitter, sitter.process.pidfd.as_fd());
+            }
+            if let Some(progress) = &sitter.progress {
+                watch(Source::Progress, progress.as_fd());
+            }
+        }
+        if let Some(errand) = &self.errand {
+            watch(Source::Errand, errand.pidfd.as_fd());
+        }
+        for orphan in &self.orphans {
+            watch(Source::Orphan, orphan.pidfd.as_fd());
+        }
+    }
+}
