@@ -2,9 +2,8 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
+use std::sync::{Arc, mpsc};
 
 use nbd_ledger::receive::Ticket;
 use nbd_ledger::{Layout, Ledger, LedgerError};
@@ -63,7 +62,6 @@ impl ServeError {
 /// A backend that has recovered and is not receiving yet.
 pub(crate) struct Engine {
     lanes: Vec<(LaneThread, Vec<Ticket>)>,
-    ledger: Arc<Ledger>,
 }
 
 impl Engine {
@@ -96,7 +94,7 @@ impl Engine {
         header.ready_at.store(now(), Ordering::Relaxed);
         let generation = header.generation.load(Ordering::Relaxed).wrapping_add(1);
         header.generation.store(generation, Ordering::Release);
-        Ok(Self { lanes, ledger })
+        Ok(Self { lanes })
     }
 
     /// Requests that a predecessor took and did not answer.
@@ -104,30 +102,27 @@ impl Engine {
         self.lanes.iter().map(|(_, tickets)| tickets.len() as u32).sum()
     }
 
-    /// Serves all lanes until the kernel disconnects them.
+    /// Serves all lanes until the kernel disconnects them, or until one cannot go on: then the
+    /// whole process ends, for a successor to serve all of them.
     pub(crate) fn run(self) -> Result<Outcome, ServeError> {
-        let Self { lanes, ledger } = self;
-        let mut lanes = lanes.into_iter();
-        // The first lane needs no thread of its own: this one would only wait.
-        let first = lanes.next();
-        let threads = (1u32..)
-            .zip(lanes)
-            .map(|(index, (thread, tickets))| {
-                std::thread::Builder::new()
-                    .name(format!("lane-{index}"))
-                    .spawn(move || thread.run(tickets))
-                    .map(|handle| (index, handle))
-            })
-            .collect::<io::Result<Vec<(u32, JoinHandle<Result<(), LaneError>>)>>>()
-            .map_err(ServeError::Thread)?;
-        if let Some((thread, tickets)) = first {
-            thread.run(tickets).map_err(|error| failed(0, error))?;
+        let count = self.lanes.len();
+        let (end, ends) = mpsc::channel();
+        for (index, (thread, tickets)) in (0u32..).zip(self.lanes) {
+            let end = end.clone();
+            if count == 1 {
+                // It needs no thread of its own: this one would only wait.
+                let _ = end.send((index, thread.run(tickets)));
+                continue;
+            }
+            std::thread::Builder::new()
+                .name(format!("lane-{index}"))
+                .spawn(move || drop(end.send((index, thread.run(tickets)))))
+                .map_err(ServeError::Thread)?;
         }
-        for (index, handle) in threads {
-            // A panic has aborted the process already.
-            handle.join().unwrap_or(Ok(())).map_err(|error| failed(index, error))?;
+        drop(end);
+        for (index, result) in ends {
+            result.map_err(|error| failed(index, error))?;
         }
-        drop(ledger);
         Ok(Outcome::Disconnected)
     }
 }

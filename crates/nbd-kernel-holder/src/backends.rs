@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use nbd_control::ChannelError;
 use nbd_control::backend::{FromBackend, FromHolder, Grant, Hello};
 use nbd_control::channel::Received;
+use nbd_control::control::{Failure, FailureKind};
 use nbd_ledger::{Inspector, Ledger, layout};
 use nbd_proto::TransmissionFlags;
 
@@ -149,7 +150,12 @@ impl Holder {
         self.description = peer.description();
         // First written down, then done: a holder that adopts the device must know of everybody
         // who may have the lanes, or it would give them to a second one.
-        self.save_state();
+        if !self.save_state() {
+            self.last_failure = "the holder cannot write its state".into();
+            self.drop_peer(id);
+            self.apply(&Event::OwnerDead { clean: false, progressed: false });
+            return;
+        }
         if let Some(Err(error)) = self.send_grant(id) {
             self.peer_closed(id, &error);
         }
@@ -224,11 +230,7 @@ impl Holder {
         if let Some(peer) = self.peers.get_mut(&id) {
             peer.replayed = Some(replayed);
         }
-        if let Some(program) = self.replacing.take() {
-            self.settings.program = program;
-            self.supervisor.set_has_program();
-            self.save_state();
-        }
+        self.settle_replacement(id);
         self.apply(&Event::Ready { peer: id });
         if self.attached {
             let pid = self.peers.get(&id).and_then(Peer::pid).unwrap_or(0);
@@ -236,6 +238,28 @@ impl Holder {
         }
         let pid = self.peers.get(&id).and_then(Peer::pid).unwrap_or(0);
         self.answer_waiters(&Ok(format!("{} is served by process {pid}", self.device.name())));
+    }
+
+    /// A new program that has got as far as serving is the device's program from now on.
+    fn settle_replacement(&mut self, id: PeerId) {
+        let served = self.peers.get(&id).map(|peer| &peer.program);
+        if self.replacing.is_some() && self.replacing.as_ref() == served {
+            self.settings.program = self.replacing.take().unwrap_or_default();
+            self.supervisor.set_has_program();
+            self.save_state();
+        }
+    }
+
+    /// A new program that was granted the lanes and died without serving is not tried again: the
+    /// device goes back to the one that it had.
+    fn abandon_replacement(&mut self, id: PeerId) {
+        let died = self.peers.get(&id).map(|peer| &peer.program);
+        if self.replacing.is_some() && self.replacing.as_ref() == died {
+            self.replacing = None;
+            let text = format!("the former program is started again: {}", self.last_failure);
+            self.log(&text);
+            self.answer_waiters(&Err(Failure::new(FailureKind::Other, text)));
+        }
     }
 
     fn peer_closed(&mut self, id: PeerId, error: &ChannelError) {
@@ -297,6 +321,7 @@ impl Holder {
             Some(said) if !self.attached => format!("the backend {cause}; it said: {said}"),
             _ => format!("the backend {cause}"),
         });
+        self.abandon_replacement(id);
         self.note_loss(cause);
         self.drop_peer(id);
         if self.failed.is_some() {
@@ -317,9 +342,6 @@ impl Holder {
         for lane in &self.lanes {
             lanes::end(lane.as_fd());
         }
-        self.answer_waiters(&Err(nbd_control::control::Failure::new(
-            nbd_control::control::FailureKind::Other,
-            reason,
-        )));
+        self.answer_waiters(&Err(Failure::new(FailureKind::Other, reason)));
     }
 }

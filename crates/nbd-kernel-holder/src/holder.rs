@@ -79,6 +79,8 @@ pub(crate) struct Holder {
     pub(crate) hopeless: Option<String>,
     /// Why an attached device only awaits its detach.
     pub(crate) failed: Option<String>,
+    /// The driver has closed the lanes, which was not our doing.
+    pub(crate) dropped: bool,
     pub(crate) last_failure: String,
     pub(crate) loss: Option<Loss>,
     pub(crate) first_seen: FirstSeen,
@@ -132,6 +134,7 @@ impl Holder {
             interrupted: false,
             hopeless: None,
             failed: None,
+            dropped: false,
             last_failure: String::new(),
             loss: None,
             first_seen: FirstSeen::new(),
@@ -204,6 +207,7 @@ impl Holder {
             }
             Action::Dismiss(id) => self.drop_peer(id),
             Action::GiveUp => {
+                self.replacing = None;
                 let text = self.last_failure.clone();
                 if !self.attached {
                     self.hopeless.get_or_insert(text);
@@ -256,6 +260,7 @@ impl Holder {
         let id = self.next_id();
         let mut peer = Peer::new(Some(started.channel), Some(started.process));
         peer.stamp = stamp;
+        peer.program = program.to_vec();
         self.peers.insert(id, peer);
         Ok(id)
     }
@@ -311,7 +316,8 @@ impl Holder {
             return;
         };
         let overdue = self.peers.iter().find(|(_, peer)| {
-            peer.child.is_some() && peer.hello.is_none() && peer.since.elapsed() > patience
+            let adopted = peer.channel.is_none() && peer.process.is_some();
+            !adopted && peer.hello.is_none() && peer.since.elapsed() > patience
         });
         if let Some((&id, _)) = overdue {
             let seconds = patience.as_secs();
@@ -331,9 +337,9 @@ impl Holder {
     }
 
     /// Writes down what another holder needs in order to adopt the device.
-    pub(crate) fn save_state(&self) {
+    pub(crate) fn save_state(&self) -> bool {
         let (Some(sitter), Some(export)) = (&self.sitter, self.export) else {
-            return;
+            return true;
         };
         let owner = self.supervisor.owner().and_then(|peer| self.peers.get(&peer));
         let state = State {
@@ -355,9 +361,11 @@ impl Holder {
             io_timeout: self.io_timeout,
             restarts: self.supervisor.restarts(),
         };
-        if let Err(error) = self.registry.write_state(&state) {
+        let written = self.registry.write_state(&state);
+        if let Err(error) = &written {
             self.log(&format!("cannot write its state, so it could not be adopted: {error}"));
         }
+        written.is_ok()
     }
 }
 

@@ -15,8 +15,8 @@ use nix::sys::socket::{
 const TOWARD_BACKEND: usize = 16 << 20;
 /// What a lane buffers toward the driver, which always reads.
 const TOWARD_KERNEL: usize = 4 << 20;
-/// How much of the unread bytes a status looks at.
-const PEEK: usize = 256 << 10;
+/// How much of the unread bytes a status looks at: all that can be there.
+const PEEK: usize = TOWARD_BACKEND;
 
 /// The ends of new lanes: ours and the kernel's.
 pub(crate) fn create(count: u32) -> io::Result<(Vec<OwnedFd>, Vec<OwnedFd>)> {

@@ -171,40 +171,63 @@ fn announce(holder: &mut Holder, daemon: bool) {
 /// Holds the device until it is detached or lost.
 fn serve(mut holder: Holder) -> ExitCode {
     loop {
-        holder.pump(None);
-        if let Some((client, force)) = holder.pending_detach {
-            match holder.detach(force) {
-                Ok(text) => {
-                    holder.log(&text);
-                    let client = holder.pending_detach.map_or(client, |(client, _)| client);
-                    holder.answer(client, &Response::Done { text });
-                    return ExitCode::SUCCESS;
-                }
-                Err(failure) => {
-                    holder.pending_detach = None;
-                    holder.answer(client, &Response::Failed(failure));
-                }
-            }
+        // A detach by force may have come while one without it was being refused.
+        if holder.pending_detach.is_none() {
+            holder.pump(None);
+        }
+        if let Some(asked) = holder.pending_detach
+            && let Some(end) = detach_for(&mut holder, asked)
+        {
+            return end;
         }
         if std::mem::take(&mut holder.interrupted) {
-            match holder.detach(false) {
-                Ok(text) => {
-                    holder.log(&text);
-                    return ExitCode::SUCCESS;
-                }
-                Err(failure) => {
-                    holder.log(&format!(
-                        "asked to stop: {}; the device stays as it is, and `nbd-ctl` adopts it",
-                        failure.text
-                    ));
-                    return ExitCode::from(failure.kind.exit_code());
-                }
-            }
+            return stop(&mut holder);
         }
-        if holder.sitter_gone && !holder.is_netlink() {
-            holder.log("the driver has dropped the device: it was disconnected by somebody else, or its sitter was stopped or killed");
+        if holder.dropped || (holder.sitter_gone && holder.failed.is_none() && !holder.is_netlink())
+        {
+            holder.log(
+                "the driver has dropped the device: it was disconnected by somebody else, or its \
+                 sitter was stopped or killed",
+            );
             holder.teardown();
             return ExitCode::FAILURE;
+        }
+    }
+}
+
+/// Detaches for a client; nothing if the device stays.
+fn detach_for(holder: &mut Holder, asked: (u64, bool)) -> Option<ExitCode> {
+    match holder.detach(asked.1) {
+        Ok(text) => {
+            holder.log(&text);
+            // Perhaps another one than at the beginning: see `Request::Detach`.
+            let client = holder.pending_detach.map_or(asked.0, |(client, _)| client);
+            holder.answer(client, &Response::Done { text });
+            Some(ExitCode::SUCCESS)
+        }
+        Err(failure) => {
+            if holder.pending_detach == Some(asked) {
+                holder.pending_detach = None;
+                holder.answer(asked.0, &Response::Failed(failure));
+            }
+            None
+        }
+    }
+}
+
+/// Somebody wants this process to end.
+fn stop(holder: &mut Holder) -> ExitCode {
+    match holder.detach(false) {
+        Ok(text) => {
+            holder.log(&text);
+            ExitCode::SUCCESS
+        }
+        Err(failure) => {
+            holder.log(&format!(
+                "asked to stop: {}; the device stays as it is, and `nbd-ctl` adopts it",
+                failure.text
+            ));
+            ExitCode::from(failure.kind.exit_code())
         }
     }
 }

@@ -27,6 +27,8 @@ pub(crate) struct Peer {
     pub(crate) last_words: Option<String>,
     pub(crate) replayed: Option<u32>,
     pub(crate) since: Instant,
+    /// What was started for it; empty if it joined.
+    pub(crate) program: Vec<String>,
     /// Which build of its program it is.
     pub(crate) stamp: Option<Stamp>,
 }
@@ -63,6 +65,7 @@ impl Peer {
             last_words: None,
             replayed: None,
             since: Instant::now(),
+            program: Vec::new(),
             stamp: None,
         }
     }

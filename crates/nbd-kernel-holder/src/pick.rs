@@ -38,7 +38,7 @@ pub(crate) fn pick(
     let file = prepared.map_err(|error| {
         other(format!("the runtime directory {directory}: {error}; choose one with --runtime-dir"))
     })?;
-    // Waits for other holders that are picking, which takes them microseconds.
+    // Waits for other holders that are picking: not long, unless theirs is being torn down.
     let _lock = Flock::lock(file, FlockArg::LockExclusive)
         .map_err(|(_, errno)| other(format!("cannot lock {directory}/lock: {errno}")))?;
     let device = match wanted {

@@ -51,7 +51,6 @@ pub(crate) fn start(
     let (name, arguments) =
         program.split_first().ok_or(io::Error::new(io::ErrorKind::InvalidInput, "no program"))?;
     let (ours, theirs) = UnixStream::pair()?;
-    // Far from 0 to 2, so that the number stays free in the child.
     let theirs: OwnedFd = theirs.into();
     let channel = Channel::new(ours).map_err(io::Error::other)?;
     channel.identify_senders().map_err(io::Error::other)?;

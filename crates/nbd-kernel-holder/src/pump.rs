@@ -38,6 +38,7 @@ enum Source {
     Progress,
     Errand,
     Orphan,
+    Lane,
 }
 
 impl Holder {
@@ -89,7 +90,10 @@ impl Holder {
         let mut fds = Vec::new();
         self.each_descriptor(&mut |source, fd| {
             sources.push(source);
-            fds.push(PollFd::new(fd, PollFlags::POLLIN));
+            // Of a lane only its end is our business, and that is reported without being asked for.
+            let lane = matches!(source, Source::Lane);
+            let events = if lane { PollFlags::empty() } else { PollFlags::POLLIN };
+            fds.push(PollFd::new(fd, events));
         });
         let timeout = match limit {
             None => PollTimeout::NONE,
@@ -107,11 +111,8 @@ impl Holder {
 
     fn handle(&mut self, source: Source) {
         match source {
-            Source::Signal => {
-                if self.signals.take() {
-                    self.interrupted = true;
-                }
-            }
+            Source::Signal => self.take_signals(),
+            Source::Lane => self.dropped = true,
             Source::Control => self.accept_client(),
             Source::Join => self.accept_peer(),
             Source::Report => self.check_report(),
@@ -168,6 +169,18 @@ impl Holder {
         }
     }
 
+    fn take_signals(&mut self) {
+        let signals = self.signals.take();
+        self.interrupted |= signals.stop;
+        if signals.child
+            && let Some(sitter) = self.sitter.as_ref().filter(|_| !self.sitter_gone)
+        {
+            // Somebody sent it SIGSTOP, which no process can block and which has ended the ioctl.
+            // As its tracer we let it go on, so that it cleans up and ends.
+            sitter::release_if_stopped(&sitter.process);
+        }
+    }
+
     fn sitter_ended(&mut self) {
         let Some(sitter) = &mut self.sitter else {
             return;
@@ -200,7 +213,9 @@ impl Holder {
     }
 
     fn each_descriptor<'a>(&'a self, watch: &mut impl FnMut(Source, BorrowedFd<'a>)) {
-        watch(Source::Signal, self.signals.as_fd());
+        for signals in self.signals.descriptors() {
+            watch(Source::Signal, signals);
+        }
         let listeners = [(Source::Control, &self.control), (Source::Join, &self.join)];
         for (source, listener) in listeners {
             if let Some(listener) = listener {
@@ -233,6 +248,11 @@ impl Holder {
         }
         if let Some(errand) = &self.errand {
             watch(Source::Errand, errand.pidfd.as_fd());
+        }
+        if self.attached && self.failed.is_none() && !self.dropped {
+            for lane in &self.lanes {
+                watch(Source::Lane, lane.as_fd());
+            }
         }
         for orphan in &self.orphans {
             watch(Source::Orphan, orphan.pidfd.as_fd());

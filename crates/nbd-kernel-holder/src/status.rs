@@ -122,14 +122,14 @@ impl Holder {
                 read_bytes,
                 written_bytes,
             } = inspector.totals(lane);
-            sum.reads += reads;
-            sum.writes += writes;
-            sum.flushes += flushes;
-            sum.trims += trims;
-            sum.others += others;
-            sum.errors += errors;
-            sum.read_bytes += read_bytes;
-            sum.written_bytes += written_bytes;
+            sum.reads = sum.reads.wrapping_add(reads);
+            sum.writes = sum.writes.wrapping_add(writes);
+            sum.flushes = sum.flushes.wrapping_add(flushes);
+            sum.trims = sum.trims.wrapping_add(trims);
+            sum.others = sum.others.wrapping_add(others);
+            sum.errors = sum.errors.wrapping_add(errors);
+            sum.read_bytes = sum.read_bytes.wrapping_add(read_bytes);
+            sum.written_bytes = sum.written_bytes.wrapping_add(written_bytes);
         }
         sum
     }

@@ -251,16 +251,14 @@ impl Supervisor {
         self.failures = 0;
         self.due = false;
         self.down = false;
-        let old = self.starting.filter(|(_, purpose)| *purpose == Purpose::Spare);
-        // A new program was asked for, and a spare was started when it was still the old one.
-        let mut actions: Vec<Action> = self.spare.take().map(Action::Dismiss).into_iter().collect();
-        if let Some((peer, _)) = old {
-            self.starting = None;
-            actions.push(Action::Dismiss(peer));
-        }
-        if self.starting.is_none() {
-            actions.push(Action::Start);
-        }
+        // Whatever is there was started when the program may have been another one.
+        let mut actions: Vec<Action> =
+            [self.spare.take(), self.starting.take().map(|(peer, _)| peer)]
+                .into_iter()
+                .flatten()
+                .map(Action::Dismiss)
+                .collect();
+        actions.push(Action::Start);
         actions
     }
 
@@ -519,6 +517,14 @@ mod tests {
     #[test]
     fn a_restart_wants_a_fresh_program_and_no_spare() {
         let mut supervisor = with_spare();
+        assert_eq!(supervisor.apply(&Event::Restart), [Action::Dismiss(2), Action::Start]);
+    }
+
+    #[test]
+    fn a_restart_does_not_wait_for_a_program_that_does_not_come() {
+        let mut supervisor = serving(RestartWhen::OnFailure);
+        supervisor.apply(&KILLED);
+        supervisor.started(2);
         assert_eq!(supervisor.apply(&Event::Restart), [Action::Dismiss(2), Action::Start]);
     }
 

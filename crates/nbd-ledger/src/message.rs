@@ -27,7 +27,7 @@ pub(crate) fn reset(message: &Message) {
 fn transfer(
     message: &Message,
     iov: &mut libc::iovec,
-    call: impl FnOnce(*mut libc::mmsghdr) -> libc::c_int,
+    call: impl FnOnce(*mut libc::mmsghdr) -> libc::c_long,
 ) -> io::Result<u32> {
     // The kernel reads `msg_iov` (byte 16) and `msg_iovlen` (byte 24) only; the rest stays zero.
     message.header[2].store(std::ptr::from_mut(iov) as u64, Ordering::Relaxed);
@@ -50,7 +50,10 @@ pub(crate) fn receive(
         // SAFETY: `header` points to 64 bytes laid out as a `struct mmsghdr` (asserted in
         // `layout`), made of atomics, so that the kernel may store into them; its one iovec
         // lives in the caller's frame and describes free ring space (see `Ring::window`).
-        unsafe { libc::recvmmsg(socket.as_raw_fd(), header, 1, 0, std::ptr::null_mut()) }
+        unsafe {
+            let timeout = std::ptr::null_mut::<libc::timespec>();
+            libc::syscall(libc::SYS_recvmmsg, socket.as_raw_fd(), header, 1, 0, timeout)
+        }
     })
 }
 
@@ -60,7 +63,10 @@ pub(crate) fn send(socket: BorrowedFd<'_>, message: &Message, bytes: &[u8]) -> i
     transfer(message, &mut iov, |header| {
         // SAFETY: as in `receive`; the kernel only reads what the iovec describes, which is
         // borrowed for the call.
-        unsafe { libc::sendmmsg(socket.as_raw_fd(), header, 1, libc::MSG_NOSIGNAL) }
+        unsafe {
+            let flags = libc::MSG_NOSIGNAL;
+            libc::syscall(libc::SYS_sendmmsg, socket.as_raw_fd(), header, 1, flags)
+        }
     })
 }
 

@@ -6,17 +6,31 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 
+use nix::sys::signal::Signal;
+
 use super::netlink::Netlink;
 use super::{Device, ioctl};
 use crate::args::KernelApi;
-use crate::system::{Process, fork_child};
+use crate::system::{Process, fork_child, keep_only};
 
 /// Added to the exit status when the disconnect failed and not the flush before it.
 const DISCONNECT_FAILED: u8 = 200;
 
+/// Forks. What the child inherits it lets go of, or an errand that hangs would keep the holder's
+/// sockets open after its death; and it does nothing more once the holder is dead.
+fn start(errand: impl FnOnce() -> u8) -> io::Result<Process> {
+    fork_child(|| {
+        let _ = nix::sys::prctl::set_pdeathsig(Signal::SIGKILL);
+        match keep_only(&[]) {
+            Ok(()) => errand(),
+            Err(error) => status(Err(error)),
+        }
+    })
+}
+
 /// Reads the first block, as the first user will.
 pub(crate) fn test_read(device: &Device, block_size: u32) -> io::Result<Process> {
-    fork_child(|| {
+    start(|| {
         let mut block = vec![0; block_size as usize];
         status(File::open(device.path()).and_then(|file| file.read_exact_at(&mut block, 0)))
     })
@@ -25,7 +39,7 @@ pub(crate) fn test_read(device: &Device, block_size: u32) -> io::Result<Process>
 /// Writes back what the page cache holds and disconnects, with the device opened exclusively all
 /// the time, so that nobody can mount it in between.
 pub(crate) fn flush_and_disconnect(device: &Device, api: KernelApi) -> io::Result<Process> {
-    fork_child(|| {
+    start(|| {
         let exclusive = OpenOptions::new()
             .read(true)
             .custom_flags(libc::O_EXCL | libc::O_CLOEXEC)
@@ -43,7 +57,7 @@ pub(crate) fn flush_and_disconnect(device: &Device, api: KernelApi) -> io::Resul
 
 /// Disconnects without asking. The lanes must be shut down before, or it may block.
 pub(crate) fn disconnect_now(device: &Device, api: KernelApi) -> io::Result<Process> {
-    fork_child(|| match api {
+    start(|| match api {
         KernelApi::Netlink => u8::from(!disconnect_netlink(device)),
         KernelApi::Ioctl => status(
             File::open(device.path())

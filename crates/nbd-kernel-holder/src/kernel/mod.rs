@@ -65,8 +65,8 @@ impl Device {
         read_number(&self.sys("size")).unwrap_or(0) * 512
     }
 
-    /// The process that set the device up: it appears with the connection. It may be stale, so
-    /// it only counts together with a size.
+    /// The process that set the device up. The attribute comes and goes with the connection; the
+    /// process itself may be gone.
     pub(crate) fn setup_pid(&self) -> Option<u64> {
         read_number(&self.sys("pid"))
     }

@@ -16,6 +16,7 @@ use nix::fcntl::{OFlag, open};
 use nix::sys::ptrace;
 use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
 use nix::sys::stat::Mode;
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 
 use super::netlink::{Connect, Netlink};
 use super::{Device, ioctl};
@@ -89,6 +90,16 @@ pub(crate) fn start(setup: &Setup<'_>) -> std::io::Result<Sitter> {
 /// A tracer that asks for nothing disturbs nothing, not even by dying.
 pub(crate) fn shield(sitter: &Process) -> nix::Result<()> {
     ptrace::seize(sitter.pid, ptrace::Options::empty())
+}
+
+/// Lets the sitter run again if a signal has stopped it under our trace, without the signal.
+pub(crate) fn release_if_stopped(sitter: &Process) {
+    // Stops only, so that its end is still reported where that is waited for.
+    let options = WaitPidFlag::WSTOPPED | WaitPidFlag::WNOHANG;
+    let stopped = waitid(Id::Pid(sitter.pid), options);
+    if let Ok(WaitStatus::Stopped(..) | WaitStatus::PtraceEvent(..)) = stopped {
+        let _ = ptrace::cont(sitter.pid, None);
+    }
 }
 
 /// Reads what the sitter said when its pipe was readable; `Ok(())` if it is about to sit.
