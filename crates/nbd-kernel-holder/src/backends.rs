@@ -253,6 +253,10 @@ impl Holder {
     /// A new program that was granted the lanes and died without serving is not tried again: the
     /// device goes back to the one that it had.
     fn abandon_replacement(&mut self, id: PeerId) {
+        if self.supervisor.is_fencing() {
+            // The one that is being replaced, by our own hand.
+            return;
+        }
         let died = self.peers.get(&id).map(|peer| &peer.program);
         if self.replacing.is_some() && self.replacing.as_ref() == died {
             self.replacing = None;

@@ -256,7 +256,9 @@ impl Holder {
         let user = self.settings.user.as_ref().map(|(_, uid, gid)| (*uid, *gid));
         let stamp = program::stamp(program);
         let log = self.registry.log(self.device.index);
-        let started = program::start(program, user, self.export, &log)?;
+        // Another program has to show that it fits; the present one's storage may have grown.
+        let attached = self.export.filter(|_| program == self.settings.program);
+        let started = program::start(program, user, attached, &log)?;
         let id = self.next_id();
         let mut peer = Peer::new(Some(started.channel), Some(started.process));
         peer.stamp = stamp;
