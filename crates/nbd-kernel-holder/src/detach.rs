@@ -32,7 +32,11 @@ impl Holder {
         }
         let waiting = if force { waiting } else { 0 };
         // The counts are the ledger's, which the teardown lets go of.
-        let totals = self.summary();
+        let totals = match &self.failed {
+            None => self.summary(),
+            // What would be counted from has been scribbled over.
+            Some(reason) => format!("it had failed ({reason})"),
+        };
         self.teardown();
         Ok(match waiting {
             0 => format!("{name} is detached: {totals}"),
