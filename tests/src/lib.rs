@@ -1,1 +1,81 @@
 //! Shared parts of the whole-system tests.
+//!
+//! The tests in `tests/kernel_*.rs` need root and the kernel's nbd driver; `scripts/test` runs
+//! them in a virtual machine, each file in one of its own. What is missing fails a test.
+//!
+//! | module | idea |
+//! |---|---|
+//! | [`command`], [`ctl`] | programs with a time limit, none left behind; ours among them |
+//! | [`device`] | an attached device, gone at the end of its test whatever happens |
+//! | [`world`] | all that an attach may change, to see that a failed one changed nothing |
+//! | [`fio`] | I/O that knows what it wrote |
+//! | [`killer`] | SIGKILL for backends at random moments |
+//! | [`kernel_log`] | what the driver had to say meanwhile |
+//! | [`disk`], [`mount`], [`tree`] | bytes on a device, file systems and something to put on them |
+//! | [`process`], [`temp`], [`random`], [`wait`] | odds and ends |
+
+pub mod command;
+pub mod ctl;
+pub mod device;
+pub mod disk;
+pub mod fio;
+pub mod kernel_log;
+pub mod killer;
+pub mod mount;
+pub mod process;
+pub mod random;
+pub mod temp;
+pub mod tree;
+pub mod wait;
+pub mod world;
+
+use std::io::Write;
+
+/// How a test talks to the driver.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Api {
+    /// A process sits in NBD_DO_IT.
+    Ioctl,
+    /// Generic netlink.
+    Netlink,
+}
+
+impl Api {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Ioctl, Self::Netlink];
+
+    /// The value of `--kernel-api`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Ioctl => "ioctl",
+            Self::Netlink => "netlink",
+        }
+    }
+}
+
+/// Makes two tests, `NAME::ioctl` and `NAME::netlink`, of each function that takes an [`Api`].
+#[macro_export]
+macro_rules! kernel_tests {
+    ($($name:ident),* $(,)?) => { $(
+        mod $name {
+            #[test]
+            #[ignore = "needs the nbd driver: scripts/test runs it in a virtual machine"]
+            fn ioctl() {
+                super::$name($crate::Api::Ioctl);
+            }
+
+            #[test]
+            #[ignore = "needs the nbd driver: scripts/test runs it in a virtual machine"]
+            fn netlink() {
+                super::$name($crate::Api::Netlink);
+            }
+        }
+    )* };
+}
+
+/// Tells a number that is worth knowing also when the test passes. The test harness keeps back
+/// what `eprintln!` prints, and nothing else.
+pub fn report(text: &str) {
+    let _ = writeln!(std::io::stderr(), "\n    {text}");
+}

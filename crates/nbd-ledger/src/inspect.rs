@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use nbd_proto::Request;
 
 use crate::audit;
-use crate::layout::{Header, Layout, SlotIndex, SlotState};
+use crate::layout::{Header, Layout, SlotIndex, SlotState, TransmitRecord};
 use crate::ledger::LedgerError;
 use crate::map::Map;
 use crate::receive;
@@ -67,7 +67,7 @@ impl Inspector {
     /// The requests that a lane's backends took and did not answer, oldest first.
     pub fn in_flight(&self, lane: u32) -> Vec<InFlight> {
         let control = self.map.lane(lane);
-        let committed = control.transmitting().sequence.load(Ordering::Acquire);
+        let delivered = delivered(control.transmitting());
         let parsed = control.parsed.load(Ordering::Acquire);
         let mut found: Vec<_> = SlotIndex::all()
             .filter_map(|index| {
@@ -77,7 +77,7 @@ impl Inspector {
                 let waits = match state {
                     SlotState::Vacant => false,
                     SlotState::Pending => position < parsed,
-                    SlotState::Staged(n) => n > committed,
+                    SlotState::Staged(n) => n > delivered,
                 };
                 let seen = InFlight {
                     request: receive::request_of(slot),
@@ -143,6 +143,16 @@ impl Inspector {
             .and_then(|()| self.file.read_exact_at(tail, ring));
         Ok(if read.is_ok() { bytes } else { Vec::new() })
     }
+}
+
+/// Number of the last transmission that the kernel has entirely. A committed one that is still
+/// being sent counts as answered for a successor, but whoever sent the requests still waits.
+fn delivered(record: &TransmitRecord) -> u64 {
+    let sequence = record.sequence.load(Ordering::Acquire);
+    let sent = record.sent.load(Ordering::Relaxed);
+    let sent = sent.saturating_add(record.message.msg_len.load(Ordering::Acquire).into());
+    let complete = sent >= record.length.load(Ordering::Relaxed);
+    if complete { sequence } else { sequence.saturating_sub(1) }
 }
 
 #[cfg(test)]

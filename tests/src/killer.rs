@@ -1,0 +1,103 @@
+//! SIGKILL for the backend of a device, at random moments, while a test does something with it.
+
+use std::collections::HashSet;
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::{JoinHandle, sleep};
+use std::time::Duration;
+
+use nbd_control::process::ProcessId;
+use nbd_control::registry::Registry;
+use nix::sys::signal::Signal;
+
+use crate::device::Device;
+use crate::process::{children, signal};
+use crate::random::Random;
+
+/// Every so many times the spares die as well, so that starting a program is tried too.
+const SPARES: u64 = 4;
+
+/// A thread that kills.
+#[derive(Debug)]
+pub struct Killer {
+    stop: Arc<AtomicBool>,
+    count: Arc<AtomicUsize>,
+    thread: Option<JoinHandle<HashSet<i32>>>,
+}
+
+impl Killer {
+    /// Kills whoever serves the device, after a pause of so many milliseconds each time.
+    #[must_use]
+    pub fn start(device: &Device, pauses: RangeInclusive<u64>) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let count = Arc::new(AtomicUsize::new(0));
+        let (stops, counts) = (Arc::clone(&stop), Arc::clone(&count));
+        let index = device.index();
+        let thread = std::thread::spawn(move || kill_until(&stops, &counts, index, &pauses));
+        Self { stop, count, thread: Some(thread) }
+    }
+
+    /// Backends killed so far.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.count.load(Ordering::Relaxed)
+    }
+
+    /// Ends it; the result is the pids of the killed, each of them once.
+    #[must_use]
+    pub fn stop(mut self) -> HashSet<i32> {
+        self.stop.store(true, Ordering::Relaxed);
+        let thread = self.thread.take().expect("a thread that was not stopped");
+        thread.join().expect("a killer that lived")
+    }
+}
+
+impl Drop for Killer {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn kill_until(
+    stop: &AtomicBool,
+    count: &AtomicUsize,
+    index: u32,
+    pauses: &RangeInclusive<u64>,
+) -> HashSet<i32> {
+    let registry = Registry::new(None);
+    let mut random = Random::by_clock();
+    let mut killed = HashSet::new();
+    while !stop.load(Ordering::Relaxed) {
+        sleep(Duration::from_millis(random.within(pauses)));
+        let state = registry.read_state(index).ok().flatten();
+        let victim = state.and_then(|state| state.backend);
+        // The dead are not killed again: the next one may not have come yet.
+        let Some(victim) = victim.filter(ProcessId::is_alive) else {
+            continue;
+        };
+        if random.number().is_multiple_of(SPARES) {
+            kill_spares(&registry, index, victim.pid);
+        }
+        if signal(victim.pid, Signal::SIGKILL) && killed.insert(victim.pid) {
+            count.store(killed.len(), Ordering::Relaxed);
+        }
+    }
+    killed
+}
+
+/// Kills the backends that wait for their turn.
+fn kill_spares(registry: &Registry, index: u32, serving: i32) {
+    let Some(state) = registry.read_state(index).ok().flatten() else {
+        return;
+    };
+    let not_these = [serving, state.sitter.pid];
+    for spare in children(state.holder.pid) {
+        if !not_these.contains(&spare) {
+            signal(spare, Signal::SIGKILL);
+        }
+    }
+}

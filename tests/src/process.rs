@@ -1,0 +1,88 @@
+//! Processes: ours, their memory, signals.
+
+use std::fs;
+use std::path::Path;
+
+pub use nbd_control::process::is_dead;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::ctl::bin_dir;
+
+/// Pid and name of every process that runs one of our programs; of a sitter the name is
+/// nbd-kernel-holder.
+#[must_use]
+pub fn ours() -> Vec<(i32, String)> {
+    let entries = fs::read_dir("/proc").expect("/proc").flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let mut found: Vec<_> = pids.filter_map(|pid: i32| Some((pid, our_program(pid)?))).collect();
+    found.sort_unstable();
+    found
+}
+
+/// Those of our processes that this one has started.
+#[must_use]
+pub fn children(parent: i32) -> Vec<i32> {
+    let pids = ours().into_iter().map(|(pid, _)| pid);
+    pids.filter(|pid| parent_of(*pid) == Some(parent)).collect()
+}
+
+fn parent_of(pid: i32) -> Option<i32> {
+    let text = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("PPid:"))?;
+    line.trim().parse().ok()
+}
+
+fn our_program(pid: i32) -> Option<String> {
+    let path = fs::read_link(format!("/proc/{pid}/exe")).ok()?;
+    if path.parent() != Some(bin_dir()) {
+        return None;
+    }
+    let name = path.file_name()?.to_string_lossy().into_owned();
+    // It may have been built anew since it was started.
+    Some(name.trim_end_matches(" (deleted)").to_owned())
+}
+
+/// Sends a signal; false if there is no such process.
+pub fn signal(pid: i32, signal: Signal) -> bool {
+    assert!(pid > 1, "a signal for process {pid}");
+    kill(Pid::from_raw(pid), signal).is_ok()
+}
+
+/// Memory of a process in KiB.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Memory {
+    /// Resident.
+    pub rss: u64,
+    /// Resident, and of what is shared only its share.
+    pub pss: u64,
+}
+
+impl Memory {
+    /// That of a process.
+    #[must_use]
+    pub fn of(pid: i32) -> Self {
+        let folder = format!("/proc/{pid}");
+        let folder = Path::new(&folder);
+        Self {
+            rss: field(&folder.join("status"), "VmRSS:"),
+            pss: field(&folder.join("smaps_rollup"), "Pss:"),
+        }
+    }
+}
+
+fn field(path: &Path, name: &str) -> u64 {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix(name));
+    let number = line.and_then(|line| line.split_ascii_whitespace().next()?.parse().ok());
+    number.unwrap_or_else(|| panic!("{}: no {name}", path.display()))
+}
+
+/// The effective user that a process runs as.
+#[must_use]
+pub fn user(pid: i32) -> u32 {
+    let text = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("Uid:"));
+    let user = line.and_then(|line| line.split_ascii_whitespace().nth(1)?.parse().ok());
+    user.unwrap_or_else(|| panic!("process {pid} has no user"))
+}

@@ -1,0 +1,154 @@
+//! Backends come and go: killed, replaced, joined by hand.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use nbd_control::status::BackendState;
+use nbd_tests::command::{LIMIT, start};
+use nbd_tests::ctl::{ctl, program, start_ctl};
+use nbd_tests::device::Device;
+use nbd_tests::disk;
+use nbd_tests::process::{signal, user};
+use nbd_tests::random::Random;
+use nbd_tests::temp::TempDir;
+use nbd_tests::wait::{LONG, wait_until};
+use nbd_tests::{Api, kernel_tests};
+use nix::sys::signal::Signal::{SIGKILL, SIGTERM};
+
+const MIB: u64 = 1 << 20;
+
+kernel_tests!(
+    memory_outlives_the_process_that_serves_it,
+    restart_and_replace_change_the_process_and_nothing_else,
+    wait_waits_for_ready_and_for_gone,
+    a_backend_runs_as_another_user,
+    a_lost_backend_is_not_started_again_if_that_is_not_wanted,
+    a_shell_gets_the_path_and_is_not_held_up,
+);
+
+/// Writes noise to the device.
+#[track_caller]
+fn write_noise(path: &Path) -> Vec<u8> {
+    let noise = Random::by_clock().bytes(MIB as usize);
+    disk::write(path, MIB, &noise);
+    noise
+}
+
+#[track_caller]
+fn has_noise(path: &Path, noise: &[u8]) {
+    let found = disk::read(path, MIB, MIB);
+    assert!(found == noise, "other data than was written");
+}
+
+fn memory_outlives_the_process_that_serves_it(api: Api) {
+    let device = Device::attach(api, ["mem:8M"]);
+    let noise = write_noise(&device.path());
+    for _ in 0..3 {
+        let backend = device.backend();
+        assert!(signal(backend, SIGKILL));
+        has_noise(&device.path(), &noise);
+        assert_ne!(device.backend(), backend);
+    }
+    ctl(["restart", &device.name()]).succeeds();
+    has_noise(&device.path(), &noise);
+    let holder = device.state().expect("a state").holder;
+    assert!(signal(holder.pid, SIGKILL));
+    assert!(signal(device.backend(), SIGKILL));
+    wait_until("both are dead", LONG, || !holder.is_alive());
+    ctl(["adopt", &device.name()]).succeeds();
+    has_noise(&device.path(), &noise);
+    device.detach();
+    // Another device is another memory.
+    let device = Device::attach(api, ["mem:8M"]);
+    has_noise(&device.path(), &vec![0; noise.len()]);
+    device.detach();
+}
+
+fn restart_and_replace_change_the_process_and_nothing_else(api: Api) {
+    let files = TempDir::new();
+    let spec = files.spec("disk.img", 4 * MIB);
+    let device = Device::attach(api, [&spec]);
+    let (name, noise) = (device.name(), write_noise(&device.path()));
+    let mut backends = vec![device.backend()];
+    let other_build = files.join("newer-build");
+    fs::copy(program("nbd-serve"), &other_build).expect("a copy of nbd-serve");
+    let other_build = other_build.display().to_string();
+    for command in [
+        vec!["restart", &name],
+        vec!["replace", &name],
+        vec!["replace", &name, &spec],
+        vec!["replace", &name, "--", &other_build, &spec],
+        vec!["restart", &name],
+    ] {
+        ctl(&command).succeeds();
+        let backend = device.backend();
+        assert!(!backends.contains(&backend), "{command:?}");
+        has_noise(&device.path(), &noise);
+        backends.push(backend);
+    }
+    // What was put in its place is what is started when it is lost.
+    assert!(signal(device.backend(), SIGKILL));
+    has_noise(&device.path(), &noise);
+    let backend = device.wait_running().backend;
+    assert_eq!(backend.program, [other_build, spec]);
+    let running = fs::read_link(format!("/proc/{}/exe", device.backend()));
+    assert_eq!(running.expect("a program"), files.join("newer-build"));
+    device.detach();
+}
+
+fn wait_waits_for_ready_and_for_gone(api: Api) {
+    let device = Device::attach(api, ["mem:1M"]);
+    let name = device.name();
+    ctl(["wait", &name]).succeeds();
+    let gone = ["wait", &name, "--for", "gone"];
+    ctl(gone.into_iter().chain(["--timeout", "0.5"])).fails_with(5);
+    let mut waiting = start_ctl(gone);
+    std::thread::sleep(Duration::from_millis(500));
+    assert!(waiting.is_running());
+    device.detach();
+    waiting.finish(LIMIT).succeeds();
+    ctl(gone).succeeds();
+    ctl(["wait", &name]).fails_with(3);
+}
+
+fn a_backend_runs_as_another_user(api: Api) {
+    let device = Device::attach(api, ["--user", "nobody", "mem:8M"]);
+    let noise = write_noise(&device.path());
+    let first = device.backend();
+    let nobody = user(first);
+    assert_ne!(nobody, 0);
+    assert!(signal(first, SIGKILL));
+    has_noise(&device.path(), &noise);
+    let second = device.wait_running().backend.pid.expect("a backend");
+    assert_ne!(second, first);
+    assert_eq!(user(second), nobody);
+    device.detach();
+}
+
+fn a_lost_backend_is_not_started_again_if_that_is_not_wanted(api: Api) {
+    let device = Device::attach(api, ["--restart", "never", "mem:8M"]);
+    let noise = write_noise(&device.path());
+    device.signal_backend(SIGKILL);
+    wait_until("it is waited for", LONG, || device.status().backend.state == BackendState::Waiting);
+    std::thread::sleep(Duration::from_millis(500));
+    assert_eq!(device.status().backend.pid, None);
+    ctl(["restart", &device.name()]).succeeds();
+    has_noise(&device.path(), &noise);
+
+    // A signal that stops it in order is no failure either, and no reason to lose the device.
+    device.signal_backend(SIGTERM);
+    wait_until("it is gone", LONG, || device.status().backend.pid.is_none());
+    ctl(["restart", &device.name()]).succeeds();
+    has_noise(&device.path(), &noise);
+    device.detach();
+}
+
+/// A daemon that kept the pipe open would hang the shell.
+fn a_shell_gets_the_path_and_is_not_held_up(api: Api) {
+    let (ctl, api) = (program("nbd-ctl"), api.name());
+    let script = format!("path=$({ctl} attach --kernel-api {api} mem:1M 2>&1) && echo \"$path\"");
+    let shell = start("sh", ["-c", &script]).finish(LIMIT).succeeds();
+    let device = Device::printed_by(&shell);
+    device.detach();
+}

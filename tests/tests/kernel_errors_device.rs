@@ -1,0 +1,148 @@
+//! Requests about devices that cannot be met: clear words, and the device goes on as it was.
+
+use std::fs;
+use std::path::Path;
+
+use nbd_control::status::BackendState;
+use nbd_tests::command::{LIMIT, run};
+use nbd_tests::ctl::{ctl, start_serve};
+use nbd_tests::device::Device;
+use nbd_tests::disk;
+use nbd_tests::mount::Mount;
+use nbd_tests::temp::TempDir;
+use nbd_tests::world::World;
+use nbd_tests::{Api, kernel_tests};
+
+const MIB: u64 = 1 << 20;
+const FAILED: i32 = 1;
+const USAGE: i32 = 2;
+const NO_DEVICE: i32 = 3;
+const IN_USE: i32 = 4;
+const DATA_LOST: i32 = 6;
+
+kernel_tests!(
+    devices_that_are_not_attached,
+    a_device_in_use_is_not_detached,
+    backends_that_do_not_fit_are_refused,
+    a_replacement_that_fails_late_does_not_lose_the_device,
+    detach_does_not_swallow_what_could_not_be_written,
+);
+
+fn devices_that_are_not_attached(api: Api) {
+    let device = Device::attach(api, ["--no-spare", "mem:1M"]);
+    let name = device.name();
+    let before = World::now();
+    for command in ["detach", "status", "restart", "replace", "wait", "adopt"] {
+        let refused = ctl([command, "nbd5"]).fails_with(NO_DEVICE);
+        refused.says(&["nbd5", "no such attached device", &format!("attached: {name}")]);
+        ctl([command, "/dev/sda"]).fails_with(USAGE).says(&["not an nbd device"]);
+        ctl([command, "nbd0p1"]).fails_with(USAGE).says(&["a partition"]);
+    }
+    ctl(["detahc", "nbd0"]).fails_with(USAGE).says(&["detach"]);
+    let serve = start_serve(["--join", "nbd5", "mem:1M"]).finish(LIMIT);
+    serve.fails_with(FAILED).says(&["nbd5", "is the device attached?"]);
+    let serve = start_serve(["--join", "sda", "mem:1M"]).finish(LIMIT);
+    serve.fails_with(USAGE).says(&["sda", "nbd0"]);
+    before.is_unchanged();
+    device.detach();
+    ctl(["detach", &name]).fails_with(NO_DEVICE).says(&["nothing is attached"]);
+    ctl(["detach", "--all"]).succeeds();
+}
+
+fn a_device_in_use_is_not_detached(api: Api) {
+    let files = TempDir::new();
+    let device = Device::attach(api, ["--no-spare", &files.spec("disk.img", 16 * MIB)]);
+    let (name, path) = (device.name(), device.path());
+    let before = World::now();
+
+    let open = fs::File::open(&path).expect("the device");
+    let refused = ctl(["detach", &name]).fails_with(IN_USE);
+    let me = format!("(pid {})", std::process::id());
+    refused.says(&[&name, "opened by", &me, "--force"]);
+    drop(open);
+
+    run("mkfs.ext4", ["-q".as_ref(), path.as_os_str()]).succeeds();
+    let mount = Mount::new(&path, &files.join("a mount"));
+    let refused = ctl(["detach", &name]).fails_with(IN_USE);
+    let place = format!("mounted on {}", files.join("a mount").display());
+    refused.says(&[&name, &place, "--force"]);
+    ctl(["detach", "--all"]).fails_with(IN_USE).says(&[&place]);
+    mount.unmount();
+
+    before.is_unchanged();
+    assert_eq!(device.wait_running().totals.errors, 0);
+    device.detach();
+}
+
+/// The device still serves what it has served.
+#[track_caller]
+fn still_works(device: &Device, file: &Path) {
+    ctl(["wait", &device.name(), "--timeout", "20"]).succeeds();
+    let image = fs::read(file).expect("the file");
+    assert!(disk::read(&device.path(), 0, 4096) == image[..4096]);
+    assert_eq!(device.wait_running().totals.errors, 0);
+}
+
+fn backends_that_do_not_fit_are_refused(api: Api) {
+    let files = TempDir::new();
+    let spec = files.spec("disk.img", MIB);
+    let larger = files.spec("larger.img", 2 * MIB);
+    let device = Device::attach(api, [&spec]);
+    let (name, backend) = (device.name(), device.backend());
+    let sizes = ["larger.img", "2097152", "1048576", &name];
+
+    let join = ["--join", &name, "--takeover", &larger];
+    start_serve(join).finish(LIMIT).fails_with(FAILED).says(&sizes);
+    ctl(["replace", &name, &larger]).fails_with(FAILED).says(&sizes);
+    for program in [vec!["/bin/false"], vec!["/bin/sh", "-c", "exit 3"]] {
+        let command = ["replace", &name, "--"].into_iter().chain(program);
+        ctl(command).fails_with(FAILED).says(&["the present backend goes on"]);
+    }
+    let command = ["replace", &name, "--", "no-such-program"];
+    ctl(command).fails_with(FAILED).says(&["no-such-program"]);
+    ctl(["replace", &name, "fil:x"]).fails_with(FAILED).says(&["`file:`"]);
+
+    assert_eq!(device.backend(), backend, "the backend was not touched");
+    still_works(&device, &files.join("disk.img"));
+    device.detach();
+}
+
+/// One that gets the lanes, and only then finds that it cannot serve: here because the same
+/// device would show other data. By then the old backend is dead.
+fn a_replacement_that_fails_late_does_not_lose_the_device(api: Api) {
+    let files = TempDir::new();
+    let spec = files.spec("disk.img", MIB);
+    let other = files.spec("other.img", MIB);
+    let device = Device::attach(api, [&spec]);
+    let name = device.name();
+    let refused = ctl(["replace", &name, &other]).fails_with(FAILED);
+    refused.says(&["other.img", "is not the file that was attached"]);
+
+    still_works(&device, &files.join("disk.img"));
+    let backend = device.wait_running().backend;
+    assert_eq!(backend.description, spec);
+    assert!(backend.restarts <= 2, "{} restarts", backend.restarts);
+    ctl(["restart", &name]).succeeds();
+    ctl(["replace", &name, &spec]).succeeds();
+    still_works(&device, &files.join("disk.img"));
+    device.detach();
+}
+
+fn detach_does_not_swallow_what_could_not_be_written(api: Api) {
+    let files = TempDir::new();
+    let full = files.join("full");
+    let mount = Mount::of_memory("size=1M", &full);
+    // More than there is room for. Nobody hears of it before the detach.
+    let spec = format!("file:{},create=4M", full.join("disk.img").display());
+    let device = Device::attach(api, [&spec]);
+    disk::write_to_cache(&device.path(), 0, &vec![b'x'; 3 * MIB as usize]);
+
+    let name = device.name();
+    let refused = ctl(["detach", &name]).fails_with(DATA_LOST);
+    refused.says(&[&name, "is not detached", "writing back failed", "--force"]);
+    let status = device.status();
+    assert_eq!(status.backend.state, BackendState::Running);
+    assert!(status.totals.errors > 0);
+    device.detach_by_force();
+    mount.unmount();
+}

@@ -1,0 +1,71 @@
+//! How much memory a device's processes take.
+
+use nbd_control::status::Status;
+use nbd_tests::device::Device;
+use nbd_tests::disk;
+use nbd_tests::process::{self, Memory};
+use nbd_tests::temp::TempDir;
+use nbd_tests::wait::{LONG, wait_until};
+use nbd_tests::{Api, kernel_tests, report};
+
+const MIB: u64 = 1 << 20;
+const HOLDER_AND_SITTER: u64 = 6 * 1024;
+const BACKEND: u64 = 8 * 1024;
+
+kernel_tests!(holder_sitter_and_idle_backend_are_small, all_memory_that_io_needs_is_locked,);
+
+fn holder_sitter_and_idle_backend_are_small(api: Api) {
+    let files = TempDir::new();
+    let device = Device::attach(api, [files.spec("disk.img", 64 * MIB)]);
+    let status = device.status();
+    let backend = status.backend.pid.expect("a backend");
+    wait_until("the spare has started", LONG, || spares(&status).iter().any(|pid| is_idle(*pid)));
+    let [holder, sitter, serve] = [status.holder_pid, status.sitter_pid, backend].map(Memory::of);
+    let spares: Vec<_> = spares(&status).into_iter().map(Memory::of).collect();
+    let spare = spares.iter().map(|spare| spare.rss).sum::<u64>();
+    report(&format!(
+        "{}: KiB resident (and their share): holder {} ({}), sitter {} ({}), nbd-serve {} ({}), \
+         its spare {spare}",
+        api.name(),
+        holder.rss,
+        holder.pss,
+        sitter.rss,
+        sitter.pss,
+        serve.rss,
+        serve.pss,
+    ));
+    assert!(holder.rss + sitter.rss < HOLDER_AND_SITTER);
+    assert!(serve.rss + spare < BACKEND);
+    device.detach();
+}
+
+/// What the holder has started besides sitter and backend.
+fn spares(status: &Status) -> Vec<i32> {
+    let others = [Some(status.sitter_pid), status.backend.pid];
+    let children = process::children(status.holder_pid).into_iter();
+    children.filter(|pid| !others.contains(&Some(*pid))).collect()
+}
+
+fn is_idle(pid: i32) -> bool {
+    nbd_control::process::stat(pid).is_some_and(|stat| stat.state == 'S')
+}
+
+/// Writeback may have to wait for these processes, so none of their memory may have to wait for
+/// writeback: nothing of it can be paged out.
+fn all_memory_that_io_needs_is_locked(api: Api) {
+    let files = TempDir::new();
+    let device = Device::attach(api, [files.spec("disk.img", MIB)]);
+    disk::write(&device.path(), 0, &[7; 4096]);
+    let status = device.status();
+    let locked = |pid: i32| {
+        let text = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("a process");
+        let line = text.lines().find(|line| line.starts_with("VmLck:"));
+        let number = line.and_then(|line| line.split_ascii_whitespace().nth(1)?.parse().ok());
+        number.unwrap_or(0u64)
+    };
+    for pid in [status.holder_pid, status.backend.pid.expect("a backend")] {
+        let (locked, resident) = (locked(pid), Memory::of(pid).rss);
+        assert!(locked > resident / 2, "{pid}: {locked} of {resident} KiB");
+    }
+    device.detach();
+}
