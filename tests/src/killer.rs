@@ -62,6 +62,18 @@ impl Drop for Killer {
     }
 }
 
+/// Checks that all of the killed were followed by another, and that nobody died of anything else.
+/// There may be a restart more than kills: a spare may have begun to serve when it was killed.
+pub fn check_restarts(device: &Device, killed: usize) {
+    let restarts = device.status().backend.restarts;
+    assert!(restarts >= killed as u64, "{restarts} restarts after {killed} kills");
+    let log = Registry::new(None).log(device.index());
+    let log = std::fs::read_to_string(log).expect("the device's log");
+    let ended = |line: &&str| line.contains(": backend ") && !line.contains("killed by SIGKILL");
+    let others: Vec<_> = log.lines().filter(ended).collect();
+    assert!(others.is_empty(), "{others:?}");
+}
+
 fn kill_until(
     stop: &AtomicBool,
     count: &AtomicUsize,

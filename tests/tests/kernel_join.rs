@@ -20,7 +20,7 @@ use nbd_tests::{Api, kernel_tests};
 use nix::sys::signal::Signal::{self, SIGCONT, SIGKILL, SIGSTOP};
 
 const MIB: u64 = 1 << 20;
-const ROUNDS: u32 = 300;
+const ROUNDS: u32 = 800;
 
 kernel_tests!(
     a_backend_joins_by_hand_and_another_takes_over,

@@ -103,7 +103,7 @@ Without SPEC or PROGRAM, the present program is started again from its file: a n
 
 Example:
   nbd-ctl replace nbd0
-  nbd-ctl replace nbd0 file:/srv/copy.img
+  nbd-ctl replace nbd0 file:/srv/disk.img
   nbd-ctl replace nbd0 -- ./my-backend-2 --verbose")]
     Replace {
         /// nbd0, /dev/nbd0 or 0.

@@ -13,6 +13,7 @@ use nbd_control::process::ProcessId;
 use nbd_control::registry::{Registry, State};
 use nbd_ledger::{Inspector, Layout};
 use nix::errno::Errno;
+use nix::sys::socket::{setsockopt, sockopt};
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{Gid, Uid};
 
@@ -388,6 +389,8 @@ pub(crate) fn listen(
     let listener = UnixListener::bind(path);
     umask(before);
     let listener = listener?;
+    // Accepted sockets inherit it. Set on them it would come too late for what is sent at once.
+    setsockopt(&listener, sockopt::PassCred, &true)?;
     if let Some((uid, gid)) = owner {
         std::os::unix::fs::chown(path, Some(uid.as_raw()), Some(gid.as_raw()))?;
     }

@@ -18,6 +18,9 @@ use thiserror::Error;
 /// for; a backend may sit at a breakpoint for a day.
 const IO_TIMEOUT: u64 = i32::MAX as u64;
 
+/// `io_timeout` of a queue that nobody has changed: 30 s.
+const USUAL_TIMEOUT: u64 = 30_000;
+
 /// An NBD device, attached or not.
 #[derive(Clone, Debug)]
 pub(crate) struct Device {
@@ -95,7 +98,8 @@ impl Device {
         let path = self.sys("queue/io_timeout");
         let before = read_number(&path).ok_or(io::Error::other("no io_timeout attribute"))?;
         fs::write(path, IO_TIMEOUT.to_string())?;
-        Ok(before)
+        // Our own value is what a holder leaves behind that is killed together with its sitter.
+        Ok(if before < IO_TIMEOUT { before } else { USUAL_TIMEOUT })
     }
 
     pub(crate) fn restore_timeouts(&self, milliseconds: u64) {
