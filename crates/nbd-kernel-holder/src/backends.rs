@@ -43,6 +43,10 @@ impl Holder {
     fn take_message(&mut self, id: PeerId, received: Received<FromBackend>) {
         let is_owner = self.supervisor.owner() == Some(id);
         match received.message {
+            // It has the lanes, so it must not be forgotten, whatever it says.
+            FromBackend::Hello(_) if is_owner => {
+                self.log("ignored: the backend introduced itself twice");
+            }
             FromBackend::Hello(hello) => self.take_hello(id, hello),
             FromBackend::Keep { name } if is_owner => {
                 let mut descriptors = received.descriptors;
