@@ -231,16 +231,12 @@ impl Holder {
         if let Some(loss) = &mut self.loss {
             loss.replayed = Some(replayed);
         }
-        if let Some(peer) = self.peers.get_mut(&id) {
-            peer.replayed = Some(replayed);
-        }
         self.settle_replacement(id);
         self.apply(&Event::Ready { peer: id });
+        let pid = self.peers.get(&id).and_then(Peer::pid).unwrap_or(0);
         if self.attached {
-            let pid = self.peers.get(&id).and_then(Peer::pid).unwrap_or(0);
             self.log(&format!("served by process {pid} again; {replayed} requests replayed"));
         }
-        let pid = self.peers.get(&id).and_then(Peer::pid).unwrap_or(0);
         self.answer_waiters(&Ok(format!("{} is served by process {pid}", self.device.name())));
     }
 

@@ -25,7 +25,6 @@ pub(crate) struct Peer {
     pub(crate) ended: Option<Ending>,
     /// What it said before it failed.
     pub(crate) last_words: Option<String>,
-    pub(crate) replayed: Option<u32>,
     pub(crate) since: Instant,
     /// What was started for it; empty if it joined.
     pub(crate) program: Vec<String>,
@@ -63,7 +62,6 @@ impl Peer {
             hello: None,
             ended: None,
             last_words: None,
-            replayed: None,
             since: Instant::now(),
             program: Vec::new(),
             stamp: None,
