@@ -1,5 +1,6 @@
 //! From a request to a command: every rule about requests, once.
 
+use crate::payload::StatusFilter;
 use crate::{
     Command, CommandFlags, CommandType, Export, ExtendedRequest, Rejection, Request,
     TransmissionFlags,
@@ -30,6 +31,29 @@ impl ExtendedRequest {
             flags = flags.without(CommandFlags::PAYLOAD_LEN);
         }
         Unchecked { flags, command, offset, length }.check(export)
+    }
+
+    /// Whether the payload says which metadata contexts the request is about: then
+    /// [`check_filtered`](Self::check_filtered) takes the place of [`check`](Self::check).
+    pub const fn is_filtered_status(&self) -> bool {
+        matches!(self.command, CommandType::BLOCK_STATUS)
+            && self.flags.contains(CommandFlags::PAYLOAD_LEN)
+    }
+
+    /// Turns a block status request with a payload into a command, or says why it is not in
+    /// order. The contexts in the payload are for the caller to look up.
+    pub fn check_filtered(
+        &self,
+        filter: &StatusFilter<'_>,
+        export: &Export,
+    ) -> Result<Command, Rejection> {
+        let Self { flags, command, offset, .. } = *self;
+        if !export.flags.contains(TransmissionFlags::BLOCK_STATUS_PAYLOAD) {
+            let flags = CommandFlags::PAYLOAD_LEN;
+            return Err(Rejection::InvalidFlags { command, flags });
+        }
+        let flags = flags.without(CommandFlags::PAYLOAD_LEN);
+        Unchecked { flags, command, offset, length: filter.effect_length() }.check(export)
     }
 }
 
@@ -66,6 +90,9 @@ impl Unchecked {
             CommandType::WRITE_ZEROES => {
                 Command::WriteZeroes { offset, length, fua, no_hole, fast_only }
             }
+            CommandType::BLOCK_STATUS => {
+                Command::BlockStatus { offset, length, one: flags.contains(CommandFlags::REQ_ONE) }
+            }
             _ => return Err(Rejection::Unsupported(command)),
         })
     }
@@ -82,6 +109,7 @@ impl Unchecked {
             CommandType::TRIM => TransmissionFlags::SEND_TRIM,
             CommandType::CACHE => TransmissionFlags::SEND_CACHE,
             CommandType::WRITE_ZEROES => TransmissionFlags::SEND_WRITE_ZEROES,
+            CommandType::BLOCK_STATUS if export.block_status => TransmissionFlags::NONE,
             _ => return Err(Rejection::Unsupported(self.command)),
         };
         if !export.flags.contains(needs) {
@@ -102,6 +130,7 @@ impl Unchecked {
                 CommandFlags::NO_HOLE
                     | offered(TransmissionFlags::SEND_FAST_ZERO, CommandFlags::FAST_ZERO)
             }
+            CommandType::BLOCK_STATUS => CommandFlags::REQ_ONE,
             _ => CommandFlags::NONE,
         };
         let flags = self.flags.without(fua | own);
@@ -118,6 +147,9 @@ impl Unchecked {
                 return Err(Rejection::FlushRange { offset, length });
             }
             return Ok(());
+        }
+        if command == CommandType::BLOCK_STATUS && length == 0 {
+            return Err(Rejection::EmptyRange(command));
         }
         if !export.holds(offset, length) {
             return Err(Rejection::BeyondEnd { command, offset, length, size: export.size });

@@ -57,6 +57,15 @@ pub enum Command {
         /// Fail with ENOTSUP, and at once, if it would take as long as writing.
         fast_only: bool,
     },
+    /// Tell which parts of a range are allocated (context `base:allocation`).
+    BlockStatus {
+        /// Start of the range.
+        offset: u64,
+        /// Length of the range; never 0.
+        length: u64,
+        /// One extent is enough.
+        one: bool,
+    },
     /// Finish what is under way and close the connection. Never gets a reply.
     Disconnect,
 }
@@ -71,6 +80,7 @@ impl Command {
             Self::Trim { .. } => CommandType::TRIM,
             Self::Cache { .. } => CommandType::CACHE,
             Self::WriteZeroes { .. } => CommandType::WRITE_ZEROES,
+            Self::BlockStatus { .. } => CommandType::BLOCK_STATUS,
             Self::Disconnect => CommandType::DISC,
         }
     }
@@ -83,7 +93,8 @@ impl Command {
             }
             Self::Trim { offset, length, .. }
             | Self::Cache { offset, length }
-            | Self::WriteZeroes { offset, length, .. } => (offset, length),
+            | Self::WriteZeroes { offset, length, .. }
+            | Self::BlockStatus { offset, length, .. } => (offset, length),
             Self::Flush | Self::Disconnect => (0, 0),
         }
     }
@@ -106,6 +117,7 @@ impl Command {
                     | when(no_hole, CommandFlags::NO_HOLE)
                     | when(fast_only, CommandFlags::FAST_ZERO)
             }
+            Self::BlockStatus { one, .. } => when(one, CommandFlags::REQ_ONE),
             _ => CommandFlags::NONE,
         }
     }

@@ -15,6 +15,9 @@ pub struct Export {
     /// The longest read or write that is served, in bytes of data. Commands that move no data
     /// are not held to it.
     pub max_payload: u32,
+    /// Whether block status was negotiated: `base:allocation` is among the connection's metadata
+    /// contexts.
+    pub block_status: bool,
 }
 
 impl Export {
@@ -23,7 +26,13 @@ impl Export {
 
     /// An export with the size constraints that hold where none were agreed on.
     pub const fn new(size: u64, flags: TransmissionFlags) -> Self {
-        Self { size, flags, min_block_size: 1, max_payload: Self::DEFAULT_MAX_PAYLOAD }
+        Self {
+            size,
+            flags,
+            min_block_size: 1,
+            max_payload: Self::DEFAULT_MAX_PAYLOAD,
+            block_status: false,
+        }
     }
 
     /// Whether a range lies within the export. Its end may touch the export's end.

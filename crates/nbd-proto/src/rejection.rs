@@ -28,6 +28,8 @@ pub enum Rejection {
         /// The length, which must be 0.
         length: u64,
     },
+    /// A block status of nothing.
+    EmptyRange(CommandType),
     /// An extended write that announces no payload.
     MissingPayload,
     /// More data in one request than the export's maximum payload.
@@ -76,6 +78,7 @@ impl Rejection {
             Self::Unsupported(_)
             | Self::InvalidFlags { .. }
             | Self::FlushRange { .. }
+            | Self::EmptyRange(_)
             | Self::MissingPayload
             | Self::TooLong { .. }
             | Self::Misaligned { .. }
@@ -95,6 +98,7 @@ impl fmt::Display for Rejection {
             Self::FlushRange { offset, length } => {
                 write!(f, "flush with offset {offset} and length {length}, which must be 0")
             }
+            Self::EmptyRange(command) => write!(f, "{command} of no bytes"),
             Self::MissingPayload => write!(f, "extended write that announces no payload"),
             Self::TooLong { command, length, max } => {
                 write!(f, "{command} of {length} bytes exceeds the maximum of {max}")

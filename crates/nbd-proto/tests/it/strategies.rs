@@ -60,6 +60,12 @@ pub(crate) fn export() -> impl Strategy<Value = Export> {
     let block_size = prop_oneof![8 => Just(1), 2 => Just(4096), 1 => any::<u32>()];
     let max_payload = prop_oneof![Just(Export::DEFAULT_MAX_PAYLOAD), any::<u32>()];
     (size, flags, block_size, max_payload).prop_map(|(size, flags, min_block_size, max_payload)| {
-        Export { size, flags: TransmissionFlags::from_bits(flags), min_block_size, max_payload }
+        Export {
+            size,
+            flags: TransmissionFlags::from_bits(flags),
+            min_block_size,
+            max_payload,
+            block_status: true,
+        }
     })
 }
