@@ -5,6 +5,8 @@ use std::io;
 use nbd_control::backend::ExportInfo;
 use nbd_proto::{Command, Export, TransmissionFlags};
 
+use crate::task::Task;
+
 /// A block device.
 ///
 /// Methods are called from several threads at once. Offsets and lengths were checked: they lie
@@ -56,6 +58,31 @@ pub trait Backend: Send + Sync + 'static {
     fn is_quick(&self, _command: &Command) -> bool {
         false
     }
+
+    /// What is allocated and what reads as zeroes, from `offset` on: at least one extent, none of
+    /// them empty, no more than `length` bytes together; with `one` a single extent. May block.
+    fn extents(&self, _offset: u64, length: u64, _one: bool) -> io::Result<Vec<Extent>> {
+        Ok(vec![Extent { length, hole: false, zero: false }])
+    }
+
+    /// Takes over a task to carry it out without a worker waiting for it, or gives it back: then
+    /// the other methods are called.
+    ///
+    /// For storage that is reached by messages, like another server. Must not block.
+    fn start(&self, task: Box<dyn Task>) -> Option<Box<dyn Task>> {
+        Some(task)
+    }
+}
+
+/// A range of a device that is all in one state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// Length in bytes, not 0.
+    pub length: u64,
+    /// It is not allocated.
+    pub hole: bool,
+    /// It reads as zeroes.
+    pub zero: bool,
 }
 
 /// Options of [`Backend::write_zeroes`].
@@ -82,8 +109,16 @@ pub struct Capabilities {
     pub trim: bool,
     /// [`Backend::write_zeroes`] works.
     pub write_zeroes: bool,
+    /// [`Backend::write_zeroes`] knows at once whether it would be slow: see
+    /// [`ZeroOptions::fast_only`].
+    pub fast_zero: bool,
     /// [`Backend::cache`] does something.
     pub cache: bool,
+    /// [`Backend::extents`] knows more than that everything is data.
+    pub extents: bool,
+    /// Requests need not be aligned to [`Geometry::block_size`]. Clients on the network make use
+    /// of that, the kernel never does.
+    pub unaligned: bool,
     /// The storage is a spinning disk.
     pub rotational: bool,
 }
@@ -112,6 +147,7 @@ impl Geometry {
             (can.fua, TransmissionFlags::SEND_FUA),
             (can.trim, TransmissionFlags::SEND_TRIM),
             (can.write_zeroes, TransmissionFlags::SEND_WRITE_ZEROES),
+            (can.write_zeroes && can.fast_zero, TransmissionFlags::SEND_FAST_ZERO),
             (can.cache, TransmissionFlags::SEND_CACHE),
             (can.rotational, TransmissionFlags::ROTATIONAL),
         ]
@@ -128,6 +164,7 @@ impl Geometry {
             flags: self.transmission_flags(),
             min_block_size: self.block_size,
             max_payload,
+            block_status: false,
         }
     }
 

@@ -5,12 +5,13 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 
-use nbd_ledger::receive::Ticket;
+use nbd_control::backend::Poison;
 use nbd_ledger::{Layout, Ledger, LedgerError};
 use nbd_proto::Export;
 use thiserror::Error;
 
 use crate::backend::Backend;
+use crate::inheritance::{Inheritance, Predecessor};
 use crate::lane::{LaneError, LaneState, LaneThread, is_closed};
 use crate::system::{now, stay_in_memory};
 use crate::workers::Workers;
@@ -61,7 +62,7 @@ impl ServeError {
 
 /// A backend that has recovered and is not receiving yet.
 pub(crate) struct Engine {
-    lanes: Vec<(LaneThread, Vec<Ticket>)>,
+    lanes: Vec<(LaneThread, Inheritance)>,
 }
 
 impl Engine {
@@ -72,6 +73,7 @@ impl Engine {
         layout: &Layout,
         export: Export,
         backend: &Arc<dyn Backend>,
+        predecessor: Predecessor,
     ) -> Result<Self, ServeError> {
         stay_in_memory();
         let ledger = Ledger::open(ledger, layout)?;
@@ -87,7 +89,7 @@ impl Engine {
                 .map_err(|error| failed(index, LaneError::Socket(error)))?;
             let (backend, workers) = (Arc::clone(backend), Arc::clone(&workers));
             let thread = LaneThread { receiver, state, backend, workers, export };
-            lanes.push((thread, recovery.tickets));
+            lanes.push((thread, Inheritance::sort(recovery.tickets, predecessor)));
         }
         let header = ledger.header();
         header.first_answer_at.store(0, Ordering::Relaxed);
@@ -99,7 +101,13 @@ impl Engine {
 
     /// Requests that a predecessor took and did not answer.
     pub(crate) fn replayed(&self) -> u32 {
-        self.lanes.iter().map(|(_, tickets)| tickets.len() as u32).sum()
+        self.lanes.iter().map(|(_, inheritance)| inheritance.len()).sum()
+    }
+
+    /// Requests that will not be executed, as they crashed too many backends.
+    pub(crate) fn poisoned(&self) -> impl Iterator<Item = Poison> {
+        let lanes = (0..).zip(&self.lanes);
+        lanes.flat_map(|(lane, (_, inheritance))| inheritance.poisoned(lane))
     }
 
     /// Serves all lanes until the kernel disconnects them, or until one cannot go on: then the
@@ -107,7 +115,11 @@ impl Engine {
     pub(crate) fn run(self) -> Result<Outcome, ServeError> {
         let count = self.lanes.len();
         let (end, ends) = mpsc::channel();
-        for (index, (thread, tickets)) in (0u32..).zip(self.lanes) {
+        let mut lanes = Vec::new();
+        for (mut thread, inheritance) in self.lanes {
+            lanes.push((inheritance.settle(&mut thread), thread));
+        }
+        for (index, (tickets, thread)) in (0u32..).zip(lanes) {
             let end = end.clone();
             if count == 1 {
                 // It needs no thread of its own: this one would only wait.

@@ -17,6 +17,7 @@ use thiserror::Error;
 
 use crate::backend::{Backend, Geometry};
 use crate::engine::{Engine, Outcome, ServeError};
+use crate::inheritance::Predecessor;
 
 /// The environment variable by which a backend started by hand names its device.
 pub const JOIN_VARIABLE: &str = "NBD_JOIN";
@@ -226,9 +227,13 @@ impl Session {
             max_payload: grant.max_payload,
         };
         let export = backend.geometry().export(grant.max_payload);
-        let served =
-            Engine::recover(ledger, sockets, &layout, export, &backend).and_then(|engine| {
+        let predecessor = Predecessor { crashed: grant.crashed, poison_limit: grant.poison_limit };
+        let served = Engine::recover(ledger, sockets, &layout, export, &backend, predecessor)
+            .and_then(|engine| {
                 // A holder that died is no reason not to serve; the next one adopts us.
+                for poison in engine.poisoned() {
+                    let _ = channel.send(&FromBackend::Poisoned(poison), &[]);
+                }
                 let _ = channel.send(&FromBackend::Ready { replayed: engine.replayed() }, &[]);
                 engine.run()
             });

@@ -3,6 +3,7 @@
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use nbd_ledger::receive::{Rest, Ticket};
 use nbd_ledger::{Answer, Arrival, Receiver, StreamError, Transmitter};
@@ -10,13 +11,17 @@ use nbd_proto::{Command, Export, NbdError, Rejection};
 use thiserror::Error;
 
 use crate::backend::Backend;
-use crate::execute::{execute, to_nbd};
+use crate::durability::Durability;
 use crate::system::now;
-use crate::workers::{Job, Workers};
+use crate::task::{self, Completion, Task};
+use crate::workers::Workers;
 
 /// Staged bytes that are worth a system call of their own, so that the kernel can copy while
 /// we go on.
 const ENOUGH: u64 = 256 << 10;
+
+/// A request that crashes its backend does so within this time.
+const DEADLY: Duration = Duration::from_secs(1);
 
 /// Why a lane cannot go on.
 #[derive(Debug, Error)]
@@ -129,6 +134,30 @@ impl LaneThread {
         }
     }
 
+    /// Answers a request with EIO without executing it.
+    pub(crate) fn give_up(&self, ticket: Ticket) {
+        lock(&self.state.outbox).outstanding += 1;
+        self.state.answer(ticket, Answer::Error(NbdError::EIO));
+    }
+
+    /// Executes a request while nothing else is executed. One that takes its time is no longer
+    /// waited for: it is slow, not deadly.
+    pub(crate) fn try_alone(&self, ticket: Ticket) {
+        let Ok(command) = ticket.request().check(&self.export) else {
+            // Its predecessors saw nothing wrong with it.
+            return self.give_up(ticket);
+        };
+        lock(&self.state.outbox).outstanding += 1;
+        let lane = Arc::clone(&self.state);
+        self.workers.submit(Box::new(LaneTask { ticket, command, lane }));
+        let mut outbox = lock(&self.state.outbox);
+        outbox.awaited = true;
+        let waited =
+            self.state.changed.wait_timeout_while(outbox, DEADLY, |outbox| outbox.outstanding > 0);
+        outbox = waited.unwrap_or_else(PoisonError::into_inner).0;
+        outbox.awaited = false;
+    }
+
     fn receive(&mut self) -> Result<Arrival, LaneError> {
         if !self.receiver.has_space() {
             self.wait_until(|this, _| this.receiver.has_space());
@@ -161,6 +190,7 @@ impl LaneThread {
             return Ok(());
         }
         let state = Arc::clone(&self.state);
+        let mut handed_on = Vec::new();
         let mut outbox = lock(&state.outbox);
         let time = now();
         for ticket in tickets.drain(..) {
@@ -168,15 +198,22 @@ impl LaneThread {
             match ticket.request().check(&self.export) {
                 Err(rejection) => reject(&mut outbox.transmitter, ticket, &rejection),
                 Ok(command) => {
-                    if let Some(ticket) = self.inline(&mut outbox, ticket, &command, time) {
+                    let transmitter = &mut outbox.transmitter;
+                    if let Some(ticket) = self.inline(transmitter, ticket, &command, time) {
                         outbox.outstanding += 1;
                         let lane = Arc::clone(&state);
-                        self.workers.submit(Job { ticket, command, lane });
+                        handed_on.push(Box::new(LaneTask { ticket, command, lane }));
                     }
                 }
             }
         }
-        match state.send(&mut outbox.transmitter) {
+        let sent = state.send(&mut outbox.transmitter);
+        // A task may be finished while it is submitted, and that takes the lock.
+        drop(outbox);
+        for task in handed_on {
+            self.workers.submit(task);
+        }
+        match sent {
             // The kernel is gone; the next receive finds that out too, and ends in order.
             Err(error) if is_closed(&error) => Ok(()),
             other => other,
@@ -186,38 +223,67 @@ impl LaneThread {
     /// Executes a command here if it does not wait for anything, or gives the ticket back.
     fn inline(
         &self,
-        outbox: &mut Outbox,
+        transmitter: &mut Transmitter,
         ticket: Ticket,
         command: &Command,
         time: u64,
     ) -> Option<Ticket> {
-        let transmitter = &mut outbox.transmitter;
-        let quick = self.backend.is_quick(command);
-        let answer = if let Command::Read { offset, length } = *command {
-            ticket.begin(time);
-            let room = transmitter.room_for_data(length);
-            let read = if quick {
-                self.backend.read_at(room, offset).map(|()| true)
-            } else {
-                self.backend.try_read_at(room, offset)
-            };
-            match read {
-                Ok(false) => return Some(ticket),
-                Ok(true) => Answer::DataInPlace,
-                Err(error) => Answer::Error(to_nbd(command, &error)),
-            }
-        } else if quick {
-            ticket.begin(time);
-            let ledger = ticket.lane().ledger();
-            match execute(&*self.backend, ledger, command, ticket.payload()) {
-                Ok(()) => Answer::Done,
-                Err(error) => Answer::Error(error),
-            }
-        } else {
-            return Some(ticket);
+        let room = match *command {
+            Command::Read { length, .. } => transmitter.room_for_data(length),
+            _ => &mut [],
+        };
+        let done = task::inline(
+            &*self.backend,
+            &**ticket.lane().ledger(),
+            command,
+            ticket.payload(),
+            room,
+            || ticket.begin(time),
+        );
+        let answer = match (done, command) {
+            (None, _) => return Some(ticket),
+            (Some(Ok(())), Command::Read { .. }) => Answer::DataInPlace,
+            (Some(Ok(())), _) => Answer::Done,
+            (Some(Err(error)), _) => Answer::Error(error),
         };
         transmitter.stage(ticket, answer);
         None
+    }
+}
+
+/// A request that was handed on.
+struct LaneTask {
+    ticket: Ticket,
+    command: Command,
+    lane: Arc<LaneState>,
+}
+
+impl Task for LaneTask {
+    fn command(&self) -> &Command {
+        &self.command
+    }
+
+    fn payload(&self) -> &[u8] {
+        self.ticket.payload()
+    }
+
+    fn begin(&self) {
+        self.ticket.begin(now());
+    }
+
+    fn durability(&self) -> &dyn Durability {
+        &**self.ticket.lane().ledger()
+    }
+
+    fn finish(self: Box<Self>, completion: Completion<'_>) {
+        let answer = match completion {
+            Completion::Done => Answer::Done,
+            Completion::Data(data) => Answer::Data(data),
+            Completion::Error(error) => Answer::Error(error),
+            // The driver never asks, and a lane offers it to nobody.
+            Completion::Extents(_) => Answer::Error(NbdError::EINVAL),
+        };
+        self.lane.answer(self.ticket, answer);
     }
 }
 
@@ -237,7 +303,8 @@ fn reject(transmitter: &mut Transmitter, ticket: Ticket, rejection: &Rejection) 
 
 /// Turns a panic of this thread into the death of the process: a request whose thread is gone
 /// would never be answered, but a successor executes it again.
-pub(crate) struct AbortOnPanic;
+#[derive(Debug)]
+pub struct AbortOnPanic;
 
 impl Drop for AbortOnPanic {
     fn drop(&mut self) {

@@ -11,18 +11,24 @@
 //! debugger perhaps, names the device: `NBD_JOIN=nbd0 gdb --args ./my-backend`.
 
 mod backend;
+mod durability;
 mod engine;
-mod execute;
+mod inheritance;
 mod join;
 mod lane;
 mod system;
+mod task;
 mod workers;
 
-pub use backend::{Backend, Capabilities, Geometry, ZeroOptions};
+pub use backend::{Backend, Capabilities, Extent, Geometry, ZeroOptions};
+pub use durability::{Durability, ProcessDurability, remember};
 pub use engine::{Outcome, ServeError};
 pub use join::{Endpoint, JOIN_VARIABLE, JoinError, Link, Session};
+pub use lane::AbortOnPanic;
 pub use nbd_control::backend::ExportInfo;
 pub use nbd_proto::Command;
+pub use task::{Completion, Task, inline};
+pub use workers::Workers;
 
 use std::process::ExitCode;
 use std::sync::Arc;

@@ -1,33 +1,17 @@
 //! The threads on which commands that may block are executed, shared by all lanes.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Condvar, Mutex};
-
-use nbd_ledger::Answer;
-use nbd_ledger::receive::Ticket;
-use nbd_proto::Command;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use crate::backend::Backend;
-use crate::execute::{execute, to_nbd};
-use crate::lane::{AbortOnPanic, LaneState, lock};
-use crate::system::now;
+use crate::lane::{AbortOnPanic, lock};
+use crate::task::{self, Buffer, Task};
 
 /// Most threads. More requests than that wait in the queue.
 const MOST: usize = 32;
-/// A worker whose buffer has grown beyond this gives it back.
-const KEEP: usize = 256 << 10;
-/// Alignment that direct I/O asks of buffers.
-const ALIGNMENT: usize = 4096;
 
-/// A command to execute off the lane's thread.
-pub(crate) struct Job {
-    pub(crate) ticket: Ticket,
-    pub(crate) command: Command,
-    pub(crate) lane: Arc<LaneState>,
-}
-
-/// The pool. Threads are started as they are needed and then stay.
-pub(crate) struct Workers {
+/// Threads for one backend, started as they are needed; then they stay.
+pub struct Workers {
     backend: Arc<dyn Backend>,
     queue: Mutex<Queue>,
     work: Condvar,
@@ -35,20 +19,28 @@ pub(crate) struct Workers {
 
 #[derive(Default)]
 struct Queue {
-    jobs: VecDeque<Job>,
+    tasks: VecDeque<Box<dyn Task>>,
     idle: usize,
     threads: usize,
 }
 
 impl Workers {
-    pub(crate) fn new(backend: Arc<dyn Backend>) -> Arc<Self> {
+    /// No thread yet.
+    pub fn new(backend: Arc<dyn Backend>) -> Arc<Self> {
         Arc::new(Self { backend, queue: Mutex::default(), work: Condvar::new() })
     }
 
-    pub(crate) fn submit(self: &Arc<Self>, job: Job) {
+    /// Has a task carried out: by the backend itself if it can do that, or by a thread.
+    pub fn submit(self: &Arc<Self>, task: Box<dyn Task>) {
+        if let Some(task) = task::start(&*self.backend, task) {
+            self.enqueue(task);
+        }
+    }
+
+    fn enqueue(self: &Arc<Self>, task: Box<dyn Task>) {
         let mut queue = lock(&self.queue);
-        queue.jobs.push_back(job);
-        if queue.idle >= queue.jobs.len() || queue.threads == MOST {
+        queue.tasks.push_back(task);
+        if queue.idle >= queue.tasks.len() || queue.threads == MOST {
             self.work.notify_one();
             return;
         }
@@ -57,7 +49,7 @@ impl Workers {
         match std::thread::Builder::new().name(name).spawn(move || workers.run()) {
             Ok(_) => queue.threads += 1,
             Err(error) if queue.threads == 0 => {
-                // Nobody would ever execute the job. A successor may find more room.
+                // Nobody would ever execute the task. A successor may find more room.
                 eprintln!("nbd-backend: cannot start a worker thread: {error}");
                 std::process::abort();
             }
@@ -67,52 +59,23 @@ impl Workers {
 
     fn run(&self) {
         let _abort = AbortOnPanic;
-        let mut buffer = Vec::new();
+        let mut buffer = Buffer::default();
         loop {
-            let job = self.next();
-            self.serve(job, &mut buffer);
-            if buffer.len() > KEEP {
-                buffer = Vec::new();
-            }
+            let task = self.next();
+            task::perform(&*self.backend, task, &mut buffer);
+            buffer.shrink();
         }
     }
 
-    fn next(&self) -> Job {
+    fn next(&self) -> Box<dyn Task> {
         let mut queue = lock(&self.queue);
         loop {
-            if let Some(job) = queue.jobs.pop_front() {
-                return job;
+            if let Some(task) = queue.tasks.pop_front() {
+                return task;
             }
             queue.idle += 1;
-            queue = self.work.wait(queue).unwrap_or_else(std::sync::PoisonError::into_inner);
+            queue = self.work.wait(queue).unwrap_or_else(PoisonError::into_inner);
             queue.idle -= 1;
         }
     }
-
-    fn serve(&self, job: Job, buffer: &mut Vec<u8>) {
-        let Job { ticket, command, lane } = job;
-        ticket.begin(now());
-        if let Command::Read { offset, length } = command {
-            let data = aligned(buffer, length as usize);
-            match self.backend.read_at(data, offset) {
-                Ok(()) => lane.answer(ticket, Answer::Data(data)),
-                Err(error) => lane.answer(ticket, Answer::Error(to_nbd(&command, &error))),
-            }
-            return;
-        }
-        let ledger = ticket.lane().ledger();
-        match execute(&*self.backend, ledger, &command, ticket.payload()) {
-            Ok(()) => lane.answer(ticket, Answer::Done),
-            Err(error) => lane.answer(ticket, Answer::Error(error)),
-        }
-    }
-}
-
-/// `length` bytes of the buffer, at an address that direct I/O accepts.
-fn aligned(buffer: &mut Vec<u8>, length: usize) -> &mut [u8] {
-    if buffer.len() < length + ALIGNMENT {
-        buffer.resize(length + ALIGNMENT, 0);
-    }
-    let start = buffer.as_ptr().align_offset(ALIGNMENT);
-    &mut buffer[start..start + length]
 }

@@ -6,6 +6,7 @@
 //!    │ ◄─────────── Grant or Refusal │   ledger, lanes, keepsakes as descriptors
 //!    │ Keep (fd) ───────────────► │   any number of times
 //!    │ ◄──────────────────── Kept │
+//!    │ Poisoned ────────────────► │   for each request that is given up
 //!    │ Ready or Failed ─────────► │   recovery is done; requests are being answered
 //! ```
 
@@ -73,6 +74,23 @@ pub enum FromBackend {
         /// The ledger itself is damaged, so that no successor can do better.
         damaged: bool,
     },
+    /// A request that crashed too many backends was answered with EIO. Said before `Ready`.
+    Poisoned(Poison),
+}
+
+/// A request that crashes backends.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Poison {
+    /// Its lane.
+    pub lane: u32,
+    /// NBD command type.
+    pub command: u16,
+    /// First byte.
+    pub offset: u64,
+    /// Number of bytes.
+    pub length: u32,
+    /// How many backends it crashed.
+    pub crashes: u32,
 }
 
 /// A backend introduces itself.
@@ -118,6 +136,11 @@ pub struct Grant {
     pub max_payload: u32,
     /// Names of the keepsakes.
     pub keepsakes: Vec<String>,
+    /// Whether the predecessor crashed, by a signal that a fault of its own raises or with an exit
+    /// status other than 0. One that was killed did not crash.
+    pub crashed: bool,
+    /// A request that has crashed so many backends is answered with EIO; 0 is never.
+    pub poison_limit: u32,
 }
 
 #[cfg(test)]

@@ -62,6 +62,8 @@ pub struct State {
     pub restart: String,
     /// How many failures in a row are too many.
     pub restart_limit: u32,
+    /// How many crashes of backends by one request are too many; 0 is never.
+    pub poison_limit: u32,
     /// Whether a second backend is kept started.
     pub warm_spare: bool,
     /// The queue's `io_timeout` before attach, in milliseconds.

@@ -31,6 +31,8 @@ pub struct Status {
     pub totals: TotalsStatus,
     /// How the last backend was lost and how fast the next one was there.
     pub last_recovery: Option<RecoveryStatus>,
+    /// The latest requests that were answered with EIO because they crashed their backends.
+    pub poisoned: Vec<PoisonStatus>,
 }
 
 /// The backend.
@@ -93,6 +95,27 @@ pub struct RequestStatus {
     pub age_ms: u64,
     /// How often a backend began to execute it.
     pub attempts: u32,
+    /// How many backends crashed while they executed it.
+    pub crashes: u32,
+}
+
+/// A request that was answered with EIO because it crashed its backends.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PoisonStatus {
+    /// The lane it came on.
+    pub lane: u32,
+    /// Name of the command, like `read`.
+    pub command: String,
+    /// First byte.
+    pub offset: u64,
+    /// Number of bytes.
+    pub length: u64,
+    /// How many backends it crashed.
+    pub crashes: u32,
+    /// How the last one ended, like `killed by SIGSEGV (core dumped)`.
+    pub cause: String,
+    /// How long ago that was.
+    pub ago_ms: f64,
 }
 
 /// Where a request waits.

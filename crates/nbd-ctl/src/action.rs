@@ -86,6 +86,7 @@ fn check_attach(arguments: AttachArguments) -> Result<Attach, Error> {
     add("--lanes", arguments.lanes.map(|n| n.to_string()));
     add("--restart", arguments.restart.as_ref().map(name_of));
     add("--restart-limit", arguments.restart_limit.map(|n| n.to_string()));
+    add("--poison-limit", arguments.poison_limit.map(|n| n.to_string()));
     add("--user", arguments.user);
     add("--ready-timeout", arguments.ready_timeout.map(|n| n.to_string()));
     // Not for a backend of the user's own: it may be a script that is edited while it is served,

@@ -170,6 +170,10 @@ pub(crate) struct AttachArguments {
     /// How many failures in a row are too many [default: 10].
     #[arg(long, value_name = "N")]
     pub(crate) restart_limit: Option<u32>,
+    /// Answer a request with EIO once it has crashed so many backends, 2 or more; 0: never
+    /// [default: 3].
+    #[arg(long, value_name = "N")]
+    pub(crate) poison_limit: Option<u32>,
     /// Do without the second nbd-serve that is kept started to take over at once.
     #[arg(long, conflicts_with_all = ["program", "external"])]
     pub(crate) no_spare: bool,

@@ -1,6 +1,8 @@
 //! What is known of devices, as text for people.
 
-use nbd_control::status::{BackendState, RecoveryStatus, RequestStatus, Stage, Status};
+use nbd_control::status::{
+    BackendState, PoisonStatus, RecoveryStatus, RequestStatus, Stage, Status,
+};
 
 use crate::inspect::Listed;
 use crate::table::{Align, age, columns, command_line, printable, size};
@@ -106,6 +108,9 @@ pub(crate) fn status(status: &Status) -> String {
         add("last loss", &recovery(last));
     }
     add("answered", &totals(status));
+    for poison in &status.poisoned {
+        add("given up", &given_up(poison));
+    }
     add("in flight", &in_flight(&status.in_flight));
     let mut text = join(&lines);
     text.push_str(&requests(&status.in_flight));
@@ -154,6 +159,18 @@ fn totals(status: &Status) -> String {
         count(totals.trims, "trim"),
         count(totals.others, "other"),
         count(totals.errors, "error"),
+    )
+}
+
+fn given_up(poison: &PoisonStatus) -> String {
+    format!(
+        "{} {}+{}: answered with EIO {} ago, as it crashed {}, the last one {}",
+        poison.command,
+        poison.offset,
+        poison.length,
+        age(poison.ago_ms as u64),
+        count(poison.crashes, "backend"),
+        poison.cause,
     )
 }
 

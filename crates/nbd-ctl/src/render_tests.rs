@@ -30,6 +30,7 @@ fn example() -> Status {
         in_flight: Vec::new(),
         totals: TotalsStatus::default(),
         last_recovery: None,
+        poisoned: Vec::new(),
     }
 }
 
@@ -43,6 +44,7 @@ fn request(number: u64) -> RequestStatus {
         stage: Stage::Executing,
         age_ms: 125_000 - number,
         attempts: 2,
+        crashes: 0,
     }
 }
 
@@ -105,6 +107,15 @@ fn a_device_in_trouble() {
     unread.attempts = 0;
     unread.command = "write_zeroes".into();
     device.in_flight = vec![request(0), unread];
+    device.poisoned = vec![PoisonStatus {
+        lane: 0,
+        command: "write".into(),
+        offset: 8192,
+        length: 512,
+        crashes: 3,
+        cause: "killed by SIGSEGV (core dumped)".into(),
+        ago_ms: 1500.0,
+    }];
     assert_eq!(
         status(&device),
         "\
@@ -122,6 +133,7 @@ nbd0
   restarts   3
   last loss  killed by SIGKILL, 12.4 s ago; ready after 3.1 ms, first answer after 3.4 ms, 1 request replayed
   answered   1 read (4.0 KiB), 2000 writes (3.0 MiB), 1 flush, 2 trims, 1 other, 7 errors
+  given up   write 8192+512: answered with EIO 1.5 s ago, as it crashed 3 backends, the last one killed by SIGSEGV (core dumped)
   in flight  2 requests, the oldest for 2m05s
       AGE  COMMAND       OFFSET  LENGTH  STAGE      ATTEMPTS  LANE  COOKIE
     2m05s  read               0    4096  executing         2     1  0000000000000000

@@ -106,6 +106,7 @@ fn settings_of(state: &State) -> Result<Settings, Failure> {
             _ => RestartWhen::OnFailure,
         },
         restart_limit: state.restart_limit,
+        poison_limit: state.poison_limit,
         program: state.program.clone(),
         warm_spare: state.warm_spare,
         user,
@@ -143,7 +144,7 @@ fn adopt_backend(holder: &mut Holder, state: &State) {
         }
         None => {
             holder.supervisor.adopt(id, has_program);
-            holder.note_loss("lost while there was no holder".into());
+            holder.note_loss("lost while there was no holder".into(), false);
             holder.apply(&Event::OwnerDead { clean: false, progressed: true });
         }
     }

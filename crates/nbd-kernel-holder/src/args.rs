@@ -34,6 +34,9 @@ pub(crate) struct Args {
     /// Give up after so many failures in a row without an answered request
     #[arg(long, value_name = "N", default_value_t = 10)]
     pub(crate) restart_limit: u32,
+    /// Answer a request with EIO once it has crashed so many backends, 2 or more; 0: never
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = poison_limit)]
+    pub(crate) poison_limit: u32,
     /// Keep a second backend started, which takes over the moment the first one is lost
     #[arg(long)]
     pub(crate) warm_spare: bool,
@@ -105,6 +108,14 @@ impl Args {
             (None, true) => None,
             (None, false) => Some(Duration::from_secs(30)),
         }
+    }
+}
+
+/// After a single crash nobody knows which of several requests did it.
+fn poison_limit(text: &str) -> Result<u32, String> {
+    match text.parse() {
+        Ok(1) | Err(_) => Err("use 0 for never, or a number from 2 on".into()),
+        Ok(limit) => Ok(limit),
     }
 }
 

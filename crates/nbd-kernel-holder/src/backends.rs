@@ -57,6 +57,7 @@ impl Holder {
                 self.send(id, &answer);
             }
             FromBackend::Ready { replayed } if is_owner => self.take_ready(id, replayed),
+            FromBackend::Poisoned(poison) if is_owner => self.take_poison(&poison),
             FromBackend::Failed { reason, damaged } => {
                 self.log(&format!("the backend failed: {reason}"));
                 if let Some(peer) = self.peers.get_mut(&id) {
@@ -66,7 +67,7 @@ impl Holder {
                     self.fail_device(&reason);
                 }
             }
-            FromBackend::Keep { .. } | FromBackend::Ready { .. } => {
+            FromBackend::Keep { .. } | FromBackend::Ready { .. } | FromBackend::Poisoned(_) => {
                 self.refuse(id, "only the backend that was granted the lanes may say that");
             }
         }
@@ -173,6 +174,8 @@ impl Holder {
             transmit: self.layout.transmit,
             max_payload: self.layout.max_payload,
             keepsakes: self.keepsakes.iter().map(|(name, _)| name.clone()).collect(),
+            crashed: self.loss.as_ref().is_some_and(|loss| loss.crashed),
+            poison_limit: self.settings.poison_limit,
         });
         let mut descriptors = vec![self.ledger.as_ref()?.as_fd()];
         descriptors.extend(self.lanes.iter().map(AsFd::as_fd));
@@ -320,13 +323,14 @@ impl Holder {
         let pid = peer.pid().unwrap_or(0);
         let words = peer.last_words.take();
         let cause = ending.to_string();
-        self.log(&format!("backend {pid} {cause}"));
+        let suspects = if ending.is_crash() { self.suspects() } else { String::new() };
+        self.log(&format!("backend {pid} {cause}{suspects}"));
         self.last_failure = words.unwrap_or_else(|| match self.words_of_backends().pop() {
             Some(said) if !self.attached => format!("the backend {cause}; it said: {said}"),
             _ => format!("the backend {cause}"),
         });
         self.abandon_replacement(id);
-        self.note_loss(cause);
+        self.note_loss(cause, ending.is_crash());
         self.drop_peer(id);
         if self.failed.is_some() {
             return;

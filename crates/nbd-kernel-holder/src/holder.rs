@@ -21,6 +21,7 @@ use crate::args::{KernelApi, RestartWhen};
 use crate::kernel::Device;
 use crate::kernel::sitter::{self, Sitter};
 use crate::peers::Peer;
+use crate::poison::Poisoned;
 use crate::program;
 use crate::signals::Signals;
 use crate::status::{FirstSeen, Loss, monotonic};
@@ -36,6 +37,7 @@ pub(crate) struct Settings {
     pub(crate) api: KernelApi,
     pub(crate) restart: RestartWhen,
     pub(crate) restart_limit: u32,
+    pub(crate) poison_limit: u32,
     pub(crate) program: Vec<String>,
     pub(crate) warm_spare: bool,
     pub(crate) user: Option<(String, Uid, Gid)>,
@@ -84,6 +86,7 @@ pub(crate) struct Holder {
     pub(crate) dropped: bool,
     pub(crate) last_failure: String,
     pub(crate) loss: Option<Loss>,
+    pub(crate) poisoned: Poisoned,
     pub(crate) first_seen: FirstSeen,
     pub(crate) due: Option<Instant>,
     /// When the spare may be started: not while its elder sibling needs the processor.
@@ -127,6 +130,7 @@ impl Holder {
             errand: None,
             errand_status: None,
             orphans: Vec::new(),
+            poisoned: Poisoned::default(),
             clients: BTreeMap::new(),
             pending_detach: None,
             replacing: None,
@@ -332,11 +336,11 @@ impl Holder {
     }
 
     /// Notes how the owner was lost.
-    pub(crate) fn note_loss(&mut self, cause: String) {
+    pub(crate) fn note_loss(&mut self, cause: String, crashed: bool) {
         let header = self.inspector.as_ref().map(Inspector::header);
         let generation =
             header.map_or(0, |header| header.generation.load(std::sync::atomic::Ordering::Acquire));
-        self.loss = Some(Loss { cause, at: monotonic(), generation, replayed: None });
+        self.loss = Some(Loss { cause, crashed, at: monotonic(), generation, replayed: None });
     }
 
     /// Writes down what another holder needs in order to adopt the device.
@@ -360,6 +364,7 @@ impl Holder {
             user: self.settings.user.as_ref().map(|(name, _, _)| name.clone()),
             restart: self.settings.restart.name().into(),
             restart_limit: self.settings.restart_limit,
+            poison_limit: self.settings.poison_limit,
             warm_spare: self.settings.warm_spare,
             io_timeout: self.io_timeout,
             restarts: self.supervisor.restarts(),

@@ -15,6 +15,7 @@ mod kernel;
 mod lanes;
 mod peers;
 mod pick;
+mod poison;
 mod program;
 mod pump;
 mod signals;
@@ -149,6 +150,7 @@ fn validate(args: &Args) -> Result<Settings, Failure> {
         api: args.kernel_api,
         restart: args.restart,
         restart_limit: args.restart_limit,
+        poison_limit: args.poison_limit,
         program: args.program.clone(),
         warm_spare: args.warm_spare,
         user,

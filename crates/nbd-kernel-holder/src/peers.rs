@@ -41,6 +41,27 @@ pub(crate) enum Ending {
     Unknown,
 }
 
+impl Ending {
+    /// Whether the process ended by a fault of its own. SIGKILL is an operator's, or the
+    /// kernel's when memory is short; the other signals are sent by people, too.
+    pub(crate) fn is_crash(&self) -> bool {
+        match self {
+            Self::Exited(status) => *status != 0,
+            Self::Killed(signal, _) => matches!(
+                signal,
+                Signal::SIGABRT
+                    | Signal::SIGBUS
+                    | Signal::SIGFPE
+                    | Signal::SIGILL
+                    | Signal::SIGSEGV
+                    | Signal::SIGSYS
+                    | Signal::SIGTRAP
+            ),
+            Self::Unknown => false,
+        }
+    }
+}
+
 impl std::fmt::Display for Ending {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {

@@ -25,6 +25,8 @@ pub(crate) type FirstSeen = HashMap<(u32, u64), Instant>;
 #[derive(Clone, Debug)]
 pub(crate) struct Loss {
     pub(crate) cause: String,
+    /// By a fault of its own.
+    pub(crate) crashed: bool,
     pub(crate) at: u64,
     /// The ledger's generation then; a successor raises it.
     pub(crate) generation: u64,
@@ -38,7 +40,7 @@ pub(crate) fn monotonic() -> u64 {
     })
 }
 
-fn milliseconds(nanoseconds: u64) -> f64 {
+pub(crate) fn milliseconds(nanoseconds: u64) -> f64 {
     nanoseconds as f64 / 1e6
 }
 
@@ -58,6 +60,7 @@ impl Holder {
             in_flight: self.in_flight(),
             totals: self.totals(),
             last_recovery: self.recovery(),
+            poisoned: self.poisoned.status(),
         }
     }
 
@@ -163,14 +166,18 @@ impl Holder {
                 let executing = slot.started_at != 0;
                 let stage = if executing { Stage::Executing } else { Stage::Queued };
                 let age = now.saturating_sub(slot.received_at) / 1_000_000;
-                found.push(describe(lane, &slot.request, stage, age, slot.attempts));
+                found.push(RequestStatus {
+                    attempts: slot.attempts,
+                    crashes: slot.crashes,
+                    ..describe(lane, &slot.request, stage, age)
+                });
             }
             for request in unread(inspector, lane, &lanes::peek(socket)) {
                 let key = (lane, request.cookie);
                 let first = self.first_seen.get(&key).copied().unwrap_or_else(Instant::now);
                 still_unread.insert(key, first);
                 let age = first.elapsed().as_millis() as u64;
-                found.push(describe(lane, &request, Stage::Unread, age, 0));
+                found.push(describe(lane, &request, Stage::Unread, age));
             }
         }
         self.first_seen = still_unread;
@@ -179,13 +186,7 @@ impl Holder {
     }
 }
 
-fn describe(
-    lane: u32,
-    request: &Request,
-    stage: Stage,
-    age_ms: u64,
-    attempts: u32,
-) -> RequestStatus {
+fn describe(lane: u32, request: &Request, stage: Stage, age_ms: u64) -> RequestStatus {
     RequestStatus {
         lane,
         command: request.command.to_string(),
@@ -194,7 +195,8 @@ fn describe(
         cookie: format!("{:016x}", request.cookie),
         stage,
         age_ms,
-        attempts,
+        attempts: 0,
+        crashes: 0,
     }
 }
 

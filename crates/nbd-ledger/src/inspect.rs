@@ -33,6 +33,8 @@ pub struct InFlight {
     pub started_at: u64,
     /// How often its execution was begun.
     pub attempts: u32,
+    /// How many backends crashed while they executed it.
+    pub crashes: u32,
 }
 
 /// A lane's totals, copied; see [`layout::Totals`](crate::layout::Totals).
@@ -84,6 +86,7 @@ impl Inspector {
                     received_at: slot.received_at.load(Ordering::Relaxed),
                     started_at: slot.started_at.load(Ordering::Relaxed),
                     attempts: slot.attempts.load(Ordering::Acquire),
+                    crashes: slot.crashes.load(Ordering::Relaxed),
                 };
                 // Refilled while it was read: then it was answered just now.
                 let same = slot.position.load(Ordering::Acquire) == position;

@@ -260,8 +260,8 @@ pub struct Slot {
     pub started_at: AtomicU64,
     /// How often its execution was begun.
     pub attempts: AtomicU32,
-    /// Makes up the 64 bytes.
-    pub reserved: AtomicU32,
+    /// How many backends crashed while they executed it.
+    pub crashes: AtomicU32,
 }
 
 /// The meaning of a slot's `state` word.

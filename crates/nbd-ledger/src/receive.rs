@@ -93,6 +93,27 @@ impl Ticket {
         self.lane.slot(self.slot).attempts.load(Ordering::Relaxed)
     }
 
+    /// How many backends crashed while they executed this request.
+    pub fn crashes(&self) -> u32 {
+        self.lane.slot(self.slot).crashes.load(Ordering::Relaxed)
+    }
+
+    /// Called once by a successor, before it executes anything: the request waits for its
+    /// execution again. If the predecessor `crashed`, and was executing it then, that counts.
+    pub fn outlive(&self, crashed: bool) {
+        let slot = self.lane.slot(self.slot);
+        if slot.started_at.load(Ordering::Relaxed) == 0 {
+            return;
+        }
+        // In this order a successor that dies in between counts too few crashes, never too many.
+        slot.started_at.store(0, Ordering::Release);
+        crash_point();
+        if crashed {
+            let crashes = self.crashes().saturating_add(1);
+            slot.crashes.store(crashes, Ordering::Release);
+        }
+    }
+
     /// Notes that execution begins at `now` (`CLOCK_MONOTONIC` nanoseconds).
     pub fn begin(&self, now: u64) {
         let slot = self.lane.slot(self.slot);
@@ -276,6 +297,7 @@ impl Receiver {
         slot.received_at.store(now, Ordering::Relaxed);
         slot.started_at.store(0, Ordering::Relaxed);
         slot.attempts.store(0, Ordering::Relaxed);
+        slot.crashes.store(0, Ordering::Relaxed);
         crash_point();
         slot.set_state(SlotState::Pending);
         crash_point();

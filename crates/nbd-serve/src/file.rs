@@ -10,11 +10,12 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use nbd_backend::{Backend, Command, Geometry, ZeroOptions};
+use nbd_backend::{Backend, Command, Extent, Geometry, ZeroOptions};
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, PosixFadviseAdvice, fallocate, posix_fadvise};
 
 use crate::aligned;
+use crate::extents;
 use crate::pace::Pace;
 use crate::system;
 
@@ -22,6 +23,9 @@ use crate::system;
 const QUICK: u64 = 1 << 20;
 /// Writing a part of a page may mean to read the rest of it first.
 const PAGE: u64 = 4096;
+
+/// Most extents in one answer; whoever asked asks on from there.
+const MOST_EXTENTS: usize = 1024;
 
 /// What is behind a descriptor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -249,6 +253,14 @@ impl Backend for FileExport {
             let _ = posix_fadvise(&self.file, offset as i64, length as i64, advice);
         }
         Ok(())
+    }
+
+    fn extents(&self, offset: u64, length: u64, one: bool) -> io::Result<Vec<Extent>> {
+        if self.kind == Kind::Device {
+            return Ok(vec![Extent { length, hole: false, zero: false }]);
+        }
+        let most = if one { 1 } else { MOST_EXTENTS };
+        extents::of_file(&self.file, offset, length, most)
     }
 
     fn try_read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<bool> {

@@ -10,6 +10,7 @@
 //! | `lock`, `culprit` | one writer only; and if there is one already, who it is |
 //! | `file` | reading and writing: files, block devices, and memory, which is a file too |
 //! | `pace` | whether writes may be executed where they are received |
+//! | `extents` | which parts of a file are allocated |
 //! | `aligned` | buffers for direct I/O |
 //! | `mem` | memory that outlives the process |
 //! | `system` | the system calls that nix and std do not have |
@@ -19,6 +20,7 @@ mod aligned;
 mod cli;
 mod culprit;
 mod export;
+mod extents;
 mod file;
 mod lock;
 mod mem;

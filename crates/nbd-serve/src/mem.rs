@@ -38,7 +38,14 @@ pub(crate) fn geometry(spec: MemorySpec) -> Geometry {
     Geometry {
         size: spec.size,
         block_size: spec.block,
-        capabilities: Capabilities { trim: true, write_zeroes: true, ..Capabilities::default() },
+        capabilities: Capabilities {
+            trim: true,
+            write_zeroes: true,
+            fast_zero: true,
+            extents: true,
+            unaligned: true,
+            ..Capabilities::default()
+        },
     }
 }
 

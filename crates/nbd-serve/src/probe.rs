@@ -251,7 +251,10 @@ fn capabilities(spec: &FileSpec, kind: Kind, device: Option<u64>) -> Capabilitie
         fua: writable,
         trim: writable && discards,
         write_zeroes: writable,
+        fast_zero: writable,
         cache: !spec.direct,
+        extents: kind == Kind::Regular,
+        unaligned: kind == Kind::Regular && !spec.direct,
         rotational: number("rotational") == Some(1),
     }
 }

@@ -100,6 +100,7 @@ pub(crate) fn status(device: &str) -> Status {
         in_flight: Vec::new(),
         totals: TotalsStatus::default(),
         last_recovery: None,
+        poisoned: Vec::new(),
     }
 }
 

@@ -150,6 +150,7 @@ impl World {
             user: None,
             restart: "always".into(),
             restart_limit: 5,
+            poison_limit: 3,
             warm_spare: false,
             io_timeout: None,
             restarts: 0,

@@ -21,7 +21,10 @@ fn a_file_is_a_writable_device_of_its_size() {
         fua: true,
         trim: true,
         write_zeroes: true,
+        fast_zero: true,
         cache: true,
+        extents: true,
+        unaligned: true,
         ..Capabilities::default()
     };
     let expected = Geometry { size: 10 << 20, block_size: 512, capabilities };
@@ -33,7 +36,13 @@ fn a_file_is_a_writable_device_of_its_size() {
 fn read_only_promises_nothing_else() {
     let directory = Directory::new();
     let found = probe(&spec(&directory.file("disk", 4096), ",ro")).unwrap();
-    let capabilities = Capabilities { read_only: true, cache: true, ..Capabilities::default() };
+    let capabilities = Capabilities {
+        read_only: true,
+        cache: true,
+        extents: true,
+        unaligned: true,
+        ..Capabilities::default()
+    };
     assert_eq!(found.geometry.capabilities, capabilities);
 }
 

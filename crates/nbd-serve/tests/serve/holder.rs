@@ -139,6 +139,8 @@ impl Holder {
             transmit: self.layout.transmit,
             max_payload: self.layout.max_payload,
             keepsakes: self.keepsakes.iter().map(|(name, _)| name.clone()).collect(),
+            crashed: false,
+            poison_limit: 3,
         };
         let mut descriptors: Vec<BorrowedFd<'_>> = vec![self.ledger.as_fd(), self.lane.as_fd()];
         descriptors.extend(self.keepsakes.iter().map(|(_, kept)| kept.as_fd()));
@@ -154,6 +156,7 @@ impl Holder {
                 FromBackend::Ready { replayed } => return (hello, Fate::Ready { replayed }),
                 FromBackend::Failed { reason, .. } => return (hello, Fate::Failed(reason)),
                 FromBackend::Hello(_) => panic!("two hellos"),
+                FromBackend::Poisoned(poison) => panic!("given up: {poison:?}"),
             }
         }
     }

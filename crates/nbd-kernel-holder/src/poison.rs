@@ -1,0 +1,81 @@
+//! Requests that crash backends: telling which they were, and which were given up.
+
+use std::collections::VecDeque;
+
+use nbd_control::backend::Poison;
+use nbd_control::status::PoisonStatus;
+use nbd_proto::CommandType;
+
+use crate::holder::Holder;
+use crate::status::{milliseconds, monotonic};
+
+/// How many are remembered.
+const MOST: usize = 16;
+/// How many suspects one line of the log names.
+const MOST_SUSPECTS: usize = 4;
+
+/// The latest requests that were given up, and when.
+#[derive(Debug, Default)]
+pub(crate) struct Poisoned(VecDeque<(PoisonStatus, u64)>);
+
+impl Poisoned {
+    pub(crate) fn status(&self) -> Vec<PoisonStatus> {
+        let now = monotonic();
+        let known = self.0.iter().map(|(status, at)| {
+            let ago_ms = milliseconds(now.saturating_sub(*at));
+            PoisonStatus { ago_ms, ..status.clone() }
+        });
+        known.collect()
+    }
+
+    fn add(&mut self, status: PoisonStatus) {
+        if self.0.len() == MOST {
+            self.0.pop_front();
+        }
+        self.0.push_back((status, monotonic()));
+    }
+}
+
+impl Holder {
+    /// A backend has answered a request with EIO instead of executing it.
+    pub(crate) fn take_poison(&mut self, poison: &Poison) {
+        let command = CommandType(poison.command).to_string();
+        let &Poison { lane, offset, crashes, .. } = poison;
+        let length = poison.length.into();
+        let cause = self.loss.as_ref().map_or_else(String::new, |loss| loss.cause.clone());
+        self.log(&format!(
+            "{command} {offset}+{length} has crashed {crashes} backends and is answered with EIO; \
+             the last one {cause}"
+        ));
+        let status = PoisonStatus { lane, command, offset, length, crashes, cause, ago_ms: 0.0 };
+        self.poisoned.add(status);
+    }
+
+    /// What a backend that crashed was executing, for the log.
+    pub(crate) fn suspects(&self) -> String {
+        let Some(inspector) = &self.inspector else {
+            return String::new();
+        };
+        let lanes = 0..self.lanes.len() as u32;
+        let executing: Vec<String> = lanes
+            .flat_map(|lane| inspector.in_flight(lane))
+            .filter(|slot| slot.started_at != 0)
+            .map(|slot| {
+                let request = slot.request;
+                format!("{} {}+{}", request.command, request.offset, request.length)
+            })
+            .collect();
+        match executing.len() {
+            0 => String::new(),
+            count @ 1..=MOST_SUSPECTS => format!(
+                " while executing {}{}",
+                executing.join(", "),
+                if count > 1 { " (one of them, or none)" } else { "" }
+            ),
+            count => {
+                let some = executing[..MOST_SUSPECTS].join(", ");
+                format!(" while executing {some} and {} more", count - MOST_SUSPECTS)
+            }
+        }
+    }
+}
