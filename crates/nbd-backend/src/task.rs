@@ -12,7 +12,7 @@ use crate::durability::{self, Durability};
 /// Whoever has the task must [`finish`](Self::finish) it, sooner or later and in any order: the
 /// client waits for as long as it takes. A task that is dropped is a request that only a successor
 /// of this process answers.
-pub trait Task: Send + 'static {
+pub trait Task: Send + Sync + 'static {
     /// What is to be done.
     fn command(&self) -> &Command;
 

@@ -49,4 +49,4 @@ pub use recover::Recovery;
 pub use transmit::{Answer, Transmitter};
 
 #[cfg(feature = "crash-points")]
-pub use hook::{arm_crash_point, crash_points_passed};
+pub use hook::{Point, arm_crash_point, crash_points_passed, observe_crash_points};

@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use nbd_proto::{CommandType, Request};
 use thiserror::Error;
 
-use crate::hook::crash_point;
+use crate::hook::{Point, crash_point};
 use crate::layout::{SLOTS, SlotIndex, SlotState};
 use crate::ledger::Lane;
 use crate::message;
@@ -107,7 +107,7 @@ impl Ticket {
         }
         // In this order a successor that dies in between counts too few crashes, never too many.
         slot.started_at.store(0, Ordering::Release);
-        crash_point();
+        crash_point(Point::Outlived);
         if crashed {
             let crashes = self.crashes().saturating_add(1);
             slot.crashes.store(crashes, Ordering::Release);
@@ -182,7 +182,7 @@ impl Receiver {
         let window = lane.ring.window(self.offset_of(self.received), wanted);
         let record = self.commit(wanted);
         let count = message::receive(lane.socket(), &record.message, window)?;
-        crash_point();
+        crash_point(Point::Received);
         self.received += u64::from(count);
         Ok(if count == 0 { Arrival::Closed } else { Arrival::Bytes })
     }
@@ -202,7 +202,7 @@ impl Receiver {
         if worth_it && rest <= offset && offset + rest <= self.lane.ledger().layout().ring {
             // The rest stays valid where it was until the next commit names its new place.
             self.lane.ring.copy_to_start(offset, rest);
-            crash_point();
+            crash_point(Point::Moved);
             self.base = self.parsed;
         }
     }
@@ -213,13 +213,13 @@ impl Receiver {
         let control = self.lane.control();
         let record = &control.receive[(self.epoch & 1) as usize];
         record.received.store(self.received, Ordering::Relaxed);
-        crash_point();
+        crash_point(Point::ReceiveBegun);
         record.base.store(self.base, Ordering::Relaxed);
         record.wanted.store(wanted, Ordering::Relaxed);
         message::reset(&record.message);
-        crash_point();
+        crash_point(Point::ReceiveFilled);
         control.receive_epoch.store(self.epoch, Ordering::Release);
-        crash_point();
+        crash_point(Point::ReceiveCommitted);
         record
     }
 
@@ -260,9 +260,9 @@ impl Receiver {
         if self.parsed != before {
             let control = self.lane.control();
             control.last_received_at.store(now, Ordering::Relaxed);
-            crash_point();
+            crash_point(Point::TakeBegun);
             control.parsed.store(self.parsed, Ordering::Release);
-            crash_point();
+            crash_point(Point::Taken);
         }
         rest
     }
@@ -289,7 +289,7 @@ impl Receiver {
     fn fill(&mut self, index: SlotIndex, request: &Request, now: u64) {
         let slot = self.lane.slot(index);
         slot.position.store(self.parsed, Ordering::Relaxed);
-        crash_point();
+        crash_point(Point::SlotBegun);
         slot.cookie.store(request.cookie, Ordering::Relaxed);
         slot.offset.store(request.offset, Ordering::Relaxed);
         slot.length.store(request.length, Ordering::Relaxed);
@@ -298,9 +298,9 @@ impl Receiver {
         slot.started_at.store(0, Ordering::Relaxed);
         slot.attempts.store(0, Ordering::Relaxed);
         slot.crashes.store(0, Ordering::Relaxed);
-        crash_point();
+        crash_point(Point::SlotFilled);
         slot.set_state(SlotState::Pending);
-        crash_point();
+        crash_point(Point::SlotPending);
         self.cursor = (self.cursor + 1) % SLOTS as u16;
     }
 }

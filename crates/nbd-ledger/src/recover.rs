@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use crate::audit::Findings;
-use crate::hook::crash_point;
+use crate::hook::{Point, crash_point};
 use crate::layout::SlotState;
 use crate::ledger::Lane;
 use crate::map::TransmitArea;
@@ -32,14 +32,14 @@ pub(crate) fn take_over(
     let ring = lane.ledger().layout().ring;
     for &slot in &findings.unborn {
         lane.slot(slot).set_state(SlotState::Vacant);
-        crash_point();
+        crash_point(Point::Unborn);
     }
     let mut writes = VecDeque::new();
     let mut tickets = Vec::with_capacity(findings.pending.len());
     for pending in &findings.pending {
         // A reply that was staged and not committed will get another place and number.
         lane.slot(pending.slot).set_state(SlotState::Pending);
-        crash_point();
+        crash_point(Point::Restored);
         let payload = pending.position.wrapping_add(HEADER).wrapping_sub(findings.base) % ring;
         let ticket = Ticket::new(lane, pending.slot, pending.request, payload);
         if !ticket.payload().is_empty() {

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use nbd_proto::{CommandType, NbdError, SimpleReply};
 
-use crate::hook::crash_point;
+use crate::hook::{Point, crash_point};
 use crate::layout::{SlotState, Totals, TransmitRecord};
 use crate::ledger::Lane;
 use crate::map::TransmitArea;
@@ -100,10 +100,10 @@ impl Transmitter {
         let reply = SimpleReply { error, cookie: request.cookie }.encode();
         let start = self.end() as usize;
         self.area.as_mut_slice()[start..start + reply.len()].copy_from_slice(&reply);
-        crash_point();
+        crash_point(Point::ReplyWritten);
         // Not an answer yet: a number beyond the committed one means pending.
         ticket.lane.slot(ticket.slot).set_state(SlotState::Staged(self.sequence + 1));
-        crash_point();
+        crash_point(Point::Staged);
         self.staged += HEADER + u64::from(length);
         self.tally.add(request.command, request.length, error);
     }
@@ -152,7 +152,7 @@ impl Transmitter {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             }
-            crash_point();
+            crash_point(Point::Sent);
         }
         self.unfinished = 0;
         lane.complete.store(self.sequence, Ordering::Release);
@@ -163,13 +163,13 @@ impl Transmitter {
     /// Fills in the record that is not valid and makes it the valid one.
     fn commit(&self, record: &TransmitRecord, sent: u64, length: u64) {
         record.sequence.store(self.sequence, Ordering::Relaxed);
-        crash_point();
+        crash_point(Point::SendBegun);
         record.length.store(length, Ordering::Relaxed);
         record.sent.store(sent, Ordering::Relaxed);
         message::reset(&record.message);
-        crash_point();
+        crash_point(Point::SendFilled);
         self.lane.control().transmit_epoch.store(self.epoch, Ordering::Release);
-        crash_point();
+        crash_point(Point::SendCommitted);
     }
 }
 

@@ -1,0 +1,46 @@
+//! A backend with worker threads, killed at random moments.
+//!
+//! Its threads cannot be stepped one by one in every order, so here only chance decides where each
+//! of them is when all are killed: in the middle of executing, waiting for the lane's lock, staging
+//! or sending, in the recovery, or before it.
+
+use std::ops::RangeInclusive;
+use std::time::{Duration, Instant};
+
+use crate::process::Process;
+use crate::script::{Manner, Random, Scenario, Step, mixture};
+use crate::world::World;
+
+/// Bounds for the longest life of a backend, in microseconds.
+const LIVES: RangeInclusive<u64> = 500..=1_000_000;
+
+/// Kills so many backends, one after the other, on one device. Returns the number of requests
+/// that were answered, and how many of the dead had left some to their successors.
+pub(crate) fn kill_at_random(kills: usize, narrow: bool, random: &mut Random) -> (u64, u64) {
+    let steps = Vec::new();
+    let mut world =
+        World::new(&Scenario { name: "at random", manner: Manner::Workers, narrow, steps });
+    let (mut left, mut longest) = (0, 3000);
+    for _ in 0..kills {
+        if world.peer.mind.is_idle() {
+            world.peer.mind.append(mixture(random));
+        }
+        let life = Duration::from_micros(random.below(longest));
+        let before = world.peer.mind.answers();
+        let mut process = Process::start(&world);
+        let start = Instant::now();
+        while start.elapsed() < life {
+            assert!(!process.turn(&mut world, 0), "a backend left before the kernel did");
+        }
+        process.kill();
+        // Many shall die while they are at work, on any machine.
+        let idle = world.peer.mind.answers() == before;
+        longest = if idle { longest * 10 / 9 } else { longest * 9 / 10 };
+        longest = longest.clamp(*LIVES.start(), *LIVES.end());
+        left += u64::from(!world.in_flight().is_empty());
+    }
+    world.peer.mind.append(vec![Step::Settle, Step::Leave]);
+    let answers = world.peer.mind.answers();
+    Process::start(&world).serve_to_the_end(world);
+    (answers, left)
+}
