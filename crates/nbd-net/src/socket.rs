@@ -1,0 +1,223 @@
+//! A connected stream socket of any family.
+
+mod connect;
+
+use std::io::{self, IoSlice};
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, Shutdown, SockType, SockaddrLike, SockaddrStorage, getpeername,
+    getsockname, getsockopt, recv, sendmsg, setsockopt, sockopt,
+};
+use nix::sys::time::{TimeVal, TimeValLike};
+
+pub(crate) use connect::family;
+pub use connect::{Attempts, ConnectError};
+
+/// Buffer of a unix socket, in bytes: several large requests without a wait in between. The
+/// system may grant less.
+const UNIX_BUFFER: usize = 2 << 20;
+/// After so many seconds of silence the host of a TCP peer is asked whether it is alive ...
+const KEEPALIVE_IDLE: u32 = 30;
+/// ... and again after so many ...
+const KEEPALIVE_INTERVAL: u32 = 10;
+/// ... and is given up after so many questions.
+const KEEPALIVE_COUNT: u32 = 6;
+/// Most slices that sendmsg(2) takes (UIO_MAXIOV).
+const MOST_SLICES: usize = 1024;
+
+/// A connected stream socket. It can be used by several threads at once.
+#[derive(Debug)]
+pub struct Socket {
+    fd: OwnedFd,
+    peer: String,
+}
+
+impl Socket {
+    /// Takes a connected stream socket and prepares it: it blocks, does not delay small TCP
+    /// segments, notices dead hosts, and has room for large messages.
+    pub fn from_fd(fd: OwnedFd) -> io::Result<Self> {
+        if getsockopt(&fd, sockopt::SockType)? != SockType::Stream {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no stream socket"));
+        }
+        let flags = OFlag::from_bits_retain(fcntl(&fd, FcntlArg::F_GETFL)?);
+        if flags.contains(OFlag::O_NONBLOCK) {
+            fcntl(&fd, FcntlArg::F_SETFL(flags - OFlag::O_NONBLOCK))?;
+        }
+        let peer = match getsockname::<SockaddrStorage>(fd.as_raw_fd())?.family() {
+            Some(AddressFamily::Inet | AddressFamily::Inet6) => {
+                prepare_tcp(&fd)?;
+                name_of_peer(fd.as_raw_fd())?
+            }
+            Some(AddressFamily::Unix) => {
+                prepare_unix(&fd)?;
+                let peer = getsockopt(&fd, sockopt::PeerCredentials)?;
+                format!("process {} of user {}", peer.pid(), peer.uid())
+            }
+            _ => name_of_peer(fd.as_raw_fd())?,
+        };
+        Ok(Self { fd, peer })
+    }
+
+    /// Who the peer is, for log lines.
+    pub fn peer(&self) -> String {
+        self.peer.clone()
+    }
+
+    /// Ends the connection for both sides and wakes whoever waits for it. May be called from any
+    /// thread, at any time.
+    pub fn shutdown(&self) {
+        self.shut(Shutdown::Both);
+    }
+
+    /// Lets receivers see the end of the stream after what has come so far; sending goes on.
+    pub fn shutdown_receive(&self) {
+        self.shut(Shutdown::Read);
+    }
+
+    /// Lets the peer see the end of the stream; receiving goes on.
+    pub fn shutdown_send(&self) {
+        self.shut(Shutdown::Write);
+    }
+
+    fn shut(&self, how: Shutdown) {
+        // It fails where the connection has ended by itself.
+        let _ = nix::sys::socket::shutdown(self.raw(), how);
+    }
+
+    /// How long [`receive`](Self::receive) waits, `None` for ever.
+    pub fn set_receive_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
+        let timeout = timeout.map_or(TimeVal::zero(), time_value);
+        Ok(setsockopt(&self.fd, sockopt::ReceiveTimeout, &timeout)?)
+    }
+
+    /// Waits for bytes and returns how many came, 0 at the end of the stream. `TimedOut` if none
+    /// came within the timeout that was set.
+    pub fn receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self.receive_with(buffer, MsgFlags::empty()) {
+            Err(Errno::EAGAIN) => Err(io::ErrorKind::TimedOut.into()),
+            other => Ok(other?),
+        }
+    }
+
+    /// Receives what is there; `WouldBlock` if that is nothing.
+    pub fn try_receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        Ok(self.receive_with(buffer, MsgFlags::MSG_DONTWAIT)?)
+    }
+
+    fn receive_with(&self, buffer: &mut [u8], flags: MsgFlags) -> nix::Result<usize> {
+        loop {
+            match recv(self.raw(), buffer, flags) {
+                Err(Errno::EINTR) => {}
+                other => return other,
+            }
+        }
+    }
+
+    /// Sends as many bytes as there is room for and returns their number; `WouldBlock` if that is
+    /// none.
+    pub fn try_send(&self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
+        let parts = &parts[..parts.len().min(MOST_SLICES)];
+        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+        loop {
+            match sendmsg::<()>(self.raw(), parts, &[], flags, None) {
+                Err(Errno::EINTR) => {}
+                other => return Ok(other?),
+            }
+        }
+    }
+
+    /// Waits until [`try_send`](Self::try_send) would not block, `None` for ever. `false` if that
+    /// takes longer. A broken connection counts as writable: sending tells what is wrong.
+    pub fn wait_writable(&self, timeout: Option<Duration>) -> io::Result<bool> {
+        self.wait(PollFlags::POLLOUT, timeout)
+    }
+
+    /// Waits until [`receive`](Self::receive) would not block, `None` for ever. `false` if that
+    /// takes longer. The end of the stream counts as readable.
+    pub fn wait_readable(&self, timeout: Option<Duration>) -> io::Result<bool> {
+        self.wait(PollFlags::POLLIN, timeout)
+    }
+
+    fn wait(&self, events: PollFlags, timeout: Option<Duration>) -> io::Result<bool> {
+        // A deadline beyond what clocks can express is none.
+        let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        loop {
+            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            let limit = left.map_or(PollTimeout::NONE, poll_timeout);
+            match poll(&mut [PollFd::new(self.fd.as_fd(), events)], limit) {
+                Ok(0) if left.is_none_or(|left| !left.is_zero()) => {}
+                Ok(count) => return Ok(count > 0),
+                Err(Errno::EINTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+    }
+
+    fn raw(&self) -> RawFd {
+        self.fd.as_raw_fd()
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl From<Socket> for OwnedFd {
+    fn from(socket: Socket) -> Self {
+        socket.fd
+    }
+}
+
+/// There is no TCP_USER_TIMEOUT here: it would also end the connection to a peer that is alive
+/// and stopped, in a debugger for example.
+fn prepare_tcp(fd: &OwnedFd) -> nix::Result<()> {
+    setsockopt(fd, sockopt::TcpNoDelay, &true)?;
+    setsockopt(fd, sockopt::KeepAlive, &true)?;
+    setsockopt(fd, sockopt::TcpKeepIdle, &KEEPALIVE_IDLE)?;
+    setsockopt(fd, sockopt::TcpKeepInterval, &KEEPALIVE_INTERVAL)?;
+    setsockopt(fd, sockopt::TcpKeepCount, &KEEPALIVE_COUNT)
+}
+
+fn prepare_unix(fd: &OwnedFd) -> nix::Result<()> {
+    if getsockopt(fd, sockopt::SndBuf)? < UNIX_BUFFER {
+        setsockopt(fd, sockopt::SndBuf, &UNIX_BUFFER)?;
+    }
+    if getsockopt(fd, sockopt::RcvBuf)? < UNIX_BUFFER {
+        setsockopt(fd, sockopt::RcvBuf, &UNIX_BUFFER)?;
+    }
+    Ok(())
+}
+
+fn name_of_peer(fd: RawFd) -> nix::Result<String> {
+    let peer: SockaddrStorage = getpeername(fd)?;
+    if let Some(place) = peer.as_sockaddr_in6() {
+        // An IPv4 client of a socket for both reads like one.
+        let place = SocketAddr::new(place.ip().to_canonical(), place.port());
+        return Ok(place.to_string());
+    }
+    Ok(peer.to_string())
+}
+
+/// For SO_RCVTIMEO and SO_SNDTIMEO, where zero is for ever.
+fn time_value(time: Duration) -> TimeVal {
+    let micros = time.as_micros().max(1);
+    TimeVal::microseconds(i64::try_from(micros).unwrap_or(i64::MAX))
+}
+
+/// Rounded up, so that nobody polls in a loop for the last fraction of a millisecond; at most
+/// what poll(2) can express.
+fn poll_timeout(time: Duration) -> PollTimeout {
+    let rounded = time.saturating_add(Duration::from_nanos(999_999));
+    PollTimeout::try_from(rounded).unwrap_or(PollTimeout::MAX)
+}
+
+#[cfg(test)]
+mod tests;
