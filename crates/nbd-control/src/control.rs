@@ -23,6 +23,11 @@ pub enum Request {
     },
     /// Answer once a backend serves the device.
     WaitReady,
+    /// Change the backend's [settings](crate::settings), all of these or none, and tell them.
+    Set {
+        /// `NAME=VALUE` each; without any, the settings are only told.
+        assignments: Vec<String>,
+    },
 }
 
 /// A holder's answer. A request gets exactly one, but `Notice` may come before it.
@@ -42,6 +47,8 @@ pub enum Response {
         /// A sentence.
         text: String,
     },
+    /// To [`Request::Set`]: name and value of every setting, as they are now.
+    Settings(Vec<(String, String)>),
 }
 
 /// Why something was not done.

@@ -8,6 +8,7 @@
 //! | [`control`] | between nbd-ctl and a holder |
 //! | [`status`] | what a holder tells about its device |
 //! | [`registry`] | the runtime directory |
+//! | [`settings`] | what can be changed of a backend while it runs |
 //! | [`process`] | naming a process so that a reused pid is not mistaken for it |
 
 pub mod backend;
@@ -15,6 +16,7 @@ pub mod channel;
 pub mod control;
 pub mod process;
 pub mod registry;
+pub mod settings;
 pub mod status;
 pub mod wire;
 

@@ -19,6 +19,7 @@ pub(crate) enum Action {
     Restart { device: Device, limit: Option<Duration> },
     Replace { device: Device, program: Option<Vec<String>>, limit: Option<Duration> },
     Wait { device: Device, until: Until, limit: Option<Duration> },
+    Set { device: Device, assignments: Vec<String>, json: bool },
     Adopt { device: Device },
 }
 
@@ -65,6 +66,9 @@ impl Action {
             },
             Command::Wait { device, until, limit } => {
                 Self::Wait { device: device.parse()?, until, limit: limit.timeout }
+            }
+            Command::Set { device, assignments, json } => {
+                Self::Set { device: device.parse()?, assignments, json }
             }
             Command::Adopt { device } => Self::Adopt { device: device.parse()? },
         })

@@ -131,6 +131,24 @@ Example:
         #[command(flatten)]
         limit: Limit,
     },
+    /// Change what a device's layers do, like delay: and error:, while it is in use
+    #[command(after_help = "\
+Without NAME=VALUE, the settings are only printed. They survive the backend.
+
+Example:
+  nbd-ctl attach error:rate=0@delay:read=5ms@file:/srv/disk.img
+  nbd-ctl set nbd0 error.rate=1% delay.read=100ms
+  nbd-ctl set nbd0 --json | jq -r '.\"error.rate\"'")]
+    Set {
+        /// nbd0, /dev/nbd0 or 0.
+        device: String,
+        /// New values; all of them, or none if one is wrong.
+        #[arg(value_name = "NAME=VALUE")]
+        assignments: Vec<String>,
+        /// Print a JSON object.
+        #[arg(long)]
+        json: bool,
+    },
     /// Start a new holder for a device whose holder is gone
     #[command(after_help = "\
 I/O goes on without a holder, but nobody starts a lost backend again. Every other command that

@@ -11,7 +11,7 @@
 //! | [`entry`] | what there is of a device: a holder, an orphan, a stale folder |
 //! | [`holder`] | a conversation with the holder of a device |
 //! | [`spawn`], [`program`] | starting a holder, finding programs |
-//! | [`attach`], [`adopt`], [`change`], [`wait`], [`inspect`] | the commands |
+//! | [`attach`], [`adopt`], [`change`], [`set`], [`wait`], [`inspect`] | the commands |
 //! | [`render`], [`table`] | values to text |
 //! | [`error`] | every way to fail, and its exit status |
 
@@ -28,6 +28,7 @@ mod holder;
 mod inspect;
 mod program;
 mod render;
+mod set;
 mod spawn;
 mod table;
 mod wait;
@@ -65,6 +66,9 @@ fn run() -> Result<(), Error> {
             change::replace(&context, device, program, limit)
         }
         Action::Wait { device, until, limit } => wait::wait(&context, device, until, limit),
+        Action::Set { device, assignments, json } => {
+            set::set(&context, device, assignments, json)
+        }
         Action::Adopt { device } => adopt::adopt_explicitly(&context, device),
     }
 }

@@ -1,9 +1,11 @@
 //! Conversations with nbd-ctl.
 
+use std::fs::File;
 use std::os::unix::net::UnixListener;
 
 use nbd_control::Channel;
 use nbd_control::control::{Failure, FailureKind, Request, Response};
+use nbd_control::settings;
 
 use crate::holder::{Holder, peer_uid};
 use crate::supervisor::Event;
@@ -70,6 +72,13 @@ impl Holder {
                 }
                 self.pending_detach = Some((id, force));
             }
+            Request::Set { assignments } => {
+                let response = match self.set(&assignments) {
+                    Ok(settings) => Response::Settings(settings),
+                    Err(failure) => Response::Failed(failure),
+                };
+                self.answer(id, &response);
+            }
             Request::Restart => self.restart(id, None),
             Request::Replace { program } => self.restart(id, program),
             Request::WaitReady if self.supervisor.is_ready() && self.attached => {
@@ -82,6 +91,30 @@ impl Holder {
                 }
             }
         }
+    }
+
+    /// Changes settings where the backend reads them, whether it lives or not.
+    fn set(&self, assignments: &[String]) -> Result<Vec<(String, String)>, Failure> {
+        let name = self.device.name();
+        let failed = |kind, text: String| Failure::new(kind, format!("{name}: {text}"));
+        let other = |error: std::io::Error| {
+            failed(FailureKind::Other, format!("its settings cannot be used: {error}"))
+        };
+        let kept = self.keepsakes.iter().find(|(kept, _)| kept == settings::KEEPSAKE);
+        let table = kept.map(|(_, fd)| fd.try_clone().map(File::from));
+        let Some(table) = table.transpose().map_err(other)?.filter(settings::is_memory) else {
+            let text = "has no settings: attach it with a layer that has, like delay@file:PATH";
+            return Err(failed(FailureKind::Other, text.into()));
+        };
+        let current = settings::load(&table).map_err(other)?;
+        let changes = settings::plan(&current, assignments)
+            .map_err(|error| failed(FailureKind::Usage, error.to_string()))?;
+        settings::change(&table, &changes).map_err(other)?;
+        for text in assignments {
+            self.log(&format!("{text} was set"));
+        }
+        let current = settings::load(&table).map_err(other)?;
+        Ok(current.into_iter().map(|one| (one.name, one.kind.format(one.value))).collect())
     }
 
     fn restart(&mut self, id: u64, program: Option<Vec<String>>) {

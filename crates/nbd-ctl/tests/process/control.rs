@@ -51,6 +51,26 @@ fn requests_are_what_was_typed() {
 }
 
 #[test]
+fn settings_are_printed_as_they_are_now() {
+    for (arguments, assignments, stdout) in [
+        (&["set", "nbd0"][..], &[][..], "error.rate=0.01\ndelay.read=5ms\n"),
+        (
+            &["set", "nbd0", "error.rate=1%", "--json"],
+            &["error.rate=1%"],
+            "{\"delay.read\":\"5ms\",\"error.rate\":\"0.01\"}\n",
+        ),
+    ] {
+        let world = World::new();
+        let pair = |name: &str, value: &str| (name.to_string(), value.to_string());
+        let settings = vec![pair("error.rate", "0.01"), pair("delay.read", "5ms")];
+        let holder = world.answers(0, vec![Response::Settings(settings)]);
+        world.run(arguments).succeeded(stdout, "");
+        let assignments = assignments.iter().map(ToString::to_string).collect();
+        assert_eq!(holder.join().unwrap(), Request::Set { assignments });
+    }
+}
+
+#[test]
 fn failures_have_their_exit_status() {
     for (kind, code) in [
         (FailureKind::Other, 1),
