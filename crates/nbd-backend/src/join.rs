@@ -201,6 +201,11 @@ impl Session {
         Some(fd.as_fd())
     }
 
+    /// The names of all that predecessors deposited.
+    pub fn keepsakes(&self) -> impl Iterator<Item = &str> {
+        self.keepsakes.iter().map(|(name, _)| &**name)
+    }
+
     /// Deposits a descriptor with the holder. When this returns, it outlives this process.
     pub fn keep(&mut self, name: &str, descriptor: BorrowedFd<'_>) -> Result<(), JoinError> {
         self.channel.send(&FromBackend::Keep { name: name.into() }, &[descriptor])?;

@@ -198,7 +198,9 @@ pub fn value(table: &File, index: usize) -> Option<u64> {
 
 /// Stores new values: `changes` are an index and a value each.
 pub fn change(table: &File, changes: &[(usize, u64)]) -> io::Result<()> {
-    changes.iter().try_for_each(|(index, value)| table.write_all_at(&pair(*value), position(*index)))
+    changes
+        .iter()
+        .try_for_each(|(index, value)| table.write_all_at(&pair(*value), position(*index)))
 }
 
 fn position(index: usize) -> u64 {

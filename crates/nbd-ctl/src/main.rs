@@ -66,9 +66,7 @@ fn run() -> Result<(), Error> {
             change::replace(&context, device, program, limit)
         }
         Action::Wait { device, until, limit } => wait::wait(&context, device, until, limit),
-        Action::Set { device, assignments, json } => {
-            set::set(&context, device, assignments, json)
-        }
+        Action::Set { device, assignments, json } => set::set(&context, device, assignments, json),
         Action::Adopt { device } => adopt::adopt_explicitly(&context, device),
     }
 }

@@ -122,7 +122,7 @@ fn extend(file: &File, path: &Path, size: u64) -> Result<bool, AdoptError> {
 }
 
 /// What the kernel flushes to a file is only durable if the file itself is.
-fn sync_directory(path: &Path) -> io::Result<()> {
+pub(crate) fn sync_directory(path: &Path) -> io::Result<()> {
     let directory = match path.parent() {
         Some(directory) if !directory.as_os_str().is_empty() => directory,
         _ => Path::new("."),

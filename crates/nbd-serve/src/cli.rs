@@ -12,6 +12,7 @@ use thiserror::Error;
 
 use crate::export::{Export, ExportError};
 use crate::spec::{Spec, SpecError};
+use crate::tools;
 
 const AFTER_HELP: &str = "\
 SPEC is one of
@@ -21,6 +22,21 @@ SPEC is one of
       create=SIZE         make it, sparse and of this size, if there is none
       block=BYTES         logical block size: 512 (default for files), 1024, 2048, 4096
   mem:SIZE[,block=BYTES]  memory, which is lost with the device but not with this process
+  cow:BASE+DIFF           BASE, a path or a SPEC, is only read; changes go to the file DIFF,
+                          which is made if there is none
+  null:SIZE               zeroes, whatever is written
+  pattern:SIZE            every eight bytes are their offset; read only
+or a layer and an @ in front of another SPEC:
+  partition:N@            only this partition (GPT or MBR)
+  offset:START[+LENGTH]@  only this part
+  readonly@               refuses to be written to
+  delay:TIME@             takes that time; or read=, write=, flush=, jitter=, seed=
+  error:SHARE@            fails so many commands; or rate=, read=, write=, flush=, errno=,
+                          from=, to=, sticky=on, seed=
+  rate:SIZE@              so many bytes a second; or bytes=, ops=
+  log@                    prints a line about each command
+  record:FILE@            writes down all changes, for `nbd-serve powercut`
+delay, error, rate and log can be changed while they are in use: nbd-ctl set nbd0 error.rate=1%
 SIZE is a number of bytes, or one with K, M, G or T: 512K, 10M, 1G.
 
 Usually a holder starts this program, and starts it again when it dies:
@@ -28,6 +44,13 @@ Usually a holder starts this program, and starts it again when it dies:
   nbd-ctl attach -- nbd-serve file:/srv/new.img,create=10G
   nbd-ctl attach -- nbd-serve file:/dev/sdb,ro
   nbd-ctl attach -- nbd-serve mem:1G
+  nbd-ctl attach -- nbd-serve cow:base.img+changes.cow
+  nbd-ctl attach -- nbd-serve error:1%@delay:5ms@partition:1@file:disk.img
+
+These work on files that are not being served; each has a --help:
+  nbd-serve commit cow:base.img+changes.cow
+  nbd-serve discard cow:base.img+changes.cow
+  nbd-serve powercut disk.log --image before.img -- e2fsck -fy {}
 
 By hand it takes over a device that is attached already, here under a debugger:
   nbd-serve --join nbd0 file:disk.img
@@ -54,7 +77,7 @@ pub struct Cli {
     #[arg(long, conflicts_with_all = ["join", "takeover"])]
     pub print_geometry: bool,
 
-    /// What to serve, like file:disk.img or mem:1G.
+    /// What to serve, like file:disk.img, mem:1G or delay:10ms@file:disk.img.
     #[arg(value_name = "SPEC")]
     pub spec: OsString,
 }
@@ -95,6 +118,10 @@ impl Error {
 
 /// All of the program.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    if let Some(code) = tools::main(&arguments) {
+        return code;
+    }
     match Cli::try_parse_from(arguments).map_or_else(|error| refuse(&error), |cli| run(&cli)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

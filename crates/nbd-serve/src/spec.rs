@@ -2,7 +2,9 @@
 //!
 //! ```text
 //! file:PATH[,ro][,direct][,create=SIZE][,block=BYTES]
-//! mem:SIZE[,block=BYTES]
+//! mem:SIZE[,block=BYTES]      null: and pattern: likewise
+//! cow:BASE+DIFF               see `cow`
+//! LAYER[:OPTIONS]@SPEC        see `layer`
 //! ```
 //!
 //! A path may contain commas: options are taken from the right, as long as they are words that
@@ -11,7 +13,9 @@
 //! error. What follows any other comma belongs to the path; if there is no such file, then the
 //! message about it wonders whether an option was meant.
 
+mod cow;
 mod error;
+mod layer;
 #[cfg(test)]
 mod tests;
 
@@ -20,7 +24,9 @@ use std::fmt;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
+pub(crate) use cow::CowSpec;
 pub(crate) use error::SpecError;
+pub(crate) use layer::{Layer, LayerSpec};
 
 use crate::size::{self, Size};
 
@@ -29,7 +35,7 @@ pub(crate) const USUAL_BLOCK: u32 = 512;
 /// The block size of files that are yet to be made, with direct I/O: it suits any file system.
 pub(crate) const DIRECT_BLOCK: u32 = 4096;
 
-const SCHEMES: [&str; 2] = ["file", "mem"];
+const SCHEMES: [&str; 5] = ["file", "mem", "null", "pattern", "cow"];
 const OPTIONS: [&str; 4] = ["ro", "direct", "create", "block"];
 
 /// What to serve.
@@ -37,6 +43,12 @@ const OPTIONS: [&str; 4] = ["ro", "direct", "create", "block"];
 pub(crate) enum Spec {
     File(FileSpec),
     Memory(MemorySpec),
+    /// Zeroes, whatever is written.
+    Null(MemorySpec),
+    /// Every eight bytes are their offset.
+    Pattern(MemorySpec),
+    Cow(Box<CowSpec>),
+    Layer(Box<LayerSpec>),
 }
 
 /// A file or a block device.
@@ -50,7 +62,7 @@ pub(crate) struct FileSpec {
     pub(crate) block: Option<u32>,
 }
 
-/// Memory.
+/// Memory, or what takes up none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct MemorySpec {
     pub(crate) size: u64,
@@ -59,12 +71,51 @@ pub(crate) struct MemorySpec {
 
 impl Spec {
     pub(crate) fn parse(text: &OsStr) -> Result<Self, SpecError> {
+        if let Some((name, rest)) = layer::split(text.as_bytes()) {
+            return layer::parse(name, rest).map(|layer| Self::Layer(Box::new(layer)));
+        }
         let (scheme, rest) = split_scheme(text)?;
         match scheme {
             "file" => parse_file(rest).map(Self::File),
-            _ => parse_memory(rest).map(Self::Memory),
+            "null" => parse_memory(rest, "null", "null:SIZE").map(Self::Null),
+            "pattern" => parse_memory(rest, "pattern", "pattern:SIZE").map(Self::Pattern),
+            "cow" => cow::parse(rest).map(|cow| Self::Cow(Box::new(cow))),
+            _ => parse_memory(rest, "mem", "mem:SIZE").map(Self::Memory),
         }
     }
+
+    /// The same with absolute paths: relative ones mean nothing to those who read about them
+    /// elsewhere.
+    pub(crate) fn absolute(self) -> Self {
+        let absolute = |path: PathBuf| std::path::absolute(&path).unwrap_or(path);
+        match self {
+            Self::File(mut file) => {
+                file.path = absolute(file.path);
+                Self::File(file)
+            }
+            Self::Cow(mut cow) => {
+                cow.base = cow.base.absolute();
+                cow.diff = absolute(cow.diff);
+                Self::Cow(cow)
+            }
+            Self::Layer(mut layered) => {
+                if let Layer::Record(log) = layered.layer {
+                    layered.layer = Layer::Record(absolute(log));
+                }
+                layered.inner = layered.inner.absolute();
+                Self::Layer(layered)
+            }
+            Self::Memory(_) | Self::Null(_) | Self::Pattern(_) => self,
+        }
+    }
+}
+
+/// Whether a text begins like a specification, and not like a path.
+fn is_spec(text: &[u8]) -> bool {
+    let begins = |scheme: &&str| {
+        text.strip_prefix(scheme.as_bytes()).is_some_and(|rest| rest.starts_with(b":"))
+    };
+    SCHEMES.iter().any(begins) || layer::split(text).is_some()
 }
 
 fn split_scheme(text: &OsStr) -> Result<(&str, &[u8]), SpecError> {
@@ -78,7 +129,8 @@ fn split_scheme(text: &OsStr) -> Result<(&str, &[u8]), SpecError> {
     if SCHEMES.contains(&word) {
         return Ok((word, &bytes[colon + 1..]));
     }
-    Err(SpecError::UnknownScheme { scheme: word.into(), similar: similar(word, &SCHEMES) })
+    let known: Vec<_> = SCHEMES.into_iter().chain(layer::names()).collect();
+    Err(SpecError::UnknownScheme { scheme: word.into(), similar: similar(word, &known) })
 }
 
 fn parse_file(rest: &[u8]) -> Result<FileSpec, SpecError> {
@@ -104,8 +156,12 @@ fn parse_file(rest: &[u8]) -> Result<FileSpec, SpecError> {
     Ok(spec)
 }
 
-fn parse_memory(rest: &[u8]) -> Result<MemorySpec, SpecError> {
-    let (size, options) = split_options(rest, "mem")?;
+fn parse_memory(
+    rest: &[u8],
+    scheme: &'static str,
+    usage: &'static str,
+) -> Result<MemorySpec, SpecError> {
+    let (size, options) = split_options(rest, scheme)?;
     let mut block = USUAL_BLOCK;
     for option in options {
         match option.name {
@@ -113,16 +169,14 @@ fn parse_memory(rest: &[u8]) -> Result<MemorySpec, SpecError> {
             name => {
                 return Err(SpecError::UnknownOption {
                     option: name.into(),
-                    scheme: "mem",
+                    scheme,
                     similar: None,
                 });
             }
         }
     }
-    let size = size::parse(&String::from_utf8_lossy(size)).map_err(|source| {
-        let option = "mem:SIZE";
-        SpecError::BadSize { option, source }
-    })?;
+    let size = size::parse(&String::from_utf8_lossy(size))
+        .map_err(|source| SpecError::BadSize { option: usage, source })?;
     check_multiple(size, block)?;
     Ok(MemorySpec { size, block })
 }
@@ -183,7 +237,7 @@ fn split_options<'a>(
         let Some(name) = OPTIONS.into_iter().find(|option| *option == word) else {
             let similar = similar(word, &OPTIONS);
             // There is no comma in a size, so there the part can be nothing but an option.
-            if similar.is_some() || scheme == "mem" {
+            if similar.is_some() || scheme != "file" {
                 let option = word.into();
                 return Err(SpecError::UnknownOption { option, scheme, similar });
             }
@@ -244,13 +298,21 @@ impl fmt::Display for Spec {
                     None => Ok(()),
                 }
             }
-            Self::Memory(memory) => {
-                write!(f, "mem:{}", Size(memory.size))?;
-                match memory.block {
-                    USUAL_BLOCK => Ok(()),
-                    block => write!(f, ",block={block}"),
-                }
-            }
+            Self::Memory(memory) => write!(f, "mem:{memory}"),
+            Self::Null(null) => write!(f, "null:{null}"),
+            Self::Pattern(pattern) => write!(f, "pattern:{pattern}"),
+            Self::Cow(cow) => cow.fmt(f),
+            Self::Layer(layer) => layer.fmt(f),
+        }
+    }
+}
+
+impl fmt::Display for MemorySpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", Size(self.size))?;
+        match self.block {
+            USUAL_BLOCK => Ok(()),
+            block => write!(f, ",block={block}"),
         }
     }
 }

@@ -23,7 +23,8 @@ const KINDS: [Kind; 6] =
 /// A share of 1.
 const WHOLE: f64 = 1e9;
 const TIMES: [(&str, u64); 4] = [("s", 1_000_000_000), ("ms", 1_000_000), ("us", 1000), ("ns", 1)];
-const SIZES: [(&str, u64); 5] = [("T", 1 << 40), ("G", 1 << 30), ("M", 1 << 20), ("K", 1 << 10), ("", 1)];
+const SIZES: [(&str, u64); 5] =
+    [("T", 1 << 40), ("G", 1 << 30), ("M", 1 << 20), ("K", 1 << 10), ("", 1)];
 /// The errors that the protocol has for a failed request, and their numbers there.
 const ERRORS: [(&str, u64); 5] =
     [("EIO", 5), ("ENOSPC", 28), ("EPERM", 1), ("ENOMEM", 12), ("EINVAL", 22)];

@@ -85,10 +85,10 @@ fn values_are_read_and_written_as_people_do() {
 
 #[test]
 fn either_all_assignments_are_in_order_or_none_is_planned() {
-    assert_eq!(plan(&some(), &["delay.read=2ms", "error.rate=1"]), Ok(vec![
-        (1, 2_000_000),
-        (0, 1_000_000_000)
-    ]));
+    assert_eq!(
+        plan(&some(), &["delay.read=2ms", "error.rate=1"]),
+        Ok(vec![(1, 2_000_000), (0, 1_000_000_000)])
+    );
     for (text, words) in [
         ("error.rate", "`error.rate` sets nothing: write NAME=VALUE"),
         ("error.rat=1", "no setting `error.rat`; there are error.rate and delay.read"),

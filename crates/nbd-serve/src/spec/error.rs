@@ -33,6 +33,38 @@ pub(crate) enum SpecError {
     Unaligned { size: u64, block: u32 },
     #[error("`create` and `ro` together make a device that nobody can fill: leave one of them out")]
     CreateReadOnly,
+    #[error(
+        "`{0}` is a layer and needs something below it: write {0}@SPEC, like {0}@file:disk.img"
+    )]
+    NothingBelow(&'static str),
+    #[error("the log is missing: write record:FILE@SPEC, like record:log@file:disk.img")]
+    NoLog,
+    #[error("`{layer}` has no options, so `{option}` has to go: write {layer}@SPEC")]
+    NeedlessOption { layer: &'static str, option: String },
+    #[error("`{0}` is not the number of a partition: write partition:1@SPEC")]
+    BadPartition(String),
+    #[error("{layer}: unknown option `{option}`; {}", knobs(*.similar, .known))]
+    UnknownKnob {
+        layer: &'static str,
+        option: String,
+        similar: Option<&'static str>,
+        known: Vec<&'static str>,
+    },
+    #[error("{layer}: {knob}: `{value}` is not {expected}")]
+    BadKnob { layer: &'static str, knob: &'static str, value: String, expected: &'static str },
+    #[error(
+        "write cow:BASE+DIFF, like cow:base.img+changes.cow: the base is only read, and what is written goes to the diff, which is made if there is none"
+    )]
+    NoDiff,
+    #[error("a base is only read, so leave `create` out")]
+    CreateBase,
+}
+
+fn knobs(similar: Option<&str>, known: &[&str]) -> String {
+    match similar {
+        Some(option) => format!("did you mean `{option}`?"),
+        None => format!("there are {}", known.join(", ")),
+    }
 }
 
 fn with_scheme(text: &str) -> String {
@@ -45,14 +77,14 @@ fn with_scheme(text: &str) -> String {
 fn schemes(similar: Option<&str>) -> String {
     match similar {
         Some(scheme) => format!("did you mean `{scheme}:`?"),
-        None => "there are file:PATH and mem:SIZE".into(),
+        None => "there are file:PATH and mem:SIZE; more are in `nbd-serve --help`".into(),
     }
 }
 
 fn options(similar: Option<&str>, scheme: &str) -> String {
     match (similar, scheme) {
         (Some(option), _) => format!("did you mean `{option}`?"),
-        (None, "mem") => "mem: has only block=BYTES".into(),
-        (None, _) => "there are ro, direct, create=SIZE and block=BYTES".into(),
+        (None, "file") => "there are ro, direct, create=SIZE and block=BYTES".into(),
+        (None, _) => format!("{scheme}: has only block=BYTES"),
     }
 }

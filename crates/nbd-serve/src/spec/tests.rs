@@ -89,7 +89,8 @@ fn the_guilty_word_is_named_and_the_right_one_guessed() {
         ("fil:a", "`fil:`", "did you mean `file:`?"),
         ("File:a", "`File:`", "did you mean `file:`?"),
         ("memory:1G", "`memory:`", "did you mean `mem:`?"),
-        ("http://x", "`http:`", "there are file:PATH and mem:SIZE"),
+        ("http://x", "`http:`", "there are file:PATH and mem:SIZE; more are"),
+        ("dely:1ms@file:a", "`dely:`", "did you mean `delay:`?"),
         ("file:a,dirct", "`dirct`", "did you mean `direct`?"),
         ("file:a,RO", "`RO`", "did you mean `ro`?"),
         ("file:a,readonly", "`readonly`", "did you mean `ro`?"),
@@ -125,6 +126,27 @@ fn wrong_values_are_named() {
         ("file:a,block=513", "`block=513` is not a block size"),
         ("file:a,block", "`block=` is not a block size"),
         ("file:a,block=8192", "`block=8192` is not a block size"),
+        ("delay:1ms", "`delay` is a layer and needs something below it: write delay@SPEC"),
+        ("readonly@", "`readonly` is a layer and needs something below it"),
+        ("log:1@mem:1M", "log: unknown option `1`; there are on"),
+        ("delay:raed=1ms@mem:1M", "delay: unknown option `raed`; did you mean `read`?"),
+        ("delay:10@mem:1M", "delay: read: `10` is not a time, like 10ms"),
+        ("delay:1ms,read=2ms@mem:1M", "the option `read` is given twice"),
+        ("error:2@mem:1M", "error: rate: `2` is not a share from 0 to 1"),
+        ("error:errno=ENOENT@mem:1M", "`ENOENT` is not an error: EIO, ENOSPC"),
+        ("readonly:x@mem:1M", "`readonly` has no options, so `x` has to go"),
+        ("partition:0@mem:1M", "`0` is not the number of a partition"),
+        ("partition@mem:1M", "`` is not the number of a partition"),
+        ("offset:@mem:1M", "offset:START[+LENGTH]: the size is missing"),
+        ("offset:1K+0@mem:1M", "offset:START+LENGTH: a size of 0"),
+        ("record@mem:1M", "the log is missing: write record:FILE@SPEC"),
+        ("record:a@disk.img", "write file:disk.img"),
+        ("cow:a", "write cow:BASE+DIFF"),
+        ("cow:+b", "write cow:BASE+DIFF"),
+        ("cow:a+", "write cow:BASE+DIFF"),
+        ("cow:file:a,create=1M+b", "a base is only read, so leave `create` out"),
+        ("null:1M,ro", "null: has only block=BYTES"),
+        ("null:", "null:SIZE: the size is missing"),
         ("mem:", "mem:SIZE: the size is missing"),
         ("mem:ten", "mem:SIZE: `ten` is not a size"),
         ("mem:513", "513 is not a multiple of the block size 512"),
@@ -142,9 +164,49 @@ fn the_canonical_form_means_the_same() {
         ("file:a,ro", "file:a,ro"),
         ("mem:1024M", "mem:1G"),
         ("mem:1M,block=1K", "mem:1M,block=1024"),
+        ("null:1M", "null:1M"),
+        ("pattern:1M,block=4096", "pattern:1M,block=4096"),
+        ("readonly:@file:a", "readonly@file:a"),
+        ("partition:2@file:a,ro", "partition:2@file:a,ro"),
+        ("offset:0+1048576@file:a", "offset:0+1M@file:a"),
+        ("offset:1K@file:a", "offset:1K@file:a"),
+        ("delay:1ms@file:a", "delay:read=1ms,write=1ms,flush=1ms@file:a"),
+        ("delay:flush=0,read=1500us@file:a", "delay:read=1500us@file:a"),
+        ("delay@file:a", "delay@file:a"),
+        ("error:1%@rate:1M@mem:1M", "error:rate=0.01@rate:bytes=1M@mem:1M"),
+        (
+            "error:write=1,errno=ENOSPC,from=1M,to=2M@mem:1M",
+            "error:write=1,errno=ENOSPC,from=1M,to=2M@mem:1M",
+        ),
+        ("log:on=off@mem:1M", "log:on=off@mem:1M"),
+        ("record:a/b@mem:1M", "record:a/b@mem:1M"),
+        ("cow:a+b", "cow:file:a,ro+b"),
+        ("cow:a+b.img+c", "cow:file:a+b.img,ro+c"),
+        ("cow:cow:a+b+c", "cow:cow:file:a,ro+b+c"),
+        ("log@cow:partition:1@file:a+b", "log@cow:partition:1@file:a,ro+b"),
     ] {
         let spec = parse(text).unwrap();
         assert_eq!(spec.to_string(), canonical);
         assert_eq!(parse(canonical), Ok(spec));
     }
+}
+
+#[test]
+fn nothing_below_a_base_is_opened_for_writing() {
+    let Ok(Spec::Cow(cow)) = parse("cow:cow:partition:1@file:a+b+c") else {
+        panic!("no cow");
+    };
+    let Spec::Cow(base) = &cow.base else {
+        panic!("{:?}", cow.base);
+    };
+    assert!(base.read_only && !cow.read_only);
+    assert_eq!(base.base.to_string(), "partition:1@file:a,ro");
+}
+
+#[test]
+fn every_path_becomes_absolute() {
+    let here = std::env::current_dir().unwrap();
+    let spec = parse("record:log@cow:base+diff").unwrap().absolute().to_string();
+    let here = here.display();
+    assert_eq!(spec, format!("record:{here}/log@cow:file:{here}/base,ro+{here}/diff"));
 }

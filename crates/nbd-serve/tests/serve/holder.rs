@@ -187,6 +187,12 @@ impl Holder {
         self.keepsakes.iter().map(|(name, _)| &**name).collect()
     }
 
+    /// What a backend has left under a name.
+    pub(crate) fn keepsake(&self, name: &str) -> fs::File {
+        let (_, kept) = self.keepsakes.iter().find(|(kept, _)| kept == name).unwrap();
+        kept.try_clone().unwrap().into()
+    }
+
     /// A file beside the sockets; see [`Directory::file`].
     pub(crate) fn file(&self, name: &str) -> String {
         self.directory.file(name)

@@ -179,7 +179,7 @@ fn nothing_is_lost_or_answered_twice_however_often_the_server_is_killed() {
     let kills = setting("NBD_SOAK_KILLS", 100);
     let seed = setting("NBD_SOAK_SEED", u64::from(std::process::id()));
     eprintln!("NBD_SOAK_SEED={seed}");
-    for spec in ["mem:1M", "file"] {
+    for spec in ["mem:1M", "file", "cow", "record"] {
         soak(spec, kills, seed);
     }
 }
@@ -188,12 +188,20 @@ fn soak(spec: &str, kills: u64, seed: u64) {
     let mut holder = Holder::new();
     let spec = match spec {
         "file" => holder.file("disk"),
+        "cow" => {
+            let base = holder.file("base");
+            format!("cow:{base}+{base}.cow").replace("+file:", "+")
+        }
+        "record" => {
+            let disk = holder.file("disk");
+            format!("record:{disk}.log@log:on=off@{disk}").replace("record:file:", "record:")
+        }
         memory => memory.to_owned(),
     };
     let socket = holder.kernel();
     socket.set_read_timeout(Some(PATIENCE)).unwrap();
     let kernel = Kernel::default();
-    kernel.expected().flushes = spec.starts_with("file:");
+    kernel.expected().flushes = !spec.starts_with("mem:");
     let mut server = holder.serve(&spec);
     let threads = {
         let (sender, receiver) = (kernel.clone(), kernel.clone());

@@ -1,0 +1,162 @@
+//! Layers: one that shows a part of what is below it, and others that do something around each
+//! command.
+
+mod delay;
+mod error;
+mod knobs;
+mod log;
+mod rate;
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+
+use nbd_backend::{Backend, Command, Extent, Geometry, Task, ZeroOptions};
+
+pub(crate) use knobs::{Knob, Knobs, Schema};
+
+/// The layers whose options can be changed at run time.
+pub(crate) static SCHEMAS: [Schema; 4] = [delay::SCHEMA, error::SCHEMA, rate::SCHEMA, log::SCHEMA];
+
+/// What a layer does around each command.
+pub(crate) trait Around: Send + Sync {
+    /// Carries out `inner`, or does not. `payload` is a write's.
+    fn around(
+        &self,
+        command: &Command,
+        payload: &[u8],
+        inner: &mut dyn FnMut() -> io::Result<()>,
+    ) -> io::Result<()>;
+}
+
+/// What the layer of a schema does.
+pub(crate) fn tuned(schema: &Schema, knobs: Knobs) -> Box<dyn Around> {
+    match schema.name {
+        "delay" => Box::new(delay::Delay::new(knobs)),
+        "error" => Box::new(error::Errors::new(knobs)),
+        "rate" => Box::new(rate::Rate::new(knobs)),
+        _ => Box::new(log::Log::new(knobs)),
+    }
+}
+
+/// A backend on top of another one.
+pub(crate) struct Layered {
+    inner: Arc<dyn Backend>,
+    geometry: Geometry,
+    /// Where in the inner one this begins.
+    start: u64,
+    around: Option<Box<dyn Around>>,
+}
+
+impl fmt::Debug for Layered {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Layered").field("geometry", &self.geometry).finish_non_exhaustive()
+    }
+}
+
+impl Layered {
+    /// A part of another backend, or all of it with other capabilities.
+    pub(crate) fn window(inner: Arc<dyn Backend>, geometry: Geometry, start: u64) -> Self {
+        Self { inner, geometry, start, around: None }
+    }
+
+    /// Another backend, with something done around each command.
+    pub(crate) fn with(inner: Arc<dyn Backend>, around: Box<dyn Around>) -> Self {
+        Self { geometry: inner.geometry(), inner, start: 0, around: Some(around) }
+    }
+
+    fn run(
+        &self,
+        command: Command,
+        payload: &[u8],
+        mut inner: impl FnMut() -> io::Result<()>,
+    ) -> io::Result<()> {
+        match &self.around {
+            None => inner(),
+            Some(around) => around.around(&command, payload, &mut inner),
+        }
+    }
+}
+
+impl Backend for Layered {
+    fn geometry(&self) -> Geometry {
+        self.geometry
+    }
+
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        let command = Command::Read { offset, length: buffer.len() as u32 };
+        self.run(command, &[], || self.inner.read_at(buffer, self.start + offset))
+    }
+
+    fn write_at(&self, data: &[u8], offset: u64, fua: bool) -> io::Result<()> {
+        let command = Command::Write { offset, length: data.len() as u32, fua };
+        self.run(command, data, || self.inner.write_at(data, self.start + offset, fua))
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        self.run(Command::Flush, &[], || self.inner.flush())
+    }
+
+    fn trim(&self, offset: u64, length: u64, fua: bool) -> io::Result<()> {
+        let command = Command::Trim { offset, length, fua };
+        self.run(command, &[], || self.inner.trim(self.start + offset, length, fua))
+    }
+
+    fn write_zeroes(&self, offset: u64, length: u64, how: ZeroOptions) -> io::Result<()> {
+        let ZeroOptions { fua, no_hole, fast_only } = how;
+        let command = Command::WriteZeroes { offset, length, fua, no_hole, fast_only };
+        self.run(command, &[], || self.inner.write_zeroes(self.start + offset, length, how))
+    }
+
+    fn cache(&self, offset: u64, length: u64) -> io::Result<()> {
+        let command = Command::Cache { offset, length };
+        self.run(command, &[], || self.inner.cache(self.start + offset, length))
+    }
+
+    /// What is done around a command may take its time.
+    fn try_read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<bool> {
+        match self.around {
+            None => self.inner.try_read_at(buffer, self.start + offset),
+            Some(_) => Ok(false),
+        }
+    }
+
+    fn is_quick(&self, command: &Command) -> bool {
+        self.around.is_none() && self.inner.is_quick(&shifted(command, self.start))
+    }
+
+    fn extents(&self, offset: u64, length: u64, one: bool) -> io::Result<Vec<Extent>> {
+        let mut extents = Vec::new();
+        self.run(Command::BlockStatus { offset, length, one }, &[], || {
+            extents = self.inner.extents(self.start + offset, length, one)?;
+            Ok(())
+        })?;
+        Ok(extents)
+    }
+
+    /// A task knows its own command only, so one that would have to be another one is carried out
+    /// by a worker.
+    fn start(&self, task: Box<dyn Task>) -> Option<Box<dyn Task>> {
+        match self.around {
+            None if self.start == 0 => self.inner.start(task),
+            _ => Some(task),
+        }
+    }
+}
+
+/// The command that a window makes of one.
+fn shifted(command: &Command, by: u64) -> Command {
+    let mut command = *command;
+    match &mut command {
+        Command::Read { offset, .. }
+        | Command::Write { offset, .. }
+        | Command::Trim { offset, .. }
+        | Command::Cache { offset, .. }
+        | Command::WriteZeroes { offset, .. }
+        | Command::BlockStatus { offset, .. } => *offset += by,
+        Command::Flush | Command::Disconnect => {}
+    }
+    command
+}

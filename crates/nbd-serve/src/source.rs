@@ -1,0 +1,198 @@
+//! What a specification comes to on this machine, before anything is touched: a tree like it.
+
+use std::fmt;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use nbd_backend::{Backend, Geometry};
+use nbd_control::settings::Setting;
+
+use crate::adopt;
+use crate::aligned;
+use crate::cow::CowSource;
+use crate::export::ExportError;
+use crate::file::{FileExport, Kind};
+use crate::mem;
+use crate::probe::{self, Probe};
+use crate::record;
+use crate::size::Size;
+use crate::spec::{Layer, LayerSpec, MemorySpec, Spec};
+use crate::synthetic::{self, Null, Pattern};
+use crate::vault::Vault;
+use crate::window;
+
+/// A backend to be.
+pub(crate) trait Source: fmt::Debug {
+    fn geometry(&self) -> Geometry;
+
+    /// Goes on with a smaller size if the storage has grown since it was attached.
+    fn agree(&mut self, _size: u64) {}
+
+    /// Reads what is there now. Only what is needed to know the shape is read before the storage
+    /// is ours, like partition tables.
+    fn peek(&self, _buffer: &mut [u8], _offset: u64) -> io::Result<()> {
+        let text = "its content is not known before it is served";
+        Err(io::Error::new(io::ErrorKind::Unsupported, text))
+    }
+
+    /// What can be changed while it is in use, behind that of the layers above.
+    fn settings(&self, _all: &mut Vec<Setting>) {}
+
+    /// The names of all that a successor must be left.
+    fn keepsakes(&self, place: &str, names: &mut Vec<String>);
+
+    /// Takes over what the predecessor left, or makes sure that there is something to leave.
+    fn settle(self: Box<Self>, vault: &mut Vault<'_>) -> Result<Arc<dyn Backend>, ExportError>;
+
+    /// Tells the operator on stderr what is worth knowing.
+    fn tell(&self) {}
+}
+
+/// Looks at what is named. Nothing is changed by that.
+pub(crate) fn open(spec: Spec) -> Result<Box<dyn Source>, ExportError> {
+    Ok(match spec {
+        Spec::Memory(memory) => Box::new(memory),
+        Spec::File(file) => {
+            let path = file.path.clone();
+            Box::new(probe::probe(file).map_err(|source| ExportError::Probe { path, source })?)
+        }
+        Spec::Null(null) => Box::new(Made(synthetic::null(null), |shape| Arc::new(Null(shape)))),
+        Spec::Pattern(pattern) => {
+            Box::new(Made(synthetic::pattern(pattern), |shape| Arc::new(Pattern(shape))))
+        }
+        Spec::Cow(cow) => Box::new(CowSource::open(*cow)?),
+        Spec::Layer(layered) => {
+            let LayerSpec { layer, inner } = *layered;
+            let inner = open(inner)?;
+            match layer {
+                Layer::Partition(number) => window::partition(inner, number)?,
+                Layer::Offset { start, length } => window::offset(inner, start, length)?,
+                Layer::ReadOnly => window::read_only(inner),
+                Layer::Record(log) => record::open(inner, log),
+                Layer::Tuned(schema, values) => window::tuned(inner, schema, values),
+            }
+        }
+    })
+}
+
+/// Something that is not stored anywhere.
+struct Made(Geometry, fn(Geometry) -> Arc<dyn Backend>);
+
+impl fmt::Debug for Made {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Made").field(&self.0).finish()
+    }
+}
+
+impl Source for Made {
+    fn geometry(&self) -> Geometry {
+        self.0
+    }
+
+    fn keepsakes(&self, _place: &str, _names: &mut Vec<String>) {}
+
+    fn settle(self: Box<Self>, _vault: &mut Vault<'_>) -> Result<Arc<dyn Backend>, ExportError> {
+        Ok((self.1)(self.0))
+    }
+}
+
+impl Source for MemorySpec {
+    fn geometry(&self) -> Geometry {
+        mem::geometry(*self)
+    }
+
+    fn keepsakes(&self, place: &str, names: &mut Vec<String>) {
+        names.push(format!("{place}{}", mem::KEEPSAKE));
+    }
+
+    fn settle(self: Box<Self>, vault: &mut Vault<'_>) -> Result<Arc<dyn Backend>, ExportError> {
+        let object = Spec::Memory(*self).to_string();
+        let failed = |source| ExportError::Memory { object: object.clone(), source };
+        let file = match vault.inherit(mem::KEEPSAKE)? {
+            Some(file) => {
+                mem::check(&file, self.size).map_err(failed)?;
+                file
+            }
+            None => {
+                let file = mem::make(self.size).map_err(failed)?;
+                vault.keep(mem::KEEPSAKE, &file)?;
+                file
+            }
+        };
+        let geometry = mem::geometry(*self);
+        Ok(Arc::new(FileExport::new(file, object.into(), Kind::Memory, false, geometry)))
+    }
+}
+
+impl Source for Probe {
+    fn geometry(&self) -> Geometry {
+        self.geometry
+    }
+
+    fn agree(&mut self, size: u64) {
+        if self.geometry.size > size {
+            self.notes.push(format!(
+                "has grown to {}; the device keeps its {}",
+                Size(self.geometry.size),
+                Size(size)
+            ));
+            self.geometry.size = size;
+        }
+    }
+
+    fn peek(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        let Some(file) = &self.file else {
+            // It is yet to be made.
+            buffer.fill(0);
+            return Ok(());
+        };
+        if !self.spec.direct {
+            return file.read_exact_at(buffer, offset);
+        }
+        // What is asked for may begin and end anywhere.
+        let block = u64::from(self.geometry.block_size);
+        let start = offset - offset % block;
+        let length = (offset + buffer.len() as u64).next_multiple_of(block) - start;
+        let skip = (offset - start) as usize;
+        if length > aligned::LONGEST as u64 {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        aligned::with_buffer(length as usize, |data| {
+            file.read_exact_at(data, start)?;
+            buffer.copy_from_slice(&data[skip..skip + buffer.len()]);
+            Ok(())
+        })
+    }
+
+    fn keepsakes(&self, place: &str, names: &mut Vec<String>) {
+        names.push(format!("{place}{}", adopt::KEEPSAKE));
+    }
+
+    fn settle(mut self: Box<Self>, vault: &mut Vault<'_>) -> Result<Arc<dyn Backend>, ExportError> {
+        let file = settle_file(&mut self, vault);
+        self.tell();
+        let Self { spec, kind, geometry, .. } = *self;
+        Ok(Arc::new(FileExport::new(file?, spec.path, kind, spec.direct, geometry)))
+    }
+
+    fn tell(&self) {
+        for note in &self.notes {
+            eprintln!("nbd-serve: {}: {note}", self.spec.path.display());
+        }
+    }
+}
+
+fn settle_file(probe: &mut Probe, vault: &mut Vault<'_>) -> Result<File, ExportError> {
+    let path = probe.spec.path.clone();
+    let found = vault.inherit(adopt::KEEPSAKE)?;
+    let failed = |source| ExportError::Adopt { path, source };
+    if let Some(file) = found {
+        adopt::check(probe, &file).map_err(failed)?;
+        return Ok(file);
+    }
+    let file = adopt::first(probe).map_err(failed)?;
+    vault.keep(adopt::KEEPSAKE, &file)?;
+    Ok(file)
+}
