@@ -61,7 +61,7 @@ impl Action {
             }
             Command::Replace { device, spec, program, limit } => Self::Replace {
                 device: device.parse()?,
-                program: backend(spec.map(absolute_path_in), program)?,
+                program: replacement(spec, program)?,
                 limit: limit.timeout,
             },
             Command::Wait { device, until, limit } => {
@@ -115,20 +115,17 @@ fn backend(spec: Option<String>, program: Vec<String>) -> Result<Option<Vec<Stri
     Ok(Some(command))
 }
 
-/// A holder that runs already has a working directory of its own, so a relative path in `file:`
-/// would mean another file to it than to whoever types it here.
-fn absolute_path_in(spec: String) -> String {
-    let Some(path) = spec.strip_prefix("file:") else {
-        return spec;
-    };
-    if path.is_empty() || path.starts_with('/') {
-        return spec;
+/// A holder that runs already has a working directory of its own, so a relative path would mean
+/// another file to it than to whoever types it here.
+fn replacement(spec: Option<String>, program: Vec<String>) -> Result<Option<Vec<String>>, Error> {
+    let is_spec = spec.is_some();
+    let mut command = backend(spec, program)?;
+    let here =
+        std::env::current_dir().ok().and_then(|here| here.into_os_string().into_string().ok());
+    if let (Some(command), Some(here), true) = (&mut command, here, is_spec) {
+        command.splice(1..1, ["--directory".into(), here]);
     }
-    let here = std::env::current_dir().ok();
-    match here.as_deref().and_then(|here| here.to_str()) {
-        Some(here) => format!("file:{}/{path}", here.trim_end_matches('/')),
-        None => spec,
-    }
+    Ok(command)
 }
 
 fn optional(device: Option<String>) -> Result<Option<Device>, Error> {
@@ -142,16 +139,6 @@ fn name_of(value: &impl ValueEnum) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn only_a_relative_path_is_made_absolute() {
-        let here = std::env::current_dir().unwrap();
-        let here = here.to_str().unwrap();
-        for same in ["mem:1G", "file:/srv/a", "file:", "fil:a"] {
-            assert_eq!(absolute_path_in(same.into()), same);
-        }
-        assert_eq!(absolute_path_in("file:a.img,ro".into()), format!("file:{here}/a.img,ro"));
-    }
 
     #[test]
     fn values_have_the_names_that_the_holder_knows() {

@@ -131,7 +131,7 @@ Example:
         #[command(flatten)]
         limit: Limit,
     },
-    /// Change what a device's layers do, like delay: and error:, while it is in use
+    /// Change what the layers of a device do (delay, error, rate, log) while it is in use
     #[command(after_help = "\
 Without NAME=VALUE, the settings are only printed. They survive the backend.
 

@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::io::{self, Write};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -73,6 +74,10 @@ pub struct Cli {
     #[arg(long)]
     pub takeover: bool,
 
+    /// Where relative paths in SPEC begin [default: the working directory].
+    #[arg(long, value_name = "DIR")]
+    pub directory: Option<PathBuf>,
+
     /// Print size and properties of the device that SPEC would make, as JSON, and exit.
     #[arg(long, conflicts_with_all = ["join", "takeover"])]
     pub print_geometry: bool,
@@ -100,6 +105,8 @@ enum Error {
     Join(#[from] JoinError),
     #[error("{description}")]
     Serve { description: String, source: ServeError },
+    #[error("--directory {}", .path.display())]
+    Directory { path: PathBuf, source: io::Error },
     #[error("standard output")]
     Output(#[source] io::Error),
 }
@@ -142,6 +149,10 @@ fn refuse(error: &clap::Error) -> Result<(), Error> {
 }
 
 fn run(cli: &Cli) -> Result<(), Error> {
+    if let Some(directory) = &cli.directory {
+        std::env::set_current_dir(directory)
+            .map_err(|source| Error::Directory { path: directory.clone(), source })?;
+    }
     let spec = Spec::parse(&cli.spec).map_err(|source| {
         let text = cli.spec.to_string_lossy().into();
         Error::Spec { text, source }

@@ -17,9 +17,13 @@ use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::Args;
 use serde::Serialize;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::flag;
 use thiserror::Error;
 
 use crate::record::log::{LogError, Reader};
@@ -42,7 +46,8 @@ Example:
   nbd-serve powercut disk.log --image before.img -- e2fsck -fy {}
   nbd-serve powercut disk.log --image before.img --only 17.3 --keep broken.img
 
-Exit status: 0 the checker found nothing wrong, 1 it did or something failed, 2 wrong usage.";
+Exit status: 0 the checker found nothing wrong, 1 it did or something failed, 2 wrong usage,
+130 interrupted.";
 
 /// Runs a checker on the disk as it may be after a power cut, at any moment of a recording.
 #[derive(Debug, Args)]
@@ -100,15 +105,23 @@ pub(crate) enum PowercutError {
     OtherSize { path: PathBuf, found: u64, size: u64 },
     #[error("cannot run {}", .program.display())]
     Run { program: PathBuf, source: io::Error },
+    #[error("cannot handle signals")]
+    Signals(#[source] io::Error),
     #[error("standard output")]
     Output(#[source] io::Error),
+    #[error("interrupted after {0} images; what was found until then is above")]
+    Interrupted(usize),
     #[error("the checker fails on {failed} of {checked} images")]
     Fails { failed: usize, checked: usize },
 }
 
 impl PowercutError {
-    pub(crate) fn is_usage(&self) -> bool {
-        matches!(self, Self::NoCommand | Self::NoScene { .. })
+    pub(crate) fn exit_code(&self) -> u8 {
+        match self {
+            Self::NoCommand | Self::NoScene { .. } => 2,
+            Self::Interrupted(_) => 130,
+            _ => 1,
+        }
     }
 }
 
@@ -149,6 +162,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), PowercutError> {
         Some(directory) => directory.clone(),
         None => path.parent().map(Into::into).unwrap_or_default(),
     };
+    let interrupted = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        flag::register(signal, Arc::clone(&interrupted)).map_err(PowercutError::Signals)?;
+    }
     let mut images = Images::new(&log, &plan, arguments.image.as_deref(), &directory)?;
     let checker = (!arguments.command.is_empty()).then(|| Checker::new(&arguments.command));
     let mut report = Report { entries: log.entries.len(), ..Report::default() };
@@ -161,15 +178,21 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), PowercutError> {
         let Some(checker) = &checker else {
             continue;
         };
-        report.checked += 1;
         let (status, output) = checker.run(&image, *scene)?;
+        // The checker got the signal as well, so what it says does not count.
+        if interrupted.load(Ordering::Relaxed) {
+            break;
+        }
+        report.checked += 1;
         if !status.success() {
             let (scene, status) = (scene.to_string(), status.to_string());
             report.failed.push(Failure { scene, status, output });
         }
     }
-    progress(scenes.len(), scenes.len(), report.failed.len());
     print(&report, arguments.json).map_err(PowercutError::Output)?;
+    if interrupted.load(Ordering::Relaxed) {
+        return Err(PowercutError::Interrupted(report.checked));
+    }
     match report.failed.len() {
         0 => Ok(()),
         failed => Err(PowercutError::Fails { failed, checked: report.checked }),
@@ -179,8 +202,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), PowercutError> {
 /// Where somebody watches.
 fn progress(done: usize, all: usize, failed: usize) {
     if io::stderr().is_terminal() {
-        let end = if done == all { '\n' } else { '\r' };
-        eprint!("{done} of {all} images checked, {failed} failed{end}");
+        eprint!("{done} of {all} images checked, {failed} failed\r");
     }
 }
 

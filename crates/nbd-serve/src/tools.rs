@@ -67,8 +67,8 @@ impl Error {
     fn exit_code(&self) -> u8 {
         match self {
             Self::Spec { .. } | Self::NotCow(_) => 2,
-            Self::Powercut(error) if error.is_usage() => 2,
-            Self::Export(_) | Self::Powercut(_) => 1,
+            Self::Powercut(error) => error.exit_code(),
+            Self::Export(_) => 1,
         }
     }
 }

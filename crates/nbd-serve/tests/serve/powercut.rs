@@ -120,3 +120,18 @@ fn who_forgets_it_is_caught_and_the_case_can_be_repeated() {
     let (code, said) = recording.check(&["--only", "1000.0"]);
     assert_eq!(code, 2, "{said}");
 }
+
+#[test]
+fn an_interrupted_search_leaves_no_images() {
+    let recording = Recording::of(false);
+    let files = recording.files();
+    // The checker interrupts the one who called it.
+    let output = Command::new(PROGRAM)
+        .args(["powercut", &recording.log, "--", "sh", "-c", "kill -INT $PPID"])
+        .output()
+        .unwrap();
+    let words = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(130), "{words}");
+    assert!(words.contains("interrupted after 0 images"), "{words}");
+    assert_eq!(recording.files(), files, "images are left");
+}

@@ -97,6 +97,9 @@ fn the_geometry_is_printed_for_scripts() {
     assert_eq!(shape["block_size"], 512);
     assert_eq!(shape["read_only"], true);
     assert_eq!(shape["description"], spec);
+    let place = directory.path("").display().to_string();
+    let (_, stdout, _) = run(&["--directory", &place, "--print-geometry", "log@file:disk"]);
+    assert!(stdout.contains(&format!("log@{}", spec.trim_end_matches(",ro"))), "{stdout}");
     // Nothing is made by looking.
     let new = directory.path("new");
     let (code, stdout, _) =
