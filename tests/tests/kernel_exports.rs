@@ -15,6 +15,7 @@ const MIB: u64 = 1 << 20;
 
 kernel_tests!(
     a_disk_goes_bad_and_gets_well_while_it_is_in_use,
+    layers_that_move_no_data_come_and_go,
     ext4_is_whole_after_every_power_cut,
 );
 
@@ -65,6 +66,24 @@ fn a_disk_goes_bad_and_gets_well_while_it_is_in_use(api: Api) {
     assert!(fs::read(&base).expect("the base").iter().all(|byte| *byte == 0));
     run(program("nbd-serve"), ["commit", &cow]).succeeds();
     run("e2fsck", ["-f".as_ref(), "-n".as_ref(), base.as_os_str()]).succeeds();
+}
+
+fn layers_that_move_no_data_come_and_go(api: Api) {
+    let files = TempDir::new();
+    let spec = files.spec("disk.img", MIB);
+    let device = Device::attach(api, [&spec]);
+    let (name, path) = (device.name(), device.path());
+    disk::write(&path, 0, &[b'x'; 4096]);
+    ctl(["set", &name]).fails_with(1).says(&[&name, "has no settings", "attach it with a layer"]);
+    ctl(["replace", &name, &format!("error:read=1@{spec}")]).succeeds();
+    run("dd", [&format!("if={}", path.display()), "of=/dev/null", "iflag=direct", "count=8"])
+        .fails_with(1);
+    ctl(["set", &name, "error.read=0"]).fails_with(1).says(&["has no settings"]);
+    // This would change what the device is.
+    ctl(["replace", &name, &format!("readonly@{spec}")]).fails_with(1).says(&[&name]);
+    ctl(["replace", &name, &spec]).succeeds();
+    assert!(disk::read(&path, 0, 4096) == [b'x'; 4096]);
+    device.detach();
 }
 
 fn ext4_is_whole_after_every_power_cut(api: Api) {
