@@ -22,8 +22,6 @@ fn prepare(files: &TempDir) {
     entry[12..].copy_from_slice(&4096u32.to_le_bytes());
     disk.write_all_at(&entry, 446).unwrap();
     disk.write_all_at(&[0x55, 0xaa], 510).unwrap();
-    // What a diff looks like that was never written to, and a log of nothing: an empty diff is
-    // made by serving it, which needs a holder.
     fs::write(files.join("disk.log"), log()).unwrap();
 }
 
@@ -55,7 +53,7 @@ fn every_command_of_the_page_works() {
     let path =
         format!("{}:/sbin:/usr/sbin:{}", bin_dir().display(), std::env::var("PATH").unwrap());
     for command in commands {
-        // Serving makes a diff; here nothing is served.
+        // Serving makes a diff, and here nothing is served; nbd-serve's own tests commit one.
         let is_about_a_diff = command.contains(" commit ") || command.contains(" discard ");
         let is_about_a_file_system = command.contains("e2fsck");
         let output = Command::new("sh")
