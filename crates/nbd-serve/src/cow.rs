@@ -25,13 +25,13 @@ use nbd_control::settings::Setting;
 use thiserror::Error;
 
 use crate::adopt;
+use crate::estate::Estate;
 use crate::export::ExportError;
 use crate::file::{FileExport, Kind};
 use crate::lock::{self, LockError};
 use crate::size::Size;
 use crate::source::{self, Source};
 use crate::spec::CowSpec;
-use crate::vault::Vault;
 
 use format::Layout;
 use map::Map;
@@ -109,15 +109,15 @@ impl CowSource {
         Ok(Self { base, diff, read_only, geometry })
     }
 
-    fn open_diff(&self, vault: &mut Vault<'_>) -> Result<Result<File, CowError>, ExportError> {
-        if let Some(kept) = vault.inherit(KEEPSAKE)? {
+    fn open_diff(&self, estate: &mut Estate<'_>) -> Result<Result<File, CowError>, ExportError> {
+        if let Some(kept) = estate.inherit(KEEPSAKE)? {
             return Ok(check(&self.diff, &kept).map(|()| kept));
         }
         let file = match first(&self.diff, self.geometry.size, self.read_only) {
             Ok(file) => file,
             Err(error) => return Ok(Err(error)),
         };
-        vault.keep(KEEPSAKE, &file)?;
+        estate.keep(KEEPSAKE, &file)?;
         Ok(Ok(file))
     }
 }
@@ -155,16 +155,16 @@ impl Source for CowSource {
         self.base.keepsakes(&format!("{place}{BASE}."), names);
     }
 
-    fn settle(self: Box<Self>, vault: &mut Vault<'_>) -> Result<Arc<dyn Backend>, ExportError> {
+    fn settle(self: Box<Self>, estate: &mut Estate<'_>) -> Result<Arc<dyn Backend>, ExportError> {
         let opened = self
-            .open_diff(vault)?
+            .open_diff(estate)?
             .and_then(|file| if self.read_only { Map::look(file) } else { Map::open(file) });
         let Self { base, diff: path, geometry, .. } = *self;
         let map = match opened {
             Ok(map) => map,
             Err(source) => return Err(ExportError::Cow { path, source }),
         };
-        let base = vault.within(BASE, |vault| base.settle(vault))?;
+        let base = estate.within(BASE, |estate| base.settle(estate))?;
         let overlay = Overlay::new(base, path.clone(), map, geometry)
             .map_err(|error| ExportError::Cow { path, source: CowError::Access(error) })?;
         Ok(Arc::new(overlay))

@@ -9,12 +9,12 @@ use thiserror::Error;
 
 use crate::adopt::AdoptError;
 use crate::cow::CowError;
+use crate::estate::{Estate, Keeper};
 use crate::mem::MemoryError;
 use crate::probe::ProbeError;
 use crate::record::RecordError;
 use crate::source::{self, Source};
 use crate::spec::Spec;
-use crate::vault::{Keeper, Vault};
 use crate::window::WindowError;
 
 /// What a specification comes to on this machine.
@@ -79,8 +79,8 @@ impl Export {
         let (mut names, mut settings) = (Vec::new(), Vec::new());
         self.source.keepsakes("", &mut names);
         self.source.settings(&mut settings);
-        let mut vault = Vault::new(keeper, &names, &settings)?;
-        self.source.settle(&mut vault)
+        let mut estate = Estate::new(keeper, &names, &settings)?;
+        self.source.settle(&mut estate)
     }
 
     /// Tells the operator on stderr what is worth knowing.

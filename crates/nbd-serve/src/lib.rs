@@ -6,7 +6,7 @@
 //! | `cli` | the command line, and the way from it to a served device |
 //! | `spec`, `size` | `file:disk.img,direct` to values and back; pure |
 //! | `export`, `source` | a [`Backend`](nbd_backend::Backend) to be: its shape first, its storage later |
-//! | `vault` | what is left for a successor, under names that tell its place in the tree |
+//! | `estate` | what is left for a successor, under names that tell its place in the tree |
 //! | `probe` | what a path names now, and the shape of a device made of it |
 //! | `adopt` | which descriptor to serve: the one that a predecessor left, or a locked new one |
 //! | `lock`, `culprit` | one writer only; and if there is one already, who it is |
@@ -28,6 +28,7 @@ mod aligned;
 mod cli;
 mod cow;
 mod culprit;
+mod estate;
 mod export;
 mod extents;
 mod file;
@@ -48,7 +49,6 @@ mod system;
 #[cfg(test)]
 mod testing;
 mod tools;
-mod vault;
 mod window;
 
 pub use cli::{Cli, main};

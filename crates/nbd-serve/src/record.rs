@@ -16,11 +16,11 @@ use nbd_backend::{Backend, Command, Geometry};
 use nbd_control::settings::Setting;
 use thiserror::Error;
 
+use crate::estate::Estate;
 use crate::export::ExportError;
 use crate::layer::{Around, Layered};
 use crate::lock::{self, LockError};
 use crate::source::Source;
-use crate::vault::Vault;
 
 use log::{Kind, Log, LogError};
 
@@ -51,16 +51,16 @@ struct RecordSource {
 }
 
 impl RecordSource {
-    fn open_log(&self, vault: &mut Vault<'_>) -> Result<Result<Log, RecordError>, ExportError> {
+    fn open_log(&self, estate: &mut Estate<'_>) -> Result<Result<Log, RecordError>, ExportError> {
         let size = self.geometry().size;
-        if let Some(kept) = vault.inherit(KEEPSAKE)? {
+        if let Some(kept) = estate.inherit(KEEPSAKE)? {
             return Ok(self.check(&kept).and_then(|()| Ok(Log::resume(kept, size)?)));
         }
         let file = match self.first() {
             Ok(file) => file,
             Err(error) => return Ok(Err(error)),
         };
-        vault.keep(KEEPSAKE, &file)?;
+        estate.keep(KEEPSAKE, &file)?;
         Ok(Log::resume(file, size).map_err(Into::into))
     }
 
@@ -104,11 +104,11 @@ impl Source for RecordSource {
         self.inner.keepsakes(&format!("{place}{KEEPSAKE}."), names);
     }
 
-    fn settle(self: Box<Self>, vault: &mut Vault<'_>) -> Result<Arc<dyn Backend>, ExportError> {
-        let log = self.open_log(vault)?;
+    fn settle(self: Box<Self>, estate: &mut Estate<'_>) -> Result<Arc<dyn Backend>, ExportError> {
+        let log = self.open_log(estate)?;
         let Self { inner, path } = *self;
         let log = log.map_err(|source| ExportError::Record { path, source })?;
-        let inner = vault.within(KEEPSAKE, |vault| inner.settle(vault))?;
+        let inner = estate.within(KEEPSAKE, |estate| inner.settle(estate))?;
         Ok(Arc::new(Layered::with(inner, Box::new(Recorder(Mutex::new(log))))))
     }
 

@@ -12,6 +12,7 @@ use nbd_control::settings::Setting;
 use crate::adopt;
 use crate::aligned;
 use crate::cow::CowSource;
+use crate::estate::Estate;
 use crate::export::ExportError;
 use crate::file::{FileExport, Kind};
 use crate::mem;
@@ -20,7 +21,6 @@ use crate::record;
 use crate::size::Size;
 use crate::spec::{Layer, LayerSpec, MemorySpec, Spec};
 use crate::synthetic::{self, Null, Pattern};
-use crate::vault::Vault;
 use crate::window;
 
 /// A backend to be.
@@ -44,7 +44,7 @@ pub(crate) trait Source: fmt::Debug {
     fn keepsakes(&self, place: &str, names: &mut Vec<String>);
 
     /// Takes over what the predecessor left, or makes sure that there is something to leave.
-    fn settle(self: Box<Self>, vault: &mut Vault<'_>) -> Result<Arc<dyn Backend>, ExportError>;
+    fn settle(self: Box<Self>, estate: &mut Estate<'_>) -> Result<Arc<dyn Backend>, ExportError>;
 
     /// Tells the operator on stderr what is worth knowing.
     fn tell(&self) {}
@@ -93,7 +93,7 @@ impl Source for Made {
 
     fn keepsakes(&self, _place: &str, _names: &mut Vec<String>) {}
 
-    fn settle(self: Box<Self>, _vault: &mut Vault<'_>) -> Result<Arc<dyn Backend>, ExportError> {
+    fn settle(self: Box<Self>, _vault: &mut Estate<'_>) -> Result<Arc<dyn Backend>, ExportError> {
         Ok((self.1)(self.0))
     }
 }
@@ -107,17 +107,17 @@ impl Source for MemorySpec {
         names.push(format!("{place}{}", mem::KEEPSAKE));
     }
 
-    fn settle(self: Box<Self>, vault: &mut Vault<'_>) -> Result<Arc<dyn Backend>, ExportError> {
+    fn settle(self: Box<Self>, estate: &mut Estate<'_>) -> Result<Arc<dyn Backend>, ExportError> {
         let object = Spec::Memory(*self).to_string();
         let failed = |source| ExportError::Memory { object: object.clone(), source };
-        let file = match vault.inherit(mem::KEEPSAKE)? {
+        let file = match estate.inherit(mem::KEEPSAKE)? {
             Some(file) => {
                 mem::check(&file, self.size).map_err(failed)?;
                 file
             }
             None => {
                 let file = mem::make(self.size).map_err(failed)?;
-                vault.keep(mem::KEEPSAKE, &file)?;
+                estate.keep(mem::KEEPSAKE, &file)?;
                 file
             }
         };
@@ -170,8 +170,11 @@ impl Source for Probe {
         names.push(format!("{place}{}", adopt::KEEPSAKE));
     }
 
-    fn settle(mut self: Box<Self>, vault: &mut Vault<'_>) -> Result<Arc<dyn Backend>, ExportError> {
-        let file = settle_file(&mut self, vault);
+    fn settle(
+        mut self: Box<Self>,
+        estate: &mut Estate<'_>,
+    ) -> Result<Arc<dyn Backend>, ExportError> {
+        let file = settle_file(&mut self, estate);
         self.tell();
         let Self { spec, kind, geometry, .. } = *self;
         Ok(Arc::new(FileExport::new(file?, spec.path, kind, spec.direct, geometry)))
@@ -184,15 +187,15 @@ impl Source for Probe {
     }
 }
 
-fn settle_file(probe: &mut Probe, vault: &mut Vault<'_>) -> Result<File, ExportError> {
+fn settle_file(probe: &mut Probe, estate: &mut Estate<'_>) -> Result<File, ExportError> {
     let path = probe.spec.path.clone();
-    let found = vault.inherit(adopt::KEEPSAKE)?;
+    let found = estate.inherit(adopt::KEEPSAKE)?;
     let failed = |source| ExportError::Adopt { path, source };
     if let Some(file) = found {
         adopt::check(probe, &file).map_err(failed)?;
         return Ok(file);
     }
     let file = adopt::first(probe).map_err(failed)?;
-    vault.keep(adopt::KEEPSAKE, &file)?;
+    estate.keep(adopt::KEEPSAKE, &file)?;
     Ok(file)
 }

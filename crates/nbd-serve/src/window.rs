@@ -9,13 +9,13 @@ use nbd_backend::{Backend, Capabilities, Geometry};
 use nbd_control::settings::Setting;
 use thiserror::Error;
 
+use crate::estate::Estate;
 use crate::export::ExportError;
 use crate::layer::{self, Layered, Schema};
 use crate::mem;
 use crate::partition::{self, PartitionError, Range};
 use crate::size::Size;
 use crate::source::Source;
-use crate::vault::Vault;
 
 /// The name under which the holder keeps which part is served.
 const KEEPSAKE: &str = "range";
@@ -85,10 +85,10 @@ impl Window {
     }
 
     /// A successor must serve the same part. It is noted where only the holder can lose it.
-    fn settle_range(&self, vault: &mut Vault<'_>) -> Result<(), ExportError> {
+    fn settle_range(&self, estate: &mut Estate<'_>) -> Result<(), ExportError> {
         let Range { start, length } = self.range;
         let mut bytes = [0; 16];
-        if let Some(kept) = vault.inherit(KEEPSAKE)? {
+        if let Some(kept) = estate.inherit(KEEPSAKE)? {
             kept.read_exact_at(&mut bytes, 0).map_err(WindowError::Note)?;
             let number = |at: usize| {
                 bytes[at..at + 8]
@@ -107,7 +107,7 @@ impl Window {
         let note = mem::make(bytes.len() as u64)
             .map_err(|source| ExportError::Memory { object: KEEPSAKE.into(), source })?;
         note.write_all_at(&bytes, 0).map_err(WindowError::Note)?;
-        vault.keep(KEEPSAKE, &note)
+        estate.keep(KEEPSAKE, &note)
     }
 }
 
@@ -133,10 +133,10 @@ impl Source for Window {
         self.inner.keepsakes(&format!("{place}{KEEPSAKE}."), names);
     }
 
-    fn settle(self: Box<Self>, vault: &mut Vault<'_>) -> Result<Arc<dyn Backend>, ExportError> {
-        self.settle_range(vault)?;
+    fn settle(self: Box<Self>, estate: &mut Estate<'_>) -> Result<Arc<dyn Backend>, ExportError> {
+        self.settle_range(estate)?;
         let (geometry, start) = (self.geometry(), self.range.start);
-        let inner = vault.within(KEEPSAKE, |vault| self.inner.settle(vault))?;
+        let inner = estate.within(KEEPSAKE, |estate| self.inner.settle(estate))?;
         Ok(Arc::new(Layered::window(inner, geometry, start)))
     }
 
@@ -216,14 +216,14 @@ impl Source for Wrapped {
         self.inner.keepsakes(place, names);
     }
 
-    fn settle(self: Box<Self>, vault: &mut Vault<'_>) -> Result<Arc<dyn Backend>, ExportError> {
+    fn settle(self: Box<Self>, estate: &mut Estate<'_>) -> Result<Arc<dyn Backend>, ExportError> {
         let geometry = self.geometry();
         let Self { inner, wrap } = *self;
         match wrap {
-            Wrap::ReadOnly => Ok(Arc::new(Layered::window(inner.settle(vault)?, geometry, 0))),
+            Wrap::ReadOnly => Ok(Arc::new(Layered::window(inner.settle(estate)?, geometry, 0))),
             Wrap::Tuned(schema, values) => {
-                let knobs = vault.knobs(schema, values);
-                let inner = inner.settle(vault)?;
+                let knobs = estate.knobs(schema, values);
+                let inner = inner.settle(estate)?;
                 Ok(match knobs {
                     Some(knobs) => Arc::new(Layered::with(inner, layer::tuned(schema, knobs))),
                     None => inner,

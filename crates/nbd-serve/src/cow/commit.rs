@@ -9,11 +9,11 @@ use nbd_backend::{Backend, ZeroOptions};
 use super::format::{self, CLUSTER};
 use super::map::Map;
 use super::{CowError, storage};
+use crate::estate::{Alone, Estate};
 use crate::export::ExportError;
 use crate::lock;
 use crate::source;
 use crate::spec::{CowSpec, Spec};
-use crate::vault::{Alone, Vault};
 
 /// Longest piece that is copied at once.
 const PIECE: u64 = 1 << 20;
@@ -40,7 +40,7 @@ pub(crate) fn commit(spec: CowSpec) -> Result<u64, ExportError> {
     base.keepsakes("", &mut names);
     base.settings(&mut settings);
     let mut alone = Alone;
-    let base = base.settle(&mut Vault::new(&mut alone, &names, &settings)?)?;
+    let base = base.settle(&mut Estate::new(&mut alone, &names, &settings)?)?;
     let copied = Map::open(file)
         .and_then(|map| copy(&*base, &map, path.clone()).map_err(CowError::Access))
         .map_err(|source| failed(&path, source))?;

@@ -62,7 +62,7 @@ impl Keeper for Alone {
 }
 
 /// A keeper, seen from a place in the tree.
-pub(crate) struct Vault<'a> {
+pub(crate) struct Estate<'a> {
     keeper: &'a mut dyn Keeper,
     place: String,
     /// The settings of all layers, and how many of them have been taken.
@@ -70,7 +70,7 @@ pub(crate) struct Vault<'a> {
     taken: usize,
 }
 
-impl<'a> Vault<'a> {
+impl<'a> Estate<'a> {
     /// Seen from the root. `names` are those of all that will be kept, and `settings` those of all
     /// layers.
     pub(crate) fn new(
@@ -88,9 +88,9 @@ impl<'a> Vault<'a> {
                 now: now.into(),
             });
         }
-        let mut vault = Self { keeper, place: String::new(), table: None, taken: 0 };
-        vault.table = vault.table(settings)?.map(Arc::new);
-        Ok(vault)
+        let mut estate = Self { keeper, place: String::new(), table: None, taken: 0 };
+        estate.table = estate.table(settings)?.map(Arc::new);
+        Ok(estate)
     }
 
     /// The table of settings: the predecessor's with the values that it has by now, except where
