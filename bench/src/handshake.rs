@@ -12,8 +12,8 @@ const ABORT: u32 = 2;
 const REPLY_ACK: u32 = 1;
 const REPLY_ERR_UNSUP: u32 = 1 << 31 | 1;
 
-/// A client's part. Returns the size of the export with the empty name.
-pub fn join(end: &mut (impl Read + Write)) -> io::Result<u64> {
+/// A client's part. Returns the size of the export.
+pub fn join(end: &mut (impl Read + Write), export: &str) -> io::Result<u64> {
     let mut greeting = [0; 18];
     end.read_exact(&mut greeting)?;
     if &greeting[..8] != MAGIC || &greeting[8..16] != OPTION || greeting[17] & 3 != 3 {
@@ -23,7 +23,8 @@ pub fn join(end: &mut (impl Read + Write)) -> io::Result<u64> {
     words.extend_from_slice(&u32::from(FLAGS).to_be_bytes());
     words.extend_from_slice(OPTION);
     words.extend_from_slice(&EXPORT_NAME.to_be_bytes());
-    words.extend_from_slice(&0u32.to_be_bytes());
+    words.extend_from_slice(&(export.len() as u32).to_be_bytes());
+    words.extend_from_slice(export.as_bytes());
     end.write_all(&words)?;
     let mut answer = [0; 10];
     end.read_exact(&mut answer)?;

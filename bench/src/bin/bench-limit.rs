@@ -20,6 +20,10 @@ use nbd_proto::{CommandType, NbdError, Request, SimpleReply, TransmissionFlags};
 const WINDOW: usize = 40 << 20;
 /// Bytes to receive at once.
 const MOST: usize = 512 << 10;
+/// Where the rest of a window moves to its beginning, so that it stays in the caches …
+const FAR: usize = 1 << 20;
+/// … and how long a rest always does.
+const SMALL: usize = 4096;
 /// Memory that is locked at once. So many locks that nobody meets at one.
 const STRIPE: u64 = 1 << 20;
 
@@ -160,7 +164,7 @@ fn serve(mut end: End, storage: &Storage, size: u64) -> io::Result<()> {
         }
         if start == filled {
             (start, filled) = (0, 0);
-        } else if start > MOST {
+        } else if start > FAR || filled - start < SMALL {
             window.copy_within(start..filled, 0);
             (start, filled) = (0, filled - start);
         }

@@ -22,6 +22,9 @@ use nbd_bench::plan::Plan;
 struct Cli {
     /// `unix:PATH`, `tcp:HOST:PORT`, or `lane` for a backend that is named behind `--`.
     target: String,
+    /// Name of the server's export.
+    #[arg(long, default_value = "")]
+    export: String,
     #[command(flatten)]
     plan: Plan,
     /// Say "ready" once connected, begin when a line comes on standard input, and keep the
@@ -54,7 +57,7 @@ fn run(cli: &Cli) -> Result<(), Box<dyn Error>> {
     let mut size = 0;
     for _ in 0..plan.jobs {
         let mut end = End::connect(&cli.target)?;
-        size = handshake::join(&mut end)?;
+        size = handshake::join(&mut end, &cli.export)?;
         ends.push(end);
     }
     measure(cli, ends, size, None)
