@@ -48,11 +48,11 @@ class Device:
         run("nbd-client", "-unix", self.place.socket, self.path, "-b", "4096", *name, *several)
 
     def _by_qemu_nbd(self, _lanes):
-        self.process = subprocess.Popen(
-            ["qemu-nbd", "-c", self.path, "-f", "raw", "--cache=writeback", self.place.image],
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-        )
-        self.pid = self.process.pid
+        pid = os.path.join(self.place.directory, "pid")
+        run("qemu-nbd", "-c", self.path, "--fork", "--pid-file", pid, "-f", "raw", "--cache=writeback",
+            self.place.image)
+        with open(pid) as file:
+            self.pid = int(file.read())
 
     def _ours(self, api, lanes):
         spec = f"mem:{self.place.size},block=4096" if self.contestant.command == "mem" else f"file:{self.place.image}"
@@ -73,7 +73,6 @@ class Device:
             run(self.place.program("nbd-ctl"), "detach", "--force", self.path)
         elif self.server is None:
             run("qemu-nbd", "-d", self.path)
-            self.process.wait(30)
         else:
             run("nbd-client", "-d", self.path)
             self.server.stop()

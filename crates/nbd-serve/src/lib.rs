@@ -13,6 +13,7 @@
 //! | `extents` | which parts of a file are allocated |
 //! | `aligned` | buffers for direct I/O |
 //! | `mem` | memory that outlives the process |
+//! | `mapped` | reaching it without system calls |
 //! | `system` | the system calls that nix and std do not have |
 
 mod adopt;
@@ -23,6 +24,7 @@ mod export;
 mod extents;
 mod file;
 mod lock;
+mod mapped;
 mod mem;
 mod pace;
 mod probe;
