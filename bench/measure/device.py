@@ -88,7 +88,7 @@ def measure(device, point, seconds):
     said = run(
         "fio", "--name=point", f"--filename={device.path}", "--direct=1", "--ioengine=libaio",
         *pattern, f"--bs={point.block}", f"--iodepth={point.depth}", f"--numjobs={point.jobs}",
-        "--time_based", f"--runtime={seconds}", "--group_reporting", "--randrepeat=1",
+        "--time_based", f"--runtime={round(seconds * 1000)}ms", "--group_reporting", "--randrepeat=1",
         "--norandommap", "--output-format=json", "--lat_percentiles=1", "--clat_percentiles=0",
     )
     used = usage.until_now()
