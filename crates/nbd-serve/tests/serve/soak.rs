@@ -16,7 +16,7 @@ use crate::holder::Holder;
 const BLOCK: usize = 4096;
 const BLOCKS: u64 = 256;
 const DEPTH: usize = 16;
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A small generator of numbers that can be repeated (splitmix64).
 struct Numbers(u64);
