@@ -1,7 +1,7 @@
 //! Starting a holder: what it is told, and what becomes of its reports.
 
 use std::process::{Child, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nbd_control::control::{Failure, FailureKind, Report, Request};
 use nbd_control::process::{ProcessId, is_dead};
