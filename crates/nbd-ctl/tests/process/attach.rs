@@ -163,7 +163,10 @@ fn a_device_that_is_ready_at_the_moment_of_ctrl_c_is_detached() {
     let world = World::new();
     let holder = world.answers(0, vec![done("")]);
     let reports = world.reports(&[ready()]);
-    let script = format!("cat <&$fd >/dev/null; cat {} >&$fd; exec sleep 600", reports.display());
+    let script = format!(
+        "cat <&$fd >/dev/null; cat {} >&$fd; exec sleep 600 >/dev/null 2>&1",
+        reports.display()
+    );
     let child = spawn(&world, &script, &["attach", "--external"]);
     let pid: i32 = world.appears("pid").trim().parse().unwrap();
     signal(&child, Signal::SIGINT);
