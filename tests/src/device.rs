@@ -22,6 +22,14 @@ use crate::world::number;
 /// So many lines of a device's log go with the report of a failed test.
 const LOG_TAIL: usize = 30;
 
+/// Requests of a device that the block layer saw completed.
+pub(crate) fn completed(index: u32) -> u64 {
+    let text = fs::read_to_string(format!("/sys/block/nbd{index}/stat")).unwrap_or_default();
+    let field = |n| text.split_ascii_whitespace().nth(n).and_then(|word| word.parse::<u64>().ok());
+    // Reads and writes.
+    field(0).unwrap_or(0) + field(4).unwrap_or(0)
+}
+
 /// A device that a test has attached.
 #[derive(Debug)]
 pub struct Device {
@@ -129,12 +137,7 @@ impl Device {
     /// Requests that the block layer saw completed.
     #[must_use]
     pub fn completed(&self) -> u64 {
-        let path = format!("/sys/block/{}/stat", self.name());
-        let text = fs::read_to_string(path).unwrap_or_default();
-        let field =
-            |n| text.split_ascii_whitespace().nth(n).and_then(|word| word.parse::<u64>().ok());
-        // Reads and writes.
-        field(0).unwrap_or(0) + field(4).unwrap_or(0)
+        completed(self.index)
     }
 
     /// Waits until the block layer has seen more requests completed than now.
@@ -203,9 +206,7 @@ impl Device {
         assert!(!registry.join_socket(self.index).exists(), "a socket is left");
         assert_eq!(number(&name, "size").unwrap_or(0), 0, "its size");
         assert_eq!(number(&name, "pid"), None, "it is still set up");
-        wait_until("its processes are gone", Duration::from_secs(10), || {
-            !processes.iter().any(ProcessId::is_alive)
-        });
+        wait_until("its processes are gone", LONG, || !processes.iter().any(ProcessId::is_alive));
     }
 }
 

@@ -1,6 +1,6 @@
 //! The command line, and the way from it to a served device.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io::{self, Write};
 use std::process::ExitCode;
 
@@ -11,6 +11,7 @@ use serde::Serialize;
 use thiserror::Error;
 
 use crate::export::{Export, ExportError};
+use crate::network::{self, NetworkArgs, NetworkError};
 use crate::spec::{Spec, SpecError};
 
 const AFTER_HELP: &str = "\
@@ -33,30 +34,42 @@ By hand it takes over a device that is attached already, here under a debugger:
   nbd-serve --join nbd0 file:disk.img
   gdb --args nbd-serve --join nbd0 --takeover file:disk.img
 
-Exit status: 0 the device was detached, 1 failure, 2 wrong usage.";
+With --listen it serves NBD clients instead, one export or several, until SIGTERM or SIGINT:
+  nbd-serve --listen unix:/run/nbd.sock file:disk.img
+  nbd-serve --listen tcp:localhost:10809 root=file:root.img scratch=mem:1G
+  nbd-serve --listen tcp:: --tls-certificates /etc/pki/nbd --tls-verify-peer file:/dev/sdb,ro
+  nbdinfo nbd+unix:///?socket=/run/nbd.sock
+  nbd-client -unix /run/nbd.sock /dev/nbd0
 
-/// Serves a file, a block device or memory to the kernel's NBD driver.
+Exit status: 0 the device was detached or the server was asked to stop, 1 failure, 2 wrong usage.";
+
+/// Serves a file, a block device or memory to the kernel's NBD driver, or to NBD clients.
 ///
-/// This process may be killed, stopped or replaced at any moment: the device waits, and a
-/// successor goes on where it ended.
+/// As the backend of a device this process may be killed, stopped or replaced at any moment: the
+/// device waits, and a successor goes on where it ended.
 #[derive(Debug, Parser)]
 #[command(name = "nbd-serve", version, after_help = AFTER_HELP)]
 pub struct Cli {
     /// Take over this device, like nbd0, whose backend is gone.
-    #[arg(long, value_name = "DEVICE")]
+    #[arg(long, value_name = "DEVICE", conflicts_with = "listen")]
     pub join: Option<String>,
 
     /// Take over even from a backend that is alive, by killing it.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "listen")]
     pub takeover: bool,
 
     /// Print size and properties of the device that SPEC would make, as JSON, and exit.
-    #[arg(long, conflicts_with_all = ["join", "takeover"])]
+    #[arg(long, conflicts_with_all = ["join", "takeover", "listen"])]
     pub print_geometry: bool,
 
-    /// What to serve, like file:disk.img or mem:1G.
-    #[arg(value_name = "SPEC")]
-    pub spec: OsString,
+    /// Serving the network.
+    #[command(flatten)]
+    pub network: NetworkArgs,
+
+    /// What to serve, like file:disk.img or mem:1G; with --listen also several, like
+    /// disk=file:disk.img, where an export without a name is the default one.
+    #[arg(value_name = "[NAME=]SPEC", required = true)]
+    pub specs: Vec<OsString>,
 }
 
 /// Why the program ended without success.
@@ -69,10 +82,14 @@ enum Error {
     #[error(transparent)]
     Export(#[from] ExportError),
     #[error(
-        "no device to serve: start this program with `nbd-ctl attach -- nbd-serve {0}`, or name \
-         an attached device whose backend is gone with --join"
+        "no device to serve: start this program with `nbd-ctl attach -- nbd-serve {0}`, name an \
+         attached device whose backend is gone with --join, or serve clients with --listen"
     )]
     NoDevice(String),
+    #[error("a device is made of one SPEC, and here are {0}: several are for --listen")]
+    SeveralSpecs(usize),
+    #[error(transparent)]
+    Network(#[from] NetworkError),
     #[error(transparent)]
     Join(#[from] JoinError),
     #[error("{description}")]
@@ -87,7 +104,9 @@ impl Error {
             Self::Arguments(_)
             | Self::Spec { .. }
             | Self::NoDevice(_)
+            | Self::SeveralSpecs(_)
             | Self::Join(JoinError::BadName(_)) => 2,
+            Self::Network(error) if error.is_usage() => 2,
             _ => 1,
         }
     }
@@ -115,10 +134,10 @@ fn refuse(error: &clap::Error) -> Result<(), Error> {
 }
 
 fn run(cli: &Cli) -> Result<(), Error> {
-    let spec = Spec::parse(&cli.spec).map_err(|source| {
-        let text = cli.spec.to_string_lossy().into();
-        Error::Spec { text, source }
-    });
+    if !cli.network.listen.is_empty() {
+        return Ok(network::serve(&cli.network, &cli.specs)?);
+    }
+    let spec = parse_only(&cli.specs);
     if cli.print_geometry {
         return print_geometry(&Export::open(spec?)?);
     }
@@ -144,13 +163,26 @@ fn run(cli: &Cli) -> Result<(), Error> {
     serve(link, export, cli)
 }
 
+/// A device has one backend, and this is it.
+fn parse_only(specs: &[OsString]) -> Result<Spec, Error> {
+    let [text] = specs else {
+        return Err(Error::SeveralSpecs(specs.len()));
+    };
+    Spec::parse(text).map_err(|source| {
+        let text = text.to_string_lossy().into();
+        Error::Spec { text, source }
+    })
+}
+
 fn endpoint(cli: &Cli) -> Result<Endpoint, Error> {
     let endpoint = match &cli.join {
         Some(device) => Endpoint::of_device(&Registry::new(None), device),
         None => Endpoint::from_environment(),
     };
     endpoint.map_err(|error| match error {
-        JoinError::NoEndpoint => Error::NoDevice(cli.spec.to_string_lossy().into()),
+        JoinError::NoEndpoint => {
+            Error::NoDevice(cli.specs.join(OsStr::new(" ")).to_string_lossy().into())
+        }
         other => other.into(),
     })
 }

@@ -110,6 +110,27 @@ impl Export {
         Ok(Arc::new(export))
     }
 
+    /// Serves it without a holder: there is neither predecessor nor successor.
+    pub(crate) fn alone(self) -> Result<Arc<dyn Backend>, ExportError> {
+        let geometry = self.geometry();
+        let export = match self.source {
+            Source::Memory(spec) => {
+                let object = self.description.clone();
+                let file = mem::make(spec.size)
+                    .map_err(|source| ExportError::Memory { object, source })?;
+                FileExport::new(file, self.description.into(), Kind::Memory, false, geometry)
+            }
+            Source::File(mut probe) => {
+                let file = adopt::first(&mut probe);
+                tell(&probe);
+                let Probe { spec, kind, .. } = *probe;
+                let failed = |source| ExportError::Adopt { path: spec.path.clone(), source };
+                FileExport::new(file.map_err(failed)?, spec.path, kind, spec.direct, geometry)
+            }
+        };
+        Ok(Arc::new(export))
+    }
+
     /// Tells the operator on stderr what is worth knowing.
     pub(crate) fn tell(&self) {
         if let Source::File(probe) = &self.source {

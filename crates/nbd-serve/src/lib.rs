@@ -3,6 +3,7 @@
 //! | module | idea |
 //! |---|---|
 //! | `cli` | the command line, and the way from it to a served device |
+//! | `network` | exports for the network: limits, TLS, signals |
 //! | `spec`, `size` | `file:disk.img,direct` to values and back; pure |
 //! | `export` | a [`Backend`](nbd_backend::Backend) to be: its shape first, its storage later |
 //! | `probe` | what a path names now, and the shape of a device made of it |
@@ -24,6 +25,7 @@ mod extents;
 mod file;
 mod lock;
 mod mem;
+mod network;
 mod pace;
 mod probe;
 mod size;
@@ -33,3 +35,4 @@ mod system;
 mod testing;
 
 pub use cli::{Cli, main};
+pub use network::{NetworkArgs, TlsMode};
