@@ -171,9 +171,7 @@ impl Remote {
 
     /// Says goodbye to the server, waits for it to close the connections, and ends a program that
     /// was started. What was not answered by then is left to a successor.
-    ///
-    /// To be called when all clients have gone; dropping does the same.
-    pub fn close(&self) {
+    fn end(&self) {
         let roster = &self.shared.roster;
         if !roster.close() {
             return;
@@ -246,7 +244,7 @@ impl Shared {
 
 impl Drop for Remote {
     fn drop(&mut self) {
-        self.close();
+        self.end();
     }
 }
 
@@ -269,6 +267,11 @@ impl Backend for Remote {
     fn start(&self, task: Box<dyn Task>) -> Option<Box<dyn Task>> {
         self.submit(task);
         None
+    }
+
+    /// Dropping does the same.
+    fn close(&self) {
+        self.end();
     }
 
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
