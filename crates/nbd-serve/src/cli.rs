@@ -22,6 +22,15 @@ SPEC is one of
       create=SIZE         make it, sparse and of this size, if there is none
       block=BYTES         logical block size: 512 (default for files), 1024, 2048, 4096
   mem:SIZE[,block=BYTES]  memory, which is lost with the device but not with this process
+  nbd://HOST[:PORT]/EXPORT, nbd+unix:///EXPORT?socket=PATH, nbd+vsock://CID/EXPORT
+                          another NBD server; nbds:// and so on with TLS. Parameters, after ?
+                          and with & between them:
+      connections=N       so many connections, if the server allows several (1 to 16)
+      retry=SECONDS       requests fail when the server is gone for so long; else they wait
+      tls-certificates=DIRECTORY, tls-hostname=NAME, tls-verify-peer=0
+  exec:COMMAND            a server that is started here, and again when it dies: one that talks
+                          on stdin and stdout, or listens on $unixsocket if COMMAND has that
+  exec+listen:COMMAND     one that is given a listening socket, as by systemd
 SIZE is a number of bytes, or one with K, M, G or T: 512K, 10M, 1G.
 
 Usually a holder starts this program, and starts it again when it dies:
@@ -29,6 +38,9 @@ Usually a holder starts this program, and starts it again when it dies:
   nbd-ctl attach -- nbd-serve file:/srv/new.img,create=10G
   nbd-ctl attach -- nbd-serve file:/dev/sdb,ro
   nbd-ctl attach -- nbd-serve mem:1G
+  nbd-ctl attach -- nbd-serve 'nbds://example.com/disk?connections=4'
+  nbd-ctl attach -- nbd-serve 'nbd+unix:///?socket=/run/nbd.sock'
+  nbd-ctl attach -- nbd-serve 'exec:nbdkit -s memory 1G'
 
 By hand it takes over a device that is attached already, here under a debugger:
   nbd-serve --join nbd0 file:disk.img
@@ -43,7 +55,8 @@ With --listen it serves NBD clients instead, one export or several, until SIGTER
 
 Exit status: 0 the device was detached or the server was asked to stop, 1 failure, 2 wrong usage.";
 
-/// Serves a file, a block device or memory to the kernel's NBD driver, or to NBD clients.
+/// Serves a file, a block device, memory or another NBD server to the kernel's NBD driver, or to
+/// NBD clients.
 ///
 /// As the backend of a device this process may be killed, stopped or replaced at any moment: the
 /// device waits, and a successor goes on where it ended.
@@ -66,7 +79,7 @@ pub struct Cli {
     #[command(flatten)]
     pub network: NetworkArgs,
 
-    /// What to serve, like file:disk.img or mem:1G; with --listen also several, like
+    /// What to serve, like file:disk.img, mem:1G or nbd://example.com/disk; with --listen also several, like
     /// disk=file:disk.img, where an export without a name is the default one.
     #[arg(value_name = "[NAME=]SPEC", required = true)]
     pub specs: Vec<OsString>,
@@ -139,7 +152,7 @@ fn run(cli: &Cli) -> Result<(), Error> {
     }
     let spec = parse_only(&cli.specs);
     if cli.print_geometry {
-        return print_geometry(&Export::open(spec?)?);
+        return print_geometry(&Export::open(spec?, None)?);
     }
     let endpoint = endpoint(cli);
     // A holder that started this program waits to hear from it, whatever is wrong.
@@ -147,7 +160,9 @@ fn run(cli: &Cli) -> Result<(), Error> {
         Ok(endpoint @ Endpoint::Inherited(_)) => Some(Link::connect(endpoint)?),
         _ => None,
     };
-    let export = match spec.and_then(|spec| Ok(Export::open(spec)?)) {
+    let told = link.as_ref().and_then(Link::attached);
+    let attached = told.or_else(|| endpoint.as_ref().ok().and_then(Endpoint::attached));
+    let export = match spec.and_then(|spec| Ok(Export::open(spec, attached.as_ref())?)) {
         Ok(export) => export,
         Err(error) => {
             if let Some(link) = link {
@@ -187,10 +202,7 @@ fn endpoint(cli: &Cli) -> Result<Endpoint, Error> {
     })
 }
 
-fn serve(link: Link, mut export: Export, cli: &Cli) -> Result<(), Error> {
-    if let Some(attached) = link.attached() {
-        export.agree(&attached);
-    }
+fn serve(link: Link, export: Export, cli: &Cli) -> Result<(), Error> {
     let description = export.description().to_owned();
     let mut session = link.hello(&description, &export.geometry(), cli.takeover)?;
     let backend = match export.settle(&mut session) {

@@ -1,4 +1,5 @@
-//! The stock exports: a file, a block device or memory, served by a process that may die.
+//! The stock exports: a file, a block device, memory, or another NBD server, served by a process
+//! that may die.
 //!
 //! | module | idea |
 //! |---|---|
@@ -14,6 +15,8 @@
 //! | `extents` | which parts of a file are allocated |
 //! | `aligned` | buffers for direct I/O |
 //! | `mem` | memory that outlives the process |
+//! | `remote` | other NBD servers, by URI or started by ourselves |
+//! | `vault` | where their connections are kept for a successor |
 //! | `system` | the system calls that nix and std do not have |
 
 mod adopt;
@@ -28,11 +31,13 @@ mod mem;
 mod network;
 mod pace;
 mod probe;
+mod remote;
 mod size;
 mod spec;
 mod system;
 #[cfg(test)]
 mod testing;
+mod vault;
 
 pub use cli::{Cli, main};
 pub use network::{NetworkArgs, TlsMode};

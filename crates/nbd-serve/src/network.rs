@@ -143,11 +143,13 @@ pub(crate) fn serve(args: &NetworkArgs, texts: &[OsString]) -> Result<(), Networ
     let specs = parse_exports(texts)?;
     let security = security(args)?;
     let stop = stop_signal().map_err(NetworkError::Signals)?;
-    let mut exports = Vec::new();
+    let (mut exports, mut backends) = (Vec::new(), Vec::new());
     for (name, spec) in specs {
-        let export = Export::open(spec)?;
+        let export = Export::open(spec, None)?;
         let description = export.description().to_owned();
-        let export = NetworkExport::new(name, description, export.alone()?);
+        let backend = export.alone()?;
+        backends.push(Arc::clone(&backend));
+        let export = NetworkExport::new(name, description, backend);
         exports.push(if args.read_only { export.read_only() } else { export });
     }
     let served: Vec<_> = exports.iter().map(NetworkExport::to_string).collect();
@@ -160,7 +162,9 @@ pub(crate) fn serve(args: &NetworkArgs, texts: &[OsString]) -> Result<(), Networ
         eprintln!("nbd-serve: serving {} on {address}", served.join(", "));
     }
     let server = Server::new(exports, security, limits(args));
-    server.serve(listeners, stop.as_fd()).map_err(NetworkError::Accept)
+    let served = server.serve(listeners, stop.as_fd());
+    backends.iter().for_each(|backend| backend.close());
+    served.map_err(NetworkError::Accept)
 }
 
 fn limits(args: &NetworkArgs) -> Limits {
