@@ -72,6 +72,10 @@ pub trait Backend: Send + Sync + 'static {
     fn start(&self, task: Box<dyn Task>) -> Option<Box<dyn Task>> {
         Some(task)
     }
+
+    /// Nobody will ask for anything any more: the time to take leave of other processes. Called
+    /// when serving ends in order, and never when the process is killed.
+    fn close(&self) {}
 }
 
 /// A range of a device that is all in one state.
@@ -135,6 +139,27 @@ pub struct Geometry {
 }
 
 impl Geometry {
+    /// The shape of a device that was attached; what the kernel has no use for is taken as
+    /// missing.
+    #[must_use]
+    pub fn of(attached: &ExportInfo) -> Self {
+        let flags = TransmissionFlags::from_bits(attached.flags);
+        let has = |flag| flags.contains(flag);
+        let capabilities = Capabilities {
+            read_only: has(TransmissionFlags::READ_ONLY),
+            flush: has(TransmissionFlags::SEND_FLUSH),
+            fua: has(TransmissionFlags::SEND_FUA),
+            trim: has(TransmissionFlags::SEND_TRIM),
+            write_zeroes: has(TransmissionFlags::SEND_WRITE_ZEROES),
+            fast_zero: has(TransmissionFlags::SEND_FAST_ZERO),
+            cache: has(TransmissionFlags::SEND_CACHE),
+            rotational: has(TransmissionFlags::ROTATIONAL),
+            extents: false,
+            unaligned: false,
+        };
+        Self { size: attached.size, block_size: attached.block_size, capabilities }
+    }
+
     /// The transmission flags that say so.
     #[must_use]
     pub fn transmission_flags(&self) -> TransmissionFlags {

@@ -77,6 +77,18 @@ impl Endpoint {
         Ok(Self::Socket(registry.join_socket(index)))
     }
 
+    /// What was attached, as the holder has written it down for those who may read it.
+    ///
+    /// A started backend is told: see [`Link::attached`].
+    pub fn attached(&self) -> Option<ExportInfo> {
+        let Self::Socket(path) = self else {
+            return None;
+        };
+        let index = path.file_stem()?.to_str()?.strip_prefix("nbd")?.parse().ok()?;
+        let registry = Registry::new(Some(path.parent()?.into()));
+        Some(registry.read_state(index).ok()??.export)
+    }
+
     /// The holder that started us, or that of the device named by [`JOIN_VARIABLE`].
     pub fn from_environment() -> Result<Self, JoinError> {
         if let Ok(text) = std::env::var(HOLDER_FD) {
@@ -237,8 +249,11 @@ impl Session {
                 let _ = channel.send(&FromBackend::Ready { replayed: engine.replayed() }, &[]);
                 engine.run()
             });
-        if let Err(error) = &served {
-            let _ = channel.send(&failure(&crate::chain(error), error.is_final()), &[]);
+        match &served {
+            Ok(_) => backend.close(),
+            Err(error) => {
+                let _ = channel.send(&failure(&crate::chain(error), error.is_final()), &[]);
+            }
         }
         served
     }
