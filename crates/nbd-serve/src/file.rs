@@ -13,6 +13,7 @@ use std::time::Instant;
 use nbd_backend::{Backend, Command, Extent, Geometry, ZeroOptions};
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, PosixFadviseAdvice, fallocate, posix_fadvise};
+use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
 
 use crate::aligned;
 use crate::extents;
@@ -46,6 +47,8 @@ pub(crate) struct FileExport {
     kind: Kind,
     /// Whether the file is open for direct I/O.
     direct: bool,
+    /// Whether it lives in memory, so that there is nothing to wait for.
+    in_memory: bool,
     geometry: Geometry,
     pace: Pace,
     /// Until the kernel says that it does not know RWF_NOWAIT here.
@@ -63,6 +66,7 @@ impl FileExport {
         geometry: Geometry,
     ) -> Self {
         Self {
+            in_memory: kind == Kind::Memory || (!direct && is_tmpfs(&file)),
             file,
             path,
             kind,
@@ -284,14 +288,19 @@ impl Backend for FileExport {
         if length > QUICK {
             return false;
         }
-        match (self.kind, command) {
-            (Kind::Memory, _) => true,
-            (_, Command::Write { fua: false, .. }) => {
+        match command {
+            _ if self.in_memory => true,
+            Command::Write { fua: false, .. } => {
                 !self.direct && (offset | length).is_multiple_of(PAGE) && self.pace.is_fast()
             }
             _ => false,
         }
     }
+}
+
+/// Reading what is there without waiting (RWF_NOWAIT) is unknown to tmpfs, where nothing waits.
+fn is_tmpfs(file: &File) -> bool {
+    fstatfs(file).is_ok_and(|system| system.filesystem_type() == TMPFS_MAGIC)
 }
 
 /// The kernel, the file system or the device does not know how. Old kernels call an unknown flag

@@ -69,10 +69,9 @@ enum Step {
 }
 
 impl Connection {
-    /// Serves until the client disconnects. Returns how many requests were refused.
-    pub(crate) fn run(self: &Arc<Self>, inbox: &mut Inbox) -> (u64, Result<(), ConnectionError>) {
-        let mut refused = 0;
-        let end = self.transmit(inbox, &mut refused);
+    /// Serves until the client disconnects.
+    pub(crate) fn run(self: &Arc<Self>, inbox: &mut Inbox) -> Result<(), ConnectionError> {
+        let end = self.transmit(inbox);
         let mut guard = self.wait_until(|outbox| outbox.outstanding == 0 && !outbox.is_draining);
         let rest = guard.outbox.send();
         drop(guard);
@@ -80,16 +79,12 @@ impl Connection {
             self.drain();
         }
         self.lock().outbox.close();
-        (refused, end)
+        end
     }
 
-    fn transmit(
-        self: &Arc<Self>,
-        inbox: &mut Inbox,
-        refused: &mut u64,
-    ) -> Result<(), ConnectionError> {
+    fn transmit(self: &Arc<Self>, inbox: &mut Inbox) -> Result<(), ConnectionError> {
         loop {
-            match self.serve(inbox, refused)? {
+            match self.serve(inbox)? {
                 Step::Receive(length) => match self.receive(inbox, length)? {
                     0 if inbox.bytes().is_empty() => return Ok(()),
                     0 => return Err(ConnectionError::Torn),
@@ -105,15 +100,11 @@ impl Connection {
     }
 
     /// Takes all requests that have come, and sends the answers that are there.
-    fn serve(
-        self: &Arc<Self>,
-        inbox: &mut Inbox,
-        refused: &mut u64,
-    ) -> Result<Step, ConnectionError> {
+    fn serve(self: &Arc<Self>, inbox: &mut Inbox) -> Result<Step, ConnectionError> {
         let mut handed_on = Vec::new();
         let mut guard = self.lock();
         let step = loop {
-            match self.take(&mut guard.outbox, inbox, refused) {
+            match self.take(&mut guard.outbox, inbox) {
                 Ok(Taken::Answered) => {}
                 Ok(Taken::HandedOn(task)) => handed_on.push(task),
                 Ok(Taken::Nothing(step)) => break Ok(step),
@@ -136,7 +127,6 @@ impl Connection {
         self: &Arc<Self>,
         outbox: &mut Outbox,
         inbox: &mut Inbox,
-        refused: &mut u64,
     ) -> Result<Taken, ProtocolError> {
         let head = Header::len(self.replies.style);
         let Some(header) = Header::parse(inbox.bytes(), self.replies.style)? else {
@@ -154,7 +144,7 @@ impl Connection {
         if outbox.outstanding > 0 && self.is_full(outbox, inbox.bytes()) {
             return Ok(Taken::Nothing(Step::Full));
         }
-        let taken = self.execute(outbox, inbox, &header, head..length, refused);
+        let taken = self.execute(outbox, inbox, &header, head..length);
         inbox.consume(length);
         Ok(if is_kept { taken } else { Taken::Nothing(Step::Skip(u64::from(payload_len))) })
     }
@@ -166,7 +156,6 @@ impl Connection {
         inbox: &Inbox,
         header: &Header,
         payload: std::ops::Range<usize>,
-        refused: &mut u64,
     ) -> Taken {
         let to = header.address();
         let data = &inbox.bytes()[payload.clone()];
@@ -178,10 +167,7 @@ impl Connection {
         let command = match checked {
             Ok(command) => command,
             Err(refusal) => {
-                if *refused == 0 {
-                    eprintln!("nbd-serve: {}: {refusal}", self.socket.peer());
-                }
-                *refused += 1;
+                outbox.tell_refused(&refusal);
                 let mut reply = Vec::new();
                 self.replies.error(to, refusal.error(), &refusal.to_string(), &mut reply);
                 outbox.stage(&reply);

@@ -24,6 +24,8 @@ mod reply;
 mod request;
 mod server;
 mod session;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 
 pub use export::Export;
 pub use limits::Limits;

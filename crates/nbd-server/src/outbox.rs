@@ -4,6 +4,8 @@ use std::io::{self, IoSlice};
 
 use nbd_net::stream::Sender;
 
+use crate::request::Refused;
+
 /// Size of the buffer, in bytes, while nothing needs a larger one.
 const BUFFER: usize = 512 << 10;
 /// Staged bytes that are worth a system call of their own, so that the client can go on while we
@@ -25,6 +27,8 @@ pub(crate) struct Outbox {
     pub(crate) is_draining: bool,
     /// Nobody reads any more, so nothing needs to be sent.
     is_closed: bool,
+    /// A request was refused, which is told once.
+    has_refused: bool,
 }
 
 impl Outbox {
@@ -38,6 +42,7 @@ impl Outbox {
             outstanding_bytes: 0,
             is_draining: false,
             is_closed: false,
+            has_refused: false,
         }
     }
 
@@ -118,6 +123,15 @@ impl Outbox {
                 Ok(())
             }
             other => other,
+        }
+    }
+
+    /// Tells people that the client has sent something odd. It is told itself each time.
+    pub(crate) fn tell_refused(&mut self, refusal: &Refused) {
+        if !self.has_refused && !matches!(refusal, Refused::Stopping) {
+            self.has_refused = true;
+            let peer = self.sender.socket().peer();
+            eprintln!("nbd-serve: {peer}: {refusal}; later ones are refused without a word here");
         }
     }
 

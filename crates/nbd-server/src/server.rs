@@ -70,6 +70,7 @@ impl Server {
             clients.each(Socket::shutdown_receive);
             if !clients.wait(Some(context.exports.limits.grace)) {
                 clients.each(Socket::shutdown);
+                clients.abandon();
             }
         })?;
         self.clients.wait(None);
@@ -101,12 +102,17 @@ fn wait_readable(fd: &OwnedFd) {
     while poll(&mut fds, PollTimeout::NONE) == Err(Errno::EINTR) {}
 }
 
+/// How long clients may take to notice that they are cut off, in case nothing of theirs is stuck.
+const LAST_MOMENT: Duration = Duration::from_millis(500);
+
 /// The connected clients.
 #[derive(Debug, Default)]
 struct Clients {
     sockets: Mutex<HashMap<u64, Arc<Socket>>>,
     left: Condvar,
     next: AtomicU64,
+    /// What is still under way is not waited for any more.
+    is_abandoned: AtomicBool,
 }
 
 impl Clients {
@@ -127,11 +133,23 @@ impl Clients {
         }
     }
 
-    /// Waits until all have left; `false` if that takes longer than the limit.
+    /// Storage that does not answer must not keep the server from ending.
+    fn abandon(&self) {
+        if self.wait(Some(LAST_MOMENT)) {
+            return;
+        }
+        for socket in self.lock().values() {
+            eprintln!("nbd-serve: {}: requests are stuck and are abandoned", socket.peer());
+        }
+        self.is_abandoned.store(true, Ordering::Relaxed);
+        self.left.notify_all();
+    }
+
+    /// Waits until all have left or are abandoned; `false` if that takes longer than the limit.
     fn wait(&self, limit: Option<Duration>) -> bool {
         let deadline = limit.map(|limit| Instant::now() + limit);
         let mut sockets = self.lock();
-        while !sockets.is_empty() {
+        while !sockets.is_empty() && !self.is_abandoned.load(Ordering::Relaxed) {
             sockets = match deadline {
                 None => self.left.wait(sockets).unwrap_or_else(PoisonError::into_inner),
                 Some(deadline) => {

@@ -48,23 +48,21 @@ pub(crate) enum SessionError {
 /// Serves one client. Whatever it does is its own affair, apart from one line in the log.
 pub(crate) fn serve(context: &Context, socket: Arc<Socket>) {
     let peer = socket.peer();
-    match converse(context, socket) {
-        Ok(0) => {}
-        Ok(refused) => eprintln!("nbd-serve: {peer}: {refused} of its requests were refused"),
-        Err(error) => eprintln!("nbd-serve: {peer}: {}", nbd_backend::chain(&error)),
+    if let Err(error) = converse(context, socket) {
+        eprintln!("nbd-serve: {peer}: {}", nbd_backend::chain(&error));
     }
 }
 
-fn converse(context: &Context, socket: Arc<Socket>) -> Result<u64, SessionError> {
+fn converse(context: &Context, socket: Arc<Socket>) -> Result<(), SessionError> {
     let limits = context.exports.limits;
     let mut stream = Stream::plain(socket);
     stream.set_deadline(Some(Instant::now() + limits.handshake));
     let Some((mut stream, agreement, rest)) = shake_hands(context, stream)? else {
-        return Ok(0);
+        return Ok(());
     };
     stream.set_deadline(None);
     let Some(export) = context.exports.get(&agreement.offer.name) else {
-        return Ok(0);
+        return Ok(());
     };
     let allocation = agreement.allocation;
     let (mut receiver, sender) = stream.split();
@@ -80,9 +78,7 @@ fn converse(context: &Context, socket: Arc<Socket>) -> Result<u64, SessionError>
         shared: Mutex::new(SharedOutbox { outbox: Outbox::new(sender), is_awaited: false }),
         changed: Condvar::new(),
     });
-    let (refused, end) = connection.run(&mut Inbox::new(receiver, &rest));
-    end?;
-    Ok(refused)
+    Ok(connection.run(&mut Inbox::new(receiver, &rest))?)
 }
 
 /// Haggles until there is an agreement, or until the client has seen enough. What the client has

@@ -18,7 +18,7 @@ use nbd_ledger::{Layout, Ledger};
 use nbd_proto::{CommandFlags, CommandType, NbdError, Request, SimpleReply};
 
 pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_nbd-serve");
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A directory that is removed with all that is in it.
 pub(crate) struct Directory(PathBuf);

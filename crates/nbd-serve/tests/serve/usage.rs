@@ -123,7 +123,7 @@ fn a_holder_that_started_it_hears_why_it_fails() {
             .spawn()
             .unwrap();
         drop(theirs);
-        let received = channel.receive_within(Duration::from_secs(20)).unwrap();
+        let received = channel.receive_within(Duration::from_secs(120)).unwrap();
         let FromBackend::Failed { reason, damaged } = received.message else {
             panic!("{received:?}");
         };
@@ -152,7 +152,7 @@ fn a_file_that_has_grown_is_served_in_its_attached_size() {
         .spawn()
         .unwrap();
     drop(theirs);
-    let received = channel.receive_within(Duration::from_secs(20)).unwrap();
+    let received = channel.receive_within(Duration::from_secs(120)).unwrap();
     let FromBackend::Hello(hello) = received.message else {
         panic!("{received:?}");
     };
