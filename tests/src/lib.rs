@@ -12,6 +12,7 @@
 //! | [`killer`] | SIGKILL for backends at random moments |
 //! | [`kernel_log`] | what the driver had to say meanwhile |
 //! | [`disk`], [`mount`], [`tree`] | bytes on a device, file systems and something to put on them |
+//! | [`nbdkit`] | a server that somebody else runs |
 //! | [`process`], [`temp`], [`random`], [`wait`] | odds and ends |
 
 pub mod command;
@@ -22,6 +23,7 @@ pub mod fio;
 pub mod kernel_log;
 pub mod killer;
 pub mod mount;
+pub mod nbdkit;
 pub mod process;
 pub mod random;
 pub mod temp;
