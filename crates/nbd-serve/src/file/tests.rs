@@ -266,3 +266,14 @@ fn direct_io_works_at_any_address() {
         assert!(error.to_string().contains("was truncated"), "{error}");
     });
 }
+
+#[test]
+fn reads_from_a_file_system_of_memory_need_no_worker() {
+    let in_memory = mem::make(MIB).unwrap();
+    let geometry = memory(MIB).geometry;
+    let export = FileExport::new(in_memory, "tmpfs".into(), Kind::Regular, false, geometry);
+    let read = Command::Read { offset: 0, length: 4096 };
+    assert!(export.is_quick(&read));
+    let on_disk = FileExport { in_memory: false, ..export };
+    assert!(!on_disk.is_quick(&read));
+}
