@@ -203,3 +203,27 @@ impl Geometry {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_shape_of_what_was_attached_is_told_in_the_same_way() {
+        for bits in 0..1 << 7_u16 {
+            let bit = |index: u16| bits >> index & 1 != 0;
+            let capabilities = Capabilities {
+                read_only: bit(0),
+                flush: bit(1),
+                fua: bit(2),
+                trim: bit(3),
+                write_zeroes: bit(4),
+                fast_zero: bit(4) && bit(5),
+                cache: bit(6),
+                ..Capabilities::default()
+            };
+            let geometry = Geometry { size: 1 << 30, block_size: 1024, capabilities };
+            assert_eq!(Geometry::of(&geometry.info()), geometry);
+        }
+    }
+}

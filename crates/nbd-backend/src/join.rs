@@ -22,6 +22,9 @@ use crate::inheritance::Predecessor;
 /// The environment variable by which a backend started by hand names its device.
 pub const JOIN_VARIABLE: &str = "NBD_JOIN";
 
+/// The environment variables that are meant for one backend, and not for what it starts.
+pub const ENVIRONMENT: [&str; 3] = [HOLDER_FD, EXPORT_VARIABLE, JOIN_VARIABLE];
+
 /// How long the holder may take for an acknowledgement.
 const PATIENCE: Duration = Duration::from_secs(10);
 

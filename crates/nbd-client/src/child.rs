@@ -54,6 +54,10 @@ impl Server {
         let (reader, writer) = io::pipe()?;
         let mut command = Command::new("/bin/sh");
         command.stdin(Stdio::null()).stdout(writer.try_clone()?).stderr(writer);
+        // It is nobody's backend, whatever it is.
+        for variable in nbd_backend::ENVIRONMENT {
+            command.env_remove(variable);
+        }
         // Signals of a terminal are for us, and what it starts is to end with it.
         command.process_group(0);
         system::die_with_this_thread(&mut command);

@@ -82,6 +82,13 @@ pub enum Cause {
     Thread(#[source] io::Error),
 }
 
+impl Cause {
+    /// Whether nobody listens on a unix socket.
+    pub(crate) fn is_local_absence(&self) -> bool {
+        matches!(self, Self::Connect(ConnectError::Failed { address: Address::Unix(_), .. }))
+    }
+}
+
 /// Makes connections to a target.
 #[derive(Debug)]
 pub(crate) struct Dialer {

@@ -7,6 +7,7 @@
 //! | module | idea |
 //! |---|---|
 //! | `target` | which server, as people write it |
+//! | `options` | how to deal with it, and who keeps what must outlive this process |
 //! | `remote` | the backend; `wait` is for callers who wait |
 //! | `link` | the thread behind a connection: connects, replays, receives, begins again; `retry` says when |
 //! | `roster` | which connections there are, and what waits for one |
@@ -45,6 +46,7 @@ mod host;
 mod inbox;
 mod job;
 mod link;
+mod options;
 mod predecessor;
 mod receive;
 mod remote;
@@ -63,8 +65,9 @@ mod wait;
 pub use dial::{Cause, ClientError};
 pub use fence::{Fence, fence, fence_child};
 pub use nbd_net::uri::Retry;
+pub use options::{CONNECTION, Custodian, MOST_CONNECTIONS, Options, SERVER};
 pub use predecessor::Left;
-pub use remote::{CONNECTION, Custodian, MOST_CONNECTIONS, Options, Remote, SERVER};
+pub use remote::Remote;
 pub use shape::{ChangeError, ShapeError};
 pub use target::{Target, TargetError};
 

@@ -2,7 +2,7 @@
 
 use std::os::fd::AsFd;
 use std::sync::{Arc, mpsc};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nbd_backend::{AbortOnPanic, chain};
 
@@ -10,9 +10,10 @@ use crate::connection::Connection;
 use crate::dial::{Cause, News};
 use crate::error::Lost;
 use crate::inbox::Inbox;
+use crate::options::{CONNECTION, SERVER};
 use crate::predecessor::Left;
 use crate::receive::Reception;
-use crate::remote::{CONNECTION, SERVER, Shared};
+use crate::remote::Shared;
 use crate::retry::Backoff;
 use crate::roster::Change;
 use crate::shake::Agreed;
@@ -21,6 +22,9 @@ use crate::shape;
 /// How often a connection beside the first is tried before it is left alone until the first one
 /// has come up anew.
 const ATTEMPTS: u32 = 5;
+
+/// The longest pause while nobody listens on a unix socket: asking again costs nothing.
+const LOCAL_PAUSE: Duration = Duration::from_millis(100);
 
 /// One of the connections.
 pub(crate) struct Link {
@@ -100,14 +104,16 @@ impl Link {
                 return None;
             }
             self.shared.expire();
-            match self.attempt() {
+            let cause = match self.attempt() {
                 Ok(agreed) => return Some(agreed),
                 Err(_) if self.shared.roster.is_closing() => return None,
-                Err(cause) => self.complain(&cause),
-            }
+                Err(cause) => cause,
+            };
+            self.complain(&cause);
             attempts += 1;
             self.shared.expire();
-            pause = Some(self.backoff.pause(false));
+            let longest = if cause.is_local_absence() { LOCAL_PAUSE } else { Duration::MAX };
+            pause = Some(self.backoff.pause(false).min(longest));
         }
     }
 

@@ -17,7 +17,8 @@ use nix::sys::socket::{Shutdown, shutdown};
 use crate::dial::Cause;
 use crate::fence::{self, Fence};
 use crate::job::Job;
-use crate::remote::{CONNECTION, SERVER, Shared};
+use crate::options::{CONNECTION, SERVER};
+use crate::remote::Shared;
 
 /// How often to see whether there is still a reason to wait.
 const INTERVAL: Duration = Duration::from_secs(1);

@@ -14,7 +14,7 @@ use std::time::Instant;
 use nbd_backend::{Backend, Command, Extent, Geometry, ZeroOptions};
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, PosixFadviseAdvice, fallocate, posix_fadvise};
-use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
+use nix::sys::statfs::{FsType, TMPFS_MAGIC, fstatfs};
 
 use crate::aligned;
 use crate::extents;
@@ -29,6 +29,9 @@ const PAGE: u64 = 4096;
 
 /// Most extents in one answer; whoever asked asks on from there.
 const MOST_EXTENTS: usize = 1024;
+
+/// `linux/magic.h`; nix does not have it.
+const RAMFS_MAGIC: FsType = FsType(0x8584_58f6);
 
 /// What is behind a descriptor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,10 +52,10 @@ pub(crate) struct FileExport {
     kind: Kind,
     /// Whether the file is open for direct I/O.
     direct: bool,
-    /// Whether it lives in memory, so that there is nothing to wait for.
-    in_memory: bool,
     geometry: Geometry,
     pace: Pace,
+    /// A file system of memory, where no read waits and the kernel does not know RWF_NOWAIT.
+    in_memory: bool,
     /// Until the kernel says that it does not know RWF_NOWAIT here.
     can_peek: AtomicBool,
     /// Until the kernel says that it does not know RWF_DSYNC here.
@@ -69,9 +72,14 @@ impl FileExport {
         direct: bool,
         geometry: Geometry,
     ) -> Self {
+        let in_memory = match kind {
+            Kind::Memory => true,
+            Kind::Regular => !direct && is_in_memory(&file),
+            _ => false,
+        };
         Self {
-            in_memory: kind == Kind::Memory || (!direct && is_tmpfs(&file)),
             file,
+            in_memory,
             path,
             kind,
             direct,
@@ -333,9 +341,9 @@ impl Backend for FileExport {
     }
 }
 
-/// Reading what is there without waiting (RWF_NOWAIT) is unknown to tmpfs, where nothing waits.
-fn is_tmpfs(file: &File) -> bool {
-    fstatfs(file).is_ok_and(|system| system.filesystem_type() == TMPFS_MAGIC)
+fn is_in_memory(file: &File) -> bool {
+    let known = [TMPFS_MAGIC, RAMFS_MAGIC];
+    fstatfs(file).is_ok_and(|found| known.contains(&found.filesystem_type()))
 }
 
 /// The kernel, the file system or the device does not know how. Old kernels call an unknown flag

@@ -15,9 +15,9 @@
 //! | `extents` | which parts of a file are allocated |
 //! | `aligned` | buffers for direct I/O |
 //! | `mem` | memory that outlives the process |
-//! | `mapped` | reaching it without system calls |
 //! | `remote` | other NBD servers, by URI or started by ourselves |
 //! | `vault` | where their connections are kept for a successor |
+//! | `mapped` | reaching it without system calls |
 //! | `system` | the system calls that nix and std do not have |
 
 mod adopt;

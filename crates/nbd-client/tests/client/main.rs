@@ -11,6 +11,7 @@
 //! | `several` | several connections |
 //! | `stress` | a server that dies all the time |
 //! | `nbdkit` | the real thing; it has to be installed |
+//! | `interop` | servers of others: TLS, qemu-nbd, nbd-server; they have to be installed, too |
 //! | `script`, `memory` | servers that do as they are told, and one that serves memory |
 //! | `tasks` | tasks that can be waited for |
 
@@ -18,6 +19,7 @@
 
 mod fencing;
 mod guilty;
+mod interop;
 mod memory;
 mod nbdkit;
 mod reconnect;
