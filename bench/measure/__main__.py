@@ -36,7 +36,7 @@ def arguments():
     add("--only", metavar="REGEX", help="only contestants whose names match, among them those on request")
     add("--rounds", type=int, metavar="N", help="rounds (default 5; 3 with --quick)")
     add("--seconds", type=float, metavar="S", help="time for one number (default 2; with --quick 1 or less)")
-    add("--size", type=int, default=128, metavar="MIB", help="size of each device (default 128)")
+    add("--size", type=int, metavar="MIB", help="size of each device (default 128; 32 with --quick)")
     add("--transport", action="append", choices=["unix", "tcp"], help="default both; unix with --quick")
     add("--client", choices=["own", "fio", "nbdcopy"], default="own", help="who asks the servers (default own)")
     add("--lanes", type=int, metavar="N", help="lanes or connections of each device (default: one each)")
@@ -98,7 +98,7 @@ def measure(options, parser):
         "binaries": os.path.abspath(binaries),
         "rounds": options.rounds or (3 if options.quick else 5),
         "seconds": options.seconds or (0.5 if options.quick else 2),
-        "size": options.size << 20,
+        "size": (options.size or (32 if options.quick else 128)) << 20,
         "disk": options.disk,
         "transports": options.transport or (["unix"] if options.quick else ["unix", "tcp"]),
         "client": options.client,
