@@ -1,7 +1,5 @@
 //! Conversations with nbd-ctl.
 
-use std::os::unix::net::UnixListener;
-
 use nbd_control::Channel;
 use nbd_control::control::{Failure, FailureKind, Request, Response};
 
@@ -18,7 +16,9 @@ pub(crate) struct Client {
 
 impl Holder {
     pub(crate) fn accept_client(&mut self) {
-        let Some(Ok((stream, _))) = self.control.as_ref().map(UnixListener::accept) else {
+        let result =
+            self.control.as_ref().map(|control| control.accept().map(|(stream, _)| stream));
+        let Some(stream) = self.accepted(result) else {
             return;
         };
         let me = nix::unistd::geteuid().as_raw();

@@ -91,6 +91,8 @@ pub(crate) struct Holder {
     pub(crate) due: Option<Instant>,
     /// When the spare may be started: not while its elder sibling needs the processor.
     pub(crate) spare_due: Option<Instant>,
+    /// Until then nobody is let in who connects.
+    pub(crate) deaf_until: Option<Instant>,
     me: ProcessId,
     next_id: u64,
 }
@@ -145,6 +147,7 @@ impl Holder {
             first_seen: FirstSeen::new(),
             due: None,
             spare_due: None,
+            deaf_until: None,
             me: ProcessId::of(nix::unistd::getpid().as_raw())
                 .ok_or(std::io::Error::other("/proc is not mounted"))?,
             next_id: 0,
