@@ -168,6 +168,24 @@ impl Geometry {
         }
     }
 
+    /// The shape of a device that is attached already.
+    #[must_use]
+    pub fn of(export: &ExportInfo) -> Self {
+        let flags = TransmissionFlags::from_bits(export.flags);
+        let capabilities = Capabilities {
+            read_only: flags.contains(TransmissionFlags::READ_ONLY),
+            flush: flags.contains(TransmissionFlags::SEND_FLUSH),
+            fua: flags.contains(TransmissionFlags::SEND_FUA),
+            trim: flags.contains(TransmissionFlags::SEND_TRIM),
+            write_zeroes: flags.contains(TransmissionFlags::SEND_WRITE_ZEROES),
+            fast_zero: flags.contains(TransmissionFlags::SEND_FAST_ZERO),
+            cache: flags.contains(TransmissionFlags::SEND_CACHE),
+            rotational: flags.contains(TransmissionFlags::ROTATIONAL),
+            ..Capabilities::default()
+        };
+        Self { size: export.size, block_size: export.block_size, capabilities }
+    }
+
     /// What the holder is told.
     #[must_use]
     pub fn info(&self) -> ExportInfo {
@@ -175,6 +193,31 @@ impl Geometry {
             size: self.size,
             block_size: self.block_size,
             flags: self.transmission_flags().bits(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shape_is_what_its_export_says() {
+        for bits in 0..1 << 8 {
+            let can = |bit: u32| bits & 1 << bit != 0;
+            let capabilities = Capabilities {
+                read_only: can(0),
+                flush: can(1),
+                fua: can(2),
+                trim: can(3),
+                write_zeroes: can(4),
+                fast_zero: can(4) && can(5),
+                cache: can(6),
+                rotational: can(7),
+                ..Capabilities::default()
+            };
+            let geometry = Geometry { size: 1 << 20, block_size: 512, capabilities };
+            assert_eq!(Geometry::of(&geometry.info()), geometry);
         }
     }
 }

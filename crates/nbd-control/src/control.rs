@@ -23,6 +23,18 @@ pub enum Request {
     },
     /// Answer once a backend serves the device.
     WaitReady,
+    /// Answer what is in flight with EIO, and keep the device.
+    Fail {
+        /// Kill a backend that is alive; nobody else may answer for it.
+        kill: bool,
+    },
+    /// Let nobody serve the device until it is resumed: end the backend, and wait for its end.
+    Pause {
+        /// Also one that joined from outside, which nobody starts again.
+        kill: bool,
+    },
+    /// Let backends serve a paused device again.
+    Resume,
 }
 
 /// A holder's answer. A request gets exactly one, but `Notice` may come before it.

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 
+use nbd_control::control::Request;
+
 use crate::cli::{AttachArguments, Command, DetachArguments, Limit, Until};
 use crate::device::Device;
 use crate::error::Error;
@@ -14,12 +16,37 @@ use crate::program;
 pub(crate) enum Action {
     Attach(Attach),
     Detach(Detach),
-    Status { device: Option<Device>, json: bool },
-    List { json: bool },
-    Restart { device: Device, limit: Option<Duration> },
-    Replace { device: Device, program: Option<Vec<String>>, limit: Option<Duration> },
-    Wait { device: Device, until: Until, limit: Option<Duration> },
-    Adopt { device: Device },
+    Status {
+        device: Option<Device>,
+        json: bool,
+    },
+    List {
+        json: bool,
+    },
+    Restart {
+        device: Device,
+        limit: Option<Duration>,
+    },
+    Replace {
+        device: Device,
+        program: Option<Vec<String>>,
+        limit: Option<Duration>,
+    },
+    /// What the holder does by itself.
+    Order {
+        device: Device,
+        request: Request,
+        doing: &'static str,
+        limit: Option<Duration>,
+    },
+    Wait {
+        device: Device,
+        until: Until,
+        limit: Option<Duration>,
+    },
+    Adopt {
+        device: Device,
+    },
 }
 
 /// What to attach.
@@ -63,6 +90,24 @@ impl Action {
                 program: backend(spec.map(absolute_path_in), program)?,
                 limit: limit.timeout,
             },
+            Command::Fail(order) => Self::Order {
+                device: order.device.parse()?,
+                request: Request::Fail { kill: order.kill },
+                doing: "answering what is in flight with EIO",
+                limit: order.limit.timeout,
+            },
+            Command::Pause(order) => Self::Order {
+                device: order.device.parse()?,
+                request: Request::Pause { kill: order.kill },
+                doing: "waiting until its backend is dead",
+                limit: order.limit.timeout,
+            },
+            Command::Resume { device, limit } => Self::Order {
+                device: device.parse()?,
+                request: Request::Resume,
+                doing: "waiting for a backend",
+                limit: limit.timeout,
+            },
             Command::Wait { device, until, limit } => {
                 Self::Wait { device: device.parse()?, until, limit: limit.timeout }
             }
@@ -87,6 +132,7 @@ fn check_attach(arguments: AttachArguments) -> Result<Attach, Error> {
     add("--restart", arguments.restart.as_ref().map(name_of));
     add("--restart-limit", arguments.restart_limit.map(|n| n.to_string()));
     add("--poison-limit", arguments.poison_limit.map(|n| n.to_string()));
+    add("--on-backend-loss", arguments.on_backend_loss.map(|what| what.to_string()));
     add("--user", arguments.user);
     add("--ready-timeout", arguments.ready_timeout.map(|n| n.to_string()));
     // Not for a backend of the user's own: it may be a script that is edited while it is served,

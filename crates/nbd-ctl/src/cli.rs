@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 
+use nbd_control::policy::OnBackendLoss;
+
 use crate::context::print;
 use crate::error::Error;
 
@@ -117,6 +119,34 @@ Example:
         #[command(flatten)]
         limit: Limit,
     },
+    /// Answer what is in flight with EIO, and keep the device
+    #[command(after_help = "\
+A backend that is alive, and be it stopped in a debugger, may still answer what it has, so nobody
+else may: it is killed first if you say --kill, and started again afterwards. Whoever waits gets
+EIO; requests that come later are served or wait as usual.
+
+Example:
+  nbd-ctl fail nbd0
+  nbd-ctl fail --kill nbd0")]
+    Fail(OrderArguments),
+    /// Let nobody serve a device for a while; I/O waits meanwhile
+    #[command(after_help = "\
+Kills the backend and waits for its end; then nothing touches its storage any more. No backend is
+granted the device before nbd-ctl resume. One that has joined by hand is killed only with --kill.
+
+Example:
+  nbd-ctl pause nbd0 && cp disk.img copy.img; nbd-ctl resume nbd0")]
+    Pause(OrderArguments),
+    /// Let backends serve a paused device again
+    #[command(after_help = "\
+Example:
+  nbd-ctl resume nbd0")]
+    Resume {
+        /// nbd0, /dev/nbd0 or 0.
+        device: String,
+        #[command(flatten)]
+        limit: Limit,
+    },
     /// Wait until a device is served, or gone
     #[command(after_help = "\
 Example:
@@ -174,6 +204,10 @@ pub(crate) struct AttachArguments {
     /// [default: 3].
     #[arg(long, value_name = "N")]
     pub(crate) poison_limit: Option<u32>,
+    /// What becomes of requests while there is no backend: hold, or fail[:SECONDS], which answers
+    /// them with EIO once there has been none for so long (30 s) [default: hold].
+    #[arg(long, value_name = "WHAT")]
+    pub(crate) on_backend_loss: Option<OnBackendLoss>,
     /// Do without the second nbd-serve that is kept started to take over at once.
     #[arg(long, conflicts_with_all = ["program", "external"])]
     pub(crate) no_spare: bool,
@@ -183,6 +217,17 @@ pub(crate) struct AttachArguments {
     /// How long attaching may take [default: 30; no limit with --external].
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) ready_timeout: Option<u32>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct OrderArguments {
+    /// nbd0, /dev/nbd0 or 0.
+    pub(crate) device: String,
+    /// Kill a backend that is in the way.
+    #[arg(long)]
+    pub(crate) kill: bool,
+    #[command(flatten)]
+    pub(crate) limit: Limit,
 }
 
 #[derive(Debug, Args)]

@@ -64,6 +64,9 @@ fn run() -> Result<(), Error> {
         Action::Replace { device, program, limit } => {
             change::replace(&context, device, program, limit)
         }
+        Action::Order { device, request, doing, limit } => {
+            change::order(&context, device, &request, doing, limit)
+        }
         Action::Wait { device, until, limit } => wait::wait(&context, device, until, limit),
         Action::Adopt { device } => adopt::adopt_explicitly(&context, device),
     }

@@ -70,7 +70,8 @@ impl Holder {
         let due = self.due.map(|due| due.saturating_duration_since(now));
         let spare = self.spare_due.map(|due| due.saturating_duration_since(now));
         let fence = self.fence_awaited().then_some(FENCE_TICK);
-        let wait = [limit, due, spare, fence].into_iter().flatten().min();
+        let orders = self.next_look();
+        let wait = [limit, due, spare, fence, orders].into_iter().flatten().min();
         for source in self.wait(wait) {
             self.handle(source);
         }
@@ -83,6 +84,8 @@ impl Holder {
         }
         self.drop_overdue_program();
         self.tend_spare();
+        self.tend_failing();
+        self.tend_loss();
     }
 
     fn wait(&self, limit: Option<Duration>) -> Vec<Source> {

@@ -85,6 +85,7 @@ pub(crate) fn status(device: &str) -> Status {
         read_only: false,
         kernel_api: "ioctl".into(),
         lanes: 1,
+        on_backend_loss: "hold".into(),
         holder_pid: 10,
         sitter_pid: 11,
         backend: BackendStatus {
