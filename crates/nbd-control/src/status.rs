@@ -21,6 +21,8 @@ pub struct Status {
     pub lanes: u32,
     /// What becomes of requests while there is no backend: `hold` or `fail:SECONDS`.
     pub on_backend_loss: String,
+    /// What the operator has ordered and the holder is doing, like `detaching`.
+    pub under_way: Option<String>,
     /// The holder's process.
     pub holder_pid: i32,
     /// The process that keeps copies of everything, and sits in NBD_DO_IT with ioctl.

@@ -6,7 +6,7 @@ use clap::ValueEnum;
 
 use nbd_control::control::Request;
 
-use crate::cli::{AttachArguments, Command, DetachArguments, Limit, Until};
+use crate::cli::{AttachArguments, Command, DetachArguments, Limit, Target, Until};
 use crate::device::Device;
 use crate::error::Error;
 use crate::program;
@@ -18,6 +18,10 @@ pub(crate) enum Action {
     Detach(Detach),
     Status {
         device: Option<Device>,
+        json: bool,
+    },
+    Why {
+        target: Option<Target>,
         json: bool,
     },
     List {
@@ -81,6 +85,9 @@ impl Action {
                 limit: Limit { timeout },
             }) => Self::Detach(Detach { device: optional(device)?, force, limit: timeout }),
             Command::Status { device, json } => Self::Status { device: optional(device)?, json },
+            Command::Why { target, json } => {
+                Self::Why { target: target.as_deref().map(str::parse).transpose()?, json }
+            }
             Command::List { json } => Self::List { json },
             Command::Restart { device, limit } => {
                 Self::Restart { device: device.parse()?, limit: limit.timeout }

@@ -2,6 +2,7 @@
 //! of it.
 
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
@@ -9,6 +10,7 @@ use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use nbd_control::policy::OnBackendLoss;
 
 use crate::context::print;
+use crate::device::Device;
 use crate::error::Error;
 
 const EXIT_CODES: &str = "\
@@ -72,6 +74,23 @@ Example:
     Status {
         /// nbd0, /dev/nbd0 or 0 [default: all devices].
         device: Option<String>,
+        /// Print JSON: an object, or an array without DEVICE.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Say why I/O does not go on: who waits for what, and the way out
+    #[command(after_help = "\
+Reads /proc, /sys and, through the holder, the shared memory; asks neither the backend nor the
+driver, so it answers whatever is stuck. A bare number is a process: what it waits for.
+
+Example:
+  nbd-ctl why nbd0
+  nbd-ctl why 4711
+  nbd-ctl why nbd0 --json | jq -r .verdict")]
+    Why {
+        /// nbd0 or /dev/nbd0, or the pid of a process [default: all devices].
+        #[arg(value_name = "DEVICE|PID")]
+        target: Option<String>,
         /// Print JSON: an object, or an array without DEVICE.
         #[arg(long)]
         json: bool,
@@ -252,6 +271,24 @@ pub(crate) struct Limit {
     pub(crate) timeout: Option<Duration>,
 }
 
+/// What is to be explained.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Target {
+    Device(Device),
+    Process(i32),
+}
+
+impl FromStr for Target {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        match text.parse() {
+            Ok(pid) if text.bytes().all(|byte| byte.is_ascii_digit()) => Ok(Self::Process(pid)),
+            _ => text.parse().map(Self::Device),
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Until {
     /// A backend serves the device.
@@ -324,6 +361,15 @@ mod tests {
                 "{}",
                 command.get_name()
             );
+        }
+    }
+
+    #[test]
+    fn a_bare_number_is_a_process() {
+        assert_eq!("7".parse::<Target>().unwrap(), Target::Process(7));
+        assert_eq!("nbd7".parse::<Target>().unwrap(), Target::Device(Device(7)));
+        for wrong in ["-7", "+7", "sda", "nbd", ""] {
+            assert!(wrong.parse::<Target>().is_err(), "{wrong}");
         }
     }
 

@@ -11,7 +11,7 @@
 //! | [`entry`] | what there is of a device: a holder, an orphan, a stale folder |
 //! | [`holder`] | a conversation with the holder of a device |
 //! | [`spawn`], [`program`] | starting a holder, finding programs |
-//! | [`attach`], [`adopt`], [`change`], [`wait`], [`inspect`] | the commands |
+//! | [`attach`], [`adopt`], [`change`], [`wait`], [`inspect`], [`why`] | the commands |
 //! | [`render`], [`table`] | values to text |
 //! | [`error`] | every way to fail, and its exit status |
 
@@ -31,6 +31,7 @@ mod render;
 mod spawn;
 mod table;
 mod wait;
+mod why;
 
 use std::process::ExitCode;
 
@@ -59,6 +60,7 @@ fn run() -> Result<(), Error> {
         Action::Attach(wanted) => attach::attach(&context, &wanted),
         Action::Detach(wanted) => change::detach(&context, &wanted),
         Action::Status { device, json } => inspect::status(&context, device, json),
+        Action::Why { target, json } => why::why(&context, target, json),
         Action::List { json } => inspect::list(&context, json),
         Action::Restart { device, limit } => change::restart(&context, device, limit),
         Action::Replace { device, program, limit } => {

@@ -16,6 +16,7 @@ fn example() -> Status {
         kernel_api: "ioctl".into(),
         lanes: 2,
         on_backend_loss: "hold".into(),
+        under_way: None,
         holder_pid: 812,
         sitter_pid: 813,
         backend: BackendStatus {

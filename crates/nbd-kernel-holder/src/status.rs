@@ -55,6 +55,7 @@ impl Holder {
             kernel_api: self.settings.api.name().into(),
             lanes: self.lanes.len() as u32,
             on_backend_loss: self.settings.on_backend_loss.to_string(),
+            under_way: self.under_way(),
             holder_pid: nix::unistd::getpid().as_raw(),
             sitter_pid: self.sitter.as_ref().map_or(0, |sitter| sitter.process.pid.as_raw()),
             backend: self.backend_status(),
@@ -63,6 +64,18 @@ impl Holder {
             last_recovery: self.recovery(),
             poisoned: self.poisoned.status(),
         }
+    }
+
+    /// What the operator has ordered.
+    fn under_way(&self) -> Option<String> {
+        let words = match (self.pending_detach, &self.failing, &self.replacing) {
+            (Some((_, true)), ..) => "detaching it by force",
+            (Some((_, false)), ..) => "detaching it: it writes back first",
+            (None, Some(_), _) => "answering what is in flight with EIO",
+            (None, None, Some(_)) => "replacing its backend",
+            (None, None, None) => return None,
+        };
+        Some(words.into())
     }
 
     fn backend_status(&self) -> BackendStatus {

@@ -86,6 +86,7 @@ pub(crate) fn status(device: &str) -> Status {
         kernel_api: "ioctl".into(),
         lanes: 1,
         on_backend_loss: "hold".into(),
+        under_way: None,
         holder_pid: 10,
         sitter_pid: 11,
         backend: BackendStatus {
