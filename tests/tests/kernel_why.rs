@@ -3,6 +3,7 @@
 
 use std::fs;
 
+use nbd_control::status::BackendState;
 use nbd_tests::command::{LIMIT, Running, start};
 use nbd_tests::ctl::{ctl, program, start_ctl};
 use nbd_tests::device::Device;
@@ -103,6 +104,7 @@ fn a_debugger_is_named(api: Api) {
     let backend = device.backend().to_string();
     let options = ["-batch", "-nx", "-iex", "set auto-load off", "-ex", "shell sleep 600"];
     let gdb = start("gdb", [&options[..4], &["-p", &backend], &options[4..]].concat());
+    wait_until("it is stopped", LONG, || device.status().backend.state == BackendState::Stopped);
     let read = stuck_read(&device);
     wait_verdict(&device, "traced");
     let tracer = format!("stopped by gdb (pid {})", gdb.pid());
@@ -167,7 +169,7 @@ fn a_request_that_crashes_backends_is_suspected(api: Api) {
     wait_words(&device.name(), &[&suspect, "failed too often"]);
     ctl(["fail", &device.name()]).succeeds();
     read.finish(LIMIT).fails_with(1);
-    device.detach();
+    device.detach_by_force();
 }
 
 /// It has no file of the device open; the one that it has lies on a filesystem that does.

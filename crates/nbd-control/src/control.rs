@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::status::Status;
+use crate::trace::Trace;
 
 /// A request of nbd-ctl's.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,6 +36,11 @@ pub enum Request {
     },
     /// Let backends serve a paused device again.
     Resume,
+    /// Tell which requests were executed.
+    Trace {
+        /// For each lane the first number that is wanted; a lane that is not named begins at 0.
+        from: Vec<u64>,
+    },
 }
 
 /// A holder's answer. A request gets exactly one, but `Notice` may come before it.
@@ -42,6 +48,8 @@ pub enum Request {
 pub enum Response {
     /// To [`Request::Status`].
     Status(Box<Status>),
+    /// To [`Request::Trace`].
+    Trace(Box<Trace>),
     /// It is done.
     Done {
         /// What happened, in a sentence; may be empty.

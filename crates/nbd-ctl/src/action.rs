@@ -6,7 +6,7 @@ use clap::ValueEnum;
 
 use nbd_control::control::Request;
 
-use crate::cli::{AttachArguments, Command, DetachArguments, Limit, Target, Until};
+use crate::cli::{AttachArguments, Command, DetachArguments, Limit, Target, TraceArguments, Until};
 use crate::device::Device;
 use crate::error::Error;
 use crate::program;
@@ -19,6 +19,10 @@ pub(crate) enum Action {
     Status {
         device: Option<Device>,
         json: bool,
+    },
+    Trace {
+        device: Device,
+        wanted: TraceArguments,
     },
     Why {
         target: Option<Target>,
@@ -85,6 +89,7 @@ impl Action {
                 limit: Limit { timeout },
             }) => Self::Detach(Detach { device: optional(device)?, force, limit: timeout }),
             Command::Status { device, json } => Self::Status { device: optional(device)?, json },
+            Command::Trace(wanted) => Self::Trace { device: wanted.device.parse()?, wanted },
             Command::Why { target, json } => {
                 Self::Why { target: target.as_deref().map(str::parse).transpose()?, json }
             }

@@ -95,6 +95,17 @@ Example:
         #[arg(long)]
         json: bool,
     },
+    /// Show the latest requests that were executed, with times and results
+    #[command(after_help = "\
+The device's shared memory keeps the latest 4095 requests of each lane, whatever becomes of the
+backend: see what it did before it crashed. Those that are not answered yet are in nbd-ctl status.
+Times are seconds since boot, like those of the kernel's log.
+
+Example:
+  nbd-ctl trace nbd0 --last 20
+  nbd-ctl trace nbd0 --follow --kind write --slower-than 50
+  nbd-ctl trace nbd0 --range 1048576+4096 --json | jq .took_ms")]
+    Trace(TraceArguments),
     /// List the attached devices
     #[command(after_help = "\
 The member \"entry\" of a JSON object is attached, orphaned (its holder is gone: nbd-ctl adopt),
@@ -271,6 +282,64 @@ pub(crate) struct Limit {
     pub(crate) timeout: Option<Duration>,
 }
 
+#[derive(Debug, Args)]
+pub(crate) struct TraceArguments {
+    /// nbd0, /dev/nbd0 or 0.
+    pub(crate) device: String,
+    /// Go on with what is executed from now on, until Ctrl-C or the end of the device.
+    #[arg(long)]
+    pub(crate) follow: bool,
+    /// Only these commands, like read,write or flush.
+    #[arg(long, value_name = "COMMANDS", value_delimiter = ',', value_enum)]
+    pub(crate) kind: Vec<Kind>,
+    /// Only requests that touch these bytes.
+    #[arg(long, value_name = "OFFSET+LENGTH")]
+    pub(crate) range: Option<Range>,
+    /// Only requests that took longer than so many milliseconds, from being read to their end.
+    #[arg(long, value_name = "MS", value_parser = milliseconds)]
+    pub(crate) slower_than: Option<f64>,
+    /// Only requests that were answered with an error.
+    #[arg(long)]
+    pub(crate) errors: bool,
+    /// Only the latest so many of those.
+    #[arg(long, value_name = "N")]
+    pub(crate) last: Option<usize>,
+    /// Print a JSON object for each request, one a line.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// A command, by the name that traces and statuses give it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Kind {
+    Read,
+    Write,
+    Flush,
+    Trim,
+    Cache,
+    WriteZeroes,
+}
+
+/// Bytes of a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Range {
+    pub(crate) offset: u64,
+    pub(crate) length: u64,
+}
+
+impl FromStr for Range {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let numbers = text.split_once('+').and_then(|(offset, length)| {
+            Some(Self { offset: offset.parse().ok()?, length: length.parse().ok()? })
+        });
+        numbers
+            .filter(|range| range.length > 0)
+            .ok_or_else(|| "use OFFSET+LENGTH in bytes, like 1048576+4096".into())
+    }
+}
+
 /// What is to be explained.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Target {
@@ -341,6 +410,11 @@ fn seconds(text: &str) -> Result<Duration, String> {
     Ok(Duration::from_secs_f64(number))
 }
 
+fn milliseconds(text: &str) -> Result<f64, String> {
+    let number: Option<f64> = text.parse().ok();
+    number.filter(|number| *number >= 0.0).ok_or_else(|| "must be a number from 0 on".into())
+}
+
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
@@ -370,6 +444,14 @@ mod tests {
         assert_eq!("nbd7".parse::<Target>().unwrap(), Target::Device(Device(7)));
         for wrong in ["-7", "+7", "sda", "nbd", ""] {
             assert!(wrong.parse::<Target>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_range_is_two_numbers() {
+        assert_eq!("7+512".parse(), Ok(Range { offset: 7, length: 512 }));
+        for wrong in ["", "7", "7+", "+7", "7+0", "-1+1", "1-2", "1+2+3"] {
+            assert!(wrong.parse::<Range>().is_err(), "{wrong}");
         }
     }
 

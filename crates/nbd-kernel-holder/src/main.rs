@@ -25,6 +25,7 @@ mod stand_in;
 mod status;
 mod supervisor;
 mod system;
+mod trace;
 
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;

@@ -18,7 +18,7 @@ use crate::receive;
 /// A ledger mapped for reading only.
 #[derive(Debug)]
 pub struct Inspector {
-    map: Map,
+    pub(crate) map: Map,
     file: std::fs::File,
 }
 

@@ -5,7 +5,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use nbd_proto::{CommandType, Request};
+use nbd_proto::{CommandFlags, CommandType, Request};
 use thiserror::Error;
 
 use crate::hook::{Point, crash_point};
@@ -305,16 +305,21 @@ impl Receiver {
     }
 }
 
-fn encode_kind(request: &Request) -> u32 {
+pub(crate) fn encode_kind(request: &Request) -> u32 {
     u32::from(request.flags.bits()) << 16 | u32::from(request.command.0)
+}
+
+/// Command flags and command of a slot's or a record's word.
+pub(crate) fn decode_kind(kind: u32) -> (CommandFlags, CommandType) {
+    (CommandFlags::from_bits((kind >> 16) as u16), CommandType(kind as u16))
 }
 
 /// The request that a slot holds.
 pub(crate) fn request_of(slot: &crate::layout::Slot) -> Request {
-    let kind = slot.kind.load(Ordering::Relaxed);
+    let (flags, command) = decode_kind(slot.kind.load(Ordering::Relaxed));
     Request {
-        flags: nbd_proto::CommandFlags::from_bits((kind >> 16) as u16),
-        command: CommandType(kind as u16),
+        flags,
+        command,
         cookie: slot.cookie.load(Ordering::Relaxed),
         offset: slot.offset.load(Ordering::Relaxed),
         length: slot.length.load(Ordering::Relaxed),

@@ -394,7 +394,11 @@ fn describe(request: &RequestStatus) -> String {
 
 fn request(request: &RequestStatus) -> String {
     let stage = match request.stage {
-        Stage::Unread => "no backend has read it",
+        // It is counted from when it was first seen there.
+        Stage::Unread => {
+            let seen = age(request.age_ms);
+            return format!("{}, for at least {seen}: no backend has read it", describe(request));
+        }
         Stage::Queued => "read by a backend, not begun",
         Stage::Executing => "being executed",
     };

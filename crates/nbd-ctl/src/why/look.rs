@@ -68,7 +68,8 @@ pub(crate) fn uses(pid: i32, device: Device) -> bool {
     let paths = files.chain(link("cwd")).chain(link("exe"));
     let opens = paths.into_iter().any(|path| path.to_str().is_some_and(is_its));
     let command = read(&format!("/proc/{pid}/cmdline"));
-    let names = command.split(['\0', '=']).any(|word| is_node(word, device));
+    // One that is still on its way to a file has it on its command line, if anywhere.
+    let names = command.split(['\0', '=']).any(is_its);
     opens || names || works_for(&name(pid), command.is_empty(), device)
 }
 

@@ -16,7 +16,7 @@ const KNOWN: [(&str, &str); 30] = [
     ("jbd2_journal_commit_transaction", "writes the journal"),
     ("wait_transaction_locked", "waits for the journal"),
     ("blkdev_issue_flush", "flushes"),
-    ("submit_bio_wait", "waits for one request"),
+    ("__wait_on_buffer", "reads what the filesystem needs itself"),
     ("__blkdev_direct_IO_simple", "reads or writes past the cache"),
     ("__blkdev_direct_IO", "reads or writes past the cache"),
     ("blkdev_direct_IO", "reads or writes past the cache"),
@@ -35,6 +35,16 @@ const KNOWN: [(&str, &str); 30] = [
     ("blkdev_write_iter", "writes"),
 ];
 
+/// Where every thread is that sleeps.
+const SLEEP: [&str; 6] = [
+    "__switch_to",
+    "__schedule",
+    "schedule",
+    "schedule_timeout",
+    "io_schedule",
+    "io_schedule_timeout",
+];
+
 /// What a thread with this stack does, if that can be told.
 pub(crate) fn doing(stack: &[String]) -> Option<&'static str> {
     stack.iter().find_map(|function| {
@@ -42,7 +52,7 @@ pub(crate) fn doing(stack: &[String]) -> Option<&'static str> {
     })
 }
 
-/// The functions of `/proc/PID/stack`, the innermost first.
+/// The functions of `/proc/PID/stack` that say something, the innermost first.
 pub(crate) fn functions(text: &str) -> Vec<String> {
     text.lines()
         .filter_map(|line| {
@@ -50,7 +60,8 @@ pub(crate) fn functions(text: &str) -> Vec<String> {
             let symbol = line.split_once("] ")?.1.trim();
             let name = symbol.split(['+', ' ']).next()?;
             let plain = name.split('.').next()?;
-            (!plain.is_empty() && !plain.starts_with("0x")).then(|| plain.to_owned())
+            let says = !plain.is_empty() && !plain.starts_with("0x") && !SLEEP.contains(&plain);
+            says.then(|| plain.to_owned())
         })
         .collect()
 }
@@ -63,13 +74,15 @@ mod tests {
     fn the_innermost_known_function_decides() {
         let text = "\
 [<0>] io_schedule+0x46/0x80
+[<0>] submit_bio_wait+0x57/0x70
 [<0>] __blkdev_direct_IO_simple.constprop.0+0x16a/0x290
 [<0>] blkdev_read_iter+0x8f/0x1a0 [nbd]
 [<0>] vfs_read+0x1d5/0x320
 [<0>] 0x55d0
 ";
         let stack = functions(text);
-        let names = ["io_schedule", "__blkdev_direct_IO_simple", "blkdev_read_iter", "vfs_read"];
+        let names =
+            ["submit_bio_wait", "__blkdev_direct_IO_simple", "blkdev_read_iter", "vfs_read"];
         assert_eq!(stack, names);
         assert_eq!(doing(&stack), Some("reads or writes past the cache"));
         assert_eq!(doing(&stack[..1]), None);

@@ -101,7 +101,7 @@ fn a_stopped_backend() {
         Verdict::Stopped,
         &[
             "nbd-serve (pid 12) is stopped by a signal",
-            "dd (pid 30) waits; it is for read 4096+512, for 12.3 s: no backend has read it",
+            "dd (pid 30) waits; it is for read 4096+512, for at least 12.3 s: no backend has read it",
             "nothing is lost",
             "kill -CONT 12",
             "nbd-ctl restart nbd0",
