@@ -88,7 +88,7 @@ impl Ticket {
         }
     }
 
-    /// How often the execution of this request was begun, by all backends together.
+    /// How many backends began to execute this request.
     pub fn attempts(&self) -> u32 {
         self.lane.slot(self.slot).attempts.load(Ordering::Relaxed)
     }
@@ -114,10 +114,15 @@ impl Ticket {
         }
     }
 
-    /// Notes that execution begins at `now` (`CLOCK_MONOTONIC` nanoseconds).
+    /// Notes that execution begins at `now` (`CLOCK_MONOTONIC` nanoseconds). One that is begun,
+    /// found to be slow, and begun again in another thread is one attempt.
     pub fn begin(&self, now: u64) {
         let slot = self.lane.slot(self.slot);
+        let before = slot.started_at.load(Ordering::Relaxed);
         slot.started_at.store(now, Ordering::Relaxed);
+        if before != 0 {
+            return;
+        }
         let attempts = slot.attempts.load(Ordering::Relaxed).saturating_add(1);
         slot.attempts.store(attempts, Ordering::Release);
     }
