@@ -74,7 +74,7 @@ kill_under_load() {
 # Stops the backend when it has taken requests and not answered them; fails if that is never so.
 stop_in_the_middle() {
 	local try pid
-	for ((try = 0; try < 60; try++)); do
+	for ((try = 0; try < 1000; try++)); do
 		pid=$(backend_pid)
 		[[ -n $pid ]] || continue
 		kill -STOP "$pid"

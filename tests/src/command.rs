@@ -16,7 +16,7 @@ use nix::unistd::Pid;
 use crate::temp::fresh_path;
 
 /// How long a program may take if nothing else is said.
-pub const LIMIT: Duration = Duration::from_secs(120);
+pub const LIMIT: Duration = Duration::from_secs(300);
 const PAUSE: Duration = Duration::from_millis(5);
 /// How long a killed program may take to go. One that sits in the driver may not go at all.
 const LAST_BREATH: Duration = Duration::from_secs(2);

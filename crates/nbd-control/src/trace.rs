@@ -7,10 +7,8 @@ use serde::{Deserialize, Serialize};
 pub struct Trace {
     /// Those of each lane in order, lane by lane.
     pub requests: Vec<Executed>,
-    /// For each lane, what to ask for next.
+    /// For each lane, what to ask for next. Nothing more is there if that is what was asked for.
     pub next: Vec<u64>,
-    /// There are more already.
-    pub more: bool,
 }
 
 /// A request that was executed. Times are nanoseconds of `CLOCK_MONOTONIC`.

@@ -52,6 +52,8 @@ nbd-ctl attach [OPTIONS] SPEC
 Example:
   nbd-ctl attach file:/srv/disk.img
   nbd-ctl attach --device nbd3 --restart never mem:1G
+  nbd-ctl attach nbds://storage.example/disk
+  nbd-ctl attach 'exec:nbdkit -s memory 1G'
   nbd-ctl attach -- ./my-backend --verbose
   nbd-ctl attach --external        # then: nbd-serve --join nbd0 file:disk.img"
     )]
@@ -207,7 +209,8 @@ Example:
 #[derive(Debug, Args)]
 #[command(group = one_of("what", ["spec", "program", "external"]))]
 pub(crate) struct AttachArguments {
-    /// What nbd-serve shall serve, like file:/srv/disk.img or mem:1G.
+    /// What nbd-serve shall serve, like file:/srv/disk.img, mem:1G or nbd://storage.example/disk;
+    /// see `nbd-serve --help`.
     pub(crate) spec: Option<String>,
     /// Your own backend and its arguments.
     #[arg(last = true)]

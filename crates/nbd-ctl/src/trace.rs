@@ -60,8 +60,9 @@ fn fetch(
             return Err(Error::Confused { device });
         };
         found.extend(trace.requests);
+        let is_all = trace.next == *from;
         from.clone_from(&trace.next);
-        if !trace.more {
+        if is_all {
             return Ok(found);
         }
     }

@@ -9,9 +9,8 @@ use nbd_control::process;
 use nbd_control::status::{
     BackendState, BackendStatus, RecoveryStatus, RequestStatus, Stage, Status, TotalsStatus,
 };
-use nbd_ledger::Inspector;
 use nbd_ledger::inspect::TotalsCopy;
-use nbd_proto::{CommandType, Request};
+use nbd_proto::Request;
 use nix::time::{ClockId, clock_gettime};
 
 use crate::holder::Holder;
@@ -195,7 +194,7 @@ impl Holder {
                     ..describe(lane, &slot.request, stage, age)
                 });
             }
-            for request in unread(inspector, lane, &lanes::peek(socket)) {
+            for request in inspector.unread(lane, &lanes::peek(socket)) {
                 let key = (lane, request.cookie);
                 let first = self.first_seen.get(&key).copied().unwrap_or_else(Instant::now);
                 still_unread.insert(key, first);
@@ -221,34 +220,4 @@ fn describe(lane: u32, request: &Request, stage: Stage, age_ms: u64) -> RequestS
         attempts: 0,
         crashes: 0,
     }
-}
-
-/// The requests in bytes that nobody has taken: the ring's rest, then the socket's.
-fn unread(inspector: &Inspector, lane: u32, socket: &[u8]) -> Vec<Request> {
-    let mut bytes = match inspector.unparsed(lane, 1 << 20) {
-        Ok(rest) => rest,
-        // In the middle of a payload that is being skipped.
-        Err(skip) => {
-            let skip = usize::try_from(skip).unwrap_or(usize::MAX).min(socket.len());
-            return parse(&socket[skip..]);
-        }
-    };
-    bytes.extend_from_slice(socket);
-    parse(&bytes)
-}
-
-fn parse(mut bytes: &[u8]) -> Vec<Request> {
-    let mut found = Vec::new();
-    while let Some(header) = bytes.first_chunk() {
-        // A backend that runs meanwhile moves the bytes under us; then they make no sense.
-        let Ok(request) = Request::decode(header) else {
-            break;
-        };
-        if request.command != CommandType::DISC {
-            found.push(request);
-        }
-        let length = Request::LEN + request.payload_len() as usize;
-        bytes = bytes.get(length..).unwrap_or_default();
-    }
-    found
 }

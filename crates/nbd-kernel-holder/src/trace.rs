@@ -18,7 +18,6 @@ impl Holder {
         for lane in 0..self.lanes.len() as u32 {
             let first = from.get(lane as usize).copied().unwrap_or(0);
             let (found, next) = inspector.recorded(lane, first, MOST);
-            trace.more |= found.len() == MOST;
             trace.requests.extend(found.iter().map(|recorded| tell(lane, recorded)));
             trace.next.push(next);
         }

@@ -1,7 +1,8 @@
-//! The NBD transmission phase: messages to bytes and back, and requests to checked commands.
+//! The NBD protocol: messages to bytes and back, requests to checked commands, and the
+//! [`handshake`] that precedes them as state machines.
 //!
-//! Everything here is a pure function of bytes and integers. There is no I/O, no allocation and
-//! no clock; the crate builds for targets that have none of them. The data that travels behind a
+//! Everything here is a pure function of bytes and integers. There is no I/O and no clock; the
+//! crate builds for targets that have neither. Only the handshake allocates. The data that travels behind a
 //! header never enters the codec either: the engine moves it between socket and storage itself.
 //!
 //! | what | bytes | type |
@@ -49,6 +50,8 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+extern crate alloc;
+
 mod check;
 mod command;
 mod command_type;
@@ -56,6 +59,7 @@ mod error;
 mod export;
 mod field;
 mod flags;
+pub mod handshake;
 pub mod magic;
 pub mod payload;
 mod rejection;
@@ -68,6 +72,7 @@ pub use command_type::CommandType;
 pub use error::NbdError;
 pub use export::Export;
 pub use flags::{CommandFlags, ReplyFlags, TransmissionFlags};
+pub use handshake::BlockSizes;
 pub use magic::WrongMagic;
 pub use rejection::Rejection;
 pub use reply::{ExtendedReplyChunk, ReplyKind, SimpleReply, StructuredReplyChunk};

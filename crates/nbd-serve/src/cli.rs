@@ -1,6 +1,6 @@
 //! The command line, and the way from it to a served device.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io::{self, Write};
 use std::process::ExitCode;
 
@@ -11,6 +11,7 @@ use serde::Serialize;
 use thiserror::Error;
 
 use crate::export::{Export, ExportError};
+use crate::network::{self, NetworkArgs, NetworkError};
 use crate::spec::{Spec, SpecError};
 
 const AFTER_HELP: &str = "\
@@ -21,6 +22,15 @@ SPEC is one of
       create=SIZE         make it, sparse and of this size, if there is none
       block=BYTES         logical block size: 512 (default for files), 1024, 2048, 4096
   mem:SIZE[,block=BYTES]  memory, which is lost with the device but not with this process
+  nbd://HOST[:PORT]/EXPORT, nbd+unix:///EXPORT?socket=PATH, nbd+vsock://CID/EXPORT
+                          another NBD server; nbds:// and so on with TLS. Parameters, after ?
+                          and with & between them:
+      connections=N       so many connections, if the server allows several (1 to 16)
+      retry=SECONDS       requests fail when the server is gone for so long; else they wait
+      tls-certificates=DIRECTORY, tls-hostname=NAME, tls-verify-peer=0
+  exec:COMMAND            a server that is started here, and again when it dies: one that talks
+                          on stdin and stdout, or listens on $unixsocket if COMMAND has that
+  exec+listen:COMMAND     one that is given a listening socket, as by systemd
 SIZE is a number of bytes, or one with K, M, G or T: 512K, 10M, 1G.
 
 Usually a holder starts this program, and starts it again when it dies:
@@ -28,35 +38,51 @@ Usually a holder starts this program, and starts it again when it dies:
   nbd-ctl attach -- nbd-serve file:/srv/new.img,create=10G
   nbd-ctl attach -- nbd-serve file:/dev/sdb,ro
   nbd-ctl attach -- nbd-serve mem:1G
+  nbd-ctl attach -- nbd-serve 'nbds://example.com/disk?connections=4'
+  nbd-ctl attach -- nbd-serve 'nbd+unix:///?socket=/run/nbd.sock'
+  nbd-ctl attach -- nbd-serve 'exec:nbdkit -s memory 1G'
 
 By hand it takes over a device that is attached already, here under a debugger:
   nbd-serve --join nbd0 file:disk.img
   gdb --args nbd-serve --join nbd0 --takeover file:disk.img
 
-Exit status: 0 the device was detached, 1 failure, 2 wrong usage.";
+With --listen it serves NBD clients instead, one export or several, until SIGTERM or SIGINT:
+  nbd-serve --listen unix:/run/nbd.sock file:disk.img
+  nbd-serve --listen tcp:localhost:10809 root=file:root.img scratch=mem:1G
+  nbd-serve --listen tcp:: --tls-certificates /etc/pki/nbd --tls-verify-peer file:/dev/sdb,ro
+  nbdinfo nbd+unix:///?socket=/run/nbd.sock
+  nbd-client -unix /run/nbd.sock /dev/nbd0
 
-/// Serves a file, a block device or memory to the kernel's NBD driver.
+Exit status: 0 the device was detached or the server was asked to stop, 1 failure, 2 wrong usage.";
+
+/// Serves a file, a block device, memory or another NBD server to the kernel's NBD driver, or to
+/// NBD clients.
 ///
-/// This process may be killed, stopped or replaced at any moment: the device waits, and a
-/// successor goes on where it ended.
+/// As the backend of a device this process may be killed, stopped or replaced at any moment: the
+/// device waits, and a successor goes on where it ended.
 #[derive(Debug, Parser)]
 #[command(name = "nbd-serve", version, after_help = AFTER_HELP)]
 pub struct Cli {
     /// Take over this device, like nbd0, whose backend is gone.
-    #[arg(long, value_name = "DEVICE")]
+    #[arg(long, value_name = "DEVICE", conflicts_with = "listen")]
     pub join: Option<String>,
 
     /// Take over even from a backend that is alive, by killing it.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "listen")]
     pub takeover: bool,
 
     /// Print size and properties of the device that SPEC would make, as JSON, and exit.
-    #[arg(long, conflicts_with_all = ["join", "takeover"])]
+    #[arg(long, conflicts_with_all = ["join", "takeover", "listen"])]
     pub print_geometry: bool,
 
-    /// What to serve, like file:disk.img or mem:1G.
-    #[arg(value_name = "SPEC")]
-    pub spec: OsString,
+    /// Serving the network.
+    #[command(flatten)]
+    pub network: NetworkArgs,
+
+    /// What to serve, like file:disk.img, mem:1G or nbd://example.com/disk; with --listen also several, like
+    /// disk=file:disk.img, where an export without a name is the default one.
+    #[arg(value_name = "[NAME=]SPEC", required = true)]
+    pub specs: Vec<OsString>,
 }
 
 /// Why the program ended without success.
@@ -69,10 +95,14 @@ enum Error {
     #[error(transparent)]
     Export(#[from] ExportError),
     #[error(
-        "no device to serve: start this program with `nbd-ctl attach -- nbd-serve {0}`, or name \
-         an attached device whose backend is gone with --join"
+        "no device to serve: start this program with `nbd-ctl attach -- nbd-serve {0}`, name an \
+         attached device whose backend is gone with --join, or serve clients with --listen"
     )]
     NoDevice(String),
+    #[error("a device is made of one SPEC, and here are {0}: several are for --listen")]
+    SeveralSpecs(usize),
+    #[error(transparent)]
+    Network(#[from] NetworkError),
     #[error(transparent)]
     Join(#[from] JoinError),
     #[error("{description}")]
@@ -87,7 +117,9 @@ impl Error {
             Self::Arguments(_)
             | Self::Spec { .. }
             | Self::NoDevice(_)
+            | Self::SeveralSpecs(_)
             | Self::Join(JoinError::BadName(_)) => 2,
+            Self::Network(error) if error.is_usage() => 2,
             _ => 1,
         }
     }
@@ -115,12 +147,12 @@ fn refuse(error: &clap::Error) -> Result<(), Error> {
 }
 
 fn run(cli: &Cli) -> Result<(), Error> {
-    let spec = Spec::parse(&cli.spec).map_err(|source| {
-        let text = cli.spec.to_string_lossy().into();
-        Error::Spec { text, source }
-    });
+    if !cli.network.listen.is_empty() {
+        return Ok(network::serve(&cli.network, &cli.specs)?);
+    }
+    let spec = parse_only(&cli.specs);
     if cli.print_geometry {
-        return print_geometry(&Export::open(spec?)?);
+        return print_geometry(&Export::open(spec?, None)?);
     }
     let endpoint = endpoint(cli);
     // A holder that started this program waits to hear from it, whatever is wrong.
@@ -128,7 +160,9 @@ fn run(cli: &Cli) -> Result<(), Error> {
         Ok(endpoint @ Endpoint::Inherited(_)) => Some(Link::connect(endpoint)?),
         _ => None,
     };
-    let export = match spec.and_then(|spec| Ok(Export::open(spec)?)) {
+    let told = link.as_ref().and_then(Link::attached);
+    let attached = told.or_else(|| endpoint.as_ref().ok().and_then(Endpoint::attached));
+    let export = match spec.and_then(|spec| Ok(Export::open(spec, attached.as_ref())?)) {
         Ok(export) => export,
         Err(error) => {
             if let Some(link) = link {
@@ -144,21 +178,31 @@ fn run(cli: &Cli) -> Result<(), Error> {
     serve(link, export, cli)
 }
 
+/// A device has one backend, and this is it.
+fn parse_only(specs: &[OsString]) -> Result<Spec, Error> {
+    let [text] = specs else {
+        return Err(Error::SeveralSpecs(specs.len()));
+    };
+    Spec::parse(text).map_err(|source| {
+        let text = text.to_string_lossy().into();
+        Error::Spec { text, source }
+    })
+}
+
 fn endpoint(cli: &Cli) -> Result<Endpoint, Error> {
     let endpoint = match &cli.join {
         Some(device) => Endpoint::of_device(&Registry::new(None), device),
         None => Endpoint::from_environment(),
     };
     endpoint.map_err(|error| match error {
-        JoinError::NoEndpoint => Error::NoDevice(cli.spec.to_string_lossy().into()),
+        JoinError::NoEndpoint => {
+            Error::NoDevice(cli.specs.join(OsStr::new(" ")).to_string_lossy().into())
+        }
         other => other.into(),
     })
 }
 
-fn serve(link: Link, mut export: Export, cli: &Cli) -> Result<(), Error> {
-    if let Some(attached) = link.attached() {
-        export.agree(&attached);
-    }
+fn serve(link: Link, export: Export, cli: &Cli) -> Result<(), Error> {
     let description = export.description().to_owned();
     let mut session = link.hello(&description, &export.geometry(), cli.takeover)?;
     let backend = match export.settle(&mut session) {

@@ -2,18 +2,23 @@
 
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use nbd_backend::{Backend, ExportInfo, Geometry, JoinError, Session};
+use nbd_client::Target;
+use nbd_net::address::Address;
 use thiserror::Error;
 
 use crate::adopt::{self, AdoptError};
 use crate::file::{FileExport, Kind};
 use crate::mem::{self, MemoryError};
 use crate::probe::{self, Probe, ProbeError};
+use crate::remote::{RemoteError, RemoteExport};
 use crate::size::Size;
 use crate::spec::{MemorySpec, Spec};
+use crate::vault;
 
 /// What a specification comes to on this machine.
 #[derive(Debug)]
@@ -26,6 +31,7 @@ pub(crate) struct Export {
 enum Source {
     File(Box<Probe>),
     Memory(MemorySpec),
+    Remote(Box<RemoteExport>),
 }
 
 /// Why something cannot be served.
@@ -37,6 +43,8 @@ pub(crate) enum ExportError {
     Adopt { path: PathBuf, source: AdoptError },
     #[error("{object}")]
     Memory { object: String, source: MemoryError },
+    #[error(transparent)]
+    Remote(#[from] RemoteError),
     #[error("{device}: serves {was} and not {now} since it was attached: detach it first")]
     OtherKind { device: String, was: &'static str, now: &'static str },
     #[error("{device}: cannot take over the {name} that the predecessor left")]
@@ -47,18 +55,24 @@ pub(crate) enum ExportError {
 
 impl Export {
     /// Looks at what is named. Nothing is changed by that.
-    pub(crate) fn open(spec: Spec) -> Result<Self, ExportError> {
+    ///
+    /// With `attached` it keeps to the shape that was attached where the storage can still serve
+    /// it: a file that has grown since then is no reason to leave the device without a backend.
+    pub(crate) fn open(spec: Spec, attached: Option<&ExportInfo>) -> Result<Self, ExportError> {
         let spec = absolute(spec);
         let description = spec.to_string();
         let source = match spec {
             Spec::Memory(memory) => Source::Memory(memory),
             Spec::File(file) => {
                 let path = file.path.clone();
-                match probe::probe(file) {
-                    Ok(probe) => Source::File(Box::new(probe)),
-                    Err(source) => return Err(ExportError::Probe { path, source }),
+                let probe = probe::probe(file);
+                let mut probe = probe.map_err(|source| ExportError::Probe { path, source })?;
+                if let Some(attached) = attached {
+                    agree(&mut probe, attached);
                 }
+                Source::File(Box::new(probe))
             }
+            Spec::Remote(target) => Source::Remote(Box::new(RemoteExport::open(target, attached)?)),
         };
         Ok(Self { description, source })
     }
@@ -72,29 +86,16 @@ impl Export {
         match &self.source {
             Source::File(probe) => probe.geometry,
             Source::Memory(spec) => mem::geometry(*spec),
-        }
-    }
-
-    /// Keeps to the shape that was attached where the storage can still serve it: a file that has
-    /// grown since then is no reason to leave the device without a backend.
-    pub(crate) fn agree(&mut self, attached: &ExportInfo) {
-        let Source::File(probe) = &mut self.source else {
-            return;
-        };
-        if probe.geometry.size > attached.size {
-            probe.notes.push(format!(
-                "has grown to {}; the device keeps its {}",
-                Size(probe.geometry.size),
-                Size(attached.size)
-            ));
-            probe.geometry.size = attached.size;
+            Source::Remote(remote) => remote.geometry(),
         }
     }
 
     /// Takes over what the predecessor left, or makes sure that there is something to leave.
     pub(crate) fn settle(self, session: &mut Session) -> Result<Arc<dyn Backend>, ExportError> {
         let geometry = self.geometry();
+        check_kind(&self.source, session)?;
         let export = match self.source {
+            Source::Remote(remote) => return Ok(remote.settle(session)?),
             Source::Memory(spec) => {
                 let file = settle_memory(spec, &self.description, session)?;
                 let path = self.description.into();
@@ -110,6 +111,28 @@ impl Export {
         Ok(Arc::new(export))
     }
 
+    /// Serves it without a holder: there is neither predecessor nor successor.
+    pub(crate) fn alone(self) -> Result<Arc<dyn Backend>, ExportError> {
+        let geometry = self.geometry();
+        let export = match self.source {
+            Source::Remote(remote) => return Ok(remote.alone()),
+            Source::Memory(spec) => {
+                let object = self.description.clone();
+                let file = mem::make(spec.size)
+                    .map_err(|source| ExportError::Memory { object, source })?;
+                FileExport::new(file, self.description.into(), Kind::Memory, false, geometry)
+            }
+            Source::File(mut probe) => {
+                let file = adopt::first(&mut probe);
+                tell(&probe);
+                let Probe { spec, kind, .. } = *probe;
+                let failed = |source| ExportError::Adopt { path: spec.path.clone(), source };
+                FileExport::new(file.map_err(failed)?, spec.path, kind, spec.direct, geometry)
+            }
+        };
+        Ok(Arc::new(export))
+    }
+
     /// Tells the operator on stderr what is worth knowing.
     pub(crate) fn tell(&self) {
         if let Source::File(probe) = &self.source {
@@ -120,12 +143,37 @@ impl Export {
 
 /// Relative paths mean nothing to those who read about them elsewhere.
 fn absolute(mut spec: Spec) -> Spec {
-    if let Spec::File(file) = &mut spec
-        && let Ok(path) = std::path::absolute(&file.path)
-    {
-        file.path = path;
+    let complete = |path: &mut PathBuf| {
+        if let Ok(absolute) = std::path::absolute(&*path) {
+            *path = absolute;
+        }
+    };
+    match &mut spec {
+        Spec::File(file) => complete(&mut file.path),
+        Spec::Remote(Target::Uri(uri)) => {
+            uri.tls_certificates.as_mut().map(complete);
+            match &mut uri.address {
+                // Not a name in the abstract namespace.
+                Address::Unix(path) if !path.as_os_str().as_bytes().starts_with(&[0]) => {
+                    complete(path);
+                }
+                _ => {}
+            }
+        }
+        Spec::Memory(_) | Spec::Remote(_) => {}
     }
     spec
+}
+
+fn agree(probe: &mut Probe, attached: &ExportInfo) {
+    if probe.geometry.size > attached.size {
+        probe.notes.push(format!(
+            "has grown to {}; the device keeps its {}",
+            Size(probe.geometry.size),
+            Size(attached.size)
+        ));
+        probe.geometry.size = attached.size;
+    }
 }
 
 fn tell(probe: &Probe) {
@@ -136,7 +184,7 @@ fn tell(probe: &Probe) {
 
 fn settle_file(probe: &mut Probe, session: &mut Session) -> Result<File, ExportError> {
     let path = probe.spec.path.clone();
-    let found = inherit(session, adopt::KEEPSAKE, mem::KEEPSAKE)?;
+    let found = inherit(session, adopt::KEEPSAKE)?;
     let failed = |source| ExportError::Adopt { path, source };
     if let Some(file) = found {
         adopt::check(probe, &file).map_err(failed)?;
@@ -156,7 +204,7 @@ fn settle_memory(
         let object = object.into();
         ExportError::Memory { object, source }
     };
-    if let Some(file) = inherit(session, mem::KEEPSAKE, adopt::KEEPSAKE)? {
+    if let Some(file) = inherit(session, mem::KEEPSAKE)? {
         mem::check(&file, spec.size).map_err(failed)?;
         return Ok(file);
     }
@@ -165,16 +213,27 @@ fn settle_memory(
     Ok(file)
 }
 
-/// The predecessor's descriptor, if there was a predecessor.
-fn inherit(
-    session: &Session,
-    name: &'static str,
-    other: &'static str,
-) -> Result<Option<File>, ExportError> {
-    let device = session.device();
-    if session.keepsake(other).is_some() {
-        return Err(ExportError::OtherKind { device: device.into(), was: other, now: name });
+/// A device stays what it was attached as; what that was shows in what is kept.
+fn check_kind(source: &Source, session: &Session) -> Result<(), ExportError> {
+    let now = match source {
+        Source::File(_) => adopt::KEEPSAKE,
+        Source::Memory(_) => mem::KEEPSAKE,
+        Source::Remote(_) => vault::KEEPSAKES[0],
+    };
+    let kinds = [adopt::KEEPSAKE, mem::KEEPSAKE, vault::KEEPSAKES[0]];
+    let was = kinds.into_iter().find(|kind| *kind != now && session.keepsake(kind).is_some());
+    match was {
+        Some(was) => {
+            let device = session.device().into();
+            Err(ExportError::OtherKind { device, was, now })
+        }
+        None => Ok(()),
     }
+}
+
+/// The predecessor's descriptor, if there was a predecessor.
+fn inherit(session: &Session, name: &'static str) -> Result<Option<File>, ExportError> {
+    let device = session.device();
     let duplicate = session.keepsake(name).map(|fd| fd.try_clone_to_owned());
     let duplicate = duplicate.transpose().map_err(|source| {
         let device = device.into();

@@ -3,6 +3,8 @@
 //! ```text
 //! file:PATH[,ro][,direct][,create=SIZE][,block=BYTES]
 //! mem:SIZE[,block=BYTES]
+//! nbd://HOST[:PORT]/[EXPORT], and the other NBD URIs
+//! exec:COMMAND, exec+listen:COMMAND
 //! ```
 //!
 //! A path may contain commas: options are taken from the right, as long as they are words that
@@ -21,6 +23,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 pub(crate) use error::SpecError;
+use nbd_client::Target;
 
 use crate::size::{self, Size};
 
@@ -29,7 +32,18 @@ pub(crate) const USUAL_BLOCK: u32 = 512;
 /// The block size of files that are yet to be made, with direct I/O: it suits any file system.
 pub(crate) const DIRECT_BLOCK: u32 = 4096;
 
-const SCHEMES: [&str; 2] = ["file", "mem"];
+const SCHEMES: [&str; 10] = [
+    "file",
+    "mem",
+    "nbd",
+    "nbds",
+    "nbd+unix",
+    "nbds+unix",
+    "nbd+vsock",
+    "nbds+vsock",
+    "exec",
+    "exec+listen",
+];
 const OPTIONS: [&str; 4] = ["ro", "direct", "create", "block"];
 
 /// What to serve.
@@ -37,6 +51,8 @@ const OPTIONS: [&str; 4] = ["ro", "direct", "create", "block"];
 pub(crate) enum Spec {
     File(FileSpec),
     Memory(MemorySpec),
+    /// Another NBD server.
+    Remote(Target),
 }
 
 /// A file or a block device.
@@ -62,7 +78,11 @@ impl Spec {
         let (scheme, rest) = split_scheme(text)?;
         match scheme {
             "file" => parse_file(rest).map(Self::File),
-            _ => parse_memory(rest).map(Self::Memory),
+            "mem" => parse_memory(rest).map(Self::Memory),
+            _ => {
+                let text = text.to_str().ok_or(SpecError::NotUtf8)?;
+                Ok(Self::Remote(text.parse()?))
+            }
         }
     }
 }
@@ -70,7 +90,8 @@ impl Spec {
 fn split_scheme(text: &OsStr) -> Result<(&str, &[u8]), SpecError> {
     let bytes = text.as_bytes();
     let colon = bytes.iter().position(|byte| *byte == b':');
-    let is_word = |word: &&[u8]| !word.is_empty() && word.iter().all(u8::is_ascii_alphanumeric);
+    let is_letter = |byte: &u8| byte.is_ascii_alphanumeric() || *byte == b'+';
+    let is_word = |word: &&[u8]| !word.is_empty() && word.iter().all(is_letter);
     let word = colon.map(|colon| &bytes[..colon]).filter(is_word);
     let (Some(colon), Some(word)) = (colon, word.and_then(|word| str::from_utf8(word).ok())) else {
         return Err(SpecError::NoScheme(text.to_string_lossy().into()));
@@ -202,6 +223,7 @@ fn split_options<'a>(
 fn similar(word: &str, known: &[&'static str]) -> Option<&'static str> {
     match word {
         "readonly" | "read-only" => return known.iter().copied().find(|known| *known == "ro"),
+        "unix" | "vsock" => return known.iter().copied().find(|known| known.ends_with(word)),
         "memory" | "ram" => return known.iter().copied().find(|known| *known == "mem"),
         _ => {}
     }
@@ -251,6 +273,7 @@ impl fmt::Display for Spec {
                     block => write!(f, ",block={block}"),
                 }
             }
+            Self::Remote(target) => target.fmt(f),
         }
     }
 }

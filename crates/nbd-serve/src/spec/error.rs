@@ -1,5 +1,6 @@
 //! Why a text does not say what to serve, and what to write instead.
 
+use nbd_client::TargetError;
 use thiserror::Error;
 
 use crate::size::{self, Size, SizeError};
@@ -33,6 +34,10 @@ pub(crate) enum SpecError {
     Unaligned { size: u64, block: u32 },
     #[error("`create` and `ro` together make a device that nobody can fill: leave one of them out")]
     CreateReadOnly,
+    #[error(transparent)]
+    Target(#[from] TargetError),
+    #[error("it is not UTF-8: in a URI, write its bytes as %XX")]
+    NotUtf8,
 }
 
 fn with_scheme(text: &str) -> String {
@@ -45,7 +50,9 @@ fn with_scheme(text: &str) -> String {
 fn schemes(similar: Option<&str>) -> String {
     match similar {
         Some(scheme) => format!("did you mean `{scheme}:`?"),
-        None => "there are file:PATH and mem:SIZE".into(),
+        None => "there are file:PATH, mem:SIZE, nbd://HOST/EXPORT, nbds: with TLS, \
+                 nbd+unix:///?socket=PATH, nbd+vsock: and exec:COMMAND"
+            .into(),
     }
 }
 

@@ -6,6 +6,7 @@
 //! | `device` | block devices; needs root and a free loop device |
 //! | `usage` | arguments, messages, exit codes |
 //! | `soak` | a server killed again and again under a verified load |
+//! | `remote` | other servers as exports |
 //! | `lives` | one backend after the other on one device: keepsakes, locks, takeovers |
 
 #![allow(clippy::unwrap_used, reason = "all of it is tests")]
@@ -13,5 +14,6 @@
 mod device;
 mod holder;
 mod lives;
+mod remote;
 mod soak;
 mod usage;

@@ -1,0 +1,92 @@
+//! Why a handshake fails.
+
+use alloc::string::String;
+use core::fmt;
+
+use super::number::{OptionReplyType, OptionType};
+
+/// The other side cannot be talked to, or has refused: the connection is to be closed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum HandshakeError {
+    /// The first bytes of the server are not those of NBD.
+    NotNbd(u64),
+    /// The server speaks oldstyle negotiation, which went out of use in 2011.
+    Oldstyle,
+    /// The client has set client flags that nobody knows.
+    UnknownClientFlags(u32),
+    /// An option, or an answer to one, does not begin with its magic number.
+    WrongMagic(u64),
+    /// An option, or an answer to one, is longer than anybody needs.
+    TooLong {
+        /// Which option.
+        option: OptionType,
+        /// Bytes of data behind its head.
+        length: u32,
+    },
+    /// The client asked for an export in a way that cannot be refused otherwise.
+    Dropped(OptionReplyType),
+    /// The server has answered an option that was not asked.
+    Unexpected {
+        /// What it has answered.
+        option: OptionType,
+        /// What it has said.
+        reply: OptionReplyType,
+    },
+    /// The data of an answer does not follow the specification.
+    Malformed {
+        /// What it answers.
+        option: OptionType,
+        /// What it says.
+        reply: OptionReplyType,
+    },
+    /// The server has refused what cannot be done without.
+    Refused {
+        /// What it has refused.
+        option: OptionType,
+        /// Why.
+        reply: OptionReplyType,
+        /// Its own words; may be empty.
+        words: String,
+    },
+    /// TLS is wanted, and the server does not negotiate.
+    NoTls,
+    /// The server lacks an export of this name.
+    UnknownExport(String),
+}
+
+impl fmt::Display for HandshakeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotNbd(magic) => {
+                write!(f, "the first bytes are not those of an NBD server: {magic:#018x}")
+            }
+            Self::Oldstyle => {
+                f.write_str("the server speaks the protocol as it was before 2011 (oldstyle)")
+            }
+            Self::UnknownClientFlags(flags) => write!(f, "unknown client flags {flags:#x}"),
+            Self::WrongMagic(magic) => write!(f, "wrong magic number {magic:#018x}"),
+            Self::TooLong { option, length } => write!(f, "{option}: {length} bytes are too long"),
+            Self::Dropped(reply) => write!(f, "export name: {reply}"),
+            Self::Unexpected { option, reply } => {
+                write!(f, "unexpected answer to {option}: {reply}")
+            }
+            Self::Malformed { option, reply } => {
+                write!(f, "malformed answer to {option}: {reply}")
+            }
+            Self::Refused { option, reply, words } => {
+                write!(f, "the server refuses {option}: {reply}")?;
+                if words.is_empty() { Ok(()) } else { write!(f, " ({words:?})") }
+            }
+            Self::NoTls => f.write_str("the server cannot secure the connection: no negotiation"),
+            Self::UnknownExport(name) if name.is_empty() => f.write_str(
+                "the server has no default export: name one (nbdinfo --list shows them)",
+            ),
+            Self::UnknownExport(name) => {
+                write!(f, "the server has no export {name:?} (nbdinfo --list shows those it has)")
+            }
+        }
+    }
+}
+
+impl core::error::Error for HandshakeError {}
