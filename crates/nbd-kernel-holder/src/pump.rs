@@ -74,7 +74,8 @@ impl Holder {
         let spare = self.spare_due.map(|due| due.saturating_duration_since(now));
         let fence = self.fence_awaited().then_some(FENCE_TICK);
         let deaf = self.deaf_until.map(|until| until.saturating_duration_since(now));
-        let wait = [limit, due, spare, fence, deaf].into_iter().flatten().min();
+        let orders = self.next_look();
+        let wait = [limit, due, spare, fence, deaf, orders].into_iter().flatten().min();
         for source in self.wait(wait) {
             self.handle(source);
         }
@@ -90,6 +91,8 @@ impl Holder {
         }
         self.drop_overdue_program();
         self.tend_spare();
+        self.tend_failing();
+        self.tend_loss();
     }
 
     fn wait(&self, limit: Option<Duration>) -> Vec<Source> {
