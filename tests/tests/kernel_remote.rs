@@ -18,7 +18,7 @@ const MIB: u64 = 1 << 20;
 /// Killed servers.
 const KILLS: usize = 10;
 /// Backends killed meanwhile.
-const BACKENDS: usize = 20;
+const BACKENDS: usize = 10;
 
 kernel_tests!(
     fio_verifies_while_the_server_is_killed_ten_times,
