@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use nbd_backend::{Backend, Durability, Geometry, ProcessDurability, Workers};
 use nbd_proto::handshake::{Catalog, Offer, Refusal};
-use nbd_proto::{BlockSizes, Export as Rules};
+use nbd_proto::{BlockSizes, Export as Rules, TransmissionFlags};
 
 use crate::limits::Limits;
 
@@ -69,9 +69,15 @@ impl Export {
 
     fn offer(&self, limits: &Limits) -> Offer {
         let minimum = self.minimum();
+        let can = &self.geometry.capabilities;
+        let mut flags = self.geometry.transmission_flags();
+        if !can.flush {
+            // There is nothing to be made durable, so that succeeds; and clients like to ask.
+            flags |= TransmissionFlags::SEND_FLUSH | TransmissionFlags::SEND_FUA;
+        }
         Offer {
             size: self.geometry.size,
-            flags: self.geometry.transmission_flags(),
+            flags,
             block_sizes: BlockSizes {
                 minimum,
                 preferred: PREFERRED_BLOCK.max(self.geometry.block_size),

@@ -115,26 +115,30 @@ fn shake_hands(
                 handshake.secured();
             }
             Progress::More => {
-                sent.map_err(failed)?;
-                if !read_more(&mut stream, &mut input)? {
-                    return Ok(None);
+                match sent.map_err(failed) {
+                    // What it had said before it left is still to be heard.
+                    Err(SessionError::Torn) => {}
+                    sent => sent?,
+                }
+                match read_more(&mut stream, &mut input) {
+                    // All that it has said was answered, so it may leave.
+                    Err(SessionError::Torn) if input.is_empty() => return Ok(None),
+                    read => read?,
                 }
             }
         }
     }
 }
 
-/// Reads what has come, at least a byte. `false` if the client left without having said anything
-/// that was not answered.
-fn read_more(stream: &mut Stream, input: &mut Vec<u8>) -> Result<bool, SessionError> {
-    let have = input.len();
-    input.resize(have + 4096, 0);
-    let count = stream.read(&mut input[have..]).map_err(failed)?;
-    input.truncate(have + count);
-    match count {
-        0 if have == 0 => Ok(false),
+/// Reads what has come, at least a byte.
+fn read_more(stream: &mut Stream, input: &mut Vec<u8>) -> Result<(), SessionError> {
+    let mut buffer = [0; 4096];
+    match stream.read(&mut buffer).map_err(failed)? {
         0 => Err(SessionError::Torn),
-        _ => Ok(true),
+        count => {
+            input.extend_from_slice(&buffer[..count]);
+            Ok(())
+        }
     }
 }
 

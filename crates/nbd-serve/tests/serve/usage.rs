@@ -34,7 +34,7 @@ fn wrong_arguments_are_named_once_and_exit_with_2() {
         (&[] as &[&str], "required arguments were not provided"),
         (&["--jion", "nbd0", &disk], "unexpected argument '--jion' found"),
         (&["--join"], "a value is required for '--join <DEVICE>'"),
-        (&[&disk, &disk], "unexpected argument"),
+        (&[&disk, &disk], "a device is made of one SPEC, and here are 2"),
         (&["disk.img"], "disk.img: does not say what it is: write file:disk.img to serve"),
         (&["flie:disk.img"], "flie:disk.img: there is no export `flie:`; did you mean `file:`?"),
         (&["file:a,dierct"], "unknown option `dierct`; did you mean `direct`?"),
