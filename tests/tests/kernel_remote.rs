@@ -24,7 +24,7 @@ kernel_tests!(
     fio_verifies_while_the_server_is_killed_ten_times,
     fio_verifies_while_server_and_backend_are_killed,
     fio_verifies_while_a_program_that_was_started_is_killed,
-    a_stopped_server_is_waited_for,
+    a_stopped_server_is_waited_for_though_holder_and_backend_die,
 );
 
 fn fio_verifies_while_the_server_is_killed_ten_times(api: Api) {
@@ -115,7 +115,7 @@ fn pid_in(path: &Path) -> Option<i32> {
     fs::read_to_string(path).ok()?.strip_suffix('\n')?.parse().ok()
 }
 
-fn a_stopped_server_is_waited_for(api: Api) {
+fn a_stopped_server_is_waited_for_though_holder_and_backend_die(api: Api) {
     let files = TempDir::new();
     let disk = files.image("disk.img", 64 * MIB);
     let server = Nbdkit::start(&files.join("socket"), &disk);
@@ -126,10 +126,18 @@ fn a_stopped_server_is_waited_for(api: Api) {
     let fio = area.start_verified();
     device.wait_progress();
     assert!(process::signal(server.pid(), Signal::SIGSTOP));
-    // A backend that dies meanwhile has a successor that waits for the server to let go.
+    // The connection is with the sitter now. A successor finds it there, and waits for the server
+    // to let go.
+    let holder = device.state().expect("a state").holder;
+    assert!(process::signal(holder.pid, Signal::SIGKILL));
+    wait_until("the death of the holder", LONG, || !holder.is_alive());
     device.signal_backend(Signal::SIGKILL);
+    device.status_and_words().1.says(&["adopted by"]);
     device.wait_running();
     wait_until("requests that wait", LONG, || !device.status().in_flight.is_empty());
+    wait_until("the reason why they do", LONG, || {
+        device.log().contains("the server has not closed the old connection")
+    });
     assert!(process::signal(server.pid(), Signal::SIGCONT));
     device.wait_progress();
     fio.stop().is_good();
