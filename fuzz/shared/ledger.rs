@@ -32,7 +32,7 @@ pub(crate) fn scribble(victim: &Victim, bytes: &[u8]) -> Scribbled {
     };
     if mode % 2 == 1 {
         scribbled.beyond_repair = true;
-        let length = LAYOUT.ring_offset() as usize;
+        let length = LAYOUT.records() as usize;
         victim.scribble(LAYOUT.lane(0), &vec![0; length]);
     }
     while let Some((&[region, low, high, length], after)) = rest.split_first_chunk() {
