@@ -19,6 +19,8 @@ use nbd_tests::{Api, kernel_tests};
 use nix::sys::signal::Signal::{self, SIGABRT, SIGCONT, SIGKILL, SIGSEGV, SIGSTOP};
 
 const MIB: u64 = 1 << 20;
+/// What the load works on.
+const AREA: u64 = MIB;
 
 kernel_tests!(
     a_backend_that_crashes_is_followed_by_another,
@@ -42,7 +44,7 @@ impl Busy {
         let files = TempDir::new();
         let device = Device::attach(api, [files.spec("disk.img", 16 * MIB)]);
         let path = device.path();
-        let area = Area::of_device(&path, 4 * MIB);
+        let area = Area::of_device(&path, AREA);
         area.fill();
         let load = area.start_verified();
         device.wait_progress();
@@ -56,7 +58,7 @@ impl Busy {
         self.load.goes_on();
         self.load.stop().is_good();
         let path = self.device.path();
-        Area::of_device(&path, 4 * MIB).check();
+        Area::of_device(&path, AREA).check();
         assert_eq!(self.device.wait_running().totals.errors, 0);
         self.device.detach();
     }

@@ -23,6 +23,8 @@ use crate::supervisor::{Event, PeerId};
 const FENCE_TICK: Duration = Duration::from_millis(2);
 /// How long nobody is let in after there was no descriptor or memory left for somebody.
 const DEAF: Duration = Duration::from_millis(100);
+/// How long to wait if waiting itself is not possible.
+const TROUBLED: Duration = Duration::from_millis(10);
 /// How long a backend that closed its connection is expected to be dying.
 const DYING: Duration = Duration::from_secs(2);
 
@@ -111,7 +113,11 @@ impl Holder {
             Some(limit) => PollTimeout::try_from(limit + Duration::from_micros(999))
                 .unwrap_or(PollTimeout::MAX),
         };
-        if poll(&mut fds, timeout).is_err() {
+        if let Err(errno) = poll(&mut fds, timeout) {
+            if errno != nix::Error::EINTR {
+                // No memory for it, or more descriptors than are allowed by now; it may pass.
+                std::thread::sleep(TROUBLED);
+            }
             return Vec::new();
         }
         let ready = |fd: &PollFd<'_>| fd.revents().is_some_and(|events| !events.is_empty());
