@@ -110,9 +110,7 @@ def measure(options, parser):
         records += native.measure(plan, points)
     if "device" in levels:
         contestants = [c.name for c in DEVICES if re.search(only, c.name)]
-        # A second at least, for fio counts in whole ones.
-        there = {**plan, "points": [p.name for p in points if p.storage == "ram"],
-                 "contestants": contestants, "seconds": max(1, round(plan["seconds"]))}
+        there = {**plan, "points": [p.name for p in points if p.storage == "ram"], "contestants": contestants}
         if contestants and there["points"]:
             records += devices(there, options.native)
     return {"plan": plan, "records": records}

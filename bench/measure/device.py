@@ -48,11 +48,11 @@ class Device:
         run("nbd-client", "-unix", self.place.socket, self.path, "-b", "4096", *name, *several)
 
     def _by_qemu_nbd(self, _lanes):
-        self.process = subprocess.Popen(
-            ["qemu-nbd", "-c", self.path, "-f", "raw", "--cache=writeback", self.place.image],
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-        )
-        self.pid = self.process.pid
+        pid = os.path.join(self.place.directory, "pid")
+        run("qemu-nbd", "-c", self.path, "--fork", "--pid-file", pid, "-f", "raw", "--cache=writeback",
+            self.place.image)
+        with open(pid) as file:
+            self.pid = int(file.read())
 
     def _ours(self, api, lanes):
         spec = f"mem:{self.place.size},block=4096" if self.contestant.command == "mem" else f"file:{self.place.image}"
@@ -73,7 +73,6 @@ class Device:
             run(self.place.program("nbd-ctl"), "detach", "--force", self.path)
         elif self.server is None:
             run("qemu-nbd", "-d", self.path)
-            self.process.wait(30)
         else:
             run("nbd-client", "-d", self.path)
             self.server.stop()
@@ -89,7 +88,7 @@ def measure(device, point, seconds):
     said = run(
         "fio", "--name=point", f"--filename={device.path}", "--direct=1", "--ioengine=libaio",
         *pattern, f"--bs={point.block}", f"--iodepth={point.depth}", f"--numjobs={point.jobs}",
-        "--time_based", f"--runtime={seconds}", "--group_reporting", "--randrepeat=1",
+        "--time_based", f"--runtime={round(seconds * 1000)}ms", "--group_reporting", "--randrepeat=1",
         "--norandommap", "--output-format=json", "--lat_percentiles=1", "--clat_percentiles=0",
     )
     used = usage.until_now()

@@ -48,7 +48,7 @@ class Field:
             stack.callback(server.stop)
             self.servers[contestant.name] = server
             if contestant.family == "memory":
-                self.load(server, "write", 1 << 20, 4, 1, ["--requests", str(place.size >> 20)])
+                self.load(server, "read", 4096, 1, 1, ["--fill", "--requests", "1"])
 
     def load(self, server, pattern, block, depth, jobs, more, observe=False):
         """Runs our own load generator; looks at the server while it is connected."""

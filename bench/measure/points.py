@@ -50,6 +50,5 @@ QUICK = (
     "write 4k 16",
     "seq read 128k",
     "seq write 128k",
-    "seq read 1m",
     "write+flush 4k",
 )

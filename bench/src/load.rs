@@ -7,7 +7,7 @@ use nbd_proto::{CommandType, NbdError, Request, SimpleReply};
 use serde::Serialize;
 
 use crate::end::End;
-use crate::plan::{Author, Plan};
+use crate::plan::{Author, Pattern, Plan};
 
 /// Bytes to receive at once.
 const WINDOW: usize = 1 << 20;
@@ -131,6 +131,15 @@ impl Connection {
         }
         let record = std::mem::take(&mut self.record);
         Ok((self, record))
+    }
+
+    /// Writes to all of the device, so that nobody is measured reading holes.
+    pub fn fill(end: End, size: u64) -> io::Result<End> {
+        let block = 1 << 20;
+        let requests = Some(size / u64::from(block));
+        let (pattern, lockstep) = (Pattern::Write, false);
+        let plan = Plan { pattern, block, depth: 4, jobs: 1, seconds: 0.0, requests, lockstep };
+        Ok(Self::new(end, &plan, 0, size).run()?.0.end)
     }
 
     /// Disconnects as the specification wants it.

@@ -161,6 +161,12 @@ impl Running {
         let _ = killpg(Pid::from_raw(self.pid()), signal);
     }
 
+    /// What it has written to standard output so far.
+    #[must_use]
+    pub fn output(&self) -> String {
+        all_of(&self.stdout)
+    }
+
     /// What it has said on standard error so far.
     #[must_use]
     pub fn words(&self) -> String {

@@ -11,6 +11,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::command::{Running, start};
+use crate::random::Random;
 use crate::temp::fresh_path;
 use crate::wait::{LONG, wait_until};
 
@@ -107,11 +108,13 @@ impl<'a> Area<'a> {
         self.start("verified", &[&VERIFIED[..], &["--time_based=1", "--runtime=3600"]].concat())
     }
 
-    /// The same, until each block was either read or written, and all that was written was read
-    /// again: so much work, whatever time it takes.
+    /// The same with flushes, until each block was either read or written, and all that was
+    /// written was read again: so much work, whatever time it takes.
     #[track_caller]
-    pub fn verified_round(&self) -> Report {
-        let report = self.start("verified", &VERIFIED).end(LIMIT).is_good();
+    pub fn verified_round(&self, random: &mut Random) -> Report {
+        let seed = format!("--randseed={}", random.number() >> 1);
+        let options = [&VERIFIED[..], &["--fsync=64", &seed]].concat();
+        let report = self.start("verified", &options).end(LIMIT).is_good();
         assert_eq!(report.reads, self.blocks(), "not all that was written was verified");
         report
     }

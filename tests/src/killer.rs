@@ -88,7 +88,7 @@ fn kill_until(
     pauses: &RangeInclusive<u64>,
 ) -> HashSet<i32> {
     let registry = Registry::new(None);
-    let mut random = Random::by_clock();
+    let mut random = Random::from_environment();
     let mut killed = HashSet::new();
     let (mut answered, mut unproven) = (0, 0);
     let mut last = Instant::now();

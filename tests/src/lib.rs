@@ -10,6 +10,7 @@
 //! | [`world`] | all that an attach may change, to see that a failed one changed nothing |
 //! | [`fio`] | I/O that knows what it wrote |
 //! | [`killer`] | SIGKILL for backends at random moments |
+//! | [`stall`] | how long a device answers nothing |
 //! | [`kernel_log`] | what the driver had to say meanwhile |
 //! | [`disk`], [`mount`], [`tree`] | bytes on a device, file systems and something to put on them |
 //! | [`nbdkit`] | a server that somebody else runs |
@@ -26,6 +27,7 @@ pub mod mount;
 pub mod nbdkit;
 pub mod process;
 pub mod random;
+pub mod stall;
 pub mod temp;
 pub mod tree;
 pub mod wait;

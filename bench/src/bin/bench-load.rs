@@ -27,6 +27,9 @@ struct Cli {
     export: String,
     #[command(flatten)]
     plan: Plan,
+    /// Write to all of the device first.
+    #[arg(long)]
+    fill: bool,
     /// Say "ready" once connected, begin when a line comes on standard input, and keep the
     /// connections open until it ends: so that somebody can look at the server meanwhile.
     #[arg(long)]
@@ -63,7 +66,17 @@ fn run(cli: &Cli) -> Result<(), Box<dyn Error>> {
     measure(cli, ends, size, None)
 }
 
-fn measure(cli: &Cli, ends: Vec<End>, size: u64, pid: Option<u32>) -> Result<(), Box<dyn Error>> {
+fn measure(
+    cli: &Cli,
+    mut ends: Vec<End>,
+    size: u64,
+    pid: Option<u32>,
+) -> Result<(), Box<dyn Error>> {
+    if cli.fill
+        && let Some(end) = ends.pop()
+    {
+        ends.push(Connection::fill(end, size)?);
+    }
     let connect = |(job, end)| Connection::new(end, &cli.plan, job, size);
     let connections: Vec<Connection> = ends.into_iter().enumerate().map(connect).collect();
     let mut input = io::stdin().lock();

@@ -70,11 +70,17 @@ pub struct State {
     pub io_timeout: Option<u64>,
     /// How often a backend was started again.
     pub restarts: u64,
+    /// What becomes of requests while there is no backend: `hold` or `fail:SECONDS`.
+    pub on_backend_loss: String,
+    /// The operator has paused the device.
+    pub paused: bool,
+    /// The backend is one that only answers with EIO.
+    pub stand_in: bool,
 }
 
 impl State {
     /// The version that this program writes.
-    pub const VERSION: u32 = 1;
+    pub const VERSION: u32 = 2;
 }
 
 impl Registry {

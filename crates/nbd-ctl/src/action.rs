@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 
-use crate::cli::{AttachArguments, Command, DetachArguments, Limit, Until};
+use nbd_control::control::Request;
+
+use crate::cli::{AttachArguments, Command, DetachArguments, Limit, Target, TraceArguments, Until};
 use crate::device::Device;
 use crate::error::Error;
 use crate::program;
@@ -14,12 +16,45 @@ use crate::program;
 pub(crate) enum Action {
     Attach(Attach),
     Detach(Detach),
-    Status { device: Option<Device>, json: bool },
-    List { json: bool },
-    Restart { device: Device, limit: Option<Duration> },
-    Replace { device: Device, program: Option<Vec<String>>, limit: Option<Duration> },
-    Wait { device: Device, until: Until, limit: Option<Duration> },
-    Adopt { device: Device },
+    Status {
+        device: Option<Device>,
+        json: bool,
+    },
+    Trace {
+        device: Device,
+        wanted: TraceArguments,
+    },
+    Why {
+        target: Option<Target>,
+        json: bool,
+    },
+    List {
+        json: bool,
+    },
+    Restart {
+        device: Device,
+        limit: Option<Duration>,
+    },
+    Replace {
+        device: Device,
+        program: Option<Vec<String>>,
+        limit: Option<Duration>,
+    },
+    /// What the holder does by itself.
+    Order {
+        device: Device,
+        request: Request,
+        doing: &'static str,
+        limit: Option<Duration>,
+    },
+    Wait {
+        device: Device,
+        until: Until,
+        limit: Option<Duration>,
+    },
+    Adopt {
+        device: Device,
+    },
 }
 
 /// What to attach.
@@ -54,6 +89,10 @@ impl Action {
                 limit: Limit { timeout },
             }) => Self::Detach(Detach { device: optional(device)?, force, limit: timeout }),
             Command::Status { device, json } => Self::Status { device: optional(device)?, json },
+            Command::Trace(wanted) => Self::Trace { device: wanted.device.parse()?, wanted },
+            Command::Why { target, json } => {
+                Self::Why { target: target.as_deref().map(str::parse).transpose()?, json }
+            }
             Command::List { json } => Self::List { json },
             Command::Restart { device, limit } => {
                 Self::Restart { device: device.parse()?, limit: limit.timeout }
@@ -61,6 +100,24 @@ impl Action {
             Command::Replace { device, spec, program, limit } => Self::Replace {
                 device: device.parse()?,
                 program: backend(spec.map(absolute_path_in), program)?,
+                limit: limit.timeout,
+            },
+            Command::Fail(order) => Self::Order {
+                device: order.device.parse()?,
+                request: Request::Fail { kill: order.kill },
+                doing: "answering what is in flight with EIO",
+                limit: order.limit.timeout,
+            },
+            Command::Pause(order) => Self::Order {
+                device: order.device.parse()?,
+                request: Request::Pause { kill: order.kill },
+                doing: "waiting until its backend is dead",
+                limit: order.limit.timeout,
+            },
+            Command::Resume { device, limit } => Self::Order {
+                device: device.parse()?,
+                request: Request::Resume,
+                doing: "waiting for a backend",
                 limit: limit.timeout,
             },
             Command::Wait { device, until, limit } => {
@@ -87,6 +144,7 @@ fn check_attach(arguments: AttachArguments) -> Result<Attach, Error> {
     add("--restart", arguments.restart.as_ref().map(name_of));
     add("--restart-limit", arguments.restart_limit.map(|n| n.to_string()));
     add("--poison-limit", arguments.poison_limit.map(|n| n.to_string()));
+    add("--on-backend-loss", arguments.on_backend_loss.map(|what| what.to_string()));
     add("--user", arguments.user);
     add("--ready-timeout", arguments.ready_timeout.map(|n| n.to_string()));
     // Not for a backend of the user's own: it may be a script that is edited while it is served,

@@ -2,11 +2,15 @@
 //! of it.
 
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 
+use nbd_control::policy::OnBackendLoss;
+
 use crate::context::print;
+use crate::device::Device;
 use crate::error::Error;
 
 const EXIT_CODES: &str = "\
@@ -76,6 +80,34 @@ Example:
         #[arg(long)]
         json: bool,
     },
+    /// Say why I/O does not go on: who waits for what, and the way out
+    #[command(after_help = "\
+Reads /proc, /sys and, through the holder, the shared memory; asks neither the backend nor the
+driver, so it answers whatever is stuck. A bare number is a process: what it waits for.
+
+Example:
+  nbd-ctl why nbd0
+  nbd-ctl why 4711
+  nbd-ctl why nbd0 --json | jq -r .verdict")]
+    Why {
+        /// nbd0 or /dev/nbd0, or the pid of a process [default: all devices].
+        #[arg(value_name = "DEVICE|PID")]
+        target: Option<String>,
+        /// Print JSON: an object, or an array without DEVICE.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show the latest requests that were executed, with times and results
+    #[command(after_help = "\
+The device's shared memory keeps the latest 4095 requests of each lane, whatever becomes of the
+backend: see what it did before it crashed. Those that are not answered yet are in nbd-ctl status.
+Times are seconds since boot, like those of the kernel's log.
+
+Example:
+  nbd-ctl trace nbd0 --last 20
+  nbd-ctl trace nbd0 --follow --kind write --slower-than 50
+  nbd-ctl trace nbd0 --range 1048576+4096 --json | jq .took_ms")]
+    Trace(TraceArguments),
     /// List the attached devices
     #[command(after_help = "\
 The member \"entry\" of a JSON object is attached, orphaned (its holder is gone: nbd-ctl adopt),
@@ -116,6 +148,34 @@ Example:
         /// Your own backend and its arguments.
         #[arg(last = true)]
         program: Vec<String>,
+        #[command(flatten)]
+        limit: Limit,
+    },
+    /// Answer what is in flight with EIO, and keep the device
+    #[command(after_help = "\
+A backend that is alive, and be it stopped in a debugger, may still answer what it has, so nobody
+else may: it is killed first if you say --kill, and started again afterwards. Whoever waits gets
+EIO; requests that come later are served or wait as usual.
+
+Example:
+  nbd-ctl fail nbd0
+  nbd-ctl fail --kill nbd0")]
+    Fail(OrderArguments),
+    /// Let nobody serve a device for a while; I/O waits meanwhile
+    #[command(after_help = "\
+Kills the backend and waits for its end; then nothing touches its storage any more. No backend is
+granted the device before nbd-ctl resume. One that has joined by hand is killed only with --kill.
+
+Example:
+  nbd-ctl pause nbd0 && cp disk.img copy.img; nbd-ctl resume nbd0")]
+    Pause(OrderArguments),
+    /// Let backends serve a paused device again
+    #[command(after_help = "\
+Example:
+  nbd-ctl resume nbd0")]
+    Resume {
+        /// nbd0, /dev/nbd0 or 0.
+        device: String,
         #[command(flatten)]
         limit: Limit,
     },
@@ -177,6 +237,10 @@ pub(crate) struct AttachArguments {
     /// [default: 3].
     #[arg(long, value_name = "N")]
     pub(crate) poison_limit: Option<u32>,
+    /// What becomes of requests while there is no backend: hold, or fail[:SECONDS], which answers
+    /// them with EIO once there has been none for so long (30 s) [default: hold].
+    #[arg(long, value_name = "WHAT")]
+    pub(crate) on_backend_loss: Option<OnBackendLoss>,
     /// Do without the second nbd-serve that is kept started to take over at once.
     #[arg(long, conflicts_with_all = ["program", "external"])]
     pub(crate) no_spare: bool,
@@ -186,6 +250,17 @@ pub(crate) struct AttachArguments {
     /// How long attaching may take [default: 30; no limit with --external].
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) ready_timeout: Option<u32>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct OrderArguments {
+    /// nbd0, /dev/nbd0 or 0.
+    pub(crate) device: String,
+    /// Kill a backend that is in the way.
+    #[arg(long)]
+    pub(crate) kill: bool,
+    #[command(flatten)]
+    pub(crate) limit: Limit,
 }
 
 #[derive(Debug, Args)]
@@ -208,6 +283,82 @@ pub(crate) struct Limit {
     /// Give up after so many seconds; fractions are fine.
     #[arg(long = "timeout", value_name = "SECONDS", value_parser = seconds)]
     pub(crate) timeout: Option<Duration>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TraceArguments {
+    /// nbd0, /dev/nbd0 or 0.
+    pub(crate) device: String,
+    /// Go on with what is executed from now on, until Ctrl-C or the end of the device.
+    #[arg(long)]
+    pub(crate) follow: bool,
+    /// Only these commands, like read,write or flush.
+    #[arg(long, value_name = "COMMANDS", value_delimiter = ',', value_enum)]
+    pub(crate) kind: Vec<Kind>,
+    /// Only requests that touch these bytes.
+    #[arg(long, value_name = "OFFSET+LENGTH")]
+    pub(crate) range: Option<Range>,
+    /// Only requests that took longer than so many milliseconds, from being read to their end.
+    #[arg(long, value_name = "MS", value_parser = milliseconds)]
+    pub(crate) slower_than: Option<f64>,
+    /// Only requests that were answered with an error.
+    #[arg(long)]
+    pub(crate) errors: bool,
+    /// Only the latest so many of those.
+    #[arg(long, value_name = "N")]
+    pub(crate) last: Option<usize>,
+    /// Print a JSON object for each request, one a line.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// A command, by the name that traces and statuses give it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Kind {
+    Read,
+    Write,
+    Flush,
+    Trim,
+    Cache,
+    WriteZeroes,
+}
+
+/// Bytes of a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Range {
+    pub(crate) offset: u64,
+    pub(crate) length: u64,
+}
+
+impl FromStr for Range {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let numbers = text.split_once('+').and_then(|(offset, length)| {
+            Some(Self { offset: offset.parse().ok()?, length: length.parse().ok()? })
+        });
+        numbers
+            .filter(|range| range.length > 0)
+            .ok_or_else(|| "use OFFSET+LENGTH in bytes, like 1048576+4096".into())
+    }
+}
+
+/// What is to be explained.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Target {
+    Device(Device),
+    Process(i32),
+}
+
+impl FromStr for Target {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        match text.parse() {
+            Ok(pid) if text.bytes().all(|byte| byte.is_ascii_digit()) => Ok(Self::Process(pid)),
+            _ => text.parse().map(Self::Device),
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -262,6 +413,11 @@ fn seconds(text: &str) -> Result<Duration, String> {
     Ok(Duration::from_secs_f64(number))
 }
 
+fn milliseconds(text: &str) -> Result<f64, String> {
+    let number: Option<f64> = text.parse().ok();
+    number.filter(|number| *number >= 0.0).ok_or_else(|| "must be a number from 0 on".into())
+}
+
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
@@ -282,6 +438,23 @@ mod tests {
                 "{}",
                 command.get_name()
             );
+        }
+    }
+
+    #[test]
+    fn a_bare_number_is_a_process() {
+        assert_eq!("7".parse::<Target>().unwrap(), Target::Process(7));
+        assert_eq!("nbd7".parse::<Target>().unwrap(), Target::Device(Device(7)));
+        for wrong in ["-7", "+7", "sda", "nbd", ""] {
+            assert!(wrong.parse::<Target>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_range_is_two_numbers() {
+        assert_eq!("7+512".parse(), Ok(Range { offset: 7, length: 512 }));
+        for wrong in ["", "7", "7+", "+7", "7+0", "-1+1", "1-2", "1+2+3"] {
+            assert!(wrong.parse::<Range>().is_err(), "{wrong}");
         }
     }
 

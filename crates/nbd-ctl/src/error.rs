@@ -27,6 +27,8 @@ pub(crate) enum Error {
         /// The device whose partition it is.
         device: Option<Device>,
     },
+    #[error("{pid}: no such process; a device is given as nbd{pid}")]
+    NoProcess { pid: i32 },
     #[error("{command} needs root: run it with sudo")]
     NotRoot { command: &'static str },
     #[error("{device}: no such attached device ({})", known(attached))]

@@ -166,6 +166,21 @@ fn survey(context: &Context, failed: &mut Option<u8>) -> Result<Vec<Listed>, Err
     Ok(found)
 }
 
+/// What there is of one device; nobody is adopted and nothing cleaned up for it.
+pub(crate) fn look_at(context: &Context, device: Device) -> Result<Option<Listed>, Error> {
+    let told = match ask(context, device) {
+        Ok(Some(Asked::Holder(mut holder))) => told(&mut holder, device, Instant::now() + LIMIT),
+        Ok(Some(Asked::Known(listed))) => return Ok(Some(listed)),
+        Ok(None) => return Ok(None),
+        Err(error) => Err(error),
+    };
+    match told {
+        Ok(status) => Ok(Some(Listed::Attached(status))),
+        Err(error @ (Error::Interrupted(_) | Error::Forbidden { .. })) => Err(error),
+        Err(error) => Ok(Some(unreachable(device, &error, &mut None))),
+    }
+}
+
 fn ask(context: &Context, device: Device) -> Result<Option<Asked<'_>>, Error> {
     let known = match probe(&context.registry, device)? {
         Entry::Absent => return Ok(None),
@@ -222,7 +237,7 @@ fn unreachable(device: Device, error: &Error, failed: &mut Option<u8>) -> Listed
     Listed::Unreachable { device: device.to_string(), detail: error.chain().unwrap_or_default() }
 }
 
-fn print_json(value: &impl Serialize) -> Result<(), Error> {
+pub(crate) fn print_json(value: &impl Serialize) -> Result<(), Error> {
     let text = serde_json::to_string_pretty(value).map_err(|error| Error::Output(error.into()))?;
     print(&format!("{text}\n"))
 }

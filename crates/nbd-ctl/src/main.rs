@@ -11,7 +11,7 @@
 //! | [`entry`] | what there is of a device: a holder, an orphan, a stale folder |
 //! | [`holder`] | a conversation with the holder of a device |
 //! | [`spawn`], [`program`] | starting a holder, finding programs |
-//! | [`attach`], [`adopt`], [`change`], [`wait`], [`inspect`] | the commands |
+//! | [`attach`], [`adopt`], [`change`], [`wait`], [`inspect`], [`why`], [`trace`] | the commands |
 //! | [`render`], [`table`] | values to text |
 //! | [`error`] | every way to fail, and its exit status |
 
@@ -30,7 +30,9 @@ mod program;
 mod render;
 mod spawn;
 mod table;
+mod trace;
 mod wait;
+mod why;
 
 use std::process::ExitCode;
 
@@ -59,10 +61,15 @@ fn run() -> Result<(), Error> {
         Action::Attach(wanted) => attach::attach(&context, &wanted),
         Action::Detach(wanted) => change::detach(&context, &wanted),
         Action::Status { device, json } => inspect::status(&context, device, json),
+        Action::Trace { device, wanted } => trace::trace(&context, device, &wanted),
+        Action::Why { target, json } => why::why(&context, target, json),
         Action::List { json } => inspect::list(&context, json),
         Action::Restart { device, limit } => change::restart(&context, device, limit),
         Action::Replace { device, program, limit } => {
             change::replace(&context, device, program, limit)
+        }
+        Action::Order { device, request, doing, limit } => {
+            change::order(&context, device, &request, doing, limit)
         }
         Action::Wait { device, until, limit } => wait::wait(&context, device, until, limit),
         Action::Adopt { device } => adopt::adopt_explicitly(&context, device),

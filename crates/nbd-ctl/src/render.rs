@@ -92,6 +92,10 @@ pub(crate) fn status(status: &Status) -> String {
     );
     add("access", if status.read_only { "read-only" } else { "read and write" });
     add("kernel api", &format!("{}, {}", status.kernel_api, count(status.lanes, "lane")));
+    match status.on_backend_loss.as_str() {
+        "hold" => {}
+        policy => add("on loss", policy),
+    }
     add("holder", &format!("pid {}", status.holder_pid));
     add("sitter", &format!("pid {}", status.sitter_pid));
     add("backend", &backend(status));
@@ -233,6 +237,8 @@ const fn state_name(state: BackendState) -> &'static str {
         BackendState::Restarting => "restarting",
         BackendState::Waiting => "waiting",
         BackendState::Down => "down",
+        BackendState::Paused => "paused",
+        BackendState::Failing => "failing",
         BackendState::Failed => "failed",
     }
 }

@@ -15,6 +15,8 @@ fn example() -> Status {
         read_only: false,
         kernel_api: "ioctl".into(),
         lanes: 2,
+        on_backend_loss: "hold".into(),
+        under_way: None,
         holder_pid: 812,
         sitter_pid: 813,
         backend: BackendStatus {

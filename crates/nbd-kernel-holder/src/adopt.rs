@@ -15,7 +15,7 @@ use crate::kernel::Device;
 use crate::kernel::sitter::{KEEPSAKES, LANES, LEDGER, Sitter};
 use crate::peers::Peer;
 use crate::program;
-use crate::supervisor::Event;
+use crate::supervisor::{Event, Kind};
 use crate::system::Process;
 
 /// How long a started backend may take to introduce itself.
@@ -107,6 +107,7 @@ fn settings_of(state: &State) -> Result<Settings, Failure> {
         },
         restart_limit: state.restart_limit,
         poison_limit: state.poison_limit,
+        on_backend_loss: state.on_backend_loss.parse().map_err(other)?,
         program: state.program.clone(),
         warm_spare: state.warm_spare,
         user,
@@ -134,16 +135,22 @@ fn adopt_backend(holder: &mut Holder, state: &State) {
     let id = holder.next_id();
     let alive = state.backend.filter(nbd_control::process::ProcessId::is_alive);
     let process = alive.and_then(|backend| Process::open(backend.pid).ok());
-    let has_program = !holder.settings.program.is_empty();
+    if state.paused {
+        holder.supervisor.set_paused();
+    }
+    let kind = if holder.settings.program.is_empty() { Kind::Joined } else { Kind::Program };
+    holder.supervisor.adopt(id, kind);
     match process {
         Some(process) => {
             let mut peer = Peer::new(None, None);
             peer.process = Some(process);
             holder.peers.insert(id, peer);
-            holder.supervisor.adopt(id, has_program);
+            if state.stand_in || state.paused {
+                // A stand-in goes, and what follows is what follows a backend.
+                holder.apply(&Event::FailDone);
+            }
         }
         None => {
-            holder.supervisor.adopt(id, has_program);
             holder.note_loss("lost while there was no holder".into(), false);
             holder.apply(&Event::OwnerDead { clean: false, progressed: true });
         }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
+use nbd_control::policy::OnBackendLoss;
 
 /// Holds a kernel NBD device while its backend may come and go.
 ///
@@ -37,6 +38,10 @@ pub(crate) struct Args {
     /// Answer a request with EIO once it has crashed so many backends, 2 or more; 0: never
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = poison_limit)]
     pub(crate) poison_limit: u32,
+    /// What becomes of requests while there is no backend: hold, or fail[:SECONDS], which answers
+    /// them with EIO once there has been none for so long (30 s)
+    #[arg(long, value_name = "WHAT", default_value = "hold")]
+    pub(crate) on_backend_loss: OnBackendLoss,
     /// Keep a second backend started, which takes over the moment the first one is lost
     #[arg(long)]
     pub(crate) warm_spare: bool,
@@ -56,8 +61,11 @@ pub(crate) struct Args {
     /// Tell the parent about progress on this descriptor, and become a daemon when ready
     #[arg(long, value_name = "FD", hide = true)]
     pub(crate) report_fd: Option<RawFd>,
+    /// Be the backend that answers every request with EIO
+    #[arg(long, hide = true)]
+    pub(crate) stand_in: bool,
     /// The backend to start
-    #[arg(last = true, required_unless_present_any = ["external", "adopt"])]
+    #[arg(last = true, required_unless_present_any = ["external", "adopt", "stand_in"])]
     pub(crate) program: Vec<String>,
 }
 

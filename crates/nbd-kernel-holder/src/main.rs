@@ -10,18 +10,22 @@ mod attach;
 mod backends;
 mod control;
 mod detach;
+mod fail;
 mod holder;
 mod kernel;
 mod lanes;
+mod orders;
 mod peers;
 mod pick;
 mod poison;
 mod program;
 mod pump;
 mod signals;
+mod stand_in;
 mod status;
 mod supervisor;
 mod system;
+mod trace;
 
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
@@ -44,6 +48,9 @@ const INTERRUPTED: u8 = 130;
 
 fn main() -> ExitCode {
     let args = Args::parse();
+    if args.stand_in {
+        return stand_in::run();
+    }
     system::close_inherited(args.report_fd);
     let report = match args.report_fd.map(open_report).transpose() {
         Ok(report) => report,
@@ -151,6 +158,7 @@ fn validate(args: &Args) -> Result<Settings, Failure> {
         restart: args.restart,
         restart_limit: args.restart_limit,
         poison_limit: args.poison_limit,
+        on_backend_loss: args.on_backend_loss,
         program: args.program.clone(),
         warm_spare: args.warm_spare,
         user,

@@ -21,6 +21,7 @@
 //! | [`transmit`] | replies become bytes to the kernel |
 //! | [`audit`] | is this memory something a sane predecessor can have left? |
 //! | [`recover`] | a successor takes over |
+//! | [`record`] | the flight recorder: what was executed, for onlookers |
 //! | [`inspect`] | reading along from another process |
 //!
 //! Within one process the lane's [`receive::Receiver`] belongs to one thread and its
@@ -35,6 +36,7 @@ mod ledger;
 mod map;
 mod message;
 pub mod receive;
+pub mod record;
 pub mod recover;
 #[cfg(test)]
 mod testing;

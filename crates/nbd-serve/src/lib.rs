@@ -17,6 +17,7 @@
 //! | `mem` | memory that outlives the process |
 //! | `remote` | other NBD servers, by URI or started by ourselves |
 //! | `vault` | where their connections are kept for a successor |
+//! | `mapped` | reaching it without system calls |
 //! | `system` | the system calls that nix and std do not have |
 
 mod adopt;
@@ -27,6 +28,7 @@ mod export;
 mod extents;
 mod file;
 mod lock;
+mod mapped;
 mod mem;
 mod network;
 mod pace;

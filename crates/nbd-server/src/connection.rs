@@ -365,7 +365,7 @@ impl Task for NetworkTask {
         let mut head = Vec::new();
         let mut tail: &[u8] = &[];
         match completion {
-            Completion::Data(data) if data.is_empty() => replies.done(to, &mut head),
+            Completion::Data([]) => replies.done(to, &mut head),
             Completion::Data(data) if connection.is_hole(data) => {
                 replies.hole(to, data.len() as u32, &mut head);
             }

@@ -85,6 +85,8 @@ pub(crate) fn status(device: &str) -> Status {
         read_only: false,
         kernel_api: "ioctl".into(),
         lanes: 1,
+        on_backend_loss: "hold".into(),
+        under_way: None,
         holder_pid: 10,
         sitter_pid: 11,
         backend: BackendStatus {

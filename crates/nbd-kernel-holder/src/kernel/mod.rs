@@ -93,6 +93,12 @@ impl Device {
         !self.exists() || (self.setup_pid().is_none() && self.size() == 0)
     }
 
+    /// Requests that the block layer waits for, those included that the driver has not sent yet.
+    pub(crate) fn waiting(&self) -> u64 {
+        let text = fs::read_to_string(self.sys("inflight")).unwrap_or_default();
+        text.split_ascii_whitespace().filter_map(|word| word.parse::<u64>().ok()).sum()
+    }
+
     /// Stops the driver's complaints about waiting requests; the result is the old value.
     pub(crate) fn silence_timeouts(&self) -> io::Result<u64> {
         let path = self.sys("queue/io_timeout");

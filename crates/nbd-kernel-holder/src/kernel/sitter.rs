@@ -10,7 +10,7 @@ use std::io::{Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use nbd_control::backend::ExportInfo;
-use nbd_control::process::ProcessId;
+use nbd_control::process::{self, ProcessId};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::sys::ptrace;
@@ -87,8 +87,13 @@ pub(crate) fn start(setup: &Setup<'_>) -> std::io::Result<Sitter> {
 }
 
 /// Lets nobody else trace the sitter: a debugger or strace that attaches would interrupt the ioctl.
-/// A tracer that asks for nothing disturbs nothing, not even by dying.
+/// A tracer that asks for nothing disturbs nothing, not even by dying. A sitter of our own has
+/// asked for it itself; one that was adopted is seized, and then SIGCONT interrupts its ioctl.
 pub(crate) fn shield(sitter: &Process) -> nix::Result<()> {
+    let me = nix::unistd::getpid().as_raw();
+    if process::tracer(sitter.pid.as_raw()) == Some(me) {
+        return Ok(());
+    }
     ptrace::seize(sitter.pid, ptrace::Options::empty())
 }
 
@@ -139,6 +144,10 @@ fn child(setup: &Setup<'_>, write: &OwnedFd) -> u8 {
     drop(sockets);
     match connected {
         Ok(seat) => {
+            if matches!(seat, Seat::Ioctl(_)) {
+                // Not to be had where tracing is forbidden altogether.
+                let _ = ptrace::traceme();
+            }
             report_ok(progress);
             seat.sit()
         }
