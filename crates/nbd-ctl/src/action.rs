@@ -5,6 +5,7 @@ use std::time::Duration;
 use clap::ValueEnum;
 
 use crate::cli::{AttachArguments, Command, DetachArguments, Limit, Until};
+use crate::debug::Debug;
 use crate::device::Device;
 use crate::error::Error;
 use crate::program;
@@ -18,6 +19,7 @@ pub(crate) enum Action {
     List { json: bool },
     Restart { device: Device, limit: Option<Duration> },
     Replace { device: Device, program: Option<Vec<String>>, limit: Option<Duration> },
+    Debug(Debug),
     Wait { device: Device, until: Until, limit: Option<Duration> },
     Adopt { device: Device },
 }
@@ -63,6 +65,9 @@ impl Action {
                 program: backend(spec.map(absolute_path_in), program)?,
                 limit: limit.timeout,
             },
+            Command::Debug { device, source, yes, arguments } => {
+                Self::Debug(Debug { device: device.parse()?, sources: source, yes, arguments })
+            }
             Command::Wait { device, until, limit } => {
                 Self::Wait { device: device.parse()?, until, limit: limit.timeout }
             }
