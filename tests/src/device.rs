@@ -17,7 +17,7 @@ use crate::command::{Output, start};
 use crate::ctl::{ctl, program};
 use crate::process;
 use crate::wait::{LONG, wait_for, wait_until};
-use crate::world::number;
+use crate::world::{completed, number};
 
 /// So many lines of a device's log go with the report of a failed test.
 const LOG_TAIL: usize = 30;
@@ -129,12 +129,7 @@ impl Device {
     /// Requests that the block layer saw completed.
     #[must_use]
     pub fn completed(&self) -> u64 {
-        let path = format!("/sys/block/{}/stat", self.name());
-        let text = fs::read_to_string(path).unwrap_or_default();
-        let field =
-            |n| text.split_ascii_whitespace().nth(n).and_then(|word| word.parse::<u64>().ok());
-        // Reads and writes.
-        field(0).unwrap_or(0) + field(4).unwrap_or(0)
+        completed(&self.name())
     }
 
     /// Waits until the block layer has seen more requests completed than now.

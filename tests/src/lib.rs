@@ -10,6 +10,7 @@
 //! | [`world`] | all that an attach may change, to see that a failed one changed nothing |
 //! | [`fio`] | I/O that knows what it wrote |
 //! | [`killer`] | SIGKILL for backends at random moments |
+//! | [`gdb`] | a debugger, and that its prompt comes back |
 //! | [`kernel_log`] | what the driver had to say meanwhile |
 //! | [`disk`], [`mount`], [`tree`] | bytes on a device, file systems and something to put on them |
 //! | [`process`], [`temp`], [`random`], [`wait`] | odds and ends |
@@ -19,6 +20,7 @@ pub mod ctl;
 pub mod device;
 pub mod disk;
 pub mod fio;
+pub mod gdb;
 pub mod kernel_log;
 pub mod killer;
 pub mod mount;

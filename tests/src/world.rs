@@ -80,6 +80,15 @@ pub fn number(device: &str, attribute: &str) -> Option<u64> {
     fs::read_to_string(path).ok()?.trim().parse().ok()
 }
 
+/// Requests that the block layer saw completed on a device.
+#[must_use]
+pub fn completed(device: &str) -> u64 {
+    let text = fs::read_to_string(format!("/sys/block/{device}/stat")).unwrap_or_default();
+    let field = |n| text.split_ascii_whitespace().nth(n).and_then(|word| word.parse::<u64>().ok());
+    // Reads and writes.
+    field(0).unwrap_or(0) + field(4).unwrap_or(0)
+}
+
 /// Everything but the lock, which stays for ever.
 fn list(directory: &Path, found: &mut Vec<String>) {
     let mut entries: Vec<_> = fs::read_dir(directory)
