@@ -6,6 +6,7 @@
 //!   nbd0/              0700, root's
 //!     control          nbd-ctl connects here
 //!     state.json       what a new holder needs to adopt the device
+//!     gdb.py           commands for gdb, left by nbd-ctl debug
 //!     log              words of the holder and of backends that it started
 //!   nbd0.join          backends connect here; the socket's owner may be another user
 //! ```
@@ -120,6 +121,12 @@ impl Registry {
     #[must_use]
     pub fn log(&self, index: u32) -> PathBuf {
         self.folder(index).join("log")
+    }
+
+    /// Where commands for gdb are left while a device is attached.
+    #[must_use]
+    pub fn gdb_script(&self, index: u32) -> PathBuf {
+        self.folder(index).join("gdb.py")
     }
 
     /// Makes the runtime directory, and checks that nobody else can put things into it.

@@ -27,6 +27,8 @@ pub struct Status {
     pub holder_pid: i32,
     /// The process that keeps copies of everything, and sits in NBD_DO_IT with ioctl.
     pub sitter_pid: i32,
+    /// The process that traces it: the holder, with ioctl, so that no debugger can.
+    pub sitter_tracer_pid: Option<i32>,
     /// Who serves it.
     pub backend: BackendStatus,
     /// Requests that the driver has sent and nobody has answered, oldest first.

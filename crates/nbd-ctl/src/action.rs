@@ -7,6 +7,7 @@ use clap::ValueEnum;
 use nbd_control::control::Request;
 
 use crate::cli::{AttachArguments, Command, DetachArguments, Limit, Target, TraceArguments, Until};
+use crate::debug::Debug;
 use crate::device::Device;
 use crate::error::Error;
 use crate::program;
@@ -40,6 +41,7 @@ pub(crate) enum Action {
         program: Option<Vec<String>>,
         limit: Option<Duration>,
     },
+    Debug(Debug),
     /// What the holder does by itself.
     Order {
         device: Device,
@@ -120,6 +122,9 @@ impl Action {
                 doing: "waiting for a backend",
                 limit: limit.timeout,
             },
+            Command::Debug { device, source, yes, arguments } => {
+                Self::Debug(Debug { device: device.parse()?, sources: source, yes, arguments })
+            }
             Command::Wait { device, until, limit } => {
                 Self::Wait { device: device.parse()?, until, limit: limit.timeout }
             }

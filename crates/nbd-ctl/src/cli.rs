@@ -1,6 +1,7 @@
 //! The command line as it is typed. [`Action::check`](crate::action::Action::check) makes sense
 //! of it.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -178,6 +179,32 @@ Example:
         device: String,
         #[command(flatten)]
         limit: Limit,
+    },
+    /// Start gdb on a device's backend; I/O waits whenever gdb stops it
+    #[command(
+        override_usage = "nbd-ctl debug [OPTIONS] <DEVICE> [-- GDB-ARGUMENTS...]",
+        after_help = "\
+In gdb, `nbd requests` lists what the backend was asked and has not answered, and `nbd request N`
+prints one. Quitting gdb leaves the backend as it is. Refuses if something that gdb needs is on the
+device itself, as gdb would wait for itself.
+
+Example:
+  nbd-ctl debug nbd0
+  nbd-ctl debug nbd0 --source ~/my-backend/src
+  nbd-ctl debug nbd0 -- -batch -ex 'thread apply all backtrace'"
+    )]
+    Debug {
+        /// nbd0, /dev/nbd0 or 0.
+        device: String,
+        /// Where the backend's sources are, besides where they were compiled; may be repeated.
+        #[arg(long, value_name = "DIR")]
+        source: Vec<PathBuf>,
+        /// Only warn of what gdb needs and is on the device itself.
+        #[arg(long)]
+        yes: bool,
+        /// More arguments for gdb.
+        #[arg(last = true)]
+        arguments: Vec<OsString>,
     },
     /// Wait until a device is served, or gone
     #[command(after_help = "\

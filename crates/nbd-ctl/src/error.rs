@@ -66,6 +66,14 @@ pub(crate) enum Error {
     Refused(Failure),
     #[error("{device}: not gone within {} s: nbd-ctl detach {device} takes it away", .limit.as_secs_f64())]
     NotGone { device: Device, limit: Duration },
+    #[error("{device}: no backend to debug: it is {state}; see nbd-ctl status {device}")]
+    NoBackend { device: Device, state: &'static str },
+    #[error("{device}: its backend (pid {pid}) is traced by pid {tracer} already")]
+    Traced { device: Device, pid: i32, tracer: i32 },
+    #[error(
+        "{device}: gdb may wait for itself, as it needs this on {device}: {needed}; have it elsewhere, or go on with --yes"
+    )]
+    OnItself { device: Device, needed: String },
     #[error("{device}: its holder{} is alive: there is nothing to adopt", pid(*holder))]
     HasHolder { device: Device, holder: Option<i32> },
     #[error("{device}: its holder is gone and it cannot be adopted: {}", path.display())]
@@ -137,7 +145,9 @@ impl Error {
             Self::Refused(failure) => failure.kind,
             Self::Usage(_) | Self::NotADevice { .. } => FailureKind::Usage,
             Self::NoDevice { .. } | Self::Stale { .. } => FailureKind::NoDevice,
-            Self::HasHolder { .. } => FailureKind::Busy,
+            Self::HasHolder { .. } | Self::Traced { .. } | Self::OnItself { .. } => {
+                FailureKind::Busy
+            }
             Self::Unsettled { .. }
             | Self::Silent { .. }
             | Self::NotGone { .. }

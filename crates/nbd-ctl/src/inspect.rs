@@ -86,10 +86,15 @@ pub(crate) fn status(context: &Context, device: Option<Device>, json: bool) -> R
             attached.collect::<Vec<_>>().join("\n")
         });
     };
+    let status = of(context, device)?;
+    if json { print_json(&Listed::Attached(status)) } else { print(&render::status(&status)) }
+}
+
+/// What its holder tells of a device.
+pub(crate) fn of(context: &Context, device: Device) -> Result<Box<Status>, Error> {
     let mut holder = Holder::connect_to_look(context, device)?;
     holder.send(&Request::Status)?;
-    let status = told(&mut holder, device, Instant::now() + LIMIT)?;
-    if json { print_json(&Listed::Attached(status)) } else { print(&render::status(&status)) }
+    told(&mut holder, device, Instant::now() + LIMIT)
 }
 
 /// All devices in short.

@@ -12,6 +12,7 @@
 //! | [`holder`] | a conversation with the holder of a device |
 //! | [`spawn`], [`program`] | starting a holder, finding programs |
 //! | [`attach`], [`adopt`], [`change`], [`wait`], [`inspect`], [`why`], [`trace`] | the commands |
+//! | [`debug`], [`footing`] | gdb on a backend, and what it must not stand on |
 //! | [`render`], [`table`] | values to text |
 //! | [`error`] | every way to fail, and its exit status |
 
@@ -21,9 +22,11 @@ mod attach;
 mod change;
 mod cli;
 mod context;
+mod debug;
 mod device;
 mod entry;
 mod error;
+mod footing;
 mod holder;
 mod inspect;
 mod program;
@@ -71,6 +74,7 @@ fn run() -> Result<(), Error> {
         Action::Order { device, request, doing, limit } => {
             change::order(&context, device, &request, doing, limit)
         }
+        Action::Debug(wanted) => debug::debug(&context, &wanted),
         Action::Wait { device, until, limit } => wait::wait(&context, device, until, limit),
         Action::Adopt { device } => adopt::adopt_explicitly(&context, device),
     }

@@ -12,7 +12,7 @@ use nix::fcntl::{Flock, FlockArg};
 use crate::args::{KernelApi, RestartWhen};
 use crate::holder::{Holder, Settings, listen};
 use crate::kernel::Device;
-use crate::kernel::sitter::{KEEPSAKES, LANES, LEDGER, Sitter};
+use crate::kernel::sitter::{self, KEEPSAKES, LANES, LEDGER, Sitter};
 use crate::peers::Peer;
 use crate::program;
 use crate::supervisor::{Event, Kind};
@@ -61,11 +61,20 @@ pub(crate) fn adopt(
     let (control, join) = sockets.map_err(|error| other(format!("{name}: {error}")))?;
     holder.control = Some(control);
     holder.join = Some(join);
-    holder.shield_sitter();
+    shield_sitter(&holder);
     adopt_backend(&mut holder, &state);
     holder.save_state();
     holder.report = report.take();
     Ok(holder)
+}
+
+fn shield_sitter(holder: &Holder) {
+    let Some(sitter) = holder.sitter.as_ref().filter(|_| !holder.is_netlink()) else {
+        return;
+    };
+    if let Err(errno) = sitter::shield(&sitter.process) {
+        holder.log(&format!("cannot keep debuggers off the sitter: {errno}"));
+    }
 }
 
 fn check_state(registry: &Registry, index: u32) -> Result<State, Failure> {

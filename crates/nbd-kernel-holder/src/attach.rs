@@ -152,17 +152,7 @@ impl Holder {
         }
         // If this process died from here on, another one could adopt the device.
         self.save_state();
-        self.shield_sitter();
         Ok(())
-    }
-
-    pub(crate) fn shield_sitter(&self) {
-        let Some(sitter) = self.sitter.as_ref().filter(|_| !self.is_netlink()) else {
-            return;
-        };
-        if let Err(errno) = sitter::shield(&sitter.process) {
-            self.log(&format!("cannot keep debuggers off the sitter: {errno}"));
-        }
     }
 
     fn silence_timeouts(&mut self) {

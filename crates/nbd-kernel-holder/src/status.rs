@@ -46,6 +46,7 @@ pub(crate) fn milliseconds(nanoseconds: u64) -> f64 {
 impl Holder {
     pub(crate) fn status(&mut self) -> Status {
         let export = self.export();
+        let sitter_pid = self.sitter.as_ref().map_or(0, |sitter| sitter.process.pid.as_raw());
         Status {
             device: self.device.name(),
             path: self.device.path().display().to_string(),
@@ -56,7 +57,8 @@ impl Holder {
             on_backend_loss: self.settings.on_backend_loss.to_string(),
             under_way: self.under_way(),
             holder_pid: nix::unistd::getpid().as_raw(),
-            sitter_pid: self.sitter.as_ref().map_or(0, |sitter| sitter.process.pid.as_raw()),
+            sitter_pid,
+            sitter_tracer_pid: process::tracer(sitter_pid),
             backend: self.backend_status(),
             in_flight: self.in_flight(),
             totals: self.totals(),

@@ -22,13 +22,14 @@
 //! | [`audit`] | is this memory something a sane predecessor can have left? |
 //! | [`recover`] | a successor takes over |
 //! | [`record`] | the flight recorder: what was executed, for onlookers |
-//! | [`inspect`] | reading along from another process |
+//! | [`inspect`], [`gdb`] | reading along from another process, or from a debugger |
 //!
 //! Within one process the lane's [`receive::Receiver`] belongs to one thread and its
 //! [`transmit::Transmitter`] sits behind a lock of the caller's; that lock is private memory and
 //! dies with the process.
 
 pub mod audit;
+pub mod gdb;
 mod hook;
 pub mod inspect;
 pub mod layout;

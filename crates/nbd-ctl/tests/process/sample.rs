@@ -89,6 +89,7 @@ pub(crate) fn status(device: &str) -> Status {
         under_way: None,
         holder_pid: 10,
         sitter_pid: 11,
+        sitter_tracer_pid: None,
         backend: BackendStatus {
             state: BackendState::Running,
             detail: String::new(),
