@@ -206,7 +206,6 @@ fn orphan(backend: Option<Process>) -> Facts {
         device: "nbd0".into(),
         holder_pid: 10,
         sitter_pid: 11,
-        sitter_tracer_pid: None,
         backend_pid: backend.as_ref().map(|backend| backend.pid),
         description: String::new(),
         export: ExportInfo { size: 1 << 20, block_size: 512, flags: 1 },
