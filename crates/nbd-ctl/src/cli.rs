@@ -1,13 +1,12 @@
-//! The command line as it is typed. [`Action::check`](crate::action::Action::check) makes sense
-//! of it.
+//! The command line as it is typed. `Action::check` makes sense of it.
+//!
+//! The manual is made of these definitions too (`crates/nbd-manual` has this file as a module of
+//! its own), so it depends on nothing but clap.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
-
-use crate::context::print;
-use crate::error::Error;
 
 const EXIT_CODES: &str = "\
 Exit status:
@@ -231,19 +230,6 @@ pub(crate) enum Restart {
     Always,
     /// Never.
     Never,
-}
-
-/// Parses the command line. `None` means that it asked for help or the version, and has it.
-pub(crate) fn parse() -> Result<Option<Arguments>, Error> {
-    match Arguments::try_parse() {
-        Ok(arguments) => Ok(Some(arguments)),
-        Err(error) if error.use_stderr() => {
-            let text = error.render().to_string();
-            let text = text.strip_prefix("error: ").unwrap_or(&text);
-            Err(Error::Usage(text.trim_end().to_string()))
-        }
-        Err(error) => print(&error.render().to_string()).map(|()| None),
-    }
 }
 
 /// Exactly one of these must be given.

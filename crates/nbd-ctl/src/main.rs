@@ -6,6 +6,7 @@
 //! | module | idea |
 //! |---|---|
 //! | [`cli`], [`action`] | the command line as typed, and as checked |
+//! | [`parse`] | between the two; completes it for a shell |
 //! | [`device`] | the name of a device |
 //! | [`context`] | what every command needs: the registry, and Ctrl-C |
 //! | [`entry`] | what there is of a device: a holder, an orphan, a stale folder |
@@ -26,6 +27,7 @@ mod entry;
 mod error;
 mod holder;
 mod inspect;
+mod parse;
 mod program;
 mod render;
 mod spawn;
@@ -51,7 +53,7 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<(), Error> {
-    let Some(arguments) = cli::parse()? else {
+    let Some(arguments) = parse::parse()? else {
         return Ok(());
     };
     let context = Context::new(arguments.runtime_dir)?;
