@@ -42,15 +42,32 @@ pub(crate) enum Command {
         override_usage = "\
 nbd-ctl attach [OPTIONS] SPEC
        nbd-ctl attach [OPTIONS] -- PROGRAM [ARGUMENTS]...
-       nbd-ctl attach [OPTIONS] --external",
+       nbd-ctl attach [OPTIONS] --external
+       nbd-ctl attach [--config FILE] [--foreground] NAME
+       nbd-ctl attach [--config FILE] --all",
         after_help = "\
+A NAME, which has no colon in it, is that of a device in /etc/nbd-ctl/devices.toml, where all its
+options are. Once attached it can be used wherever a device is asked for.
+
 Example:
   nbd-ctl attach file:/srv/disk.img
   nbd-ctl attach --device nbd3 --restart never mem:1G
   nbd-ctl attach -- ./my-backend --verbose
-  nbd-ctl attach --external        # then: nbd-serve --join nbd0 file:disk.img"
+  nbd-ctl attach --external        # then: nbd-serve --join nbd0 file:disk.img
+  nbd-ctl attach backup            # [backup] in /etc/nbd-ctl/devices.toml"
     )]
     Attach(AttachArguments),
+    /// Check the file with the devices of this machine
+    #[command(after_help = "\
+Tells the first mistake with line and key, and otherwise the devices that the file has.
+
+Example:
+  nbd-ctl check-config
+  nbd-ctl check-config ./devices.toml")]
+    CheckConfig {
+        /// The file [default: $NBD_CTL_CONFIG, else /etc/nbd-ctl/devices.toml].
+        file: Option<PathBuf>,
+    },
     /// Flush a device and take it away
     #[command(after_help = "\
 Refuses while the device is mounted or held open. With --force, what is in flight fails.
@@ -144,13 +161,29 @@ Example:
 }
 
 #[derive(Debug, Args)]
-#[command(group = one_of("what", ["spec", "program", "external"]))]
+#[command(group = one_of("what", ["spec", "program", "external", "all"]))]
 pub(crate) struct AttachArguments {
-    /// What nbd-serve shall serve, like file:/srv/disk.img or mem:1G.
+    /// What nbd-serve shall serve, like file:/srv/disk.img or mem:1G; or the name of a device in
+    /// the file.
     pub(crate) spec: Option<String>,
     /// Your own backend and its arguments.
     #[arg(last = true)]
     pub(crate) program: Vec<String>,
+    /// Attach all devices of the file that are not attached, but those with auto = false.
+    #[arg(long)]
+    pub(crate) all: bool,
+    /// The file with the devices [default: $NBD_CTL_CONFIG, else /etc/nbd-ctl/devices.toml].
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Become the holder and stay, as service managers want it; adopts a device of this name.
+    #[arg(long, conflicts_with = "all")]
+    pub(crate) foreground: bool,
+    /// Call the device so, as its name in the file would.
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    /// Keep systemd's last kill at shutdown away: the root filesystem is on the device.
+    #[arg(long)]
+    pub(crate) survive_shutdown: bool,
     /// Start no backend; wait until one joins.
     #[arg(long)]
     pub(crate) external: bool,
@@ -230,6 +263,20 @@ pub(crate) enum Restart {
     Always,
     /// Never.
     Never,
+}
+
+impl AttachArguments {
+    /// Whether anything is given that a file with devices would say.
+    pub(crate) fn has_options(&self) -> bool {
+        let texts = [&self.device, &self.user, &self.name];
+        let numbers = [self.lanes, self.restart_limit, self.poison_limit, self.ready_timeout];
+        texts.iter().any(|text| text.is_some())
+            || numbers.iter().any(Option::is_some)
+            || self.kernel_api.is_some()
+            || self.restart.is_some()
+            || self.no_spare
+            || self.survive_shutdown
+    }
 }
 
 /// Exactly one of these must be given.

@@ -10,6 +10,7 @@ use nbd_control::ChannelError;
 use nbd_control::control::{Failure, FailureKind};
 use thiserror::Error;
 
+use crate::config::ConfigError;
 use crate::device::Device;
 
 /// Exit status after SIGINT or SIGTERM, as shells have it.
@@ -27,6 +28,10 @@ pub(crate) enum Error {
         /// The device whose partition it is.
         device: Option<Device>,
     },
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error("{name} is attached already: {device}; see nbd-ctl status {device}")]
+    Attached { name: String, device: Device },
     #[error("{command} needs root: run it with sudo")]
     NotRoot { command: &'static str },
     #[error("{device}: no such attached device ({})", known(attached))]
@@ -135,7 +140,9 @@ impl Error {
             Self::Refused(failure) => failure.kind,
             Self::Usage(_) | Self::NotADevice { .. } => FailureKind::Usage,
             Self::NoDevice { .. } | Self::Stale { .. } => FailureKind::NoDevice,
-            Self::HasHolder { .. } => FailureKind::Busy,
+            Self::Config(ConfigError::Unknown { .. }) => FailureKind::NoDevice,
+            Self::Config(_) => FailureKind::Usage,
+            Self::HasHolder { .. } | Self::Attached { .. } => FailureKind::Busy,
             Self::Unsettled { .. }
             | Self::Silent { .. }
             | Self::NotGone { .. }

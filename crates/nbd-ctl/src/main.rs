@@ -8,6 +8,7 @@
 //! | [`cli`], [`action`] | the command line as typed, and as checked |
 //! | [`parse`] | between the two; completes it for a shell |
 //! | [`device`] | the name of a device |
+//! | [`config`] | the devices of this machine by name |
 //! | [`context`] | what every command needs: the registry, and Ctrl-C |
 //! | [`entry`] | what there is of a device: a holder, an orphan, a stale folder |
 //! | [`holder`] | a conversation with the holder of a device |
@@ -21,6 +22,7 @@ mod adopt;
 mod attach;
 mod change;
 mod cli;
+mod config;
 mod context;
 mod device;
 mod entry;
@@ -38,6 +40,7 @@ use std::process::ExitCode;
 
 use crate::action::Action;
 use crate::context::{Context, say};
+use crate::device::Device;
 use crate::error::Error;
 
 fn main() -> ExitCode {
@@ -57,8 +60,11 @@ fn run() -> Result<(), Error> {
         return Ok(());
     };
     let context = Context::new(arguments.runtime_dir)?;
+    Device::known_by_names_in(&context.registry);
     match Action::check(arguments.command)? {
         Action::Attach(wanted) => attach::attach(&context, &wanted),
+        Action::AttachAll { config } => attach::attach_all(&context, &config),
+        Action::CheckConfig { file } => attach::check_config(&file),
         Action::Detach(wanted) => change::detach(&context, &wanted),
         Action::Status { device, json } => inspect::status(&context, device, json),
         Action::List { json } => inspect::list(&context, json),

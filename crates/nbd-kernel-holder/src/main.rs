@@ -18,10 +18,12 @@ mod pick;
 mod poison;
 mod program;
 mod pump;
+mod service;
 mod signals;
 mod status;
 mod supervisor;
 mod system;
+mod udev;
 
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
@@ -153,6 +155,8 @@ fn validate(args: &Args) -> Result<Settings, Failure> {
         poison_limit: args.poison_limit,
         program: args.program.clone(),
         warm_spare: args.warm_spare,
+        name: args.name.clone(),
+        survive_shutdown: args.survive_shutdown,
         user,
         lanes: args.lanes.unwrap_or(cpus.min(4) as u32),
         patience: args.patience(),
@@ -164,6 +168,7 @@ fn announce(holder: &mut Holder, daemon: bool) {
     let path = holder.device.path().display().to_string();
     if !daemon {
         println!("{path}");
+        service::ready(&path);
         return;
     }
     holder.report(&Report::Ready { path });
@@ -219,6 +224,7 @@ fn detach_for(holder: &mut Holder, asked: (u64, bool)) -> Option<ExitCode> {
 
 /// Somebody wants this process to end.
 fn stop(holder: &mut Holder) -> ExitCode {
+    service::stopping();
     match holder.detach(false) {
         Ok(text) => {
             holder.log(&text);

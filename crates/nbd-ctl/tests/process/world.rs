@@ -151,6 +151,7 @@ impl World {
             restart: "always".into(),
             restart_limit: 5,
             poison_limit: 3,
+            survive_shutdown: false,
             warm_spare: false,
             io_timeout: None,
             restarts: 0,
