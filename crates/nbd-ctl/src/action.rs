@@ -9,6 +9,7 @@ use crate::cli::{AttachArguments, Command, DetachArguments, Limit, Until};
 use crate::config::{Config, default_file, is_name};
 use crate::device::Device;
 use crate::error::Error;
+use crate::metrics::{Address, address};
 use crate::program;
 
 /// Something to do.
@@ -17,6 +18,8 @@ pub(crate) enum Action {
     Attach(Attach),
     AttachAll { config: Config },
     CheckConfig { file: PathBuf },
+    Doctor { json: bool, fix: bool },
+    Metrics { listen: Option<Address> },
     Detach(Detach),
     Status { device: Option<Device>, json: bool },
     List { json: bool },
@@ -60,6 +63,12 @@ impl Action {
                 Self::AttachAll { config: Config::read(&config.unwrap_or_else(default_file))? }
             }
             Command::Attach(arguments) => Self::Attach(check_attach(by_name(arguments)?)?),
+            Command::Doctor { json, fix } => Self::Doctor { json, fix },
+            Command::Metrics { listen } => {
+                let wrong = |text| Error::Usage(format!("--listen: {text}"));
+                let listen = listen.map(|text| address(&text).map_err(wrong)).transpose()?;
+                Self::Metrics { listen }
+            }
             Command::CheckConfig { file } => {
                 Self::CheckConfig { file: file.unwrap_or_else(default_file) }
             }

@@ -57,6 +57,36 @@ Example:
   nbd-ctl attach backup            # [backup] in /etc/nbd-ctl/devices.toml"
     )]
     Attach(AttachArguments),
+    /// Look for what on this machine keeps devices from working
+    #[command(after_help = "\
+Looks at the driver, the kernel, rights, limits, udev, our programs, what is left of devices whose
+processes are gone, and who else sets up devices. Exit status 1 if something will not work.
+
+Example:
+  nbd-ctl doctor
+  nbd-ctl doctor --fix
+  nbd-ctl doctor --json | jq '.[] | select(.level == \"trouble\")'")]
+    Doctor {
+        /// Print a JSON array.
+        #[arg(long)]
+        json: bool,
+        /// Clean up stale entries and adopt devices without holder.
+        #[arg(long)]
+        fix: bool,
+    },
+    /// Print what the holders have counted, as OpenMetrics text
+    #[command(after_help = "\
+With --listen it answers GET /metrics by HTTP until Ctrl-C, one client after the other.
+
+Example:
+  nbd-ctl metrics
+  nbd-ctl metrics --listen 9103
+  nbd-ctl metrics --listen unix:/run/nbd-metrics")]
+    Metrics {
+        /// Answer here: unix:PATH, a port, or a loopback address with a port.
+        #[arg(long, value_name = "ADDRESS")]
+        listen: Option<String>,
+    },
     /// Check the file with the devices of this machine
     #[command(after_help = "\
 Tells the first mistake with line and key, and otherwise the devices that the file has.

@@ -134,6 +134,12 @@ impl Config {
         wanted.map(|(name, _)| name.as_str())
     }
 
+    /// Whose device this shall be.
+    pub(crate) fn owner_of(&self, device: Device) -> Option<&str> {
+        let mut devices = self.devices.iter();
+        devices.find(|(_, entry)| entry.device == Some(device)).map(|(name, _)| name.as_str())
+    }
+
     /// All devices.
     pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
         self.devices.keys().map(String::as_str)
@@ -146,7 +152,7 @@ impl Entry {
         if !is_name(name) {
             return Some("a name has letters, digits and -_. only".into());
         }
-        if name.parse::<Device>().is_ok() {
+        if Device::literal(name).is_some() {
             return Some("a device's own name; it belongs into the key `device`".into());
         }
         let program = self.program.as_ref();
@@ -218,7 +224,11 @@ fn choice<'de, T: ValueEnum, D: Deserializer<'de>>(from: D) -> Result<Option<T>,
 }
 
 fn device<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Device>, D::Error> {
-    String::deserialize(from)?.parse().map(Some).map_err(de::Error::custom)
+    let text = String::deserialize(from)?;
+    match Device::literal(&text) {
+        Some(device) => Ok(Some(device)),
+        None => Err(de::Error::custom(format!("`{text}` is no NBD device, like nbd0"))),
+    }
 }
 
 fn lanes<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u32>, D::Error> {
@@ -281,7 +291,7 @@ mod tests {
                 3,
                 "a.kernel-api: `x` is none of ioctl, netlink",
             ),
-            ("[a]\ndevice = \"sda\"\n", 2, "a.device: sda: not an nbd device"),
+            ("[a]\ndevice = \"sda\"\n", 2, "a.device: `sda` is no NBD device"),
             ("\n[a]\nlanes = 1\n", 2, "a: one of the keys export, program or external"),
             ("[a]\nexport = \"m:\"\nexternal = true\n", 1, "a: only one of the keys export,"),
             ("[nbd0]\nexternal = true\n", 1, "nbd0: a device's own name"),

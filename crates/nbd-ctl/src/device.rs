@@ -21,6 +21,14 @@ impl Device {
         let _ = NAMES.set(registry.clone());
     }
 
+    /// `nbd0`, `/dev/nbd0` or `0`, whatever names there are besides.
+    pub(crate) fn literal(text: &str) -> Option<Self> {
+        let number = number_in(text);
+        let device = number.parse().ok().map(Self);
+        // Whoever writes nbd+1 or nbd01 means something else than we would take it for.
+        device.filter(|device| device.0.to_string() == number)
+    }
+
     /// The attached device that was given this name.
     pub(crate) fn named(name: &str) -> Option<Self> {
         let registry = NAMES.get()?;
@@ -41,19 +49,20 @@ impl FromStr for Device {
 
     /// Takes `nbd0`, `/dev/nbd0`, `0`, and the name that a device was given.
     fn from_str(text: &str) -> Result<Self, Error> {
-        let name = text.strip_prefix("/dev/").unwrap_or(text);
-        let number = match name.strip_prefix("nbd") {
-            Some(number) => number,
-            None if name == text => name,
-            None => "",
-        };
-        let device = number.parse().ok().map(Self);
-        // Whoever writes nbd+1 or nbd01 means something else than we would take it for.
-        let device = device.filter(|device| device.0.to_string() == number);
-        device.or_else(|| Self::named(text)).ok_or_else(|| Error::NotADevice {
+        Self::literal(text).or_else(|| Self::named(text)).ok_or_else(|| Error::NotADevice {
             argument: text.to_string(),
-            device: partition_of(number).map(Self),
+            device: partition_of(number_in(text)).map(Self),
         })
+    }
+}
+
+/// What comes after `nbd` or `/dev/nbd`, or all of it where there is neither.
+fn number_in(text: &str) -> &str {
+    let name = text.strip_prefix("/dev/").unwrap_or(text);
+    match name.strip_prefix("nbd") {
+        Some(number) => number,
+        None if name == text => name,
+        None => "",
     }
 }
 

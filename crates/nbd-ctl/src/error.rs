@@ -108,6 +108,12 @@ pub(crate) enum Error {
     AdoptionTimedOut { device: Device, limit: Duration, log: PathBuf },
     #[error("interrupted; {0}")]
     Interrupted(String),
+    #[error("cannot listen on {address}")]
+    Listen {
+        address: String,
+        #[source]
+        source: io::Error,
+    },
     #[error("cannot wait for signals")]
     Signals(#[source] io::Error),
     #[error("cannot write to standard output")]

@@ -134,7 +134,7 @@ fn remark(listed: &Listed) -> Option<String> {
 }
 
 /// Asks all holders at once, so that several silent ones take no longer than one.
-fn survey(context: &Context, failed: &mut Option<u8>) -> Result<Vec<Listed>, Error> {
+pub(crate) fn survey(context: &Context, failed: &mut Option<u8>) -> Result<Vec<Listed>, Error> {
     let mut asked = Vec::new();
     for device in devices(&context.registry)? {
         match ask(context, device) {
@@ -222,7 +222,7 @@ fn unreachable(device: Device, error: &Error, failed: &mut Option<u8>) -> Listed
     Listed::Unreachable { device: device.to_string(), detail: error.chain().unwrap_or_default() }
 }
 
-fn print_json(value: &impl Serialize) -> Result<(), Error> {
+pub(crate) fn print_json(value: &impl Serialize) -> Result<(), Error> {
     let text = serde_json::to_string_pretty(value).map_err(|error| Error::Output(error.into()))?;
     print(&format!("{text}\n"))
 }

@@ -13,7 +13,7 @@
 //! | [`entry`] | what there is of a device: a holder, an orphan, a stale folder |
 //! | [`holder`] | a conversation with the holder of a device |
 //! | [`spawn`], [`program`] | starting a holder, finding programs |
-//! | [`attach`], [`adopt`], [`change`], [`wait`], [`inspect`] | the commands |
+//! | [`attach`], [`adopt`], [`change`], [`wait`], [`inspect`], [`doctor`], [`metrics`] | the commands |
 //! | [`render`], [`table`] | values to text |
 //! | [`error`] | every way to fail, and its exit status |
 
@@ -25,10 +25,12 @@ mod cli;
 mod config;
 mod context;
 mod device;
+mod doctor;
 mod entry;
 mod error;
 mod holder;
 mod inspect;
+mod metrics;
 mod parse;
 mod program;
 mod render;
@@ -64,6 +66,9 @@ fn run() -> Result<(), Error> {
     match Action::check(arguments.command)? {
         Action::Attach(wanted) => attach::attach(&context, &wanted),
         Action::AttachAll { config } => attach::attach_all(&context, &config),
+        Action::Doctor { json, fix } => doctor::doctor(&context, json, fix),
+        Action::Metrics { listen: None } => metrics::metrics(&context),
+        Action::Metrics { listen: Some(address) } => metrics::serve(&context, &address),
         Action::CheckConfig { file } => attach::check_config(&file),
         Action::Detach(wanted) => change::detach(&context, &wanted),
         Action::Status { device, json } => inspect::status(&context, device, json),

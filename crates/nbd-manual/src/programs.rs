@@ -17,7 +17,12 @@ mod holder;
 pub(crate) const SECTION: &str = "8";
 
 /// Pages that are not about a command line: file name, title, and Markdown.
-pub(crate) const TEXTS: [(&str, &str, &str); 2] = [
+pub(crate) const TEXTS: [(&str, &str, &str); 3] = [
+    (
+        "nbd-ctl-devices.5",
+        "the devices of a machine, by name",
+        include_str!("../../../docs/devices.md"),
+    ),
     (
         "nbd-backend-protocol.7",
         "what a backend exchanges with its holder and with the kernel",
