@@ -1,5 +1,7 @@
-//! The command line as it is typed. [`Action::check`](crate::action::Action::check) makes sense
-//! of it.
+//! The command line as it is typed. `Action::check` makes sense of it.
+//!
+//! The manual is made of these definitions too (`crates/nbd-manual` has this file as a module of
+//! its own), so it depends on nothing but clap and nbd-control.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -9,10 +11,6 @@ use std::time::Duration;
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 
 use nbd_control::policy::OnBackendLoss;
-
-use crate::context::print;
-use crate::device::Device;
-use crate::error::Error;
 
 const EXIT_CODES: &str = "\
 Exit status:
@@ -48,17 +46,64 @@ pub(crate) enum Command {
         override_usage = "\
 nbd-ctl attach [OPTIONS] SPEC
        nbd-ctl attach [OPTIONS] -- PROGRAM [ARGUMENTS]...
-       nbd-ctl attach [OPTIONS] --external",
+       nbd-ctl attach [OPTIONS] --external
+       nbd-ctl attach [--config FILE] [--foreground] NAME
+       nbd-ctl attach [--config FILE] --all",
         after_help = "\
+A NAME, which has no colon in it, is that of a device in /etc/nbd-ctl/devices.toml, where all its
+options are. Once attached it can be used wherever a device is asked for.
+
 Example:
   nbd-ctl attach file:/srv/disk.img
   nbd-ctl attach --device nbd3 --restart never mem:1G
   nbd-ctl attach nbds://storage.example/disk
   nbd-ctl attach 'exec:nbdkit -s memory 1G'
   nbd-ctl attach -- ./my-backend --verbose
-  nbd-ctl attach --external        # then: nbd-serve --join nbd0 file:disk.img"
+  nbd-ctl attach --external        # then: nbd-serve --join nbd0 file:disk.img
+  nbd-ctl attach backup            # [backup] in /etc/nbd-ctl/devices.toml"
     )]
     Attach(AttachArguments),
+    /// Look for what on this machine keeps devices from working
+    #[command(after_help = "\
+Looks at the driver, the kernel, rights, limits, udev, our programs, what is left of devices whose
+processes are gone, and who else sets up devices. Exit status 1 if something will not work.
+
+Example:
+  nbd-ctl doctor
+  nbd-ctl doctor --fix
+  nbd-ctl doctor --json | jq '.[] | select(.level == \"trouble\")'")]
+    Doctor {
+        /// Print a JSON array.
+        #[arg(long)]
+        json: bool,
+        /// Clean up stale entries and adopt devices without holder.
+        #[arg(long)]
+        fix: bool,
+    },
+    /// Print what the holders have counted, as OpenMetrics text
+    #[command(after_help = "\
+With --listen it answers GET /metrics by HTTP until Ctrl-C, one client after the other.
+
+Example:
+  nbd-ctl metrics
+  nbd-ctl metrics --listen 9103
+  nbd-ctl metrics --listen unix:/run/nbd-metrics")]
+    Metrics {
+        /// Answer here: unix:PATH, a port, or a loopback address with a port.
+        #[arg(long, value_name = "ADDRESS")]
+        listen: Option<String>,
+    },
+    /// Check the file with the devices of this machine
+    #[command(after_help = "\
+Tells the first mistake with line and key, and otherwise the devices that the file has.
+
+Example:
+  nbd-ctl check-config
+  nbd-ctl check-config ./devices.toml")]
+    CheckConfig {
+        /// The file [default: $NBD_CTL_CONFIG, else /etc/nbd-ctl/devices.toml].
+        file: Option<PathBuf>,
+    },
     /// Flush a device and take it away
     #[command(after_help = "\
 Refuses while the device is mounted or held open. With --force, what is in flight fails.
@@ -234,14 +279,29 @@ Example:
 }
 
 #[derive(Debug, Args)]
-#[command(group = one_of("what", ["spec", "program", "external"]))]
+#[command(group = one_of("what", ["spec", "program", "external", "all"]))]
 pub(crate) struct AttachArguments {
-    /// What nbd-serve shall serve, like file:/srv/disk.img, mem:1G or nbd://storage.example/disk;
-    /// see `nbd-serve --help`.
+    /// What nbd-serve shall serve, like file:/srv/disk.img, mem:1G or nbd://storage.example/disk
+    /// (see `nbd-serve --help`); or the name of a device in the file.
     pub(crate) spec: Option<String>,
     /// Your own backend and its arguments.
     #[arg(last = true)]
     pub(crate) program: Vec<String>,
+    /// Attach all devices of the file that are not attached, but those with auto = false.
+    #[arg(long)]
+    pub(crate) all: bool,
+    /// The file with the devices [default: $NBD_CTL_CONFIG, else /etc/nbd-ctl/devices.toml].
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Become the holder and stay, as service managers want it; adopts a device of this name.
+    #[arg(long, conflicts_with = "all")]
+    pub(crate) foreground: bool,
+    /// Call the device so, as its name in the file would.
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    /// Keep systemd's last kill at shutdown away: the root filesystem is on the device.
+    #[arg(long)]
+    pub(crate) survive_shutdown: bool,
     /// Start no backend; wait until one joins.
     #[arg(long)]
     pub(crate) external: bool,
@@ -370,24 +430,6 @@ impl FromStr for Range {
     }
 }
 
-/// What is to be explained.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Target {
-    Device(Device),
-    Process(i32),
-}
-
-impl FromStr for Target {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self, Error> {
-        match text.parse() {
-            Ok(pid) if text.bytes().all(|byte| byte.is_ascii_digit()) => Ok(Self::Process(pid)),
-            _ => text.parse().map(Self::Device),
-        }
-    }
-}
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Until {
     /// A backend serves the device.
@@ -414,16 +456,17 @@ pub(crate) enum Restart {
     Never,
 }
 
-/// Parses the command line. `None` means that it asked for help or the version, and has it.
-pub(crate) fn parse() -> Result<Option<Arguments>, Error> {
-    match Arguments::try_parse() {
-        Ok(arguments) => Ok(Some(arguments)),
-        Err(error) if error.use_stderr() => {
-            let text = error.render().to_string();
-            let text = text.strip_prefix("error: ").unwrap_or(&text);
-            Err(Error::Usage(text.trim_end().to_string()))
-        }
-        Err(error) => print(&error.render().to_string()).map(|()| None),
+impl AttachArguments {
+    /// Whether anything is given that a file with devices would say.
+    pub(crate) fn has_options(&self) -> bool {
+        let texts = [&self.device, &self.user, &self.name];
+        let numbers = [self.lanes, self.restart_limit, self.poison_limit, self.ready_timeout];
+        texts.iter().any(|text| text.is_some())
+            || numbers.iter().any(Option::is_some)
+            || self.kernel_api.is_some()
+            || self.restart.is_some()
+            || self.no_spare
+            || self.survive_shutdown
     }
 }
 
@@ -465,15 +508,6 @@ mod tests {
                 "{}",
                 command.get_name()
             );
-        }
-    }
-
-    #[test]
-    fn a_bare_number_is_a_process() {
-        assert_eq!("7".parse::<Target>().unwrap(), Target::Process(7));
-        assert_eq!("nbd7".parse::<Target>().unwrap(), Target::Device(Device(7)));
-        for wrong in ["-7", "+7", "sda", "nbd", ""] {
-            assert!(wrong.parse::<Target>().is_err(), "{wrong}");
         }
     }
 

@@ -10,6 +10,7 @@ use nbd_control::ChannelError;
 use nbd_control::control::{Failure, FailureKind};
 use thiserror::Error;
 
+use crate::config::ConfigError;
 use crate::device::Device;
 
 /// Exit status after SIGINT or SIGTERM, as shells have it.
@@ -29,6 +30,10 @@ pub(crate) enum Error {
     },
     #[error("{pid}: no such process; a device is given as nbd{pid}")]
     NoProcess { pid: i32 },
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error("{name} is attached already: {device}; see nbd-ctl status {device}")]
+    Attached { name: String, device: Device },
     #[error("{command} needs root: run it with sudo")]
     NotRoot { command: &'static str },
     #[error("{device}: no such attached device ({})", known(attached))]
@@ -113,6 +118,12 @@ pub(crate) enum Error {
     AdoptionTimedOut { device: Device, limit: Duration, log: PathBuf },
     #[error("interrupted; {0}")]
     Interrupted(String),
+    #[error("cannot listen on {address}")]
+    Listen {
+        address: String,
+        #[source]
+        source: io::Error,
+    },
     #[error("cannot wait for signals")]
     Signals(#[source] io::Error),
     #[error("cannot write to standard output")]
@@ -145,9 +156,12 @@ impl Error {
             Self::Refused(failure) => failure.kind,
             Self::Usage(_) | Self::NotADevice { .. } => FailureKind::Usage,
             Self::NoDevice { .. } | Self::Stale { .. } => FailureKind::NoDevice,
-            Self::HasHolder { .. } | Self::Traced { .. } | Self::OnItself { .. } => {
-                FailureKind::Busy
-            }
+            Self::Config(ConfigError::Unknown { .. }) => FailureKind::NoDevice,
+            Self::Config(_) => FailureKind::Usage,
+            Self::HasHolder { .. }
+            | Self::Traced { .. }
+            | Self::OnItself { .. }
+            | Self::Attached { .. } => FailureKind::Busy,
             Self::Unsettled { .. }
             | Self::Silent { .. }
             | Self::NotGone { .. }

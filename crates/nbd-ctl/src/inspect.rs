@@ -139,7 +139,7 @@ fn remark(listed: &Listed) -> Option<String> {
 }
 
 /// Asks all holders at once, so that several silent ones take no longer than one.
-fn survey(context: &Context, failed: &mut Option<u8>) -> Result<Vec<Listed>, Error> {
+pub(crate) fn survey(context: &Context, failed: &mut Option<u8>) -> Result<Vec<Listed>, Error> {
     let mut asked = Vec::new();
     for device in devices(&context.registry)? {
         match ask(context, device) {

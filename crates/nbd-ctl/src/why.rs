@@ -15,7 +15,8 @@ mod facts;
 mod look;
 mod stack;
 
-use crate::cli::Target;
+use std::str::FromStr;
+
 use crate::context::{Context, print, say};
 use crate::device::Device;
 use crate::entry::{devices, no_device};
@@ -24,6 +25,24 @@ use crate::inspect::{look_at, print_json};
 
 use explain::{Explanation, explain};
 use facts::Facts;
+
+/// What is to be explained.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Target {
+    Device(Device),
+    Process(i32),
+}
+
+impl FromStr for Target {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        match text.parse() {
+            Ok(pid) if text.bytes().all(|byte| byte.is_ascii_digit()) => Ok(Self::Process(pid)),
+            _ => text.parse().map(Self::Device),
+        }
+    }
+}
 
 /// Explains a device, a process, or all devices.
 pub(crate) fn why(context: &Context, target: Option<Target>, json: bool) -> Result<(), Error> {
@@ -89,4 +108,18 @@ fn of_process(context: &Context, pid: i32, json: bool) -> Result<(), Error> {
     }
     let devices = if about.is_empty() { String::new() } else { texts(&about) };
     print(&format!("{own}\n{devices}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bare_number_is_a_process() {
+        assert_eq!("7".parse::<Target>().unwrap(), Target::Process(7));
+        assert_eq!("nbd7".parse::<Target>().unwrap(), Target::Device(Device(7)));
+        for wrong in ["-7", "+7", "sda", "nbd", ""] {
+            assert!(wrong.parse::<Target>().is_err(), "{wrong}");
+        }
+    }
 }

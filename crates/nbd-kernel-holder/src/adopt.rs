@@ -38,7 +38,7 @@ pub(crate) fn adopt(
     let state = check_state(&registry, index)?;
     let sitter = Process::open(state.sitter.pid)
         .map_err(|error| other(format!("{name}: its sitter cannot be opened: {error}")))?;
-    let settings = settings_of(&state)?;
+    let settings = settings_of(&registry, &state)?;
     let layout = Layout::with_lanes(state.lanes);
     let mut holder = Holder::new(registry, settings, Device::new(index))
         .map_err(|error| other(error.to_string()))?;
@@ -95,7 +95,7 @@ fn check_state(registry: &Registry, index: u32) -> Result<State, Failure> {
     Ok(state)
 }
 
-fn settings_of(state: &State) -> Result<Settings, Failure> {
+fn settings_of(registry: &Registry, state: &State) -> Result<Settings, Failure> {
     let user = match &state.user {
         None => None,
         Some(user) => {
@@ -119,6 +119,8 @@ fn settings_of(state: &State) -> Result<Settings, Failure> {
         on_backend_loss: state.on_backend_loss.parse().map_err(other)?,
         program: state.program.clone(),
         warm_spare: state.warm_spare,
+        name: registry.name(state.index),
+        survive_shutdown: state.survive_shutdown,
         user,
         lanes: state.lanes,
         patience: Some(PATIENCE),

@@ -86,7 +86,8 @@ impl Holder {
         let user = self.settings.user.as_ref().map(|(_, uid, gid)| (*uid, *gid));
         let log = self.registry.log(self.device.index);
         let program = ["/proc/self/exe", "--stand-in"].map(String::from);
-        match program::start(&program, user, self.export, &log) {
+        let survive = self.settings.survive_shutdown;
+        match program::start(&program, user, self.export, survive, &log) {
             Ok(started) => {
                 let id = self.next_id();
                 let mut peer = Peer::new(Some(started.channel), Some(started.process));

@@ -44,6 +44,8 @@ pub(crate) struct Settings {
     pub(crate) on_backend_loss: OnBackendLoss,
     pub(crate) program: Vec<String>,
     pub(crate) warm_spare: bool,
+    pub(crate) name: Option<String>,
+    pub(crate) survive_shutdown: bool,
     pub(crate) user: Option<(String, Uid, Gid)>,
     pub(crate) lanes: u32,
     pub(crate) patience: Option<Duration>,
@@ -287,7 +289,8 @@ impl Holder {
         let log = self.registry.log(self.device.index);
         // Another program has to show that it fits; the present one's storage may have grown.
         let attached = self.export.filter(|_| program == self.settings.program);
-        let started = program::start(program, user, attached, &log)?;
+        let survive = self.settings.survive_shutdown;
+        let started = program::start(program, user, attached, survive, &log)?;
         let id = self.next_id();
         let mut peer = Peer::new(Some(started.channel), Some(started.process));
         peer.stamp = stamp;
@@ -396,6 +399,7 @@ impl Holder {
             restart: self.settings.restart.name().into(),
             restart_limit: self.settings.restart_limit,
             poison_limit: self.settings.poison_limit,
+            survive_shutdown: self.settings.survive_shutdown,
             warm_spare: self.settings.warm_spare,
             io_timeout: self.io_timeout,
             restarts: self.supervisor.restarts(),

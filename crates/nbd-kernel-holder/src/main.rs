@@ -20,12 +20,14 @@ mod pick;
 mod poison;
 mod program;
 mod pump;
+mod service;
 mod signals;
 mod stand_in;
 mod status;
 mod supervisor;
 mod system;
 mod trace;
+mod udev;
 
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
@@ -161,6 +163,8 @@ fn validate(args: &Args) -> Result<Settings, Failure> {
         on_backend_loss: args.on_backend_loss,
         program: args.program.clone(),
         warm_spare: args.warm_spare,
+        name: args.name.clone(),
+        survive_shutdown: args.survive_shutdown,
         user,
         lanes: args.lanes.unwrap_or(cpus.min(4) as u32),
         patience: args.patience(),
@@ -172,6 +176,7 @@ fn announce(holder: &mut Holder, daemon: bool) {
     let path = holder.device.path().display().to_string();
     if !daemon {
         println!("{path}");
+        service::ready(&path);
         return;
     }
     holder.report(&Report::Ready { path });
@@ -227,6 +232,7 @@ fn detach_for(holder: &mut Holder, asked: (u64, bool)) -> Option<ExitCode> {
 
 /// Somebody wants this process to end.
 fn stop(holder: &mut Holder) -> ExitCode {
+    service::stopping();
     match holder.detach(false) {
         Ok(text) => {
             holder.log(&text);

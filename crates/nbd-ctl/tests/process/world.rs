@@ -154,6 +154,7 @@ impl World {
             on_backend_loss: "hold".into(),
             paused: false,
             stand_in: false,
+            survive_shutdown: false,
             warm_spare: false,
             io_timeout: None,
             restarts: 0,

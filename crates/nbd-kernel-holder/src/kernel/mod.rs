@@ -59,6 +59,11 @@ impl Device {
         PathBuf::from(format!("/sys/block/nbd{}/{attribute}", self.index))
     }
 
+    /// Has the kernel tell udev that the device has changed.
+    pub(crate) fn announce_change(&self) -> io::Result<()> {
+        fs::write(self.sys("uevent"), "change")
+    }
+
     pub(crate) fn exists(&self) -> bool {
         self.sys("").exists()
     }
