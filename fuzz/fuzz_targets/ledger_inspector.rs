@@ -8,7 +8,7 @@ mod ledger;
 use ledger::scribble;
 use ledger::victim::{LAYOUT, Victim};
 use libfuzzer_sys::fuzz_target;
-use nbd_ledger::layout::SLOTS;
+use nbd_ledger::layout::{RECORDS, SLOTS};
 use nbd_proto::Request;
 
 fuzz_target!(|bytes: &[u8]| {
@@ -21,4 +21,5 @@ fuzz_target!(|bytes: &[u8]| {
     let unread = inspector.unread(0, bytes).len();
     assert!(unread * Request::LEN <= LAYOUT.ring as usize + bytes.len());
     let _ = (inspector.totals(0), inspector.last_received_at(0));
+    assert!(inspector.recorded(0, 0, usize::MAX).0.len() <= RECORDS as usize);
 });

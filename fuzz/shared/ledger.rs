@@ -9,7 +9,7 @@ use nbd_ledger::layout::{LaneControl, SLOTS, Slot};
 #[path = "../../crates/nbd-ledger/tests/hostile/victim.rs"]
 #[allow(dead_code, reason = "each target needs a part of it")]
 pub(crate) mod victim;
-use victim::{LAYOUT, Victim};
+use victim::{LAYOUT, LONG, Victim};
 
 /// Slots that the victim has used.
 const USED: usize = 6;
@@ -32,14 +32,14 @@ pub(crate) fn scribble(victim: &Victim, bytes: &[u8]) -> Scribbled {
     };
     if mode % 2 == 1 {
         scribbled.beyond_repair = true;
-        let length = LAYOUT.ring_offset() as usize;
+        let length = LAYOUT.records() as usize;
         victim.scribble(LAYOUT.lane(0), &vec![0; length]);
     }
     while let Some((&[region, low, high, length], after)) = rest.split_first_chunk() {
         let place = usize::from(u16::from_le_bytes([low, high]));
         let length = (usize::from(length) % LONGEST).min(after.len());
         let (text, after) = after.split_at(length);
-        let (start, size) = bounds(region % 6);
+        let (start, size) = bounds(region % REGIONS);
         let mut at = place % size;
         if region & 0x80 != 0 {
             // Words are what most of it consists of.
@@ -47,9 +47,9 @@ pub(crate) fn scribble(victim: &Victim, bytes: &[u8]) -> Scribbled {
         }
         let text = &text[..text.len().min(size - at)];
         victim.scribble(start + at as u64, text);
-        scribbled.beyond_repair |= match region % 6 {
+        scribbled.beyond_repair |= match region % REGIONS {
             CONTROL => !is_checked(&(at..at + text.len())),
-            TRANSMIT => false,
+            TRANSMIT | REPLY => false,
             _ => true,
         };
         rest = after;
@@ -59,6 +59,8 @@ pub(crate) fn scribble(victim: &Victim, bytes: &[u8]) -> Scribbled {
 
 const CONTROL: u8 = 1;
 const TRANSMIT: u8 = 5;
+const REPLY: u8 = 6;
+const REGIONS: u8 = 7;
 
 /// Where a part of the ledger begins, and how long it is.
 fn bounds(region: u8) -> (u64, usize) {
@@ -70,7 +72,10 @@ fn bounds(region: u8) -> (u64, usize) {
         2 => (lane + LAYOUT.slots(), USED * slot),
         3 => (lane + LAYOUT.slots(), SLOTS as usize * slot),
         4 => (lane + LAYOUT.ring_offset(), LAYOUT.ring as usize),
-        _ => (lane + LAYOUT.transmit_offset(), LAYOUT.transmit as usize),
+        TRANSMIT => (lane + LAYOUT.transmit_offset(), LAYOUT.transmit as usize),
+        // Around the second reply's header, the first that was not sent: too small a place to be hit
+        // by chance.
+        _ => (lane + LAYOUT.transmit_offset() + u64::from(LONG), 64),
     }
 }
 

@@ -25,8 +25,9 @@ const LOG_TAIL: usize = 30;
 const TOO_LATE: i32 = 5;
 
 /// Requests of a device that the block layer saw completed.
-pub(crate) fn completed(index: u32) -> u64 {
-    let text = fs::read_to_string(format!("/sys/block/nbd{index}/stat")).unwrap_or_default();
+#[must_use]
+pub fn completed(name: &str) -> u64 {
+    let text = fs::read_to_string(format!("/sys/block/{name}/stat")).unwrap_or_default();
     let field = |n| text.split_ascii_whitespace().nth(n).and_then(|word| word.parse::<u64>().ok());
     // Reads and writes.
     field(0).unwrap_or(0) + field(4).unwrap_or(0)
@@ -145,7 +146,7 @@ impl Device {
     /// Requests that the block layer saw completed.
     #[must_use]
     pub fn completed(&self) -> u64 {
-        completed(self.index)
+        completed(&self.name())
     }
 
     /// Waits until the block layer has seen more requests completed than now.

@@ -95,7 +95,7 @@ fn kill_until(
     while !stop.load(Ordering::Relaxed) {
         assert!(last.elapsed() < LONG, "nobody to kill");
         sleep(Duration::from_millis(random.within(pauses)));
-        let now = completed(index);
+        let now = completed(&format!("nbd{index}"));
         if now == answered && unproven == UNPROVEN {
             continue;
         }

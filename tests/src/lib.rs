@@ -11,6 +11,7 @@
 //! | [`fio`] | I/O that knows what it wrote |
 //! | [`killer`] | SIGKILL for backends at random moments |
 //! | [`stall`] | how long a device answers nothing |
+//! | [`gdb`] | a debugger, and that its prompt comes back |
 //! | [`kernel_log`] | what the driver had to say meanwhile |
 //! | [`disk`], [`mount`], [`tree`] | bytes on a device, file systems and something to put on them |
 //! | [`nbdkit`] | a server that somebody else runs |
@@ -21,6 +22,7 @@ pub mod ctl;
 pub mod device;
 pub mod disk;
 pub mod fio;
+pub mod gdb;
 pub mod kernel_log;
 pub mod killer;
 pub mod mount;

@@ -47,10 +47,10 @@ impl Drop for StallWatch {
 }
 
 fn watch(index: u32, stop: &AtomicBool, longest: &AtomicU64) {
-    let (mut before, mut since) = (completed(index), Instant::now());
+    let (mut before, mut since) = (completed(&format!("nbd{index}")), Instant::now());
     while !stop.load(Ordering::Relaxed) {
         sleep(TICK);
-        let now = completed(index);
+        let now = completed(&format!("nbd{index}"));
         if now != before {
             let time = since.elapsed().as_nanos();
             longest.fetch_max(u64::try_from(time).unwrap_or(u64::MAX), Ordering::Relaxed);

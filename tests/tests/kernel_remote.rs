@@ -17,14 +17,17 @@ use nix::sys::signal::Signal;
 const MIB: u64 = 1 << 20;
 /// Killed servers.
 const KILLS: usize = 10;
+/// Killed programs that nbd-serve has started.
+const PROGRAMS: usize = 5;
 /// Backends killed meanwhile.
-const BACKENDS: usize = 20;
+const BACKENDS: usize = 10;
 
 kernel_tests!(
     fio_verifies_while_the_server_is_killed_ten_times,
     fio_verifies_while_server_and_backend_are_killed,
     fio_verifies_while_a_program_that_was_started_is_killed,
-    a_stopped_server_is_waited_for,
+    a_stopped_server_does_not_hold_up_a_detach_by_force,
+    a_stopped_server_is_waited_for_though_holder_and_backend_die,
 );
 
 fn fio_verifies_while_the_server_is_killed_ten_times(api: Api) {
@@ -34,7 +37,7 @@ fn fio_verifies_while_the_server_is_killed_ten_times(api: Api) {
     let mut server = Nbdkit::start(&files.join("socket"), &disk);
     let device = Device::attach(api, [format!("{}&connections=2", server.uri())]);
     let path = device.path();
-    let area = Area::of_device(&path, 16 * MIB);
+    let area = Area::of_device(&path, 4 * MIB);
     area.fill();
     let fio = area.start_verified();
     for _ in 0..KILLS {
@@ -61,7 +64,7 @@ fn fio_verifies_while_server_and_backend_are_killed(api: Api) {
     let mut server = Nbdkit::start(&files.join("socket"), &disk);
     let device = Device::attach(api, [format!("{}&connections=2", server.uri())]);
     let path = device.path();
-    let area = Area::of_device(&path, 16 * MIB);
+    let area = Area::of_device(&path, 4 * MIB);
     area.fill();
     let fio = area.start_verified();
     let killer = Killer::start(&device, 50..=300);
@@ -92,10 +95,10 @@ fn fio_verifies_while_a_program_that_was_started_is_killed(api: Api) {
     let (pid_path, disk) = (pid_file.display(), disk.display());
     let device = Device::attach(api, [format!("exec:nbdkit -s -P {pid_path} file {disk}")]);
     let path = device.path();
-    let area = Area::of_device(&path, 16 * MIB);
+    let area = Area::of_device(&path, 4 * MIB);
     area.fill();
     let fio = area.start_verified();
-    for _ in 0..KILLS {
+    for _ in 0..PROGRAMS {
         device.wait_progress();
         let pid = pid_in(&pid_file).expect("a pid");
         assert!(process::signal(pid, Signal::SIGKILL));
@@ -115,26 +118,51 @@ fn pid_in(path: &Path) -> Option<i32> {
     fs::read_to_string(path).ok()?.strip_suffix('\n')?.parse().ok()
 }
 
-fn a_stopped_server_is_waited_for(api: Api) {
+fn a_stopped_server_is_waited_for_though_holder_and_backend_die(api: Api) {
     let files = TempDir::new();
     let disk = files.image("disk.img", 64 * MIB);
     let server = Nbdkit::start(&files.join("socket"), &disk);
     let device = Device::attach(api, [server.uri()]);
     let path = device.path();
-    let area = Area::of_device(&path, 16 * MIB);
+    let area = Area::of_device(&path, 4 * MIB);
     area.fill();
     let fio = area.start_verified();
     device.wait_progress();
     assert!(process::signal(server.pid(), Signal::SIGSTOP));
-    // A backend that dies meanwhile has a successor that waits for the server to let go.
+    // The connection is with the sitter now. A successor finds it there, and waits for the server
+    // to let go.
+    let holder = device.state().expect("a state").holder;
+    assert!(process::signal(holder.pid, Signal::SIGKILL));
+    wait_until("the death of the holder", LONG, || !holder.is_alive());
     device.signal_backend(Signal::SIGKILL);
+    device.status_and_words().1.says(&["adopted by"]);
     device.wait_running();
     wait_until("requests that wait", LONG, || !device.status().in_flight.is_empty());
+    wait_until("the reason why they do", LONG, || {
+        device.log().contains("the server has not closed the old connection")
+    });
     assert!(process::signal(server.pid(), Signal::SIGCONT));
     device.wait_progress();
     fio.stop().is_good();
     area.check();
     assert_eq!(device.status().totals.errors, 0);
     device.detach();
+    drop(server);
+}
+
+fn a_stopped_server_does_not_hold_up_a_detach_by_force(api: Api) {
+    let files = TempDir::new();
+    let disk = files.image("disk.img", 64 * MIB);
+    let server = Nbdkit::start(&files.join("socket"), &disk);
+    let device = Device::attach(api, [server.uri()]);
+    let path = device.path();
+    let area = Area::of_device(&path, 4 * MIB);
+    let fio = area.start_verified();
+    device.wait_progress();
+    assert!(process::signal(server.pid(), Signal::SIGSTOP));
+    wait_until("requests that wait", LONG, || !device.status().in_flight.is_empty());
+    // Panics if anything is left.
+    device.detach_by_force();
+    fio.ends().is_bad();
     drop(server);
 }

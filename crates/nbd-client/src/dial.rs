@@ -15,11 +15,14 @@ use nbd_proto::handshake::HandshakeError;
 use thiserror::Error;
 
 use crate::child::{Manner, Server};
-use crate::fence::Fence;
+use crate::fence::{self, Fence};
 use crate::lock;
 use crate::shake::{self, Agreed};
 use crate::shape::{ChangeError, ShapeError};
 use crate::target::Target;
+
+/// How long a program that has closed its connection may take to end, if that is why.
+const LAST_BREATH: Duration = Duration::from_millis(500);
 
 /// Why there is no connection to a server.
 #[derive(Debug, Error)]
@@ -63,7 +66,7 @@ pub enum Cause {
     #[error("cannot {0} the program")]
     Program(&'static str, #[source] io::Error),
     /// The program is no more.
-    #[error("the program ended ({0}) before it could be connected to: see its words above")]
+    #[error("the program ended ({0}) before the handshake was done: see its words above")]
     Ended(ExitStatus),
     /// The old program cannot be ended.
     #[error("the program does not end, although it was killed: see its state with `ps`")]
@@ -72,10 +75,10 @@ pub enum Cause {
     #[error("the program serves one connection only, on its standard input and output")]
     Single,
     /// The export cannot be a device.
-    #[error("the export {0}")]
+    #[error(transparent)]
     Shape(#[from] ShapeError),
     /// The export is not what it was.
-    #[error("the export {0}")]
+    #[error(transparent)]
     Change(#[from] ChangeError),
     /// A thread cannot be started.
     #[error("cannot start a thread")]
@@ -176,7 +179,24 @@ impl Dialer {
         let socket = Socket::from_fd(fd).map_err(Cause::Io)?;
         let mut stream = Stream::plain(socket);
         stream.set_deadline(Some(deadline));
-        shake::hands(stream, "", None)
+        shake::hands(stream, "", None).map_err(|cause| match cause {
+            Cause::Torn => self.explain(),
+            cause => cause,
+        })
+    }
+
+    /// Why the program has closed its connection: because it has ended, in most cases.
+    fn explain(&self) -> Cause {
+        let mut slot = lock(&self.server);
+        let Some(server) = &mut *slot else {
+            return Cause::Torn;
+        };
+        let limit = Instant::now() + LAST_BREATH;
+        let _ = fence::wait_readable(server.process(), Some(limit));
+        match server.ended() {
+            Ok(Some(status)) => Cause::Ended(status),
+            _ => Cause::Torn,
+        }
     }
 
     /// A connection to the program, which is started if need be.

@@ -31,8 +31,9 @@
 //!
 //! Three things are beyond that. A machine that does not answer any more cannot be waited for: if
 //! it is only cut off, what it has received may be carried out later. A server that closes a
-//! connection while it still works on what came over it cannot be seen through. And neither can a
-//! proxy in between. Servers that several clients fail over between have to fence by themselves.
+//! connection while it still works on what came over it cannot be seen through; qemu-nbd does that
+//! when its client vanishes. And neither can a proxy in between. Servers that several clients fail
+//! over between have to fence by themselves.
 
 mod child;
 mod connection;

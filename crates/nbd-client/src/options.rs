@@ -62,6 +62,6 @@ impl fmt::Debug for Options {
 pub trait Custodian: Send + Sync {
     /// Keeps a descriptor; one that was kept under the same name is let go. When this returns,
     /// the descriptor outlives this process. A successor hands all of them to
-    /// [`Remote::begin`].
+    /// [`Remote::begin`](crate::Remote::begin).
     fn keep(&self, name: &str, descriptor: BorrowedFd<'_>) -> io::Result<()>;
 }

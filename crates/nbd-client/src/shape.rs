@@ -15,12 +15,12 @@ const LARGEST_BLOCK: u32 = 4096;
 pub enum ShapeError {
     /// Its blocks are too large.
     #[error(
-        "works with blocks of {0} bytes only, and the kernel's NBD driver knows at most \
+        "the export works with blocks of {0} bytes only, and the kernel's NBD driver knows at most \
          {LARGEST_BLOCK}: have the server offer smaller ones (nbdkit: --filter=blocksize)"
     )]
     LargeBlocks(u32),
     /// There is not enough of it.
-    #[error("has {size} bytes, less than one block of {block}: choose a larger export")]
+    #[error("the export has {size} bytes, less than one block of {block}: choose a larger export")]
     Small {
         /// Its size in bytes.
         size: u64,
@@ -34,7 +34,7 @@ pub enum ShapeError {
 pub enum ChangeError {
     /// It has another size.
     #[error(
-        "has {now} bytes where the device has {attached}: give it its old size back, or detach \
+        "the export has {now} bytes where the device has {attached}: give it its old size back, or detach \
          the device and attach it anew"
     )]
     Size {
@@ -44,11 +44,13 @@ pub enum ChangeError {
         now: u64,
     },
     /// It cannot be written to.
-    #[error("is read-only now: have the server open it for writing, or detach the device")]
+    #[error(
+        "the export is read-only now: have the server open it for writing, or detach the device"
+    )]
     ReadOnly,
     /// Its blocks have become larger.
     #[error(
-        "works with blocks of {now} bytes now, and the device with {attached}: have the server \
+        "the export works with blocks of {now} bytes now, and the device with {attached}: have the server \
          offer the old ones, or detach the device and attach it anew"
     )]
     Block {
@@ -58,7 +60,9 @@ pub enum ChangeError {
         now: u32,
     },
     /// It can do less.
-    #[error("does not offer {0} any more, which the device relies on: have the server offer it")]
+    #[error(
+        "the export does not offer {0} any more, which the device relies on: have the server offer it"
+    )]
     Lost(&'static str),
 }
 

@@ -7,15 +7,19 @@
 //! | [`backend`] | between a backend and its holder |
 //! | [`control`] | between nbd-ctl and a holder |
 //! | [`status`] | what a holder tells about its device |
+//! | [`policy`] | what becomes of requests that no backend answers |
+//! | [`trace`] | requests that were executed |
 //! | [`registry`] | the runtime directory |
 //! | [`process`] | naming a process so that a reused pid is not mistaken for it |
 
 pub mod backend;
 pub mod channel;
 pub mod control;
+pub mod policy;
 pub mod process;
 pub mod registry;
 pub mod status;
+pub mod trace;
 pub mod wire;
 
 pub use channel::{Channel, ChannelError};

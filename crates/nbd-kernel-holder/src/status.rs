@@ -46,6 +46,7 @@ pub(crate) fn milliseconds(nanoseconds: u64) -> f64 {
 impl Holder {
     pub(crate) fn status(&mut self) -> Status {
         let export = self.export();
+        let sitter_pid = self.sitter.as_ref().map_or(0, |sitter| sitter.process.pid.as_raw());
         Status {
             device: self.device.name(),
             path: self.device.path().display().to_string(),
@@ -53,14 +54,29 @@ impl Holder {
             read_only: export.flags & nbd_proto::TransmissionFlags::READ_ONLY.bits() != 0,
             kernel_api: self.settings.api.name().into(),
             lanes: self.lanes.len() as u32,
+            on_backend_loss: self.settings.on_backend_loss.to_string(),
+            under_way: self.under_way(),
             holder_pid: nix::unistd::getpid().as_raw(),
-            sitter_pid: self.sitter.as_ref().map_or(0, |sitter| sitter.process.pid.as_raw()),
+            sitter_pid,
+            sitter_tracer_pid: process::tracer(sitter_pid),
             backend: self.backend_status(),
             in_flight: self.in_flight(),
             totals: self.totals(),
             last_recovery: self.recovery(),
             poisoned: self.poisoned.status(),
         }
+    }
+
+    /// What the operator has ordered.
+    fn under_way(&self) -> Option<String> {
+        let words = match (self.pending_detach, &self.failing, &self.replacing) {
+            (Some((_, true)), ..) => "detaching it by force",
+            (Some((_, false)), ..) => "detaching it: it writes back first",
+            (None, Some(_), _) => "answering what is in flight with EIO",
+            (None, None, Some(_)) => "replacing its backend",
+            (None, None, None) => return None,
+        };
+        Some(words.into())
     }
 
     fn backend_status(&self) -> BackendStatus {
@@ -77,6 +93,8 @@ impl Holder {
             (_, Phase::Restarting) => BackendState::Restarting,
             (_, Phase::Waiting) => BackendState::Waiting,
             (_, Phase::Down) => BackendState::Down,
+            (_, Phase::Paused) => BackendState::Paused,
+            (_, Phase::Failing) => BackendState::Failing,
         };
         BackendStatus {
             state,
@@ -100,6 +118,13 @@ impl Holder {
             BackendState::Waiting => {
                 format!("join with `nbd-serve --join {name} SPEC` or NBD_JOIN={name} PROGRAM")
             }
+            BackendState::Paused => format!("requests wait: `nbd-ctl resume {name}`"),
+            BackendState::Failing if self.failing.is_some() => {
+                "what is in flight is being answered with EIO".into()
+            }
+            BackendState::Failing => {
+                "there is no backend, and requests are answered with EIO until there is one".into()
+            }
             BackendState::Down => format!(
                 "it failed too often ({}); see the log, then `nbd-ctl restart {name}`",
                 self.last_failure
@@ -108,7 +133,7 @@ impl Holder {
         }
     }
 
-    fn totals(&self) -> TotalsStatus {
+    pub(crate) fn totals(&self) -> TotalsStatus {
         let Some(inspector) = &self.inspector else {
             return TotalsStatus::default();
         };

@@ -21,7 +21,7 @@ const UNREAD_MOST: u64 = 1 << 20;
 /// A ledger mapped for reading only.
 #[derive(Debug)]
 pub struct Inspector {
-    map: Map,
+    pub(crate) map: Map,
     file: std::fs::File,
 }
 

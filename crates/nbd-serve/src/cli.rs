@@ -4,7 +4,9 @@ use std::ffi::{OsStr, OsString};
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
+use clap_complete::engine::{ArgValueCandidates, CompletionCandidate};
+use clap_complete::env::CompleteEnv;
 use nbd_backend::{Endpoint, JoinError, Link, ServeError, chain};
 use nbd_control::registry::Registry;
 use serde::Serialize;
@@ -64,7 +66,7 @@ Exit status: 0 the device was detached or the server was asked to stop, 1 failur
 #[command(name = "nbd-serve", version, after_help = AFTER_HELP)]
 pub struct Cli {
     /// Take over this device, like nbd0, whose backend is gone.
-    #[arg(long, value_name = "DEVICE", conflicts_with = "listen")]
+    #[arg(long, value_name = "DEVICE", conflicts_with = "listen", add = ArgValueCandidates::new(attached))]
     pub join: Option<String>,
 
     /// Take over even from a backend that is alive, by killing it.
@@ -127,6 +129,8 @@ impl Error {
 
 /// All of the program.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    // Does nothing unless a shell asks, and then ends the program.
+    CompleteEnv::with_factory(Cli::command).complete();
     match Cli::try_parse_from(arguments).map_or_else(|error| refuse(&error), |cli| run(&cli)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -134,6 +138,12 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             ExitCode::from(error.exit_code())
         }
     }
+}
+
+/// The devices that a shell may complete.
+fn attached() -> Vec<CompletionCandidate> {
+    let devices = Registry::new(None).devices().unwrap_or_default();
+    devices.into_iter().map(|index| CompletionCandidate::new(format!("nbd{index}"))).collect()
 }
 
 /// Prints what was asked for, or brings the complaint into our form.

@@ -142,7 +142,6 @@ fn name(name: &str) -> String {
 pub(crate) fn serve(args: &NetworkArgs, texts: &[OsString]) -> Result<(), NetworkError> {
     let specs = parse_exports(texts)?;
     let security = security(args)?;
-    let stop = stop_signal().map_err(NetworkError::Signals)?;
     let (mut exports, mut backends) = (Vec::new(), Vec::new());
     for (name, spec) in specs {
         let export = Export::open(spec, None)?;
@@ -153,6 +152,9 @@ pub(crate) fn serve(args: &NetworkArgs, texts: &[OsString]) -> Result<(), Networ
         exports.push(if args.read_only { export.read_only() } else { export });
     }
     let served: Vec<_> = exports.iter().map(NetworkExport::to_string).collect();
+    // Not before: to open an export may mean to wait for another server, and there is nothing yet
+    // that a signal would have to end in order.
+    let stop = stop_signal().map_err(NetworkError::Signals)?;
     let mut listeners = Vec::new();
     for listen in &args.listen {
         listeners.extend(Listener::bind_with_mode(listen, args.socket_mode)?);

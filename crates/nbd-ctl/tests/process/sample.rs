@@ -85,8 +85,11 @@ pub(crate) fn status(device: &str) -> Status {
         read_only: false,
         kernel_api: "ioctl".into(),
         lanes: 1,
+        on_backend_loss: "hold".into(),
+        under_way: None,
         holder_pid: 10,
         sitter_pid: 11,
+        sitter_tracer_pid: None,
         backend: BackendStatus {
             state: BackendState::Running,
             detail: String::new(),

@@ -2,7 +2,7 @@
 
 use std::mem::{offset_of, size_of};
 
-use nbd_ledger::layout::{LaneControl, SLOTS, Slot};
+use nbd_ledger::layout::{LaneControl, RECORDS, SLOTS, Slot};
 use nbd_proto::Request;
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -62,6 +62,7 @@ fn look_and_serve(victim: &Victim) {
         let unread = inspector.unread(0, &[]).len();
         assert!(unread * Request::LEN <= LAYOUT.ring as usize);
         let _ = (inspector.totals(0), inspector.last_received_at(0));
+        assert!(inspector.recorded(0, 0, usize::MAX).0.len() <= RECORDS as usize);
     }
     let _ = victim.serve();
 }

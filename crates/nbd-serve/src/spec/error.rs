@@ -43,6 +43,9 @@ pub(crate) enum SpecError {
 fn with_scheme(text: &str) -> String {
     match size::parse(text) {
         Ok(_) => format!("write mem:{text} to serve memory of that size"),
+        Err(_) if text.contains(' ') => {
+            format!("write exec:{text} to start an NBD server, or file:{text} to serve a file")
+        }
         Err(_) => format!("write file:{text} to serve a file or a block device"),
     }
 }

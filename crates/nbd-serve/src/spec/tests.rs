@@ -78,6 +78,7 @@ fn a_bare_path_is_told_how_to_be_written() {
         ("64M", "write mem:64M to"),
         ("", "write file: to"),
         (":x", "write file::x to"),
+        ("nbdkit -s memory", "write exec:nbdkit -s memory to start an NBD server, or file:"),
     ] {
         assert!(complaint(text).contains(way_out), "{}", complaint(text));
     }

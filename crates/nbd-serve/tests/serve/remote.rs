@@ -253,7 +253,8 @@ fn a_server_that_is_not_there_is_reported_with_what_to_do() {
     for (spec, words) in [
         (uri(&directory.path("none")), "(does a server listen there?): No such file"),
         ("nbd://localhost:1/".into(), "cannot connect to tcp:localhost:1 (does a server listen"),
-        ("exec:false".into(), "exec:false: the "),
+        ("exec:false".into(), "exec:false: the program ended (exit status: 1)"),
+        ("exec:nbdkit -s memory 100".into(), "100: the export has 100 bytes, less than one block"),
         ("exec:nbdkit -s no-such-plugin".into(), "no-such-plugin"),
     ] {
         let output = Command::new(PROGRAM).args(["--print-geometry", &spec]).output().unwrap();
