@@ -76,7 +76,7 @@ impl Server {
             Manner::Listen => {
                 let directory = Directory::new()?;
                 let listener = UnixListener::bind(directory.socket())?;
-                let socket = directory.forget()?;
+                let socket = directory.open()?;
                 command.stdin(OwnedFd::from(listener)).env_remove("LISTEN_FDNAMES");
                 // Only the shell knows the process number before the server runs.
                 let script =
@@ -116,7 +116,10 @@ impl Server {
         let mut pause = Duration::from_millis(1);
         loop {
             let error = match UnixStream::connect(&path) {
-                Ok(stream) => return Ok(Some(stream)),
+                Ok(stream) => {
+                    self.forget_directory()?;
+                    return Ok(Some(stream));
+                }
                 Err(error) => error,
             };
             let is_starting =
@@ -128,6 +131,14 @@ impl Server {
             fence::wait_readable(self.process.as_fd(), Some(deadline.min(Instant::now() + pause)))?;
             pause = (pause * 2).min(Duration::from_millis(50));
         }
+    }
+
+    /// Once the server listens, its socket needs no name: see [`Directory::open`].
+    fn forget_directory(&mut self) -> io::Result<()> {
+        if let Way::Socket(directory) = &self.way {
+            self.way = Way::Unnamed(directory.open()?);
+        }
+        Ok(())
     }
 
     /// Ends the server and waits until it is dead.
@@ -185,9 +196,9 @@ impl Directory {
         self.0.join("socket")
     }
 
-    /// Removes the directory and returns a descriptor by which the socket can still be reached:
-    /// so nothing is left behind by a process that is killed.
-    fn forget(self) -> io::Result<fs::File> {
+    /// A descriptor by which the socket can be reached when the directory is no more: so nothing
+    /// is left behind by a process that is killed.
+    fn open(&self) -> io::Result<fs::File> {
         fs::File::options().read(true).custom_flags(libc::O_PATH).open(self.socket())
     }
 }

@@ -324,8 +324,8 @@ pub(crate) struct AttachArguments {
     /// [default: 3].
     #[arg(long, value_name = "N")]
     pub(crate) poison_limit: Option<u32>,
-    /// What becomes of requests while there is no backend: hold, or fail[:SECONDS], which answers
-    /// them with EIO once there has been none for so long (30 s) [default: hold].
+    /// What becomes of requests while there is no backend: hold, fail:SECONDS (answer them with
+    /// EIO once there has been none for so long) or fail (30 seconds) [default: hold].
     #[arg(long, value_name = "WHAT")]
     pub(crate) on_backend_loss: Option<OnBackendLoss>,
     /// Do without the second nbd-serve that is kept started to take over at once.

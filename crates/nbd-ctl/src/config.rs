@@ -9,6 +9,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
+use nbd_control::policy::OnBackendLoss;
 use serde::{Deserialize, Deserializer, de};
 use thiserror::Error;
 use toml::Spanned;
@@ -49,6 +50,8 @@ struct Entry {
     restart_limit: Option<u32>,
     #[serde(default, deserialize_with = "poison_limit")]
     poison_limit: Option<u32>,
+    #[serde(default, deserialize_with = "on_backend_loss")]
+    on_backend_loss: Option<OnBackendLoss>,
     #[serde(default = "yes")]
     spare: bool,
     user: Option<String>,
@@ -178,6 +181,7 @@ impl Entry {
             restart: self.restart,
             restart_limit: self.restart_limit,
             poison_limit: self.poison_limit,
+            on_backend_loss: self.on_backend_loss,
             no_spare: !self.spare,
             user: self.user.clone(),
             ready_timeout: self.ready_timeout,
@@ -221,6 +225,11 @@ fn choice<'de, T: ValueEnum, D: Deserializer<'de>>(from: D) -> Result<Option<T>,
         let names: Vec<_> = values.map(|value| value.get_name().to_owned()).collect();
         de::Error::custom(format!("`{text}` is none of {}", names.join(", ")))
     })
+}
+
+fn on_backend_loss<'de, D: Deserializer<'de>>(from: D) -> Result<Option<OnBackendLoss>, D::Error> {
+    let text = String::deserialize(from)?;
+    text.parse().map(Some).map_err(de::Error::custom)
 }
 
 fn device<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Device>, D::Error> {

@@ -38,8 +38,8 @@ pub(crate) struct Args {
     /// Answer a request with EIO once it has crashed so many backends, 2 or more; 0: never
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = poison_limit)]
     pub(crate) poison_limit: u32,
-    /// What becomes of requests while there is no backend: hold, or fail[:SECONDS], which answers
-    /// them with EIO once there has been none for so long (30 s)
+    /// What becomes of requests while there is no backend: hold, fail:SECONDS (answer them with
+    /// EIO once there has been none for so long) or fail (30 seconds)
     #[arg(long, value_name = "WHAT", default_value = "hold")]
     pub(crate) on_backend_loss: OnBackendLoss,
     /// Keep a second backend started, which takes over the moment the first one is lost

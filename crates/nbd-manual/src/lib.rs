@@ -5,10 +5,10 @@
 //!
 //! | module | idea |
 //! |---|---|
-//! | [`programs`] | the command lines of the programs |
-//! | [`page`] | a command line to a man page |
-//! | [`markdown`] | a page of `docs/` to a man page |
-//! | [`completions`] | scripts for bash, zsh and fish |
+//! | `programs` | the command lines of the programs |
+//! | `page` | a command line to a man page |
+//! | `markdown` | a page of `docs/` to a man page |
+//! | `completions` | scripts for bash, zsh and fish |
 
 mod completions;
 mod markdown;

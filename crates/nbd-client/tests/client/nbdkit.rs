@@ -1,7 +1,7 @@
 //! The real thing. It has to be installed: `scripts/setup` does that.
 
 use std::fs;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -88,6 +88,28 @@ fn by_standard_input_and_output() {
 #[test]
 fn by_a_socket_that_it_makes() {
     exercise(&connect("exec:nbdkit -f -U $unixsocket memory 64M"));
+}
+
+#[test]
+fn the_socket_that_it_makes_is_not_left_behind_by_a_client_that_is_killed() {
+    let remote = connect_by(2, "exec:nbdkit -f -U $unixsocket memory 64M");
+    let prefix = format!("nbd-serve-{}-", std::process::id());
+    let pid = pid_of(&remote.child_pidfd().unwrap());
+    let environment = fs::read(format!("/proc/{pid}/environ")).unwrap();
+    let mut variables = environment.split(|byte| *byte == 0);
+    let socket = variables.find_map(|variable| variable.strip_prefix(b"unixsocket=")).unwrap();
+    let socket = PathBuf::from(str::from_utf8(socket).unwrap());
+    // Were this client killed now, nobody would be left to remove it.
+    assert!(socket.to_str().unwrap().contains(&prefix));
+    assert!(!socket.parent().unwrap().exists());
+    // It is still there for those who have a descriptor of it.
+    exercise(&remote);
+}
+
+fn pid_of(process: &OwnedFd) -> i32 {
+    let info = format!("/proc/self/fdinfo/{}", process.as_raw_fd());
+    let info = fs::read_to_string(info).unwrap();
+    info.lines().find_map(|line| line.strip_prefix("Pid:")).unwrap().trim().parse().unwrap()
 }
 
 #[test]
