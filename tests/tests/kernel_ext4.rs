@@ -1,5 +1,6 @@
 //! A file system on a device whose backend does not live long.
 
+use std::ffi::OsStr;
 use std::fs;
 
 use nbd_control::status::BackendState;
@@ -37,10 +38,12 @@ fn ext4_keeps_a_tree_of_files_while_the_backend_is_killed(api: Api) {
     make_ext4(&device);
     let mount = Mount::new(&device.path(), &files.join("mount"));
     let copy = files.join("mount").join("copy");
-    let arguments = ["-a".as_ref(), source.as_os_str(), copy.as_os_str()];
+    // From the second round on over what is there, which is another kind of load.
+    let options = ["-aT", "--remove-destination"].map(OsStr::new);
+    let arguments = options.into_iter().chain([source.as_os_str(), copy.as_os_str()]);
     let mut rounds = 0;
     while killer.count() < KILLS {
-        run("cp", arguments).succeeds();
+        run("cp", arguments.clone()).succeeds();
         run("sync", ["-f".as_ref(), copy.as_os_str()]).succeeds();
         rounds += 1;
     }
