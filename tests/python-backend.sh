@@ -74,7 +74,7 @@ kill_under_load() {
 # Stops the backend when it has taken requests and not answered them; fails if that is never so.
 stop_in_the_middle() {
 	local try pid
-	for ((try = 0; try < 60; try++)); do
+	for ((try = 0; try < 1000; try++)); do
 		pid=$(backend_pid)
 		[[ -n $pid ]] || continue
 		kill -STOP "$pid"
@@ -93,6 +93,9 @@ head -c 8M /dev/urandom >"$work/data"
 dd if="$work/data" of="$device" bs=1M seek=32 oflag=direct conv=fsync status=none
 dd if="$device" bs=1M skip=32 count=8 iflag=direct status=none | cmp - "$work/data"
 say "written and read back"
+nbd-ctl trace "$device" --kind write --range "$((39 << 20))+4096" --json | grep -q '"error":0.*"backend":1,' ||
+	fail "the flight recorder shows no write"
+say "and recorded"
 
 kill_under_load "the Python backend"
 

@@ -9,7 +9,8 @@ docs/backend-protocol.md explains why; to commit means here to do the one store 
 """
 import ctypes, errno, fcntl, mmap, os, platform, select, socket, struct, sys, time
 
-PAGE, SLOTS, RECEIVE_MOST, SEND_MOST = 4096, 256, 512 << 10, 256 << 10
+PAGE, SLOTS, RECORDS = 4096, 256, 4096
+RECEIVE_MOST, SEND_MOST = 512 << 10, 256 << 10
 REQUEST, REPLY = struct.Struct(">IHHQQI"), struct.Struct(">IIQ")
 READ, WRITE, DISCONNECT, FLUSH, TRIM, CACHE, ZEROES = range(7)
 FUA, NO_HOLE = 1, 2
@@ -80,7 +81,9 @@ class Lane:
         self.fd, self.memory, self.file, self.longest = fd, memory, file, longest
         self.q, self.i = memory.cast("Q"), memory.cast("I")
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-        self.control, self.slots, self.ring = start, start + PAGE, start + PAGE + SLOTS * 64
+        self.control, self.slots = start, start + PAGE
+        self.records = self.slots + SLOTS * 64
+        self.ring = self.records + RECORDS * 64
         self.area, self.ring_size, self.area_size = self.ring + ring, ring, transmit
         self.vector, self.staged, self.over = (ctypes.c_uint64 * 4)(), 0, False
         # The kernel must not have to wait for this page when it stores a count.
@@ -169,9 +172,20 @@ class Lane:
             if fits:
                 error = self.file.execute(kind, flags, offset, length, pieces, self.i)
             REPLY.pack_into(self.memory, at, 0x67446698, error, cookie)
+            self.record(slot, error)
             self.q[slot >> 3] = self.sequence + 1  # no answer yet: that number is not committed
             self.staged += 16 + (0 if error else data)
         self.send()
+
+    def record(self, slot, error):
+        """A line in the flight recorder, for `nbd-ctl trace`."""
+        number = self.q[(self.control + 32) >> 3]
+        place = self.records + number % RECORDS * 64
+        self.memory[place:place + 24] = self.memory[slot + 8:slot + 32]  # cookie to kind
+        received, started, counts = self.q[(slot + 40) >> 3:(slot + 64) >> 3]
+        struct.pack_into("=QQQIIQ", self.memory, place + 24, received, started,
+                         time.monotonic_ns(), counts & 0xFFFFFFFF, error, self.q[40 >> 3])
+        self.q[(self.control + 32) >> 3] = (number + 1) % (1 << 64)  # commits it
 
     def send(self):
         if self.staged:
@@ -202,7 +216,7 @@ class Lane:
             raise Damaged("impossible record")
         self.pump(sent, length)
         pending = []
-        for slot in range(self.slots, self.ring, 64):
+        for slot in range(self.slots, self.records, 64):
             state, position = q[slot >> 3], q[(slot + 32) >> 3]
             if state == 1 and position >= self.parsed:
                 q[slot >> 3] = 0  # filled and never committed: it will be taken again
@@ -279,9 +293,9 @@ class File:
 
 
 def serve(holder, file, ledger, sockets, shape):
-    stride = PAGE + SLOTS * 64 + shape[0] + shape[1]
+    stride = PAGE + (SLOTS + RECORDS) * 64 + shape[0] + shape[1]
     memory = memoryview(mmap.mmap(ledger, PAGE + len(sockets) * stride))
-    if struct.unpack_from("=QIIQQI", memory) != (0x4E42444C45444731, 1, len(sockets), *shape):
+    if struct.unpack_from("=QIIQQI", memory) != (0x4E42444C45444731, 2, len(sockets), *shape):
         raise Damaged("its header is not what the holder said")
     lanes = {fd: Lane(fd, memory, PAGE + n * stride, *shape, file) for n, fd in enumerate(sockets)}
     pending = {fd: lane.recover() for fd, lane in lanes.items()}
@@ -304,7 +318,7 @@ def serve(holder, file, ledger, sockets, shape):
 def main(path):
     file, holder = File(os.path.abspath(path)), Holder()
     export = struct.pack("<QIH", file.size, 512, FLAGS)
-    holder.send(0, struct.pack("<I", 1) + string(f"file:{file.path}") + export + b"\0")
+    holder.send(0, struct.pack("<I", 2) + string(f"file:{file.path}") + export + b"\0")
     grant, (ledger, *descriptors) = holder.receive(0)
     _device, at = string_at(grant, 4)
     lanes, *shape, left = struct.unpack_from("<IQQIQ", grant, at)

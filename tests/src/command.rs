@@ -5,9 +5,10 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::io::{ErrorKind, Read, Seek};
+use std::io::ErrorKind;
+use std::os::unix::fs::FileExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, killpg};
@@ -16,7 +17,7 @@ use nix::unistd::Pid;
 use crate::temp::fresh_path;
 
 /// How long a program may take if nothing else is said.
-pub const LIMIT: Duration = Duration::from_secs(120);
+pub const LIMIT: Duration = Duration::from_secs(300);
 const PAUSE: Duration = Duration::from_millis(5);
 /// How long a killed program may take to go. One that sits in the driver may not go at all.
 const LAST_BREATH: Duration = Duration::from_secs(2);
@@ -106,9 +107,24 @@ pub fn start<S: AsRef<OsStr>>(
 /// Starts a command.
 #[track_caller]
 pub fn launch(mut command: Command) -> Running {
+    command.stdin(Stdio::null());
+    spawn(command)
+}
+
+/// Starts a command, and hands out what it reads from.
+#[track_caller]
+pub fn converse(mut command: Command) -> (Running, ChildStdin) {
+    command.stdin(Stdio::piped());
+    let mut running = spawn(command);
+    let stdin = running.child.stdin.take().expect("a pipe");
+    (running, stdin)
+}
+
+#[track_caller]
+fn spawn(mut command: Command) -> Running {
     let (stdout, stderr) = (unnamed_file(), unnamed_file());
     let copy = |file: &File| Stdio::from(file.try_clone().expect("a descriptor"));
-    command.stdin(Stdio::null()).stdout(copy(&stdout)).stderr(copy(&stderr)).process_group(0);
+    command.stdout(copy(&stdout)).stderr(copy(&stderr)).process_group(0);
     let words = std::iter::once(command.get_program()).chain(command.get_args());
     let text: Vec<_> = words.map(|word| word.to_string_lossy()).collect();
     let text = text.join(" ");
@@ -132,11 +148,10 @@ fn unnamed_file() -> File {
     file
 }
 
+/// By place, as the program that writes shares the file's offset.
 fn all_of(file: &File) -> String {
-    let mut file = file;
-    let mut bytes = Vec::new();
-    file.rewind().expect("a file to rewind");
-    file.read_to_end(&mut bytes).expect("a file to read");
+    let mut bytes = vec![0; file.metadata().map_or(0, |meta| meta.len()) as usize];
+    file.read_exact_at(&mut bytes, 0).expect("a file to read");
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
@@ -159,6 +174,12 @@ impl Running {
     pub fn signal(&self, signal: Signal) {
         // It may be gone.
         let _ = killpg(Pid::from_raw(self.pid()), signal);
+    }
+
+    /// What it has written to standard output so far.
+    #[must_use]
+    pub fn output(&self) -> String {
+        all_of(&self.stdout)
     }
 
     /// What it has said on standard error so far.

@@ -58,6 +58,20 @@ pub fn start_read(device: &Path, offset: u64) -> Running {
     start("dd", words.iter().map(String::as_str).chain(options))
 }
 
+/// Starts a direct write of whole blocks, which it leaves in `input` for that.
+#[track_caller]
+#[must_use]
+pub fn start_write(device: &Path, offset: u64, input: &Path, blocks: &[u8]) -> Running {
+    fs::write(input, blocks).expect("a file");
+    let words = [
+        format!("if={}", input.display()),
+        format!("of={}", device.display()),
+        format!("seek={offset}"),
+    ];
+    let options = ["oflag=direct,seek_bytes", "bs=4096", "conv=notrunc"];
+    start("dd", words.iter().map(String::as_str).chain(options))
+}
+
 /// Reads all of a device, past its cache.
 #[track_caller]
 pub fn read_all(device: &Path) {

@@ -11,12 +11,16 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::command::{Running, start};
+use crate::random::Random;
 use crate::temp::fresh_path;
 use crate::wait::{LONG, wait_until};
 
-/// How long a run may take after it was told to stop, or if it ends by itself.
-const LIMIT: Duration = Duration::from_secs(180);
+/// How long a run may take after it was told to stop, or if it ends by itself: for a device that
+/// answers 20 requests a second.
+const LIMIT: Duration = Duration::from_secs(600);
 const BLOCK: u64 = 4096;
+const VERIFIED: [&str; 4] =
+    ["--rw=randrw", "--verify=crc32c", "--verify_backlog=64", "--serialize_overlap=1"];
 
 /// What fio works on.
 #[derive(Clone, Copy, Debug)]
@@ -37,7 +41,7 @@ pub struct Fio {
 }
 
 /// What came of a run.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Report {
     /// Reads that were completed.
     pub reads: u64,
@@ -101,17 +105,18 @@ impl<'a> Area<'a> {
     #[track_caller]
     #[must_use]
     pub fn start_verified(&self) -> Fio {
-        self.start(
-            "verified",
-            &[
-                "--rw=randrw",
-                "--verify=crc32c",
-                "--verify_backlog=64",
-                "--serialize_overlap=1",
-                "--time_based=1",
-                "--runtime=3600",
-            ],
-        )
+        self.start("verified", &[&VERIFIED[..], &["--time_based=1", "--runtime=3600"]].concat())
+    }
+
+    /// The same with flushes, until each block was either read or written, and all that was
+    /// written was read again: so much work, whatever time it takes.
+    #[track_caller]
+    pub fn verified_round(&self, random: &mut Random) -> Report {
+        let seed = format!("--randseed={}", random.number() >> 1);
+        let options = [&VERIFIED[..], &["--fsync=64", &seed]].concat();
+        let report = self.start("verified", &options).end(LIMIT).is_good();
+        assert_eq!(report.reads, self.blocks(), "not all that was written was verified");
+        report
     }
 
     /// Reads and writes at random, always 16 at a time, and checks nothing.
@@ -241,10 +246,13 @@ impl Ended {
 }
 
 impl Report {
-    /// How many blocks were read again after they were written, and compared. fio does not
-    /// tell; but as it reads as much as it writes, the rest of its reads were these.
+    /// Both, one after the other.
     #[must_use]
-    pub fn verified(&self) -> u64 {
-        self.reads.saturating_sub(self.writes)
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            reads: self.reads + other.reads,
+            writes: self.writes + other.writes,
+            longest: self.longest.max(other.longest),
+        }
     }
 }

@@ -5,18 +5,22 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::{JoinHandle, sleep};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nbd_control::process::ProcessId;
 use nbd_control::registry::Registry;
 use nix::sys::signal::Signal;
 
-use crate::device::Device;
+use crate::device::{Device, completed};
 use crate::process::{children, signal};
 use crate::random::Random;
+use crate::wait::LONG;
 
 /// Every so many times the spares die as well, so that starting a program is tried too.
 const SPARES: u64 = 4;
+/// So many in a row may be killed before one of them has answered anything. With more of that the
+/// holder would give up, as it should: it takes them for backends that crash by themselves.
+const UNPROVEN: u32 = 3;
 
 /// A thread that kills.
 #[derive(Debug)]
@@ -38,9 +42,12 @@ impl Killer {
         Self { stop, count, thread: Some(thread) }
     }
 
-    /// Backends killed so far.
+    /// Backends killed so far; panics if there is nobody to kill any more.
+    #[track_caller]
     #[must_use]
     pub fn count(&self) -> usize {
+        let lives = self.thread.as_ref().is_some_and(|thread| !thread.is_finished());
+        assert!(lives, "the device has no backend that answers");
         self.count.load(Ordering::Relaxed)
     }
 
@@ -81,10 +88,19 @@ fn kill_until(
     pauses: &RangeInclusive<u64>,
 ) -> HashSet<i32> {
     let registry = Registry::new(None);
-    let mut random = Random::by_clock();
+    let mut random = Random::from_environment();
     let mut killed = HashSet::new();
+    let (mut answered, mut unproven) = (0, 0);
+    let mut last = Instant::now();
     while !stop.load(Ordering::Relaxed) {
+        assert!(last.elapsed() < LONG, "nobody to kill");
         sleep(Duration::from_millis(random.within(pauses)));
+        let now = completed(&format!("nbd{index}"));
+        if now == answered && unproven == UNPROVEN {
+            continue;
+        }
+        unproven = if now == answered { unproven + 1 } else { 0 };
+        answered = now;
         let state = registry.read_state(index).ok().flatten();
         let victim = state.and_then(|state| state.backend);
         // The dead are not killed again: the next one may not have come yet.
@@ -96,6 +112,7 @@ fn kill_until(
         }
         if signal(victim.pid, Signal::SIGKILL) && killed.insert(victim.pid) {
             count.store(killed.len(), Ordering::Relaxed);
+            last = Instant::now();
         }
     }
     killed

@@ -10,8 +10,11 @@
 //! | [`world`] | all that an attach may change, to see that a failed one changed nothing |
 //! | [`fio`] | I/O that knows what it wrote |
 //! | [`killer`] | SIGKILL for backends at random moments |
+//! | [`stall`] | how long a device answers nothing |
+//! | [`gdb`] | a debugger, and that its prompt comes back |
 //! | [`kernel_log`] | what the driver had to say meanwhile |
 //! | [`disk`], [`mount`], [`tree`] | bytes on a device, file systems and something to put on them |
+//! | [`nbdkit`] | a server that somebody else runs |
 //! | [`process`], [`temp`], [`random`], [`wait`] | odds and ends |
 
 pub mod command;
@@ -19,11 +22,14 @@ pub mod ctl;
 pub mod device;
 pub mod disk;
 pub mod fio;
+pub mod gdb;
 pub mod kernel_log;
 pub mod killer;
 pub mod mount;
+pub mod nbdkit;
 pub mod process;
 pub mod random;
+pub mod stall;
 pub mod temp;
 pub mod tree;
 pub mod wait;

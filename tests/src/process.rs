@@ -78,6 +78,17 @@ fn field(path: &Path, name: &str) -> u64 {
     number.unwrap_or_else(|| panic!("{}: no {name}", path.display()))
 }
 
+/// Processor time that a process has used, in hundredths of a second.
+#[must_use]
+pub fn ticks(pid: i32) -> u64 {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).expect("a process");
+    // Its name may have blanks in it. The state is field 3.
+    let (_, fields) = text.rsplit_once(") ").expect("a process's fields");
+    let fields: Vec<_> = fields.split_ascii_whitespace().collect();
+    let of = |field: usize| fields[field - 3].parse::<u64>().expect("a number");
+    of(14) + of(15)
+}
+
 /// The effective user that a process runs as.
 #[must_use]
 pub fn user(pid: i32) -> u32 {

@@ -14,6 +14,15 @@ impl Random {
         Self(seed.wrapping_mul(2).wrapping_add(1))
     }
 
+    /// The same numbers for the same `NBD_SOAK_SEED`, without one other numbers each time.
+    #[must_use]
+    pub fn from_environment() -> Self {
+        std::env::var("NBD_SOAK_SEED").map_or_else(
+            |_| Self::by_clock(),
+            |seed| Self::seeded(seed.parse().expect("NBD_SOAK_SEED is a number")),
+        )
+    }
+
     /// Other numbers each time.
     #[must_use]
     pub fn by_clock() -> Self {

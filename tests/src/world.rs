@@ -8,9 +8,7 @@ use std::time::{Duration, Instant};
 use nbd_control::registry::DEFAULT_DIRECTORY;
 
 use crate::process::ours;
-
-/// How long processes may take to be gone after nbd-ctl has returned.
-const GRACE: Duration = Duration::from_secs(10);
+use crate::wait::LONG;
 
 /// The registry, the driver's devices and our processes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,7 +44,8 @@ impl World {
     /// Panics unless it is as before.
     #[track_caller]
     pub fn is_unchanged(&self) {
-        let deadline = Instant::now() + GRACE;
+        // Processes may take a moment to be gone after nbd-ctl has returned.
+        let deadline = Instant::now() + LONG;
         loop {
             let now = Self::now();
             if now == *self {

@@ -109,9 +109,12 @@ fn what_does_not_fill_a_block_is_left_out_and_said(api: Api) {
 fn programs_that_do_not_serve(api: Api) {
     let files = TempDir::new();
     let text = files.image("text", 10).display().to_string();
-    let refused = |program: &[&str], code, words: &[&str]| {
-        let arguments = [["--ready-timeout", "2", "--"].as_slice(), program].concat();
+    let refused_within = |limit: &str, program: &[&str], code, words: &[&str]| {
+        let arguments = [["--ready-timeout", limit, "--"].as_slice(), program].concat();
         is_refused(api, &arguments, code, words);
+    };
+    let refused = |program: &[&str], code, words: &[&str]| {
+        refused_within("600", program, code, words);
     };
     refused(&["no-such-program"], FAILED, &["no-such-program", "in PATH"]);
     refused(&["/no/such/program"], FAILED, &["/no/such/program", "no such program"]);
@@ -122,7 +125,7 @@ fn programs_that_do_not_serve(api: Api) {
     refused(&["/bin/sh", "-c", words], FAILED, &["status 7", "these are my words"]);
     refused(&["/bin/sh", "-c", "kill -SEGV $$"], FAILED, &["SIGSEGV"]);
     let joins = ["within 2 s", "--ready-timeout"];
-    refused(&["/bin/sleep", "987"], TOO_LATE, &joins);
+    refused_within("2", &["/bin/sleep", "987"], TOO_LATE, &joins);
     let left = run("pgrep", ["-f", "sleep 987"]);
     assert_eq!(left.code, 1, "the program runs on: {}", left.stdout);
     let serve = program("nbd-serve");

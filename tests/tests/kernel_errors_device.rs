@@ -77,7 +77,7 @@ fn a_device_in_use_is_not_detached(api: Api) {
 /// The device still serves what it has served.
 #[track_caller]
 fn still_works(device: &Device, file: &Path) {
-    ctl(["wait", &device.name(), "--timeout", "20"]).succeeds();
+    ctl(["wait", &device.name(), "--timeout", "300"]).succeeds();
     let image = fs::read(file).expect("the file");
     assert!(disk::read(&device.path(), 0, 4096) == image[..4096]);
     assert_eq!(device.wait_running().totals.errors, 0);

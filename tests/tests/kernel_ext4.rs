@@ -1,5 +1,6 @@
 //! A file system on a device whose backend does not live long.
 
+use std::ffi::OsStr;
 use std::fs;
 
 use nbd_control::status::BackendState;
@@ -13,6 +14,8 @@ use nbd_tests::temp::TempDir;
 use nbd_tests::{Api, kernel_tests, report, tree};
 
 const MIB: u64 = 1 << 20;
+/// So often at least while files are copied.
+const KILLS: usize = 20;
 
 kernel_tests!(
     ext4_keeps_a_tree_of_files_while_the_backend_is_killed,
@@ -35,9 +38,15 @@ fn ext4_keeps_a_tree_of_files_while_the_backend_is_killed(api: Api) {
     make_ext4(&device);
     let mount = Mount::new(&device.path(), &files.join("mount"));
     let copy = files.join("mount").join("copy");
-    let arguments = ["-a".as_ref(), source.as_os_str(), copy.as_os_str()];
-    let copying = run("cp", arguments).succeeds();
-    run("sync", ["-f".as_ref(), copy.as_os_str()]).succeeds();
+    // From the second round on over what is there, which is another kind of load.
+    let options = ["-aT", "--remove-destination"].map(OsStr::new);
+    let arguments = options.into_iter().chain([source.as_os_str(), copy.as_os_str()]);
+    let mut rounds = 0;
+    while killer.count() < KILLS {
+        run("cp", arguments.clone()).succeeds();
+        run("sync", ["-f".as_ref(), copy.as_os_str()]).succeeds();
+        rounds += 1;
+    }
     mount.unmount();
     let kills = killer.count();
 
@@ -52,15 +61,13 @@ fn ext4_keeps_a_tree_of_files_while_the_backend_is_killed(api: Api) {
     let status = device.wait_running();
     killer::check_restarts(&device, all);
     assert_eq!(status.totals.errors, 0);
-    assert!(kills >= 10, "only {kills} kills until it was unmounted");
     log.has_no_complaints();
     device.detach();
     report(&format!(
-        "{}: {} files, {} MiB copied in {:.1} s, {kills} kills until unmounted, {all} in all",
+        "{}: {} files, {} MiB, copied {rounds} times; {kills} kills until unmounted, {all} in all",
         api.name(),
         made.files,
         made.bytes / MIB,
-        copying.took.as_secs_f64()
     ));
 }
 
@@ -81,8 +88,7 @@ fn detach_by_force_takes_a_mounted_device_away(api: Api) {
     refused.says(&[&format!("mounted on {place}"), "--force"]);
     assert_eq!(device.status().backend.state, BackendState::Running);
 
-    let forced = ctl(["detach", "--force", &name]).succeeds();
-    assert!(forced.took.as_secs() < 10, "it took {:?}", forced.took);
+    ctl(["detach", "--force", &name]).succeeds();
     ctl(["status", &name]).fails_with(3);
     mount.unmount();
     drop(device);

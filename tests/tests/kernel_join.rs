@@ -65,7 +65,7 @@ fn a_backend_joins_by_hand_and_another_takes_over(api: Api) {
     let mut read = start_read(&device.path(), 0);
     wait_until("a request waits", LONG, || !device.status().in_flight.is_empty());
     let third = start_serve(["--join", "nbd0", &spec]);
-    ctl(["wait", "nbd0", "--timeout", "60"]).succeeds();
+    ctl(["wait", "nbd0", "--timeout", "300"]).succeeds();
     wait_until("it is answered", LONG, || !read.is_running());
     read.finish(LIMIT).succeeds();
     has_noise();

@@ -1,25 +1,41 @@
-//! A backend that is killed again and again, and fio that must not notice.
+//! A backend that is killed again and again, or replaced, and fio that must not notice.
+//!
+//! `scripts/soak --vm` makes it longer: `NBD_SOAK_KILLS`, `NBD_SOAK_REQUESTS`, `NBD_SOAK_REPLACES`.
 
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use nbd_tests::ctl::ctl;
 use nbd_tests::device::Device;
-use nbd_tests::fio::Area;
+use nbd_tests::fio::{Area, Report};
 use nbd_tests::kernel_log::KernelLog;
 use nbd_tests::killer::{self, Killer};
 use nbd_tests::process::Memory;
 use nbd_tests::random::Random;
+use nbd_tests::stall::StallWatch;
 use nbd_tests::temp::TempDir;
 use nbd_tests::{Api, kernel_tests, report};
 
 const MIB: u64 = 1 << 20;
-/// What is promised, on a machine that is not busy with other things; else it takes longer.
-const KILLS: usize = 100;
-const TIME: Duration = Duration::from_secs(20);
-const LIMIT: Duration = Duration::from_secs(180);
+const KILLS: u64 = 100;
+const REPLACES: u64 = 5;
 
-kernel_tests!(fio_verifies_while_the_backend_is_killed_100_times);
+kernel_tests!(
+    fio_verifies_while_the_backend_is_killed_100_times,
+    a_replacement_at_full_depth_is_a_short_stall_and_no_error,
+);
+
+fn setting(name: &str, otherwise: u64) -> u64 {
+    std::env::var(name).map_or(otherwise, |text| text.parse().expect("a number"))
+}
 
 fn fio_verifies_while_the_backend_is_killed_100_times(api: Api) {
+    let kills = setting("NBD_SOAK_KILLS", KILLS) as usize;
+    let requests = setting("NBD_SOAK_REQUESTS", 0);
+    let mut random = Random::from_environment();
     let mut log = KernelLog::from_now();
     let files = TempDir::new();
     let device = Device::attach(api, [files.spec("disk.img", 64 * MIB)]);
@@ -27,43 +43,75 @@ fn fio_verifies_while_the_backend_is_killed_100_times(api: Api) {
     let area = Area::of_device(&path, 16 * MIB);
     area.fill();
 
-    let mut fio = area.start_verified();
-    device.wait_progress();
     let killer = Killer::start(&device, 20..=220);
     let start = Instant::now();
-    while killer.count() < KILLS || start.elapsed() < TIME {
-        fio.goes_on();
-        assert!(start.elapsed() < LIMIT, "only {} kills", killer.count());
-        std::thread::sleep(Duration::from_millis(200));
+    let mut result = Report::default();
+    while killer.count() < kills || result.reads + result.writes < requests {
+        result = result.and(area.verified_round(&mut random));
     }
     let killed = killer.stop();
     let took = start.elapsed().as_secs_f64();
-    let result = fio.stop().is_good();
-    assert!(result.verified() > result.writes / 2, "fio has hardly verified anything: {result:?}");
 
     // Each of the killed was another process, and nobody else died.
     let status = device.wait_running();
-    assert!(killed.len() >= KILLS);
     assert!(!killed.contains(&status.backend.pid.expect("a backend")));
     killer::check_restarts(&device, killed.len());
     assert_eq!(status.totals.errors, 0);
     assert!(status.in_flight.is_empty(), "{:?}", status.in_flight);
     area.check();
+    // The driver complains of each reply that it does not expect, and drops the lane.
     log.has_no_complaints();
     let pause = longest_pause(&device.log());
     let memory = [status.holder_pid, status.sitter_pid].map(|pid| Memory::of(pid).rss);
     assert!(memory.iter().sum::<u64>() < 6 * 1024, "{memory:?} KiB: it grows");
     device.detach();
     report(&format!(
-        "{}: {} kills in {took:.0} s, {} reads and {} writes, about {} of them verified, \
-         longest wait {:.0} ms (longest pause before a restart {pause} ms); \
-         holder and sitter {memory:?} KiB",
+        "soak: {}: {} requests ({} writes, each of them verified), {} kills in {took:.0} s: \
+         {} errors, 0 double replies, 0 lost writes; longest stall {:.0} ms (longest pause \
+         before a restart {pause} ms); holder and sitter {memory:?} KiB",
         api.name(),
-        killed.len(),
-        result.reads,
+        result.reads + result.writes,
         result.writes,
-        result.verified(),
+        killed.len(),
+        status.totals.errors,
         result.longest
+    ));
+}
+
+fn a_replacement_at_full_depth_is_a_short_stall_and_no_error(api: Api) {
+    let mut log = KernelLog::from_now();
+    let files = TempDir::new();
+    let device = Device::attach(api, [files.spec("disk.img", 16 * MIB)]);
+    let path = device.path();
+    let mut load = Area::of_device(&path, 8 * MIB).start_load();
+    device.wait_progress();
+    let watch = StallWatch::start(&device);
+    let mut stalls: Vec<_> = (0..setting("NBD_SOAK_REPLACES", REPLACES))
+        .map(|_| {
+            let backend = device.backend();
+            device.wait_progress();
+            watch.take();
+            ctl(["replace", &device.name()]).succeeds();
+            assert_ne!(device.backend(), backend, "it was replaced");
+            device.wait_progress();
+            watch.take()
+        })
+        .collect();
+    drop(watch);
+    load.goes_on();
+    let result = load.stop().is_good();
+    assert_eq!(device.status().totals.errors, 0);
+    log.has_no_complaints();
+    device.detach();
+    stalls.sort_unstable();
+    report(&format!(
+        "soak: {}: {} replacements at queue depth 16, {} requests: 0 errors; stall median \
+         {:.1} ms, worst {:.1} ms",
+        api.name(),
+        stalls.len(),
+        result.reads + result.writes,
+        stalls[stalls.len() / 2].as_secs_f64() * 1e3,
+        stalls[stalls.len() - 1].as_secs_f64() * 1e3,
     ));
 }
 
@@ -87,23 +135,24 @@ fn fio_notices_damage() {
     area.fill();
     area.check();
     let fio = area.start_verified();
-    let scribbles = std::thread::spawn({
-        let path = path.clone();
-        move || {
-            let image = std::fs::File::options().write(true).open(path);
-            let image = image.expect("the file");
-            let mut random = Random::by_clock();
-            let end = Instant::now() + Duration::from_secs(10);
-            while Instant::now() < end {
-                let at = random.within(&(0..=4 * MIB / 4096 - 1)) * 4096 + 1000;
-                let byte = random.bytes(1);
-                std::os::unix::fs::FileExt::write_at(&image, &byte, at).expect("a scribble");
-                std::thread::sleep(Duration::from_millis(1));
-            }
-        }
+    let noticed = AtomicBool::new(false);
+    let words = std::thread::scope(|scope| {
+        scope.spawn(|| scribble_until(&noticed, &path));
+        let words = fio.ends().is_bad();
+        noticed.store(true, Ordering::Relaxed);
+        words
     });
-    let words = fio.ends().is_bad();
     assert!(words.contains("verify"), "{words}");
-    scribbles.join().expect("scribbles");
     area.try_check().is_bad();
+}
+
+/// Changes a byte of the file at random places, again and again.
+fn scribble_until(stop: &AtomicBool, path: &Path) {
+    let image = File::options().write(true).open(path).expect("the file");
+    let mut random = Random::by_clock();
+    while !stop.load(Ordering::Relaxed) {
+        let at = random.within(&(0..=4 * MIB / 4096 - 1)) * 4096 + 1000;
+        image.write_at(&random.bytes(1), at).expect("a scribble");
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }

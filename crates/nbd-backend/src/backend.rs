@@ -72,6 +72,10 @@ pub trait Backend: Send + Sync + 'static {
     fn start(&self, task: Box<dyn Task>) -> Option<Box<dyn Task>> {
         Some(task)
     }
+
+    /// Nobody will ask for anything any more: the time to take leave of other processes. Called
+    /// when serving ends in order, and never when the process is killed.
+    fn close(&self) {}
 }
 
 /// A range of a device that is all in one state.
@@ -135,6 +139,27 @@ pub struct Geometry {
 }
 
 impl Geometry {
+    /// The shape of a device that was attached; what the kernel has no use for is taken as
+    /// missing.
+    #[must_use]
+    pub fn of(attached: &ExportInfo) -> Self {
+        let flags = TransmissionFlags::from_bits(attached.flags);
+        let has = |flag| flags.contains(flag);
+        let capabilities = Capabilities {
+            read_only: has(TransmissionFlags::READ_ONLY),
+            flush: has(TransmissionFlags::SEND_FLUSH),
+            fua: has(TransmissionFlags::SEND_FUA),
+            trim: has(TransmissionFlags::SEND_TRIM),
+            write_zeroes: has(TransmissionFlags::SEND_WRITE_ZEROES),
+            fast_zero: false,
+            cache: has(TransmissionFlags::SEND_CACHE),
+            rotational: has(TransmissionFlags::ROTATIONAL),
+            extents: false,
+            unaligned: false,
+        };
+        Self { size: attached.size, block_size: attached.block_size, capabilities }
+    }
+
     /// The transmission flags that say so.
     #[must_use]
     pub fn transmission_flags(&self) -> TransmissionFlags {
@@ -174,7 +199,34 @@ impl Geometry {
         ExportInfo {
             size: self.size,
             block_size: self.block_size,
-            flags: self.transmission_flags().bits(),
+            // The kernel knows nothing of fast zeroes, so backends that differ in it are the same.
+            flags: self.transmission_flags().bits() & !TransmissionFlags::SEND_FAST_ZERO.bits(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_shape_of_what_was_attached_is_told_in_the_same_way() {
+        for bits in 0..1 << 6_u16 {
+            let bit = |index: u16| bits >> index & 1 != 0;
+            let capabilities = Capabilities {
+                read_only: bit(0),
+                flush: bit(1),
+                fua: bit(2),
+                trim: bit(3),
+                write_zeroes: bit(4),
+                cache: bit(5),
+                ..Capabilities::default()
+            };
+            let geometry = Geometry { size: 1 << 30, block_size: 1024, capabilities };
+            assert_eq!(Geometry::of(&geometry.info()), geometry);
+            let capabilities = Capabilities { fast_zero: true, ..capabilities };
+            let fast = Geometry { capabilities, ..geometry };
+            assert_eq!(fast.info(), geometry.info(), "the kernel does not care");
         }
     }
 }

@@ -22,6 +22,9 @@ use crate::inheritance::Predecessor;
 /// The environment variable by which a backend started by hand names its device.
 pub const JOIN_VARIABLE: &str = "NBD_JOIN";
 
+/// The environment variables that are meant for one backend, and not for what it starts.
+pub const ENVIRONMENT: [&str; 3] = [HOLDER_FD, EXPORT_VARIABLE, JOIN_VARIABLE];
+
 /// How long the holder may take for an acknowledgement.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -75,6 +78,18 @@ impl Endpoint {
         let index = number.and_then(|number| number.parse().ok());
         let index = index.ok_or_else(|| JoinError::BadName(name.into()))?;
         Ok(Self::Socket(registry.join_socket(index)))
+    }
+
+    /// What was attached, as the holder has written it down for those who may read it.
+    ///
+    /// A started backend is told: see [`Link::attached`].
+    pub fn attached(&self) -> Option<ExportInfo> {
+        let Self::Socket(path) = self else {
+            return None;
+        };
+        let index = path.file_stem()?.to_str()?.strip_prefix("nbd")?.parse().ok()?;
+        let registry = Registry::new(Some(path.parent()?.into()));
+        Some(registry.read_state(index).ok()??.export)
     }
 
     /// The holder that started us, or that of the device named by [`JOIN_VARIABLE`].
@@ -242,8 +257,11 @@ impl Session {
                 let _ = channel.send(&FromBackend::Ready { replayed: engine.replayed() }, &[]);
                 engine.run()
             });
-        if let Err(error) = &served {
-            let _ = channel.send(&failure(&crate::chain(error), error.is_final()), &[]);
+        match &served {
+            Ok(_) => backend.close(),
+            Err(error) => {
+                let _ = channel.send(&failure(&crate::chain(error), error.is_final()), &[]);
+            }
         }
         served
     }

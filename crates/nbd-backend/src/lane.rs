@@ -64,7 +64,7 @@ impl LaneState {
         let mut outbox = lock(&self.outbox);
         let sent = self
             .make_room(&mut outbox.transmitter, ticket.request().length)
-            .map(|()| outbox.transmitter.stage(ticket, answer))
+            .map(|()| stage(&mut outbox.transmitter, ticket, answer))
             .and_then(|()| self.send(&mut outbox.transmitter));
         outbox.outstanding -= 1;
         if outbox.awaited {
@@ -246,7 +246,7 @@ impl LaneThread {
             (Some(Ok(())), _) => Answer::Done,
             (Some(Err(error)), _) => Answer::Error(error),
         };
-        transmitter.stage(ticket, answer);
+        stage(transmitter, ticket, answer);
         None
     }
 }
@@ -298,7 +298,17 @@ fn reject(transmitter: &mut Transmitter, ticket: Ticket, rejection: &Rejection) 
         NbdError::SUCCESS => NbdError::EINVAL,
         error => error,
     };
-    transmitter.stage(ticket, Answer::Error(error));
+    stage(transmitter, ticket, Answer::Error(error));
+}
+
+/// Stages an answer and leaves a trace of it.
+fn stage(transmitter: &mut Transmitter, ticket: Ticket, answer: Answer<'_>) {
+    let error = match answer {
+        Answer::Error(error) => error,
+        Answer::Done | Answer::Data(_) | Answer::DataInPlace => NbdError::SUCCESS,
+    };
+    transmitter.record(&ticket, error, now());
+    transmitter.stage(ticket, answer);
 }
 
 /// Turns a panic of this thread into the death of the process: a request whose thread is gone

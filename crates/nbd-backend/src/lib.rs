@@ -23,7 +23,7 @@ mod workers;
 pub use backend::{Backend, Capabilities, Extent, Geometry, ZeroOptions};
 pub use durability::{Durability, ProcessDurability, remember};
 pub use engine::{Outcome, ServeError};
-pub use join::{Endpoint, JOIN_VARIABLE, JoinError, Link, Session};
+pub use join::{ENVIRONMENT, Endpoint, JOIN_VARIABLE, JoinError, Link, Session};
 pub use lane::AbortOnPanic;
 pub use nbd_control::backend::ExportInfo;
 pub use nbd_proto::Command;

@@ -309,9 +309,8 @@ mod tests {
         (Channel::new(left).unwrap(), Channel::new(right).unwrap())
     }
 
-    fn second() -> Duration {
-        Duration::from_secs(1)
-    }
+    /// Longer than any message takes.
+    const PATIENCE: Duration = Duration::from_secs(120);
 
     #[test]
     fn a_message_arrives_with_its_descriptors() {
@@ -319,7 +318,7 @@ mod tests {
         let (mut reader, writer) = std::io::pipe().unwrap();
         left.send(&("lane".to_string(), 7u32), &[writer.as_fd()]).unwrap();
         drop(writer);
-        let received = right.receive_within::<(String, u32)>(second()).unwrap();
+        let received = right.receive_within::<(String, u32)>(PATIENCE).unwrap();
         assert_eq!(received.message, ("lane".to_string(), 7));
         std::fs::File::from(received.descriptors.into_iter().next().unwrap())
             .write_all(b"x")
@@ -334,8 +333,8 @@ mod tests {
         let (left, mut right) = pair();
         left.send(&vec![1u8; 5000], &[]).unwrap();
         left.send(&vec![2u8; 100_000], &[]).unwrap();
-        assert_eq!(right.receive_within::<Vec<u8>>(second()).unwrap().message, vec![1; 5000]);
-        assert_eq!(right.receive_within::<Vec<u8>>(second()).unwrap().message.len(), 100_000);
+        assert_eq!(right.receive_within::<Vec<u8>>(PATIENCE).unwrap().message, vec![1; 5000]);
+        assert_eq!(right.receive_within::<Vec<u8>>(PATIENCE).unwrap().message.len(), 100_000);
         assert!(right.try_receive::<Vec<u8>>().unwrap().is_none());
     }
 
@@ -344,7 +343,7 @@ mod tests {
         let (mut left, right) = UnixStream::pair().unwrap();
         let mut right = Channel::new(right).unwrap();
         left.write_all(b"GET / HTTP/1.0\r\n").unwrap();
-        let error = right.receive_within::<u32>(second()).unwrap_err();
+        let error = right.receive_within::<u32>(PATIENCE).unwrap_err();
         assert!(matches!(error, ChannelError::NotOurs(_)), "{error}");
     }
 
@@ -353,7 +352,7 @@ mod tests {
         let (mut left, right) = UnixStream::pair().unwrap();
         let mut right = Channel::new(right).unwrap();
         left.write_all(b"nbd-hold\x63\0\0\0").unwrap();
-        let error = right.receive_within::<u32>(second()).unwrap_err();
+        let error = right.receive_within::<u32>(PATIENCE).unwrap_err();
         assert!(matches!(error, ChannelError::Version { found: 99 }), "{error}");
     }
 
@@ -362,7 +361,7 @@ mod tests {
         let (mut left, right) = UnixStream::pair().unwrap();
         let mut right = Channel::new(right).unwrap();
         left.write_all(b"nbd-hold\x01\0\0\0\xff\xff\xff\x7f\0\0\0\0").unwrap();
-        let error = right.receive_within::<u32>(second()).unwrap_err();
+        let error = right.receive_within::<u32>(PATIENCE).unwrap_err();
         assert!(matches!(error, ChannelError::Malformed(_)), "{error}");
     }
 
@@ -372,7 +371,7 @@ mod tests {
         let silent = right.receive_within::<u32>(Duration::from_millis(1)).unwrap_err();
         assert!(matches!(silent, ChannelError::TimedOut(_)), "{silent}");
         drop(left);
-        let closed = right.receive_within::<u32>(second()).unwrap_err();
+        let closed = right.receive_within::<u32>(PATIENCE).unwrap_err();
         assert!(matches!(closed, ChannelError::Closed), "{closed}");
     }
 
@@ -381,7 +380,7 @@ mod tests {
         let (left, mut right) = pair();
         right.identify_senders().unwrap();
         left.send(&1u32, &[]).unwrap();
-        right.receive_within::<u32>(second()).unwrap();
+        right.receive_within::<u32>(PATIENCE).unwrap();
         assert_eq!(right.sender().unwrap().pid(), std::process::id() as i32);
     }
 }

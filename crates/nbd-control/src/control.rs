@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::status::Status;
+use crate::trace::Trace;
 
 /// A request of nbd-ctl's.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,6 +29,23 @@ pub enum Request {
         /// `NAME=VALUE` each; without any, the settings are only told.
         assignments: Vec<String>,
     },
+    /// Answer what is in flight with EIO, and keep the device.
+    Fail {
+        /// Kill a backend that is alive; nobody else may answer for it.
+        kill: bool,
+    },
+    /// Let nobody serve the device until it is resumed: end the backend, and wait for its end.
+    Pause {
+        /// Also one that joined from outside, which nobody starts again.
+        kill: bool,
+    },
+    /// Let backends serve a paused device again.
+    Resume,
+    /// Tell which requests were executed.
+    Trace {
+        /// For each lane the first number that is wanted; a lane that is not named begins at 0.
+        from: Vec<u64>,
+    },
 }
 
 /// A holder's answer. A request gets exactly one, but `Notice` may come before it.
@@ -35,6 +53,8 @@ pub enum Request {
 pub enum Response {
     /// To [`Request::Status`].
     Status(Box<Status>),
+    /// To [`Request::Trace`].
+    Trace(Box<Trace>),
     /// It is done.
     Done {
         /// What happened, in a sentence; may be empty.

@@ -7,6 +7,8 @@
 //! | [`backend`] | between a backend and its holder |
 //! | [`control`] | between nbd-ctl and a holder |
 //! | [`status`] | what a holder tells about its device |
+//! | [`policy`] | what becomes of requests that no backend answers |
+//! | [`trace`] | requests that were executed |
 //! | [`registry`] | the runtime directory |
 //! | [`settings`] | what can be changed of a backend while it runs |
 //! | [`process`] | naming a process so that a reused pid is not mistaken for it |
@@ -14,10 +16,12 @@
 pub mod backend;
 pub mod channel;
 pub mod control;
+pub mod policy;
 pub mod process;
 pub mod registry;
 pub mod settings;
 pub mod status;
+pub mod trace;
 pub mod wire;
 
 pub use channel::{Channel, ChannelError};

@@ -6,6 +6,8 @@
 //!   nbd0/              0700, root's
 //!     control          nbd-ctl connects here
 //!     state.json       what a new holder needs to adopt the device
+//!     gdb.py           commands for gdb, left by nbd-ctl debug
+//!     udev             properties for the udev rules: name, whether it is about to go
 //!     log              words of the holder and of backends that it started
 //!   nbd0.join          backends connect here; the socket's owner may be another user
 //! ```
@@ -24,6 +26,9 @@ use crate::process::ProcessId;
 pub const DEFAULT_DIRECTORY: &str = "/run/nbd";
 /// The environment variable that names another one.
 pub const DIRECTORY_VARIABLE: &str = "NBD_RUNTIME_DIR";
+
+/// The property with a device's name.
+const NAME_KEY: &str = "NBD_CTL_NAME";
 
 /// The registry in one runtime directory.
 #[derive(Clone, Debug)]
@@ -64,17 +69,26 @@ pub struct State {
     pub restart_limit: u32,
     /// How many crashes of backends by one request are too many; 0 is never.
     pub poison_limit: u32,
+    /// Whether systemd's last kill at shutdown shall leave the processes alone.
+    #[serde(default)]
+    pub survive_shutdown: bool,
     /// Whether a second backend is kept started.
     pub warm_spare: bool,
     /// The queue's `io_timeout` before attach, in milliseconds.
     pub io_timeout: Option<u64>,
     /// How often a backend was started again.
     pub restarts: u64,
+    /// What becomes of requests while there is no backend: `hold` or `fail:SECONDS`.
+    pub on_backend_loss: String,
+    /// The operator has paused the device.
+    pub paused: bool,
+    /// The backend is one that only answers with EIO.
+    pub stand_in: bool,
 }
 
 impl State {
     /// The version that this program writes.
-    pub const VERSION: u32 = 1;
+    pub const VERSION: u32 = 2;
 }
 
 impl Registry {
@@ -114,6 +128,37 @@ impl Registry {
     #[must_use]
     pub fn log(&self, index: u32) -> PathBuf {
         self.folder(index).join("log")
+    }
+
+    /// Where commands for gdb are left while a device is attached.
+    #[must_use]
+    pub fn gdb_script(&self, index: u32) -> PathBuf {
+        self.folder(index).join("gdb.py")
+    }
+
+    /// Writes down what udev's rules need to know of a device: its name, if it was given one, and
+    /// whether it is about to go.
+    pub fn write_properties(
+        &self,
+        index: u32,
+        name: Option<&str>,
+        leaving: bool,
+    ) -> io::Result<()> {
+        let folder = self.folder(index);
+        let new = folder.join("udev.new");
+        let name = name.unwrap_or_default();
+        let text = format!("{NAME_KEY}={name}\nNBD_CTL_LEAVING={}\n", u8::from(leaving));
+        fs::write(&new, text)?;
+        fs::rename(new, folder.join("udev"))
+    }
+
+    /// The name that a device was given at attach.
+    #[must_use]
+    pub fn name(&self, index: u32) -> Option<String> {
+        let text = fs::read_to_string(self.folder(index).join("udev")).ok()?;
+        let mut values = text.lines().filter_map(|line| line.strip_prefix(NAME_KEY));
+        let name = values.next()?.strip_prefix('=')?;
+        (!name.is_empty()).then(|| name.to_owned())
     }
 
     /// Makes the runtime directory, and checks that nobody else can put things into it.

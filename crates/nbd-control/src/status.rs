@@ -19,10 +19,16 @@ pub struct Status {
     pub kernel_api: String,
     /// Number of lanes.
     pub lanes: u32,
+    /// What becomes of requests while there is no backend: `hold` or `fail:SECONDS`.
+    pub on_backend_loss: String,
+    /// What the operator has ordered and the holder is doing, like `detaching`.
+    pub under_way: Option<String>,
     /// The holder's process.
     pub holder_pid: i32,
     /// The process that keeps copies of everything, and sits in NBD_DO_IT with ioctl.
     pub sitter_pid: i32,
+    /// The process that traces it: the holder, with ioctl, so that no debugger can.
+    pub sitter_tracer_pid: Option<i32>,
     /// Who serves it.
     pub backend: BackendStatus,
     /// Requests that the driver has sent and nobody has answered, oldest first.
@@ -72,6 +78,10 @@ pub enum BackendState {
     Waiting,
     /// It keeps failing, or may not be started again. Requests wait.
     Down,
+    /// The operator has paused the device. Requests wait.
+    Paused,
+    /// There is none, and requests are answered with EIO.
+    Failing,
     /// The device has failed and only awaits its detach.
     Failed,
 }

@@ -1,31 +1,95 @@
 //! The command line as it is meant: every name checked, every program found.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::ValueEnum;
 
-use crate::cli::{AttachArguments, Command, DetachArguments, Limit, Until};
+use nbd_control::control::Request;
+
+use crate::cli::{AttachArguments, Command, DetachArguments, Limit, TraceArguments, Until};
+use crate::config::{Config, default_file, is_name};
+use crate::debug::Debug;
 use crate::device::Device;
 use crate::error::Error;
+use crate::metrics::{Address, address};
 use crate::program;
+use crate::why::Target;
 
 /// Something to do.
 #[derive(Debug)]
 pub(crate) enum Action {
     Attach(Attach),
+    AttachAll {
+        config: Config,
+    },
+    CheckConfig {
+        file: PathBuf,
+    },
+    Doctor {
+        json: bool,
+        fix: bool,
+    },
+    Metrics {
+        listen: Option<Address>,
+    },
     Detach(Detach),
-    Status { device: Option<Device>, json: bool },
-    List { json: bool },
-    Restart { device: Device, limit: Option<Duration> },
-    Replace { device: Device, program: Option<Vec<String>>, limit: Option<Duration> },
-    Wait { device: Device, until: Until, limit: Option<Duration> },
-    Set { device: Device, assignments: Vec<String>, json: bool },
-    Adopt { device: Device },
+    Status {
+        device: Option<Device>,
+        json: bool,
+    },
+    Trace {
+        device: Device,
+        wanted: TraceArguments,
+    },
+    Why {
+        target: Option<Target>,
+        json: bool,
+    },
+    List {
+        json: bool,
+    },
+    Restart {
+        device: Device,
+        limit: Option<Duration>,
+    },
+    Replace {
+        device: Device,
+        program: Option<Vec<String>>,
+        limit: Option<Duration>,
+    },
+    Debug(Debug),
+    /// What the holder does by itself.
+    Order {
+        device: Device,
+        request: Request,
+        doing: &'static str,
+        limit: Option<Duration>,
+    },
+    Wait {
+        device: Device,
+        until: Until,
+        limit: Option<Duration>,
+    },
+    Set {
+        device: Device,
+        assignments: Vec<String>,
+        json: bool,
+    },
+    Adopt {
+        device: Device,
+    },
 }
 
 /// What to attach.
 #[derive(Debug)]
 pub(crate) struct Attach {
+    /// A name for it.
+    pub(crate) name: Option<String>,
+    /// Whether to become the holder.
+    pub(crate) foreground: bool,
+    /// Whether the processes shall be called so that systemd's last kill leaves them alone.
+    pub(crate) survive_shutdown: bool,
     /// A given device.
     pub(crate) device: Option<Device>,
     /// Options that only the holder understands, as it wants them.
@@ -47,7 +111,19 @@ impl Action {
     /// Checks what was typed.
     pub(crate) fn check(command: Command) -> Result<Self, Error> {
         Ok(match command {
-            Command::Attach(arguments) => Self::Attach(check_attach(arguments)?),
+            Command::Attach(AttachArguments { all: true, config, .. }) => {
+                Self::AttachAll { config: Config::read(&config.unwrap_or_else(default_file))? }
+            }
+            Command::Attach(arguments) => Self::Attach(check_attach(by_name(arguments)?)?),
+            Command::Doctor { json, fix } => Self::Doctor { json, fix },
+            Command::Metrics { listen } => {
+                let wrong = |text| Error::Usage(format!("--listen: {text}"));
+                let listen = listen.map(|text| address(&text).map_err(wrong)).transpose()?;
+                Self::Metrics { listen }
+            }
+            Command::CheckConfig { file } => {
+                Self::CheckConfig { file: file.unwrap_or_else(default_file) }
+            }
             Command::Detach(DetachArguments {
                 device,
                 all: _,
@@ -55,6 +131,10 @@ impl Action {
                 limit: Limit { timeout },
             }) => Self::Detach(Detach { device: optional(device)?, force, limit: timeout }),
             Command::Status { device, json } => Self::Status { device: optional(device)?, json },
+            Command::Trace(wanted) => Self::Trace { device: wanted.device.parse()?, wanted },
+            Command::Why { target, json } => {
+                Self::Why { target: target.as_deref().map(str::parse).transpose()?, json }
+            }
             Command::List { json } => Self::List { json },
             Command::Restart { device, limit } => {
                 Self::Restart { device: device.parse()?, limit: limit.timeout }
@@ -64,6 +144,27 @@ impl Action {
                 program: replacement(spec, program)?,
                 limit: limit.timeout,
             },
+            Command::Fail(order) => Self::Order {
+                device: order.device.parse()?,
+                request: Request::Fail { kill: order.kill },
+                doing: "answering what is in flight with EIO",
+                limit: order.limit.timeout,
+            },
+            Command::Pause(order) => Self::Order {
+                device: order.device.parse()?,
+                request: Request::Pause { kill: order.kill },
+                doing: "waiting until its backend is dead",
+                limit: order.limit.timeout,
+            },
+            Command::Resume { device, limit } => Self::Order {
+                device: device.parse()?,
+                request: Request::Resume,
+                doing: "waiting for a backend",
+                limit: limit.timeout,
+            },
+            Command::Debug { device, source, yes, arguments } => {
+                Self::Debug(Debug { device: device.parse()?, sources: source, yes, arguments })
+            }
             Command::Wait { device, until, limit } => {
                 Self::Wait { device: device.parse()?, until, limit: limit.timeout }
             }
@@ -75,7 +176,23 @@ impl Action {
     }
 }
 
-fn check_attach(arguments: AttachArguments) -> Result<Attach, Error> {
+/// The options of a device that is meant by its name in the file.
+fn by_name(arguments: AttachArguments) -> Result<AttachArguments, Error> {
+    let Some(name) = arguments.spec.as_deref().filter(|text| is_name(text)) else {
+        return Ok(arguments);
+    };
+    let file = arguments.config.clone().unwrap_or_else(default_file);
+    if arguments.has_options() {
+        let (name, file) = (name.to_owned(), file.display());
+        return Err(Error::Usage(format!(
+            "{name}: its options are those in {file}: change them there"
+        )));
+    }
+    let found = Config::read(&file)?.device(name)?;
+    Ok(AttachArguments { foreground: arguments.foreground, ..found })
+}
+
+pub(crate) fn check_attach(arguments: AttachArguments) -> Result<Attach, Error> {
     let device = optional(arguments.device)?;
     if !nix::unistd::geteuid().is_root() {
         return Err(Error::NotRoot { command: "attach" });
@@ -91,14 +208,30 @@ fn check_attach(arguments: AttachArguments) -> Result<Attach, Error> {
     add("--restart", arguments.restart.as_ref().map(name_of));
     add("--restart-limit", arguments.restart_limit.map(|n| n.to_string()));
     add("--poison-limit", arguments.poison_limit.map(|n| n.to_string()));
+    add("--on-backend-loss", arguments.on_backend_loss.map(|what| what.to_string()));
     add("--user", arguments.user);
+    add("--name", arguments.name.clone());
     add("--ready-timeout", arguments.ready_timeout.map(|n| n.to_string()));
     // Not for a backend of the user's own: it may be a script that is edited while it is served,
     // and a spare would be what it was before.
     if arguments.spec.is_some() && !arguments.no_spare {
         options.push("--warm-spare".into());
     }
-    Ok(Attach { device, options, program: backend(arguments.spec, arguments.program)? })
+    if arguments.survive_shutdown {
+        options.push("--survive-shutdown".into());
+    }
+    if let Some(name) = arguments.name.as_deref().filter(|name| !is_name(name)) {
+        let text = format!("--name {name}: a name has letters, digits and -_. only");
+        return Err(Error::Usage(text));
+    }
+    Ok(Attach {
+        name: arguments.name,
+        foreground: arguments.foreground,
+        survive_shutdown: arguments.survive_shutdown,
+        device,
+        options,
+        program: backend(arguments.spec, arguments.program)?,
+    })
 }
 
 /// The command line of a backend, if one is named at all.

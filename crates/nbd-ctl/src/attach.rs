@@ -1,14 +1,20 @@
 //! `nbd-ctl attach`.
 
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use nbd_control::control::Request;
 
-use crate::action::Attach;
+use crate::action::{Attach, check_attach};
+use crate::config::Config;
 use crate::context::{Context, print, reassure, say};
 use crate::device::Device;
+use crate::entry::{Entry, clean, probe};
 use crate::error::Error;
 use crate::holder::Holder;
+use crate::program;
 use crate::spawn::{Ending, Outcome, Starting};
 
 /// When somebody who watches should hear that we wait.
@@ -20,6 +26,14 @@ const DETACH_LIMIT: Duration = Duration::from_secs(15);
 
 /// Starts a holder and prints the path of its device once that can be used.
 pub(crate) fn attach(context: &Context, wanted: &Attach) -> Result<(), Error> {
+    if wanted.foreground {
+        return Err(become_holder(context, wanted)?);
+    }
+    if let Some(name) = &wanted.name
+        && let Some(device) = attached_as(context, name)?
+    {
+        return Err(Error::Attached { name: name.clone(), device });
+    }
     let mut starting = Starting::spawn(context, &arguments(wanted), None)?;
     let start = Instant::now();
     let mut patience = PATIENCE;
@@ -45,6 +59,90 @@ pub(crate) fn attach(context: &Context, wanted: &Attach) -> Result<(), Error> {
             }
         }
     }
+}
+
+/// The device that has this name, unless all that is left of it is its entry.
+fn attached_as(context: &Context, name: &str) -> Result<Option<Device>, Error> {
+    let Some(device) = Device::named(name) else {
+        return Ok(None);
+    };
+    let gone = match probe(&context.registry, device)? {
+        Entry::Absent => true,
+        Entry::Stale => clean(context, device)?,
+        _ => false,
+    };
+    Ok((!gone).then_some(device))
+}
+
+/// Attaches all that is to be attached. One that fails does not keep the others from it.
+pub(crate) fn attach_all(context: &Context, config: &Config) -> Result<(), Error> {
+    let mut failed = None;
+    for name in config.automatic() {
+        if attached_as(context, name)?.is_some() {
+            continue;
+        }
+        let attached = config
+            .device(name)
+            .map_err(Error::from)
+            .and_then(check_attach)
+            .and_then(|wanted| attach(context, &wanted));
+        match attached {
+            Ok(()) => {}
+            Err(error @ (Error::Interrupted(_) | Error::NotRoot { .. })) => return Err(error),
+            Err(error) => {
+                say(&format!("{name}: {}", error.chain().unwrap_or_default()));
+                failed.get_or_insert(error.exit_code());
+            }
+        }
+    }
+    failed.map_or(Ok(()), |code| Err(Error::Several(code)))
+}
+
+/// Checks a file with devices, and whether the programs that it names are there.
+pub(crate) fn check_config(file: &Path) -> Result<(), Error> {
+    let config = Config::read(file)?;
+    let mut text = String::new();
+    for name in config.names() {
+        let arguments = config.device(name)?;
+        let what = match (&arguments.spec, arguments.program.first()) {
+            (Some(spec), _) => spec.clone(),
+            (None, Some(program)) => program::find(program)?,
+            (None, None) => "external".into(),
+        };
+        text.push_str(&format!("{name}  {what}\n"));
+    }
+    print(&text)
+}
+
+/// Becomes the holder of a device, a new one or one that has lost its holder; returns if it
+/// cannot.
+fn become_holder(context: &Context, wanted: &Attach) -> Result<Error, Error> {
+    let program = program::holder()?;
+    let mut command = Command::new(&program);
+    command.arg("--runtime-dir").arg(context.registry.directory());
+    match wanted.name.as_deref().and_then(Device::named) {
+        Some(device) => match probe(&context.registry, device)? {
+            Entry::Orphaned(state) => {
+                let directory = PathBuf::from(format!("/proc/{}/cwd", state.sitter.pid));
+                command.args(["--adopt", &device.to_string()]).current_dir(directory);
+            }
+            Entry::Absent | Entry::Stale => {
+                clean(context, device)?;
+                command.args(arguments(wanted));
+            }
+            Entry::Listening(_) | Entry::Unsettled { .. } => {
+                let name = wanted.name.clone().unwrap_or_default();
+                return Err(Error::Attached { name, device });
+            }
+        },
+        None => {
+            command.args(arguments(wanted));
+        }
+    }
+    if wanted.survive_shutdown {
+        command.arg0("@nbd-kernel-holder");
+    }
+    Ok(Error::Start { program, source: command.exec() })
 }
 
 fn arguments(wanted: &Attach) -> Vec<String> {
@@ -100,12 +198,15 @@ mod tests {
     #[test]
     fn the_holder_gets_its_options_before_the_program() {
         let wanted = Attach {
+            name: None,
+            foreground: false,
+            survive_shutdown: false,
             device: Some(Device(3)),
             options: vec!["--lanes".into(), "2".into()],
             program: Some(vec!["/bin/mine".into(), "--lanes".into()]),
         };
         assert_eq!(arguments(&wanted).join(" "), "--device nbd3 --lanes 2 -- /bin/mine --lanes");
-        let external = Attach { device: None, options: Vec::new(), program: None };
+        let external = Attach { device: None, options: Vec::new(), program: None, ..wanted };
         assert_eq!(arguments(&external), ["--external"]);
     }
 }

@@ -1,4 +1,4 @@
-//! `nbd-ctl detach`, `restart` and `replace`.
+//! `nbd-ctl detach`, `restart`, `replace`, `fail`, `pause` and `resume`.
 
 use std::time::Duration;
 
@@ -75,7 +75,7 @@ pub(crate) fn restart(
     device: Device,
     limit: Option<Duration>,
 ) -> Result<(), Error> {
-    change_backend(context, device, &Request::Restart, limit, "restarting its backend")
+    order(context, device, &Request::Restart, "restarting its backend", limit)
 }
 
 /// Has another program take over from the backend.
@@ -86,15 +86,16 @@ pub(crate) fn replace(
     limit: Option<Duration>,
 ) -> Result<(), Error> {
     let request = Request::Replace { program };
-    change_backend(context, device, &request, limit, "replacing its backend")
+    order(context, device, &request, "replacing its backend", limit)
 }
 
-fn change_backend(
+/// Has the holder do something that may take as long as a backend takes.
+pub(crate) fn order(
     context: &Context,
     device: Device,
     request: &Request,
-    limit: Option<Duration>,
     doing: &str,
+    limit: Option<Duration>,
 ) -> Result<(), Error> {
     let limit = limit.unwrap_or(BACKEND_LIMIT);
     tell(&Holder::connect(context, device)?.order(request, Some(limit), doing)?);

@@ -1,13 +1,16 @@
-//! The command line as it is typed. [`Action::check`](crate::action::Action::check) makes sense
-//! of it.
+//! The command line as it is typed. `Action::check` makes sense of it.
+//!
+//! The manual is made of these definitions too (`crates/nbd-manual` has this file as a module of
+//! its own), so it depends on nothing but clap and nbd-control.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 
-use crate::context::print;
-use crate::error::Error;
+use nbd_control::policy::OnBackendLoss;
 
 const EXIT_CODES: &str = "\
 Exit status:
@@ -43,15 +46,64 @@ pub(crate) enum Command {
         override_usage = "\
 nbd-ctl attach [OPTIONS] SPEC
        nbd-ctl attach [OPTIONS] -- PROGRAM [ARGUMENTS]...
-       nbd-ctl attach [OPTIONS] --external",
+       nbd-ctl attach [OPTIONS] --external
+       nbd-ctl attach [--config FILE] [--foreground] NAME
+       nbd-ctl attach [--config FILE] --all",
         after_help = "\
+A NAME, which has no colon in it, is that of a device in /etc/nbd-ctl/devices.toml, where all its
+options are. Once attached it can be used wherever a device is asked for.
+
 Example:
   nbd-ctl attach file:/srv/disk.img
   nbd-ctl attach --device nbd3 --restart never mem:1G
+  nbd-ctl attach nbds://storage.example/disk
+  nbd-ctl attach 'exec:nbdkit -s memory 1G'
   nbd-ctl attach -- ./my-backend --verbose
-  nbd-ctl attach --external        # then: nbd-serve --join nbd0 file:disk.img"
+  nbd-ctl attach --external        # then: nbd-serve --join nbd0 file:disk.img
+  nbd-ctl attach backup            # [backup] in /etc/nbd-ctl/devices.toml"
     )]
     Attach(AttachArguments),
+    /// Look for what on this machine keeps devices from working
+    #[command(after_help = "\
+Looks at the driver, the kernel, rights, limits, udev, our programs, what is left of devices whose
+processes are gone, and who else sets up devices. Exit status 1 if something will not work.
+
+Example:
+  nbd-ctl doctor
+  nbd-ctl doctor --fix
+  nbd-ctl doctor --json | jq '.[] | select(.level == \"trouble\")'")]
+    Doctor {
+        /// Print a JSON array.
+        #[arg(long)]
+        json: bool,
+        /// Clean up stale entries and adopt devices without holder.
+        #[arg(long)]
+        fix: bool,
+    },
+    /// Print what the holders have counted, as OpenMetrics text
+    #[command(after_help = "\
+With --listen it answers GET /metrics by HTTP until Ctrl-C, one client after the other.
+
+Example:
+  nbd-ctl metrics
+  nbd-ctl metrics --listen 9103
+  nbd-ctl metrics --listen unix:/run/nbd-metrics")]
+    Metrics {
+        /// Answer here: unix:PATH, a port, or a loopback address with a port.
+        #[arg(long, value_name = "ADDRESS")]
+        listen: Option<String>,
+    },
+    /// Check the file with the devices of this machine
+    #[command(after_help = "\
+Tells the first mistake with line and key, and otherwise the devices that the file has.
+
+Example:
+  nbd-ctl check-config
+  nbd-ctl check-config ./devices.toml")]
+    CheckConfig {
+        /// The file [default: $NBD_CTL_CONFIG, else /etc/nbd-ctl/devices.toml].
+        file: Option<PathBuf>,
+    },
     /// Flush a device and take it away
     #[command(after_help = "\
 Refuses while the device is mounted or held open. With --force, what is in flight fails.
@@ -74,6 +126,34 @@ Example:
         #[arg(long)]
         json: bool,
     },
+    /// Say why I/O does not go on: who waits for what, and the way out
+    #[command(after_help = "\
+Reads /proc, /sys and, through the holder, the shared memory; asks neither the backend nor the
+driver, so it answers whatever is stuck. A bare number is a process: what it waits for.
+
+Example:
+  nbd-ctl why nbd0
+  nbd-ctl why 4711
+  nbd-ctl why nbd0 --json | jq -r .verdict")]
+    Why {
+        /// nbd0 or /dev/nbd0, or the pid of a process [default: all devices].
+        #[arg(value_name = "DEVICE|PID")]
+        target: Option<String>,
+        /// Print JSON: an object, or an array without DEVICE.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show the latest requests that were executed, with times and results
+    #[command(after_help = "\
+The device's shared memory keeps the latest 4095 requests of each lane, whatever becomes of the
+backend: see what it did before it crashed. Those that are not answered yet are in nbd-ctl status.
+Times are seconds since boot, like those of the kernel's log.
+
+Example:
+  nbd-ctl trace nbd0 --last 20
+  nbd-ctl trace nbd0 --follow --kind write --slower-than 50
+  nbd-ctl trace nbd0 --range 1048576+4096 --json | jq .took_ms")]
+    Trace(TraceArguments),
     /// List the attached devices
     #[command(after_help = "\
 The member \"entry\" of a JSON object is attached, orphaned (its holder is gone: nbd-ctl adopt),
@@ -116,6 +196,60 @@ Example:
         program: Vec<String>,
         #[command(flatten)]
         limit: Limit,
+    },
+    /// Answer what is in flight with EIO, and keep the device
+    #[command(after_help = "\
+A backend that is alive, and be it stopped in a debugger, may still answer what it has, so nobody
+else may: it is killed first if you say --kill, and started again afterwards. Whoever waits gets
+EIO; requests that come later are served or wait as usual.
+
+Example:
+  nbd-ctl fail nbd0
+  nbd-ctl fail --kill nbd0")]
+    Fail(OrderArguments),
+    /// Let nobody serve a device for a while; I/O waits meanwhile
+    #[command(after_help = "\
+Kills the backend and waits for its end; then nothing touches its storage any more. No backend is
+granted the device before nbd-ctl resume. One that has joined by hand is killed only with --kill.
+
+Example:
+  nbd-ctl pause nbd0 && cp disk.img copy.img; nbd-ctl resume nbd0")]
+    Pause(OrderArguments),
+    /// Let backends serve a paused device again
+    #[command(after_help = "\
+Example:
+  nbd-ctl resume nbd0")]
+    Resume {
+        /// nbd0, /dev/nbd0 or 0.
+        device: String,
+        #[command(flatten)]
+        limit: Limit,
+    },
+    /// Start gdb on a device's backend; I/O waits whenever gdb stops it
+    #[command(
+        override_usage = "nbd-ctl debug [OPTIONS] <DEVICE> [-- GDB-ARGUMENTS...]",
+        after_help = "\
+In gdb, `nbd requests` lists what the backend was asked and has not answered, and `nbd request N`
+prints one. Quitting gdb leaves the backend as it is. Refuses if something that gdb needs is on the
+device itself, as gdb would wait for itself.
+
+Example:
+  nbd-ctl debug nbd0
+  nbd-ctl debug nbd0 --source ~/my-backend/src
+  nbd-ctl debug nbd0 -- -batch -ex 'thread apply all backtrace'"
+    )]
+    Debug {
+        /// nbd0, /dev/nbd0 or 0.
+        device: String,
+        /// Where the backend's sources are, besides where they were compiled; may be repeated.
+        #[arg(long, value_name = "DIR")]
+        source: Vec<PathBuf>,
+        /// Only warn of what gdb needs and is on the device itself.
+        #[arg(long)]
+        yes: bool,
+        /// More arguments for gdb.
+        #[arg(last = true)]
+        arguments: Vec<OsString>,
     },
     /// Wait until a device is served, or gone
     #[command(after_help = "\
@@ -163,13 +297,29 @@ Example:
 }
 
 #[derive(Debug, Args)]
-#[command(group = one_of("what", ["spec", "program", "external"]))]
+#[command(group = one_of("what", ["spec", "program", "external", "all"]))]
 pub(crate) struct AttachArguments {
-    /// What nbd-serve shall serve, like file:/srv/disk.img or mem:1G.
+    /// What nbd-serve shall serve, like file:/srv/disk.img, mem:1G or nbd://storage.example/disk
+    /// (see `nbd-serve --help`); or the name of a device in the file.
     pub(crate) spec: Option<String>,
     /// Your own backend and its arguments.
     #[arg(last = true)]
     pub(crate) program: Vec<String>,
+    /// Attach all devices of the file that are not attached, but those with auto = false.
+    #[arg(long)]
+    pub(crate) all: bool,
+    /// The file with the devices [default: $NBD_CTL_CONFIG, else /etc/nbd-ctl/devices.toml].
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Become the holder and stay, as service managers want it; adopts a device of this name.
+    #[arg(long, conflicts_with = "all")]
+    pub(crate) foreground: bool,
+    /// Call the device so, as its name in the file would.
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    /// Keep systemd's last kill at shutdown away: the root filesystem is on the device.
+    #[arg(long)]
+    pub(crate) survive_shutdown: bool,
     /// Start no backend; wait until one joins.
     #[arg(long)]
     pub(crate) external: bool,
@@ -192,6 +342,10 @@ pub(crate) struct AttachArguments {
     /// [default: 3].
     #[arg(long, value_name = "N")]
     pub(crate) poison_limit: Option<u32>,
+    /// What becomes of requests while there is no backend: hold, fail:SECONDS (answer them with
+    /// EIO once there has been none for so long) or fail (30 seconds) [default: hold].
+    #[arg(long, value_name = "WHAT")]
+    pub(crate) on_backend_loss: Option<OnBackendLoss>,
     /// Do without the second nbd-serve that is kept started to take over at once.
     #[arg(long, conflicts_with_all = ["program", "external"])]
     pub(crate) no_spare: bool,
@@ -201,6 +355,17 @@ pub(crate) struct AttachArguments {
     /// How long attaching may take [default: 30; no limit with --external].
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) ready_timeout: Option<u32>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct OrderArguments {
+    /// nbd0, /dev/nbd0 or 0.
+    pub(crate) device: String,
+    /// Kill a backend that is in the way.
+    #[arg(long)]
+    pub(crate) kill: bool,
+    #[command(flatten)]
+    pub(crate) limit: Limit,
 }
 
 #[derive(Debug, Args)]
@@ -223,6 +388,64 @@ pub(crate) struct Limit {
     /// Give up after so many seconds; fractions are fine.
     #[arg(long = "timeout", value_name = "SECONDS", value_parser = seconds)]
     pub(crate) timeout: Option<Duration>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TraceArguments {
+    /// nbd0, /dev/nbd0 or 0.
+    pub(crate) device: String,
+    /// Go on with what is executed from now on, until Ctrl-C or the end of the device.
+    #[arg(long)]
+    pub(crate) follow: bool,
+    /// Only these commands, like read,write or flush.
+    #[arg(long, value_name = "COMMANDS", value_delimiter = ',', value_enum)]
+    pub(crate) kind: Vec<Kind>,
+    /// Only requests that touch these bytes.
+    #[arg(long, value_name = "OFFSET+LENGTH")]
+    pub(crate) range: Option<Range>,
+    /// Only requests that took longer than so many milliseconds, from being read to their end.
+    #[arg(long, value_name = "MS", value_parser = milliseconds)]
+    pub(crate) slower_than: Option<f64>,
+    /// Only requests that were answered with an error.
+    #[arg(long)]
+    pub(crate) errors: bool,
+    /// Only the latest so many of those.
+    #[arg(long, value_name = "N")]
+    pub(crate) last: Option<usize>,
+    /// Print a JSON object for each request, one a line.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// A command, by the name that traces and statuses give it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Kind {
+    Read,
+    Write,
+    Flush,
+    Trim,
+    Cache,
+    WriteZeroes,
+}
+
+/// Bytes of a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Range {
+    pub(crate) offset: u64,
+    pub(crate) length: u64,
+}
+
+impl FromStr for Range {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let numbers = text.split_once('+').and_then(|(offset, length)| {
+            Some(Self { offset: offset.parse().ok()?, length: length.parse().ok()? })
+        });
+        numbers
+            .filter(|range| range.length > 0)
+            .ok_or_else(|| "use OFFSET+LENGTH in bytes, like 1048576+4096".into())
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -251,16 +474,17 @@ pub(crate) enum Restart {
     Never,
 }
 
-/// Parses the command line. `None` means that it asked for help or the version, and has it.
-pub(crate) fn parse() -> Result<Option<Arguments>, Error> {
-    match Arguments::try_parse() {
-        Ok(arguments) => Ok(Some(arguments)),
-        Err(error) if error.use_stderr() => {
-            let text = error.render().to_string();
-            let text = text.strip_prefix("error: ").unwrap_or(&text);
-            Err(Error::Usage(text.trim_end().to_string()))
-        }
-        Err(error) => print(&error.render().to_string()).map(|()| None),
+impl AttachArguments {
+    /// Whether anything is given that a file with devices would say.
+    pub(crate) fn has_options(&self) -> bool {
+        let texts = [&self.device, &self.user, &self.name];
+        let numbers = [self.lanes, self.restart_limit, self.poison_limit, self.ready_timeout];
+        texts.iter().any(|text| text.is_some())
+            || numbers.iter().any(Option::is_some)
+            || self.kernel_api.is_some()
+            || self.restart.is_some()
+            || self.no_spare
+            || self.survive_shutdown
     }
 }
 
@@ -275,6 +499,11 @@ fn seconds(text: &str) -> Result<Duration, String> {
         return Err("must be more than 0 and at most 100000000 seconds".into());
     }
     Ok(Duration::from_secs_f64(number))
+}
+
+fn milliseconds(text: &str) -> Result<f64, String> {
+    let number: Option<f64> = text.parse().ok();
+    number.filter(|number| *number >= 0.0).ok_or_else(|| "must be a number from 0 on".into())
 }
 
 #[cfg(test)]
@@ -297,6 +526,14 @@ mod tests {
                 "{}",
                 command.get_name()
             );
+        }
+    }
+
+    #[test]
+    fn a_range_is_two_numbers() {
+        assert_eq!("7+512".parse(), Ok(Range { offset: 7, length: 512 }));
+        for wrong in ["", "7", "7+", "+7", "7+0", "-1+1", "1-2", "1+2+3"] {
+            assert!(wrong.parse::<Range>().is_err(), "{wrong}");
         }
     }
 

@@ -1,7 +1,7 @@
 //! What every command needs: the registry, the terminal, and a way to hear of Ctrl-C.
 
 use std::io::{self, ErrorKind, IsTerminal, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -80,6 +80,24 @@ impl Context {
             // What the peer had to say comes first.
             if interrupt.any() == Some(true) && peer.any() != Some(true) {
                 return Ok(Heard::Interrupt);
+            }
+        }
+    }
+
+    /// Waits until there is something to take; false if Ctrl-C came.
+    pub(crate) fn wait_for_input(&self, from: BorrowedFd<'_>) -> bool {
+        loop {
+            let mut descriptors = [
+                PollFd::new(self.interrupted.as_fd(), PollFlags::POLLIN),
+                PollFd::new(from, PollFlags::POLLIN),
+            ];
+            if wait_for(&mut descriptors, Duration::from_secs(3600)).is_err()
+                || descriptors[0].any() == Some(true)
+            {
+                return false;
+            }
+            if descriptors[1].any() == Some(true) {
+                return true;
             }
         }
     }

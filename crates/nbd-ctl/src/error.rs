@@ -10,6 +10,7 @@ use nbd_control::ChannelError;
 use nbd_control::control::{Failure, FailureKind};
 use thiserror::Error;
 
+use crate::config::ConfigError;
 use crate::device::Device;
 
 /// Exit status after SIGINT or SIGTERM, as shells have it.
@@ -27,6 +28,12 @@ pub(crate) enum Error {
         /// The device whose partition it is.
         device: Option<Device>,
     },
+    #[error("{pid}: no such process; a device is given as nbd{pid}")]
+    NoProcess { pid: i32 },
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error("{name} is attached already: {device}; see nbd-ctl status {device}")]
+    Attached { name: String, device: Device },
     #[error("{command} needs root: run it with sudo")]
     NotRoot { command: &'static str },
     #[error("{device}: no such attached device ({})", known(attached))]
@@ -64,6 +71,14 @@ pub(crate) enum Error {
     Refused(Failure),
     #[error("{device}: not gone within {} s: nbd-ctl detach {device} takes it away", .limit.as_secs_f64())]
     NotGone { device: Device, limit: Duration },
+    #[error("{device}: no backend to debug: it is {state}; see nbd-ctl status {device}")]
+    NoBackend { device: Device, state: &'static str },
+    #[error("{device}: its backend (pid {pid}) is traced by pid {tracer} already")]
+    Traced { device: Device, pid: i32, tracer: i32 },
+    #[error(
+        "{device}: gdb may wait for itself, as it needs this on {device}: {needed}; have it elsewhere, or go on with --yes"
+    )]
+    OnItself { device: Device, needed: String },
     #[error("{device}: its holder{} is alive: there is nothing to adopt", pid(*holder))]
     HasHolder { device: Device, holder: Option<i32> },
     #[error("{device}: its holder is gone and it cannot be adopted: {}", path.display())]
@@ -103,6 +118,12 @@ pub(crate) enum Error {
     AdoptionTimedOut { device: Device, limit: Duration, log: PathBuf },
     #[error("interrupted; {0}")]
     Interrupted(String),
+    #[error("cannot listen on {address}")]
+    Listen {
+        address: String,
+        #[source]
+        source: io::Error,
+    },
     #[error("cannot wait for signals")]
     Signals(#[source] io::Error),
     #[error("cannot write to standard output")]
@@ -135,7 +156,12 @@ impl Error {
             Self::Refused(failure) => failure.kind,
             Self::Usage(_) | Self::NotADevice { .. } => FailureKind::Usage,
             Self::NoDevice { .. } | Self::Stale { .. } => FailureKind::NoDevice,
-            Self::HasHolder { .. } => FailureKind::Busy,
+            Self::Config(ConfigError::Unknown { .. }) => FailureKind::NoDevice,
+            Self::Config(_) => FailureKind::Usage,
+            Self::HasHolder { .. }
+            | Self::Traced { .. }
+            | Self::OnItself { .. }
+            | Self::Attached { .. } => FailureKind::Busy,
             Self::Unsettled { .. }
             | Self::Silent { .. }
             | Self::NotGone { .. }

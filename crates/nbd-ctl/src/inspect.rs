@@ -86,10 +86,15 @@ pub(crate) fn status(context: &Context, device: Option<Device>, json: bool) -> R
             attached.collect::<Vec<_>>().join("\n")
         });
     };
+    let status = of(context, device)?;
+    if json { print_json(&Listed::Attached(status)) } else { print(&render::status(&status)) }
+}
+
+/// What its holder tells of a device.
+pub(crate) fn of(context: &Context, device: Device) -> Result<Box<Status>, Error> {
     let mut holder = Holder::connect_to_look(context, device)?;
     holder.send(&Request::Status)?;
-    let status = told(&mut holder, device, Instant::now() + LIMIT)?;
-    if json { print_json(&Listed::Attached(status)) } else { print(&render::status(&status)) }
+    told(&mut holder, device, Instant::now() + LIMIT)
 }
 
 /// All devices in short.
@@ -134,7 +139,7 @@ fn remark(listed: &Listed) -> Option<String> {
 }
 
 /// Asks all holders at once, so that several silent ones take no longer than one.
-fn survey(context: &Context, failed: &mut Option<u8>) -> Result<Vec<Listed>, Error> {
+pub(crate) fn survey(context: &Context, failed: &mut Option<u8>) -> Result<Vec<Listed>, Error> {
     let mut asked = Vec::new();
     for device in devices(&context.registry)? {
         match ask(context, device) {
@@ -164,6 +169,21 @@ fn survey(context: &Context, failed: &mut Option<u8>) -> Result<Vec<Listed>, Err
         });
     }
     Ok(found)
+}
+
+/// What there is of one device; nobody is adopted and nothing cleaned up for it.
+pub(crate) fn look_at(context: &Context, device: Device) -> Result<Option<Listed>, Error> {
+    let told = match ask(context, device) {
+        Ok(Some(Asked::Holder(mut holder))) => told(&mut holder, device, Instant::now() + LIMIT),
+        Ok(Some(Asked::Known(listed))) => return Ok(Some(listed)),
+        Ok(None) => return Ok(None),
+        Err(error) => Err(error),
+    };
+    match told {
+        Ok(status) => Ok(Some(Listed::Attached(status))),
+        Err(error @ (Error::Interrupted(_) | Error::Forbidden { .. })) => Err(error),
+        Err(error) => Ok(Some(unreachable(device, &error, &mut None))),
+    }
 }
 
 fn ask(context: &Context, device: Device) -> Result<Option<Asked<'_>>, Error> {
@@ -222,7 +242,7 @@ fn unreachable(device: Device, error: &Error, failed: &mut Option<u8>) -> Listed
     Listed::Unreachable { device: device.to_string(), detail: error.chain().unwrap_or_default() }
 }
 
-fn print_json(value: &impl Serialize) -> Result<(), Error> {
+pub(crate) fn print_json(value: &impl Serialize) -> Result<(), Error> {
     let text = serde_json::to_string_pretty(value).map_err(|error| Error::Output(error.into()))?;
     print(&format!("{text}\n"))
 }

@@ -6,12 +6,17 @@
 //! | module | idea |
 //! |---|---|
 //! | [`cli`], [`action`] | the command line as typed, and as checked |
+//! | [`parse`] | between the two; completes it for a shell |
 //! | [`device`] | the name of a device |
+//! | [`config`] | the devices of this machine by name |
 //! | [`context`] | what every command needs: the registry, and Ctrl-C |
 //! | [`entry`] | what there is of a device: a holder, an orphan, a stale folder |
 //! | [`holder`] | a conversation with the holder of a device |
 //! | [`spawn`], [`program`] | starting a holder, finding programs |
-//! | [`attach`], [`adopt`], [`change`], [`set`], [`wait`], [`inspect`] | the commands |
+//! | [`attach`], [`adopt`], [`change`], [`wait`], [`inspect`], [`why`], [`trace`] | the commands |
+//! | [`set`] | settings of a backend |
+//! | [`doctor`], [`metrics`] | the machine, and numbers for monitoring |
+//! | [`debug`], [`footing`] | gdb on a backend, and what it must not stand on |
 //! | [`render`], [`table`] | values to text |
 //! | [`error`] | every way to fail, and its exit status |
 
@@ -20,23 +25,32 @@ mod adopt;
 mod attach;
 mod change;
 mod cli;
+mod config;
 mod context;
+mod debug;
 mod device;
+mod doctor;
 mod entry;
 mod error;
+mod footing;
 mod holder;
 mod inspect;
+mod metrics;
+mod parse;
 mod program;
 mod render;
 mod set;
 mod spawn;
 mod table;
+mod trace;
 mod wait;
+mod why;
 
 use std::process::ExitCode;
 
 use crate::action::Action;
 use crate::context::{Context, say};
+use crate::device::Device;
 use crate::error::Error;
 
 fn main() -> ExitCode {
@@ -52,19 +66,31 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<(), Error> {
-    let Some(arguments) = cli::parse()? else {
+    let Some(arguments) = parse::parse()? else {
         return Ok(());
     };
     let context = Context::new(arguments.runtime_dir)?;
+    Device::known_by_names_in(&context.registry);
     match Action::check(arguments.command)? {
         Action::Attach(wanted) => attach::attach(&context, &wanted),
+        Action::AttachAll { config } => attach::attach_all(&context, &config),
+        Action::Doctor { json, fix } => doctor::doctor(&context, json, fix),
+        Action::Metrics { listen: None } => metrics::metrics(&context),
+        Action::Metrics { listen: Some(address) } => metrics::serve(&context, &address),
+        Action::CheckConfig { file } => attach::check_config(&file),
         Action::Detach(wanted) => change::detach(&context, &wanted),
         Action::Status { device, json } => inspect::status(&context, device, json),
+        Action::Trace { device, wanted } => trace::trace(&context, device, &wanted),
+        Action::Why { target, json } => why::why(&context, target, json),
         Action::List { json } => inspect::list(&context, json),
         Action::Restart { device, limit } => change::restart(&context, device, limit),
         Action::Replace { device, program, limit } => {
             change::replace(&context, device, program, limit)
         }
+        Action::Order { device, request, doing, limit } => {
+            change::order(&context, device, &request, doing, limit)
+        }
+        Action::Debug(wanted) => debug::debug(&context, &wanted),
         Action::Wait { device, until, limit } => wait::wait(&context, device, until, limit),
         Action::Set { device, assignments, json } => set::set(&context, device, assignments, json),
         Action::Adopt { device } => adopt::adopt_explicitly(&context, device),

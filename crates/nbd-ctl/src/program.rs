@@ -24,6 +24,20 @@ pub(crate) fn nbd_serve() -> Result<String, Error> {
     ours("nbd-serve", "install it".into())
 }
 
+/// gdb, in PATH.
+pub(crate) fn gdb() -> Result<String, Error> {
+    in_path("gdb").map_or_else(
+        || {
+            Err(Error::NoProgram {
+                program: "gdb".into(),
+                place: "in PATH",
+                way_out: "install it".into(),
+            })
+        },
+        text,
+    )
+}
+
 /// A program by its path, or by its name in PATH, as an absolute path.
 pub(crate) fn find(name: &str) -> Result<String, Error> {
     if name.contains('/') {

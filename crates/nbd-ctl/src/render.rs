@@ -92,8 +92,12 @@ pub(crate) fn status(status: &Status) -> String {
     );
     add("access", if status.read_only { "read-only" } else { "read and write" });
     add("kernel api", &format!("{}, {}", status.kernel_api, count(status.lanes, "lane")));
+    match status.on_backend_loss.as_str() {
+        "hold" => {}
+        policy => add("on loss", policy),
+    }
     add("holder", &format!("pid {}", status.holder_pid));
-    add("sitter", &format!("pid {}", status.sitter_pid));
+    add("sitter", &sitter(status));
     add("backend", &backend(status));
     if !status.backend.detail.is_empty() {
         add("", &status.backend.detail);
@@ -115,6 +119,24 @@ pub(crate) fn status(status: &Status) -> String {
     let mut text = join(&lines);
     text.push_str(&requests(&status.in_flight));
     text
+}
+
+/// What may become of the process on which an ioctl device depends, and why that is.
+fn sitter(status: &Status) -> String {
+    let pid = format!("pid {}", status.sitter_pid);
+    match (status.kernel_api.as_str(), status.sitter_tracer_pid) {
+        ("ioctl", Some(tracer)) if tracer == status.holder_pid => {
+            format!("{pid}, in NBD_DO_IT; shielded from debuggers by the trace of its holder")
+        }
+        ("ioctl", Some(tracer)) => {
+            format!("{pid}, in NBD_DO_IT; traced by pid {tracer}, which can end the device")
+        }
+        ("ioctl", None) => format!(
+            "{pid}, in NBD_DO_IT; not shielded: a debugger that attaches to it ends the device"
+        ),
+        (_, Some(tracer)) => format!("{pid}, traced by pid {tracer}"),
+        (_, None) => pid,
+    }
 }
 
 fn backend(status: &Status) -> String {
@@ -225,7 +247,7 @@ fn requests(requests: &[RequestStatus]) -> String {
     join(&lines)
 }
 
-const fn state_name(state: BackendState) -> &'static str {
+pub(crate) const fn state_name(state: BackendState) -> &'static str {
     match state {
         BackendState::Starting => "starting",
         BackendState::Running => "running",
@@ -233,6 +255,8 @@ const fn state_name(state: BackendState) -> &'static str {
         BackendState::Restarting => "restarting",
         BackendState::Waiting => "waiting",
         BackendState::Down => "down",
+        BackendState::Paused => "paused",
+        BackendState::Failing => "failing",
         BackendState::Failed => "failed",
     }
 }

@@ -15,8 +15,11 @@ fn example() -> Status {
         read_only: false,
         kernel_api: "ioctl".into(),
         lanes: 2,
+        on_backend_loss: "hold".into(),
+        under_way: None,
         holder_pid: 812,
         sitter_pid: 813,
+        sitter_tracer_pid: Some(812),
         backend: BackendStatus {
             state: BackendState::Running,
             detail: String::new(),
@@ -59,7 +62,7 @@ nbd0
   access     read and write
   kernel api ioctl, 2 lanes
   holder     pid 812
-  sitter     pid 813
+  sitter     pid 813, in NBD_DO_IT; shielded from debuggers by the trace of its holder
   backend    running, pid 820, process state S
   serves     file:/srv/disk.img
   program    /usr/bin/nbd-serve file:/srv/disk.img
@@ -125,7 +128,7 @@ nbd0
   access     read-only
   kernel api ioctl, 1 lane
   holder     pid 812
-  sitter     pid 813
+  sitter     pid 813, in NBD_DO_IT; shielded from debuggers by the trace of its holder
   backend    stopped, pid 900, process state t, traced by pid 950
              stopped by its debugger
   serves     my \\u{1b}[31mexport

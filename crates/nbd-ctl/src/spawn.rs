@@ -3,6 +3,7 @@
 use std::net::Shutdown;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -79,6 +80,9 @@ impl<'a> Starting<'a> {
             .args(arguments)
             .stdin(Stdio::null())
             .stdout(Stdio::null());
+        if arguments.iter().any(|argument| argument == "--survive-shutdown") {
+            command.arg0("@nbd-kernel-holder");
+        }
         if let Some(directory) = directory {
             command.current_dir(directory);
         }

@@ -12,10 +12,10 @@ use nix::fcntl::{Flock, FlockArg};
 use crate::args::{KernelApi, RestartWhen};
 use crate::holder::{Holder, Settings, listen};
 use crate::kernel::Device;
-use crate::kernel::sitter::{KEEPSAKES, LANES, LEDGER, Sitter};
+use crate::kernel::sitter::{self, KEEPSAKES, LANES, LEDGER, Sitter};
 use crate::peers::Peer;
 use crate::program;
-use crate::supervisor::Event;
+use crate::supervisor::{Event, Kind};
 use crate::system::Process;
 
 /// How long a started backend may take to introduce itself.
@@ -38,7 +38,7 @@ pub(crate) fn adopt(
     let state = check_state(&registry, index)?;
     let sitter = Process::open(state.sitter.pid)
         .map_err(|error| other(format!("{name}: its sitter cannot be opened: {error}")))?;
-    let settings = settings_of(&state)?;
+    let settings = settings_of(&registry, &state)?;
     let layout = Layout::with_lanes(state.lanes);
     let mut holder = Holder::new(registry, settings, Device::new(index))
         .map_err(|error| other(error.to_string()))?;
@@ -61,11 +61,20 @@ pub(crate) fn adopt(
     let (control, join) = sockets.map_err(|error| other(format!("{name}: {error}")))?;
     holder.control = Some(control);
     holder.join = Some(join);
-    holder.shield_sitter();
+    shield_sitter(&holder);
     adopt_backend(&mut holder, &state);
     holder.save_state();
     holder.report = report.take();
     Ok(holder)
+}
+
+fn shield_sitter(holder: &Holder) {
+    let Some(sitter) = holder.sitter.as_ref().filter(|_| !holder.is_netlink()) else {
+        return;
+    };
+    if let Err(errno) = sitter::shield(&sitter.process) {
+        holder.log(&format!("cannot keep debuggers off the sitter: {errno}"));
+    }
 }
 
 fn check_state(registry: &Registry, index: u32) -> Result<State, Failure> {
@@ -86,7 +95,7 @@ fn check_state(registry: &Registry, index: u32) -> Result<State, Failure> {
     Ok(state)
 }
 
-fn settings_of(state: &State) -> Result<Settings, Failure> {
+fn settings_of(registry: &Registry, state: &State) -> Result<Settings, Failure> {
     let user = match &state.user {
         None => None,
         Some(user) => {
@@ -107,8 +116,11 @@ fn settings_of(state: &State) -> Result<Settings, Failure> {
         },
         restart_limit: state.restart_limit,
         poison_limit: state.poison_limit,
+        on_backend_loss: state.on_backend_loss.parse().map_err(other)?,
         program: state.program.clone(),
         warm_spare: state.warm_spare,
+        name: registry.name(state.index),
+        survive_shutdown: state.survive_shutdown,
         user,
         lanes: state.lanes,
         patience: Some(PATIENCE),
@@ -134,16 +146,22 @@ fn adopt_backend(holder: &mut Holder, state: &State) {
     let id = holder.next_id();
     let alive = state.backend.filter(nbd_control::process::ProcessId::is_alive);
     let process = alive.and_then(|backend| Process::open(backend.pid).ok());
-    let has_program = !holder.settings.program.is_empty();
+    if state.paused {
+        holder.supervisor.set_paused();
+    }
+    let kind = if holder.settings.program.is_empty() { Kind::Joined } else { Kind::Program };
+    holder.supervisor.adopt(id, kind);
     match process {
         Some(process) => {
             let mut peer = Peer::new(None, None);
             peer.process = Some(process);
             holder.peers.insert(id, peer);
-            holder.supervisor.adopt(id, has_program);
+            if state.stand_in || state.paused {
+                // A stand-in goes, and what follows is what follows a backend.
+                holder.apply(&Event::FailDone);
+            }
         }
         None => {
-            holder.supervisor.adopt(id, has_program);
             holder.note_loss("lost while there was no holder".into(), false);
             holder.apply(&Event::OwnerDead { clean: false, progressed: true });
         }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
+use nbd_control::policy::OnBackendLoss;
 
 /// Holds a kernel NBD device while its backend may come and go.
 ///
@@ -37,9 +38,19 @@ pub(crate) struct Args {
     /// Answer a request with EIO once it has crashed so many backends, 2 or more; 0: never
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = poison_limit)]
     pub(crate) poison_limit: u32,
+    /// What becomes of requests while there is no backend: hold, fail:SECONDS (answer them with
+    /// EIO once there has been none for so long) or fail (30 seconds)
+    #[arg(long, value_name = "WHAT", default_value = "hold")]
+    pub(crate) on_backend_loss: OnBackendLoss,
     /// Keep a second backend started, which takes over the moment the first one is lost
     #[arg(long)]
     pub(crate) warm_spare: bool,
+    /// The name by which it is known besides, also below /dev/disk/by-nbd
+    #[arg(long, value_name = "NAME", value_parser = device_name)]
+    pub(crate) name: Option<String>,
+    /// Let this process and backends have names that systemd's last kill at shutdown spares
+    #[arg(long)]
+    pub(crate) survive_shutdown: bool,
     /// Run backends as this user
     #[arg(long, value_name = "USER")]
     pub(crate) user: Option<String>,
@@ -56,8 +67,11 @@ pub(crate) struct Args {
     /// Tell the parent about progress on this descriptor, and become a daemon when ready
     #[arg(long, value_name = "FD", hide = true)]
     pub(crate) report_fd: Option<RawFd>,
+    /// Be the backend that answers every request with EIO
+    #[arg(long, hide = true)]
+    pub(crate) stand_in: bool,
     /// The backend to start
-    #[arg(last = true, required_unless_present_any = ["external", "adopt"])]
+    #[arg(last = true, required_unless_present_any = ["external", "adopt", "stand_in"])]
     pub(crate) program: Vec<String>,
 }
 
@@ -119,6 +133,15 @@ fn poison_limit(text: &str) -> Result<u32, String> {
     }
 }
 
+/// It becomes a line of a file and the name of a link.
+fn device_name(text: &str) -> Result<String, String> {
+    let fine = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    if !text.starts_with(|c: char| c.is_ascii_alphanumeric()) || !text.chars().all(fine) {
+        return Err("a name has letters, digits and -_. only".into());
+    }
+    Ok(text.into())
+}
+
 /// `nbd0`, `/dev/nbd0` or `0`.
 fn device_index(text: &str) -> Result<u32, String> {
     let name = text.strip_prefix("/dev/").unwrap_or(text);
@@ -137,6 +160,14 @@ mod tests {
         }
         for text in ["nbd", "sda", "/dev/sda", "nbd7p1", "-1", ""] {
             assert!(device_index(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_name_is_one_word() {
+        assert!(device_name("a-b_c.d0").is_ok());
+        for text in ["", "-a", ".a", "a b", "a\nB=1", "a/b", "a:b"] {
+            assert!(device_name(text).is_err(), "{text}");
         }
     }
 

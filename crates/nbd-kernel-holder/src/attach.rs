@@ -1,7 +1,5 @@
 //! From a program to a device that can be used.
 
-use std::path::Path;
-use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use nbd_control::control::{Failure, FailureKind, Report};
@@ -61,9 +59,13 @@ impl Holder {
             join.map_err(|error| AttachError::failed(format!("{}: {error}", socket.display())))?,
         );
         self.await_backend()?;
+        self.tell_udev_name();
         self.connect_kernel()?;
         self.test_read()?;
-        self.settle_udev();
+        // udev opens a device when it appears; whoever uses it at the same moment gets EBUSY.
+        if !self.settle_udev(UDEV) {
+            self.notice("udev has not settled; the device may be busy for a moment");
+        }
         if self.interrupted {
             return Err(AttachError::Interrupted);
         }
@@ -152,17 +154,7 @@ impl Holder {
         }
         // If this process died from here on, another one could adopt the device.
         self.save_state();
-        self.shield_sitter();
         Ok(())
-    }
-
-    pub(crate) fn shield_sitter(&self) {
-        let Some(sitter) = self.sitter.as_ref().filter(|_| !self.is_netlink()) else {
-            return;
-        };
-        if let Err(errno) = sitter::shield(&sitter.process) {
-            self.log(&format!("cannot keep debuggers off the sitter: {errno}"));
-        }
     }
 
     fn silence_timeouts(&mut self) {
@@ -233,23 +225,6 @@ impl Holder {
                 path.display(),
                 patience.as_secs()
             ))),
-        }
-    }
-
-    /// udev opens a device when it appears; whoever uses it at the same moment gets EBUSY.
-    fn settle_udev(&mut self) {
-        if !Path::new("/run/udev/control").exists() {
-            return;
-        }
-        let limit = format!("--timeout={}", UDEV.as_secs());
-        let command = Command::new("udevadm")
-            .args(["settle", &limit])
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .spawn();
-        let process = command.and_then(|child| Process::open(child.id().cast_signed()));
-        if process.is_ok() && self.run_errand(process, UDEV + Duration::from_secs(1)) != Some(0) {
-            self.notice("udev has not settled; the device may be busy for a moment");
         }
     }
 

@@ -11,6 +11,7 @@ use nbd_control::control::{Failure, FailureKind};
 use nbd_ledger::{Inspector, Ledger, layout};
 use nbd_proto::TransmissionFlags;
 
+use crate::control::Waits;
 use crate::holder::Holder;
 use crate::kernel::sitter::MOST_KEEPSAKES;
 use crate::peers::{Ending, Peer, check_export};
@@ -121,6 +122,9 @@ impl Holder {
                 "it was built for ledger version {theirs} and not {ours}: build it with this release"
             ));
         }
+        if peer.stand_in {
+            return open(sender.pid());
+        }
         check_export(&hello.export).map_err(|what| format!("{}: {what}", hello.description))?;
         if let Some(expected) = self.export.filter(|expected| *expected != hello.export) {
             let (found, name) = (&hello.export, self.device.name());
@@ -140,7 +144,7 @@ impl Holder {
                 )
             });
         }
-        Process::open(sender.pid()).map_err(|error| format!("process {}: {error}", sender.pid()))
+        open(sender.pid())
     }
 
     /// Gives the lanes away. Nobody else has them: the supervisor saw the last owner dead.
@@ -152,7 +156,9 @@ impl Holder {
         let Some(peer) = self.peers.get(&id) else {
             return;
         };
-        self.description = peer.description();
+        if !peer.stand_in {
+            self.description = peer.description();
+        }
         // First written down, then done: a holder that adopts the device must know of everybody
         // who may have the lanes, or it would give them to a second one.
         if !self.save_state() {
@@ -231,6 +237,11 @@ impl Holder {
     }
 
     fn take_ready(&mut self, id: PeerId, replayed: u32) {
+        if self.peers.get(&id).is_some_and(|peer| peer.stand_in) {
+            self.apply(&Event::Ready { peer: id });
+            return self.stand_in_ready();
+        }
+        self.unserved_since = None;
         if let Some(loss) = &mut self.loss {
             loss.replayed = Some(replayed);
         }
@@ -240,7 +251,8 @@ impl Holder {
         if self.attached {
             self.log(&format!("served by process {pid} again; {replayed} requests replayed"));
         }
-        self.answer_waiters(&Ok(format!("{} is served by process {pid}", self.device.name())));
+        let text = format!("{} is served by process {pid}", self.device.name());
+        self.answer_waiters(Waits::Backend, &Ok(text));
     }
 
     /// A new program that has got as far as serving is the device's program from now on.
@@ -265,7 +277,8 @@ impl Holder {
             self.replacing = None;
             let text = format!("the former program is started again: {}", self.last_failure);
             self.log(&text);
-            self.answer_waiters(&Err(Failure::new(FailureKind::Other, text)));
+            let failure = Failure::new(FailureKind::Other, text);
+            self.answer_waiters(Waits::Backend, &Err(failure));
         }
     }
 
@@ -320,6 +333,9 @@ impl Holder {
         };
         peer.reap(Duration::ZERO);
         let ending = peer.ended.clone().unwrap_or(Ending::Unknown);
+        if peer.stand_in {
+            return self.stand_in_ended(id, &ending);
+        }
         let pid = peer.pid().unwrap_or(0);
         let words = peer.last_words.take();
         let cause = ending.to_string();
@@ -341,6 +357,7 @@ impl Holder {
         let clean = ending == peers::Ending::Exited(0);
         self.drop_old_spare();
         self.apply(&Event::OwnerDead { clean, progressed });
+        self.settle_pause();
     }
 
     /// Ends the lanes of a device that no backend can serve: what is in flight gets EIO.
@@ -350,6 +367,13 @@ impl Holder {
         for lane in &self.lanes {
             lanes::end(lane.as_fd());
         }
-        self.answer_waiters(&Err(Failure::new(FailureKind::Other, reason)));
+        let failure = Err(Failure::new(FailureKind::Other, reason));
+        for waits in [Waits::Backend, Waits::Pause, Waits::Fail] {
+            self.answer_waiters(waits, &failure);
+        }
     }
+}
+
+fn open(pid: i32) -> Result<Process, String> {
+    Process::open(pid).map_err(|error| format!("process {pid}: {error}"))
 }

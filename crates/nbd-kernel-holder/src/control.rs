@@ -1,7 +1,6 @@
 //! Conversations with nbd-ctl.
 
 use std::fs::File;
-use std::os::unix::net::UnixListener;
 
 use nbd_control::Channel;
 use nbd_control::control::{Failure, FailureKind, Request, Response};
@@ -14,13 +13,25 @@ use crate::supervisor::Event;
 #[derive(Debug)]
 pub(crate) struct Client {
     pub(crate) channel: Channel,
-    /// It waits for a backend.
-    waits: bool,
+    waits: Option<Waits>,
+}
+
+/// What a client waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Waits {
+    /// A backend.
+    Backend,
+    /// The end of the backend.
+    Pause,
+    /// The answers to what is in flight.
+    Fail,
 }
 
 impl Holder {
     pub(crate) fn accept_client(&mut self) {
-        let Some(Ok((stream, _))) = self.control.as_ref().map(UnixListener::accept) else {
+        let result =
+            self.control.as_ref().map(|control| control.accept().map(|(stream, _)| stream));
+        let Some(stream) = self.accepted(result) else {
             return;
         };
         let me = nix::unistd::geteuid().as_raw();
@@ -29,7 +40,7 @@ impl Holder {
         }
         if let Ok(channel) = Channel::new(stream) {
             let id = self.next_id();
-            self.clients.insert(id, Client { channel, waits: false });
+            self.clients.insert(id, Client { channel, waits: None });
         }
     }
 
@@ -85,10 +96,13 @@ impl Holder {
                 let text = format!("{} is being served", self.device.name());
                 self.answer(id, &Response::Done { text });
             }
-            Request::WaitReady => {
-                if let Some(client) = self.clients.get_mut(&id) {
-                    client.waits = true;
-                }
+            Request::WaitReady => self.await_for(id, Waits::Backend),
+            Request::Fail { kill } => self.order_fail(id, kill),
+            Request::Pause { kill } => self.order_pause(id, kill),
+            Request::Resume => self.order_resume(id),
+            Request::Trace { from } => {
+                let trace = Response::Trace(Box::new(self.trace(&from)));
+                self.answer(id, &trace);
             }
         }
     }
@@ -123,6 +137,8 @@ impl Holder {
             Some(format!("{name} has failed: detach it"))
         } else if !self.attached {
             Some(format!("{name} is not attached yet"))
+        } else if let Some(text) = self.ordered() {
+            Some(text)
         } else if program.is_none() && self.settings.program.is_empty() {
             Some(format!("{name} has no program to start: its backend joins from outside"))
         } else if self.replacing.is_some() {
@@ -135,11 +151,16 @@ impl Holder {
             return self.answer(id, &Response::Failed(failure));
         }
         self.replacing = program;
-        if let Some(client) = self.clients.get_mut(&id) {
-            client.waits = true;
-        }
+        self.await_for(id, Waits::Backend);
         self.due = None;
         self.apply(&Event::Restart);
+    }
+
+    /// The client is answered when that has come.
+    pub(crate) fn await_for(&mut self, id: u64, what: Waits) {
+        if let Some(client) = self.clients.get_mut(&id) {
+            client.waits = Some(what);
+        }
     }
 
     pub(crate) fn answer(&mut self, id: u64, response: &Response) {
@@ -149,17 +170,16 @@ impl Holder {
         }
     }
 
-    /// Tells everybody who waits for a backend how that ended.
-    pub(crate) fn answer_waiters(&mut self, result: &Result<String, Failure>) {
+    /// Tells everybody who waits for this how it ended.
+    pub(crate) fn answer_waiters(&mut self, what: Waits, result: &Result<String, Failure>) {
         let response = match result {
             Ok(text) => Response::Done { text: text.clone() },
             Err(failure) => Response::Failed(failure.clone()),
         };
-        let waiting: Vec<u64> =
-            self.clients.iter().filter(|(_, client)| client.waits).map(|(&id, _)| id).collect();
-        for id in waiting {
+        let waiting = self.clients.iter().filter(|(_, client)| client.waits == Some(what));
+        for id in waiting.map(|(&id, _)| id).collect::<Vec<_>>() {
             if let Some(client) = self.clients.get_mut(&id) {
-                client.waits = false;
+                client.waits = None;
             }
             self.answer(id, &response);
         }

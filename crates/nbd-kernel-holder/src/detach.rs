@@ -18,6 +18,8 @@ const PASSING_TICK: Duration = Duration::from_millis(50);
 const FLUSH: Duration = Duration::from_secs(60);
 /// The same when the backend does not answer at all.
 const FLUSH_UNSERVED: Duration = Duration::from_secs(3);
+/// How long udev may take to look away. It may not be able to while the backend is stuck.
+const UDEV: Duration = Duration::from_secs(3);
 /// How long each step of a teardown may take before the next, harder one.
 const STEP: Duration = Duration::from_secs(2);
 const TICK: Duration = Duration::from_millis(2);
@@ -59,8 +61,17 @@ impl Holder {
     }
 
     fn flush_and_disconnect(&mut self) -> Result<(), Failure> {
-        let name = self.device.name();
         self.check_unused()?;
+        self.tell_udev_leaving(true, UDEV);
+        let done = self.flush_and_disconnect_unwatched();
+        if done.is_err() {
+            self.tell_udev_leaving(false, UDEV);
+        }
+        done
+    }
+
+    fn flush_and_disconnect_unwatched(&mut self) -> Result<(), Failure> {
+        let name = self.device.name();
         let limit = if self.supervisor.is_ready() { FLUSH } else { FLUSH_UNSERVED };
         let errand = errand::flush_and_disconnect(&self.device, self.settings.api);
         let fail = |kind, text: String| Err(Failure::new(kind, text));

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use nbd_control::Channel;
 use nbd_control::backend::ExportInfo;
 use nbd_control::control::{Failure, FailureKind, Report};
+use nbd_control::policy::OnBackendLoss;
 use nbd_control::process::ProcessId;
 use nbd_control::registry::{Registry, State};
 use nbd_ledger::{Inspector, Layout};
@@ -18,6 +19,8 @@ use nix::sys::stat::{Mode, umask};
 use nix::unistd::{Gid, Uid};
 
 use crate::args::{KernelApi, RestartWhen};
+use crate::control::Waits;
+use crate::fail::Failing;
 use crate::kernel::Device;
 use crate::kernel::sitter::{self, Sitter};
 use crate::peers::Peer;
@@ -38,8 +41,11 @@ pub(crate) struct Settings {
     pub(crate) restart: RestartWhen,
     pub(crate) restart_limit: u32,
     pub(crate) poison_limit: u32,
+    pub(crate) on_backend_loss: OnBackendLoss,
     pub(crate) program: Vec<String>,
     pub(crate) warm_spare: bool,
+    pub(crate) name: Option<String>,
+    pub(crate) survive_shutdown: bool,
     pub(crate) user: Option<(String, Uid, Gid)>,
     pub(crate) lanes: u32,
     pub(crate) patience: Option<Duration>,
@@ -88,9 +94,17 @@ pub(crate) struct Holder {
     pub(crate) loss: Option<Loss>,
     pub(crate) poisoned: Poisoned,
     pub(crate) first_seen: FirstSeen,
+    /// What the operator wants answered with EIO.
+    pub(crate) failing: Option<Failing>,
+    /// Since when there is no backend.
+    pub(crate) unserved_since: Option<Instant>,
+    /// A stand-in that was lost is not started again before this.
+    pub(crate) stand_in_due: Option<Instant>,
     pub(crate) due: Option<Instant>,
     /// When the spare may be started: not while its elder sibling needs the processor.
     pub(crate) spare_due: Option<Instant>,
+    /// Until then nobody is let in who connects.
+    pub(crate) deaf_until: Option<Instant>,
     me: ProcessId,
     next_id: u64,
 }
@@ -143,8 +157,12 @@ impl Holder {
             last_failure: String::new(),
             loss: None,
             first_seen: FirstSeen::new(),
+            failing: None,
+            unserved_since: None,
+            stand_in_due: None,
             due: None,
             spare_due: None,
+            deaf_until: None,
             me: ProcessId::of(nix::unistd::getpid().as_raw())
                 .ok_or(std::io::Error::other("/proc is not mounted"))?,
             next_id: 0,
@@ -191,8 +209,13 @@ impl Holder {
 
     /// Feeds the supervisor and does what it says.
     pub(crate) fn apply(&mut self, event: &Event) {
-        for action in self.supervisor.apply(event) {
-            self.act(&action);
+        let actions = self.supervisor.apply(event);
+        self.perform(&actions);
+    }
+
+    pub(crate) fn perform(&mut self, actions: &[Action]) {
+        for action in actions {
+            self.act(action);
         }
     }
 
@@ -211,6 +234,8 @@ impl Holder {
                 }
             }
             Action::Dismiss(id) => self.drop_peer(id),
+            Action::StartStandIn => self.start_stand_in(),
+            Action::FailFailed => self.fail_failed(),
             Action::GiveUp => {
                 self.replacing = None;
                 let text = self.last_failure.clone();
@@ -220,12 +245,13 @@ impl Holder {
                 }
                 self.log(&format!("giving up on the backend: {text}"));
                 let failure = Failure::new(FailureKind::Other, text);
-                self.answer_waiters(&Err(failure));
+                self.answer_waiters(Waits::Backend, &Err(failure));
             }
             Action::ReplacementFailed => {
                 self.replacing = None;
                 let text = format!("the present backend goes on: {}", self.last_failure);
-                self.answer_waiters(&Err(Failure::new(FailureKind::Other, text)));
+                let failure = Failure::new(FailureKind::Other, text);
+                self.answer_waiters(Waits::Backend, &Err(failure));
             }
         }
     }
@@ -263,7 +289,8 @@ impl Holder {
         let log = self.registry.log(self.device.index);
         // Another program has to show that it fits; the present one's storage may have grown.
         let attached = self.export.filter(|_| program == self.settings.program);
-        let started = program::start(program, user, attached, &log)?;
+        let survive = self.settings.survive_shutdown;
+        let started = program::start(program, user, attached, survive, &log)?;
         let id = self.next_id();
         let mut peer = Peer::new(Some(started.channel), Some(started.process));
         peer.stamp = stamp;
@@ -335,11 +362,18 @@ impl Holder {
         }
     }
 
+    /// How many have taken the ledger over.
+    pub(crate) fn generation(&self) -> u64 {
+        let header = self.inspector.as_ref().map(Inspector::header);
+        header.map_or(0, |header| header.generation.load(std::sync::atomic::Ordering::Acquire))
+    }
+
     /// Notes how the owner was lost.
     pub(crate) fn note_loss(&mut self, cause: String, crashed: bool) {
-        let header = self.inspector.as_ref().map(Inspector::header);
-        let generation =
-            header.map_or(0, |header| header.generation.load(std::sync::atomic::Ordering::Acquire));
+        let generation = self.generation();
+        if self.attached {
+            self.unserved_since.get_or_insert_with(Instant::now);
+        }
         self.loss = Some(Loss { cause, crashed, at: monotonic(), generation, replayed: None });
     }
 
@@ -365,9 +399,13 @@ impl Holder {
             restart: self.settings.restart.name().into(),
             restart_limit: self.settings.restart_limit,
             poison_limit: self.settings.poison_limit,
+            survive_shutdown: self.settings.survive_shutdown,
             warm_spare: self.settings.warm_spare,
             io_timeout: self.io_timeout,
             restarts: self.supervisor.restarts(),
+            on_backend_loss: self.settings.on_backend_loss.to_string(),
+            paused: self.supervisor.is_paused(),
+            stand_in: owner.is_some_and(|peer| peer.stand_in),
         };
         let written = self.registry.write_state(&state);
         if let Err(error) = &written {

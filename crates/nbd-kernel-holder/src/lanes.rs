@@ -2,7 +2,7 @@
 //! end's traffic.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::sys::socket::{
     AddressFamily, MsgFlags, Shutdown, SockFlag, SockType, recv, setsockopt, shutdown, socketpair,
@@ -15,8 +15,8 @@ use nix::sys::socket::{
 const TOWARD_BACKEND: usize = 16 << 20;
 /// What a lane buffers toward the driver, which always reads.
 const TOWARD_KERNEL: usize = 4 << 20;
-/// How much of the unread bytes a status looks at: all that can be there.
-const PEEK: usize = TOWARD_BACKEND;
+/// How much of the unread bytes a status looks at first; usually all that are there.
+const PEEK: usize = 64 << 10;
 
 /// The ends of new lanes: ours and the kernel's.
 pub(crate) fn create(count: u32) -> io::Result<(Vec<OwnedFd>, Vec<OwnedFd>)> {
@@ -41,9 +41,16 @@ pub(crate) fn end(lane: BorrowedFd<'_>) {
 
 /// The bytes that the driver has sent and no backend has received, without taking them.
 pub(crate) fn peek(lane: &OwnedFd) -> Vec<u8> {
-    let mut bytes = vec![0; PEEK];
     let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
-    let count = recv(lane.as_fd().as_raw_fd(), &mut bytes, flags).unwrap_or(0);
-    bytes.truncate(count);
-    bytes
+    let mut room = PEEK;
+    loop {
+        // As large as needed: room for all that can be there would stay with this process.
+        let mut bytes = vec![0; room];
+        let count = recv(lane.as_raw_fd(), &mut bytes, flags).unwrap_or(0);
+        if count < room || room >= TOWARD_BACKEND {
+            bytes.truncate(count);
+            return bytes;
+        }
+        room *= 4;
+    }
 }

@@ -10,18 +10,24 @@ mod attach;
 mod backends;
 mod control;
 mod detach;
+mod fail;
 mod holder;
 mod kernel;
 mod lanes;
+mod orders;
 mod peers;
 mod pick;
 mod poison;
 mod program;
 mod pump;
+mod service;
 mod signals;
+mod stand_in;
 mod status;
 mod supervisor;
 mod system;
+mod trace;
+mod udev;
 
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
@@ -44,6 +50,9 @@ const INTERRUPTED: u8 = 130;
 
 fn main() -> ExitCode {
     let args = Args::parse();
+    if args.stand_in {
+        return stand_in::run();
+    }
     system::close_inherited(args.report_fd);
     let report = match args.report_fd.map(open_report).transpose() {
         Ok(report) => report,
@@ -151,8 +160,11 @@ fn validate(args: &Args) -> Result<Settings, Failure> {
         restart: args.restart,
         restart_limit: args.restart_limit,
         poison_limit: args.poison_limit,
+        on_backend_loss: args.on_backend_loss,
         program: args.program.clone(),
         warm_spare: args.warm_spare,
+        name: args.name.clone(),
+        survive_shutdown: args.survive_shutdown,
         user,
         lanes: args.lanes.unwrap_or(cpus.min(4) as u32),
         patience: args.patience(),
@@ -164,6 +176,7 @@ fn announce(holder: &mut Holder, daemon: bool) {
     let path = holder.device.path().display().to_string();
     if !daemon {
         println!("{path}");
+        service::ready(&path);
         return;
     }
     holder.report(&Report::Ready { path });
@@ -219,6 +232,7 @@ fn detach_for(holder: &mut Holder, asked: (u64, bool)) -> Option<ExitCode> {
 
 /// Somebody wants this process to end.
 fn stop(holder: &mut Holder) -> ExitCode {
+    service::stopping();
     match holder.detach(false) {
         Ok(text) => {
             holder.log(&text);

@@ -30,6 +30,8 @@ pub(crate) struct Peer {
     pub(crate) program: Vec<String>,
     /// Which build of its program it is.
     pub(crate) stamp: Option<Stamp>,
+    /// It is ours, and answers every request with EIO.
+    pub(crate) stand_in: bool,
 }
 
 /// How a process ended.
@@ -86,6 +88,7 @@ impl Peer {
             since: Instant::now(),
             program: Vec::new(),
             stamp: None,
+            stand_in: false,
         }
     }
 

@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -12,6 +13,7 @@ use nbd_control::Channel;
 use nbd_control::backend::{EXPORT_VARIABLE, ExportInfo, HOLDER_FD};
 use nix::unistd::{Gid, Uid, User};
 
+use crate::service;
 use crate::system::{Process, prepare_program};
 
 /// A log longer than this is put aside when a backend is started.
@@ -41,11 +43,13 @@ pub(crate) fn look_up(user: &str) -> io::Result<(Uid, Gid)> {
     }
 }
 
-/// Starts a backend. What it says goes to `log`.
+/// Starts a backend. What it says goes to `log`. One that shall survive the shutdown is called
+/// by a name that systemd spares.
 pub(crate) fn start(
     program: &[String],
     user: Option<(Uid, Gid)>,
     attached: Option<ExportInfo>,
+    survive_shutdown: bool,
     log: &Path,
 ) -> io::Result<Started> {
     let (name, arguments) =
@@ -59,9 +63,13 @@ pub(crate) fn start(
     command
         .args(arguments)
         .env(HOLDER_FD, theirs.as_raw_fd().to_string())
+        .env_remove(service::SOCKET)
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
         .stderr(log);
+    if survive_shutdown {
+        command.arg0(format!("@{name}"));
+    }
     if let Some(export) = attached {
         command.env(EXPORT_VARIABLE, export.to_variable());
     }

@@ -6,8 +6,9 @@
 //! [errand](crate::kernel::errand).
 
 use std::fs::File;
+use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use nbd_control::Channel;
@@ -20,6 +21,10 @@ use crate::supervisor::{Event, PeerId};
 
 /// How often a dying process is looked at.
 const FENCE_TICK: Duration = Duration::from_millis(2);
+/// How long nobody is let in after there was no descriptor or memory left for somebody.
+const DEAF: Duration = Duration::from_millis(100);
+/// How long to wait if waiting itself is not possible.
+const TROUBLED: Duration = Duration::from_millis(10);
 /// How long a backend that closed its connection is expected to be dying.
 const DYING: Duration = Duration::from_secs(2);
 
@@ -70,9 +75,14 @@ impl Holder {
         let due = self.due.map(|due| due.saturating_duration_since(now));
         let spare = self.spare_due.map(|due| due.saturating_duration_since(now));
         let fence = self.fence_awaited().then_some(FENCE_TICK);
-        let wait = [limit, due, spare, fence].into_iter().flatten().min();
+        let deaf = self.deaf_until.map(|until| until.saturating_duration_since(now));
+        let orders = self.next_look();
+        let wait = [limit, due, spare, fence, deaf, orders].into_iter().flatten().min();
         for source in self.wait(wait) {
             self.handle(source);
+        }
+        if self.deaf_until.is_some_and(|until| Instant::now() >= until) {
+            self.deaf_until = None;
         }
         if self.fence_awaited() {
             self.check_fence();
@@ -83,6 +93,8 @@ impl Holder {
         }
         self.drop_overdue_program();
         self.tend_spare();
+        self.tend_failing();
+        self.tend_loss();
     }
 
     fn wait(&self, limit: Option<Duration>) -> Vec<Source> {
@@ -101,7 +113,11 @@ impl Holder {
             Some(limit) => PollTimeout::try_from(limit + Duration::from_micros(999))
                 .unwrap_or(PollTimeout::MAX),
         };
-        if poll(&mut fds, timeout).is_err() {
+        if let Err(errno) = poll(&mut fds, timeout) {
+            if errno != nix::Error::EINTR {
+                // No memory for it, or more descriptors than are allowed by now; it may pass.
+                std::thread::sleep(TROUBLED);
+            }
             return Vec::new();
         }
         let ready = |fd: &PollFd<'_>| fd.revents().is_some_and(|events| !events.is_empty());
@@ -143,8 +159,27 @@ impl Holder {
         }
     }
 
+    /// Whoever has connected. If there is no descriptor left for them they stay where they are, and
+    /// poll would tell of them again and again without a pause.
+    pub(crate) fn accepted(
+        &mut self,
+        result: Option<io::Result<UnixStream>>,
+    ) -> Option<UnixStream> {
+        match result? {
+            Ok(stream) => Some(stream),
+            Err(error) => {
+                let passing = [ErrorKind::WouldBlock, ErrorKind::Interrupted];
+                if !passing.contains(&error.kind()) {
+                    self.deaf_until = Some(Instant::now() + DEAF);
+                }
+                None
+            }
+        }
+    }
+
     fn accept_peer(&mut self) {
-        let Some(Ok((stream, _))) = self.join.as_ref().map(UnixListener::accept) else {
+        let result = self.join.as_ref().map(|join| join.accept().map(|(stream, _)| stream));
+        let Some(stream) = self.accepted(result) else {
             return;
         };
         let channel = Channel::new(stream);
@@ -217,7 +252,7 @@ impl Holder {
             watch(Source::Signal, signals);
         }
         let listeners = [(Source::Control, &self.control), (Source::Join, &self.join)];
-        for (source, listener) in listeners {
+        for (source, listener) in listeners.into_iter().filter(|_| self.deaf_until.is_none()) {
             if let Some(listener) = listener {
                 watch(source, listener.as_fd());
             }

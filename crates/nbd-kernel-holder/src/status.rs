@@ -9,9 +9,8 @@ use nbd_control::process;
 use nbd_control::status::{
     BackendState, BackendStatus, RecoveryStatus, RequestStatus, Stage, Status, TotalsStatus,
 };
-use nbd_ledger::Inspector;
 use nbd_ledger::inspect::TotalsCopy;
-use nbd_proto::{CommandType, Request};
+use nbd_proto::Request;
 use nix::time::{ClockId, clock_gettime};
 
 use crate::holder::Holder;
@@ -47,6 +46,7 @@ pub(crate) fn milliseconds(nanoseconds: u64) -> f64 {
 impl Holder {
     pub(crate) fn status(&mut self) -> Status {
         let export = self.export();
+        let sitter_pid = self.sitter.as_ref().map_or(0, |sitter| sitter.process.pid.as_raw());
         Status {
             device: self.device.name(),
             path: self.device.path().display().to_string(),
@@ -54,14 +54,29 @@ impl Holder {
             read_only: export.flags & nbd_proto::TransmissionFlags::READ_ONLY.bits() != 0,
             kernel_api: self.settings.api.name().into(),
             lanes: self.lanes.len() as u32,
+            on_backend_loss: self.settings.on_backend_loss.to_string(),
+            under_way: self.under_way(),
             holder_pid: nix::unistd::getpid().as_raw(),
-            sitter_pid: self.sitter.as_ref().map_or(0, |sitter| sitter.process.pid.as_raw()),
+            sitter_pid,
+            sitter_tracer_pid: process::tracer(sitter_pid),
             backend: self.backend_status(),
             in_flight: self.in_flight(),
             totals: self.totals(),
             last_recovery: self.recovery(),
             poisoned: self.poisoned.status(),
         }
+    }
+
+    /// What the operator has ordered.
+    fn under_way(&self) -> Option<String> {
+        let words = match (self.pending_detach, &self.failing, &self.replacing) {
+            (Some((_, true)), ..) => "detaching it by force",
+            (Some((_, false)), ..) => "detaching it: it writes back first",
+            (None, Some(_), _) => "answering what is in flight with EIO",
+            (None, None, Some(_)) => "replacing its backend",
+            (None, None, None) => return None,
+        };
+        Some(words.into())
     }
 
     fn backend_status(&self) -> BackendStatus {
@@ -78,6 +93,8 @@ impl Holder {
             (_, Phase::Restarting) => BackendState::Restarting,
             (_, Phase::Waiting) => BackendState::Waiting,
             (_, Phase::Down) => BackendState::Down,
+            (_, Phase::Paused) => BackendState::Paused,
+            (_, Phase::Failing) => BackendState::Failing,
         };
         BackendStatus {
             state,
@@ -101,6 +118,13 @@ impl Holder {
             BackendState::Waiting => {
                 format!("join with `nbd-serve --join {name} SPEC` or NBD_JOIN={name} PROGRAM")
             }
+            BackendState::Paused => format!("requests wait: `nbd-ctl resume {name}`"),
+            BackendState::Failing if self.failing.is_some() => {
+                "what is in flight is being answered with EIO".into()
+            }
+            BackendState::Failing => {
+                "there is no backend, and requests are answered with EIO until there is one".into()
+            }
             BackendState::Down => format!(
                 "it failed too often ({}); see the log, then `nbd-ctl restart {name}`",
                 self.last_failure
@@ -109,7 +133,7 @@ impl Holder {
         }
     }
 
-    fn totals(&self) -> TotalsStatus {
+    pub(crate) fn totals(&self) -> TotalsStatus {
         let Some(inspector) = &self.inspector else {
             return TotalsStatus::default();
         };
@@ -172,7 +196,7 @@ impl Holder {
                     ..describe(lane, &slot.request, stage, age)
                 });
             }
-            for request in unread(inspector, lane, &lanes::peek(socket)) {
+            for request in inspector.unread(lane, &lanes::peek(socket)) {
                 let key = (lane, request.cookie);
                 let first = self.first_seen.get(&key).copied().unwrap_or_else(Instant::now);
                 still_unread.insert(key, first);
@@ -198,34 +222,4 @@ fn describe(lane: u32, request: &Request, stage: Stage, age_ms: u64) -> RequestS
         attempts: 0,
         crashes: 0,
     }
-}
-
-/// The requests in bytes that nobody has taken: the ring's rest, then the socket's.
-fn unread(inspector: &Inspector, lane: u32, socket: &[u8]) -> Vec<Request> {
-    let mut bytes = match inspector.unparsed(lane, 1 << 20) {
-        Ok(rest) => rest,
-        // In the middle of a payload that is being skipped.
-        Err(skip) => {
-            let skip = usize::try_from(skip).unwrap_or(usize::MAX).min(socket.len());
-            return parse(&socket[skip..]);
-        }
-    };
-    bytes.extend_from_slice(socket);
-    parse(&bytes)
-}
-
-fn parse(mut bytes: &[u8]) -> Vec<Request> {
-    let mut found = Vec::new();
-    while let Some(header) = bytes.first_chunk() {
-        // A backend that runs meanwhile moves the bytes under us; then they make no sense.
-        let Ok(request) = Request::decode(header) else {
-            break;
-        };
-        if request.command != CommandType::DISC {
-            found.push(request);
-        }
-        let length = Request::LEN + request.payload_len() as usize;
-        bytes = bytes.get(length..).unwrap_or_default();
-    }
-    found
 }

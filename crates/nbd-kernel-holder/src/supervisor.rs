@@ -6,7 +6,11 @@
 //!
 //! A *spare* is a program that was started while the owner lives, has introduced itself, and
 //! waits: when the owner dies, nothing has to be started first.
+//!
+//! The *stand-in* is a program of ours that executes nothing: it answers every request with EIO. It
+//! is granted the lanes like any other and under the same fence; see [`orders`].
 
+mod orders;
 #[cfg(test)]
 mod tests;
 
@@ -34,6 +38,18 @@ pub(crate) enum Event {
     Due,
     /// The operator wants a new backend, and replaces a living one.
     Restart,
+    /// The operator wants nobody to have the lanes.
+    Pause,
+    /// And now somebody again.
+    Resume,
+    /// What is in flight is to be answered with EIO, at the cost of an owner that lives.
+    Fail,
+    /// That is done.
+    FailDone,
+    /// Requests have waited for a backend for as long as they are to.
+    Unserved,
+    /// The stand-in could not even be started.
+    NoStandIn,
 }
 
 /// What to do about it.
@@ -55,6 +71,10 @@ pub(crate) enum Action {
     GiveUp,
     /// The owner keeps the lanes, as its replacement failed.
     ReplacementFailed,
+    /// Start the stand-in; then call [`Supervisor::started_stand_in`].
+    StartStandIn,
+    /// What is in flight was not answered, as the stand-in came to nothing.
+    FailFailed,
 }
 
 /// Why a peer is refused.
@@ -71,8 +91,24 @@ struct Owner {
     peer: PeerId,
     ready: bool,
     dying: bool,
+    kind: Kind,
+}
+
+/// Where an owner came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
     /// Started by us, so that we also start its successor.
-    program: bool,
+    Program,
+    /// From outside.
+    Joined,
+    /// Ours, to answer with EIO.
+    StandIn,
+}
+
+impl Kind {
+    fn of_backend(program: bool) -> Self {
+        if program { Self::Program } else { Self::Joined }
+    }
 }
 
 /// What a program is started for.
@@ -92,6 +128,8 @@ pub(crate) enum Phase {
     Restarting,
     Waiting,
     Down,
+    Paused,
+    Failing,
 }
 
 /// The state machine.
@@ -110,6 +148,12 @@ pub(crate) struct Supervisor {
     spare: Option<PeerId>,
     keeps_spare: bool,
     spare_failures: u32,
+    /// The stand-in on its way.
+    stand_in: Option<PeerId>,
+    /// Nobody is granted the lanes.
+    paused: bool,
+    /// Nobody but the stand-in is.
+    failing: bool,
     due: bool,
     down: bool,
     failures: u32,
@@ -136,6 +180,9 @@ impl Supervisor {
             spare: None,
             keeps_spare: false,
             spare_failures: 0,
+            stand_in: None,
+            paused: false,
+            failing: false,
             due: false,
             down: false,
             failures: 0,
@@ -150,8 +197,8 @@ impl Supervisor {
     }
 
     /// The holder was replaced: this peer has the lanes already.
-    pub(crate) fn adopt(&mut self, peer: PeerId, program: bool) {
-        self.owner = Some(Owner { peer, ready: true, dying: false, program });
+    pub(crate) fn adopt(&mut self, peer: PeerId, kind: Kind) {
+        self.owner = Some(Owner { peer, ready: true, dying: false, kind });
     }
 
     /// A program was started as this peer, on [`Action::Start`].
@@ -166,7 +213,9 @@ impl Supervisor {
 
     /// Whether a spare should be started; then call [`Self::started_spare`].
     pub(crate) fn wants_spare(&self) -> bool {
-        let settled = self.owner.is_some_and(|owner| owner.ready && !owner.dying && owner.program);
+        let settled = self
+            .owner
+            .is_some_and(|owner| owner.ready && !owner.dying && owner.kind == Kind::Program);
         let alone = self.starting.is_none() && self.candidate.is_none() && self.spare.is_none();
         let willing = self.keeps_spare && self.attached && self.when != RestartWhen::Never;
         settled && alone && willing && self.spare_failures < SPARE_TRIES
@@ -200,7 +249,7 @@ impl Supervisor {
     }
 
     pub(crate) fn is_ready(&self) -> bool {
-        self.owner.is_some_and(|owner| owner.ready && !owner.dying)
+        self.owner.is_some_and(|owner| owner.ready && !owner.dying && owner.kind != Kind::StandIn)
     }
 
     /// Whether the owner's death is awaited because we caused it.
@@ -215,8 +264,11 @@ impl Supervisor {
     pub(crate) fn phase(&self) -> Phase {
         match self.owner {
             Some(Owner { dying: true, .. }) => Phase::Restarting,
+            Some(Owner { kind: Kind::StandIn, .. }) => Phase::Failing,
             Some(Owner { ready: true, .. }) => Phase::Running,
             Some(_) => Phase::Starting,
+            None if self.stand_in.is_some() => Phase::Failing,
+            None if self.paused => Phase::Paused,
             None if self.starting.is_some() => Phase::Starting,
             None if self.due => Phase::Restarting,
             None if self.down => Phase::Down,
@@ -240,13 +292,20 @@ impl Supervisor {
             Event::OwnerDead { clean, progressed } => self.owner_dead(clean, progressed),
             Event::Due => {
                 self.due = false;
-                if self.owner.is_none() && self.starting.is_none() {
+                if !self.has_backend() && self.starting.is_none() {
                     vec![Action::Start]
                 } else {
                     Vec::new()
                 }
             }
             Event::Restart => self.restart(),
+            Event::Pause => self.pause(),
+            Event::Resume => self.resume(),
+            Event::Fail => self.fail_in_flight(),
+            Event::FailDone => self.fail_done(),
+            Event::Unserved if self.is_unserved() => vec![Action::StartStandIn],
+            Event::Unserved => Vec::new(),
+            Event::NoStandIn => self.lose_stand_in(),
         }
     }
 
@@ -266,34 +325,40 @@ impl Supervisor {
     }
 
     fn hello(&mut self, peer: PeerId, takeover: bool) -> Vec<Action> {
+        if self.stand_in == Some(peer) {
+            return self.hello_of_stand_in(peer);
+        }
         let purpose = self.is_starting(peer);
         let program = purpose.is_some();
         if program {
             self.starting = None;
         }
-        if purpose == Some(Purpose::Spare) && self.owner.is_some() {
+        if purpose == Some(Purpose::Spare) && self.has_backend() {
             self.spare = Some(peer);
             return Vec::new();
         }
-        let Some(owner) = self.owner.as_mut() else {
-            let mut actions = self.grant(peer, program);
+        if self.owner.is_none() && !self.is_held() {
+            let mut actions = self.grant(peer, Kind::of_backend(program));
             // Somebody joined while our own program was on its way.
             actions.extend(self.starting.take().map(|(peer, _)| Action::Dismiss(peer)));
             return actions;
-        };
+        }
         if self.candidate.is_some() {
             return vec![Action::Refuse(peer, Refusal::Taken)];
         }
-        if !takeover && !program {
+        if self.has_backend() && !takeover && !program {
             return vec![Action::Refuse(peer, Refusal::Served)];
         }
-        owner.dying = true;
         self.candidate = Some((peer, program));
-        vec![Action::KillOwner]
+        // The stand-in finishes first what it was ordered to do.
+        if self.is_held() { Vec::new() } else { self.evict().into_iter().collect() }
     }
 
-    fn grant(&mut self, peer: PeerId, program: bool) -> Vec<Action> {
-        self.owner = Some(Owner { peer, ready: false, dying: false, program });
+    fn grant(&mut self, peer: PeerId, kind: Kind) -> Vec<Action> {
+        self.owner = Some(Owner { peer, ready: false, dying: false, kind });
+        if kind == Kind::StandIn {
+            return vec![Action::Grant(peer)];
+        }
         self.due = false;
         self.down = false;
         if self.attached {
@@ -303,9 +368,13 @@ impl Supervisor {
     }
 
     fn gone(&mut self, peer: PeerId) -> Vec<Action> {
-        if self.candidate.is_some_and(|(candidate, _)| candidate == peer) {
-            self.candidate = None;
-            return Vec::new();
+        if self.stand_in == Some(peer) {
+            return self.lose_stand_in();
+        }
+        if let Some((_, program)) = self.candidate.take_if(|(candidate, _)| *candidate == peer) {
+            // While there is a backend, it is that one's end that is waited for.
+            let alone = program && !self.has_backend() && !self.paused;
+            return if alone { self.fail() } else { Vec::new() };
         }
         if self.spare == Some(peer) {
             self.lose_spare();
@@ -313,7 +382,7 @@ impl Supervisor {
         }
         let Some(purpose) = self.is_starting(peer) else { return Vec::new() };
         self.starting = None;
-        if purpose == Purpose::Spare && self.owner.is_some() {
+        if purpose == Purpose::Spare && self.has_backend() {
             self.spare_failures += 1;
             return Vec::new();
         }
@@ -322,7 +391,7 @@ impl Supervisor {
 
     /// The program did not get as far as serving.
     fn fail(&mut self) -> Vec<Action> {
-        if self.owner.is_some() {
+        if self.has_backend() {
             return vec![Action::ReplacementFailed];
         }
         self.failures += 1;
@@ -331,14 +400,38 @@ impl Supervisor {
 
     fn owner_dead(&mut self, clean: bool, progressed: bool) -> Vec<Action> {
         let Some(owner) = self.owner.take() else { return Vec::new() };
+        if owner.kind == Kind::StandIn {
+            return self.stand_in_dead();
+        }
+        if self.is_held() {
+            return self.dead_while_held(owner, clean, progressed);
+        }
+        match self.candidate.is_some() {
+            true => self.grant_waiting(),
+            false => self.succeed(owner, clean, progressed),
+        }
+    }
+
+    /// The lanes for whoever waits for them; the candidate is wanted more than the spare.
+    fn grant_waiting(&mut self) -> Vec<Action> {
         if let Some((peer, program)) = self.candidate.take() {
-            let mut actions = self.grant(peer, program);
+            let mut actions = self.grant(peer, Kind::of_backend(program));
             if !program {
-                actions.extend(self.spare.take().map(Action::Dismiss));
+                let starting = self.starting.take().map(|(peer, _)| peer);
+                let unwanted = [self.spare.take(), starting].into_iter().flatten();
+                actions.extend(unwanted.map(Action::Dismiss));
             }
             return actions;
         }
-        let stays_down = !owner.program
+        match self.spare.take() {
+            Some(spare) => self.grant(spare, Kind::Program),
+            None => Vec::new(),
+        }
+    }
+
+    /// Nobody waits for the lanes of a backend that has died: what the policy says.
+    fn succeed(&mut self, owner: Owner, clean: bool, progressed: bool) -> Vec<Action> {
+        let stays_down = owner.kind != Kind::Program
             || match self.when {
                 RestartWhen::Never => true,
                 RestartWhen::OnFailure => clean,
@@ -355,7 +448,7 @@ impl Supervisor {
             return Vec::new();
         }
         match self.spare.take() {
-            Some(spare) if self.failures == 0 => self.grant(spare, true),
+            Some(spare) if self.failures == 0 => self.grant(spare, Kind::Program),
             Some(spare) => {
                 // It would be as short-lived as the last one; the pause comes first.
                 let mut actions = vec![Action::Dismiss(spare)];

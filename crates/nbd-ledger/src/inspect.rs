@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use nbd_proto::Request;
+use nbd_proto::{CommandType, Request};
 
 use crate::audit;
 use crate::layout::{Header, Layout, SlotIndex, SlotState, TransmitRecord};
@@ -15,10 +15,13 @@ use crate::ledger::LedgerError;
 use crate::map::Map;
 use crate::receive;
 
+/// How many of the bytes that a backend has received and not taken are looked at.
+const UNREAD_MOST: u64 = 1 << 20;
+
 /// A ledger mapped for reading only.
 #[derive(Debug)]
 pub struct Inspector {
-    map: Map,
+    pub(crate) map: Map,
     file: std::fs::File,
 }
 
@@ -118,10 +121,24 @@ impl Inspector {
         self.map.lane(lane).last_received_at.load(Ordering::Relaxed)
     }
 
+    /// The requests that nobody has taken: those in the bytes that a lane's backend has received,
+    /// and in those that wait in its `socket`, as a peek shows them.
+    pub fn unread(&self, lane: u32, socket: &[u8]) -> Vec<Request> {
+        let mut bytes = match self.unparsed(lane, UNREAD_MOST) {
+            Ok(rest) => rest,
+            // In the middle of a payload that is being skipped.
+            Err(skip) => {
+                let skip = usize::try_from(skip).unwrap_or(usize::MAX).min(socket.len());
+                return requests_in(&socket[skip..]);
+            }
+        };
+        bytes.extend_from_slice(socket);
+        requests_in(&bytes)
+    }
+
     /// The bytes that a lane's backend has received and not taken as requests, at most `limit`.
-    /// Together with what a peek at the socket shows they are the requests that nobody has seen.
     /// A skipped payload is reported as `Err(bytes still to come)`.
-    pub fn unparsed(&self, lane: u32, limit: u64) -> Result<Vec<u8>, u64> {
+    fn unparsed(&self, lane: u32, limit: u64) -> Result<Vec<u8>, u64> {
         let layout = self.map.layout();
         let control = self.map.lane(lane);
         let record = control.receiving();
@@ -146,6 +163,22 @@ impl Inspector {
             .and_then(|()| self.file.read_exact_at(tail, ring));
         Ok(if read.is_ok() { bytes } else { Vec::new() })
     }
+}
+
+fn requests_in(mut bytes: &[u8]) -> Vec<Request> {
+    let mut found = Vec::new();
+    while let Some(header) = bytes.first_chunk() {
+        // A backend that runs meanwhile moves the bytes under us; then they make no sense.
+        let Ok(request) = Request::decode(header) else {
+            break;
+        };
+        if request.command != CommandType::DISC {
+            found.push(request);
+        }
+        let length = Request::LEN + request.payload_len() as usize;
+        bytes = bytes.get(length..).unwrap_or_default();
+    }
+    found
 }
 
 /// Number of the last transmission that the kernel has entirely. A committed one that is still

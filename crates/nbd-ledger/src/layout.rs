@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! 0        header, one page
-//! 4096     lane 0: control page │ slots │ receive ring │ transmit area
+//! 4096     lane 0: control page │ slots │ records │ receive ring │ transmit area
 //! …        lane 1 …
 //! ```
 //!
@@ -17,11 +17,13 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 /// First word of the ledger: "NBDLEDG1" read as a big-endian number.
 pub const MAGIC: u64 = 0x4e42_444c_4544_4731;
 /// Layout version. Any change of this file that moves a word or its meaning raises it.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// Size of the header and of a lane's control page, and the granularity of everything else.
 pub const PAGE: u64 = 4096;
 /// Request slots of a lane. The driver keeps at most 128 requests a queue in flight.
 pub const SLOTS: u32 = 256;
+/// Records of a lane's flight recorder.
+pub const RECORDS: u32 = 4096;
 /// Upper bound for the lanes of a device.
 pub const MAX_LANES: u32 = 16;
 /// Longest payload of one request: what the driver can be told to send at most
@@ -83,10 +85,16 @@ impl Layout {
         PAGE
     }
 
+    /// Offset of a lane's records, relative to its control page.
+    #[must_use]
+    pub const fn records(&self) -> u64 {
+        self.slots() + SLOTS as u64 * size_of::<Slot>() as u64
+    }
+
     /// Offset of a lane's receive ring, relative to its control page.
     #[must_use]
     pub const fn ring_offset(&self) -> u64 {
-        self.slots() + SLOTS as u64 * size_of::<Slot>() as u64
+        self.records() + RECORDS as u64 * size_of::<Record>() as u64
     }
 
     /// Offset of a lane's transmit area, relative to its control page.
@@ -206,7 +214,10 @@ pub struct LaneControl {
     pub transmit_epoch: AtomicU64,
     /// `CLOCK_MONOTONIC` nanoseconds of the last receive that returned bytes.
     pub last_received_at: AtomicU64,
-    reserved: [AtomicU64; 12],
+    /// How many requests the flight recorder has seen. The one that comes next is record
+    /// `recorded` modulo [`RECORDS`]; it counts once this word has moved on.
+    pub recorded: AtomicU64,
+    reserved: [AtomicU64; 11],
     /// The pair of receive records.
     pub receive: [ReceiveRecord; 2],
     /// The pair of transmit records.
@@ -262,6 +273,32 @@ pub struct Slot {
     pub attempts: AtomicU32,
     /// How many backends crashed while they executed it.
     pub crashes: AtomicU32,
+}
+
+/// A request that was executed: one of the ring of the flight recorder.
+#[repr(C, align(64))]
+#[derive(Debug)]
+pub struct Record {
+    /// The request's cookie.
+    pub cookie: AtomicU64,
+    /// The request's offset in bytes.
+    pub offset: AtomicU64,
+    /// The request's length in bytes.
+    pub length: AtomicU32,
+    /// Command flags in the upper, command type in the lower half.
+    pub kind: AtomicU32,
+    /// `CLOCK_MONOTONIC` nanoseconds at which the request was taken from the ring.
+    pub received_at: AtomicU64,
+    /// The same for the begin of its execution; 0 if it was answered without one.
+    pub started_at: AtomicU64,
+    /// The same for its end.
+    pub finished_at: AtomicU64,
+    /// How often its execution was begun, by all backends together.
+    pub attempts: AtomicU32,
+    /// The NBD error that it was answered with, 0 for none.
+    pub error: AtomicU32,
+    /// [`Header::generation`] of the backend that executed it.
+    pub generation: AtomicU64,
 }
 
 /// The meaning of a slot's `state` word.
@@ -341,6 +378,8 @@ const _: () = {
     assert!(size_of::<Header>() <= PAGE as usize);
     assert!(offset_of!(Header, flush_error) == 36 && offset_of!(Header, first_answer_at) == 56);
     assert!(size_of::<Slot>() == 64 && offset_of!(Slot, attempts) == 56);
+    assert!(size_of::<Record>() == 64 && offset_of!(Record, attempts) == 48);
+    assert!(offset_of!(LaneControl, recorded) == 32);
     assert!(size_of::<ReceiveRecord>() == 128 && offset_of!(ReceiveRecord, message) == 32);
     assert!(size_of::<TransmitRecord>() == 128 && offset_of!(TransmitRecord, message) == 32);
     assert!(offset_of!(LaneControl, receive) == 128);

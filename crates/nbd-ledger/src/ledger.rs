@@ -12,7 +12,8 @@ use thiserror::Error;
 
 use crate::audit::{self, Damage};
 use crate::layout::{
-    FIRST_SEQUENCE, Header, LaneControl, Layout, MAGIC, Slot, SlotIndex, TransmitRecord, VERSION,
+    FIRST_SEQUENCE, Header, LaneControl, Layout, MAGIC, Record, Slot, SlotIndex, TransmitRecord,
+    VERSION,
 };
 use crate::map::{Map, Ring, TransmitArea};
 use crate::receive::Receiver;
@@ -183,6 +184,10 @@ impl Lane {
 
     pub(crate) fn slot(&self, slot: SlotIndex) -> &Slot {
         self.ledger.map.slot(self.index, slot)
+    }
+
+    pub(crate) fn record(&self, number: u64) -> &Record {
+        self.ledger.map.record(self.index, number)
     }
 
     pub(crate) fn is_free(&self, slot: SlotIndex) -> bool {

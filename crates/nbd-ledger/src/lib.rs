@@ -21,13 +21,15 @@
 //! | [`transmit`] | replies become bytes to the kernel |
 //! | [`audit`] | is this memory something a sane predecessor can have left? |
 //! | [`recover`] | a successor takes over |
-//! | [`inspect`] | reading along from another process |
+//! | [`record`] | the flight recorder: what was executed, for onlookers |
+//! | [`inspect`], [`gdb`] | reading along from another process, or from a debugger |
 //!
 //! Within one process the lane's [`receive::Receiver`] belongs to one thread and its
 //! [`transmit::Transmitter`] sits behind a lock of the caller's; that lock is private memory and
 //! dies with the process.
 
 pub mod audit;
+pub mod gdb;
 mod hook;
 pub mod inspect;
 pub mod layout;
@@ -35,6 +37,7 @@ mod ledger;
 mod map;
 mod message;
 pub mod receive;
+pub mod record;
 pub mod recover;
 #[cfg(test)]
 mod testing;

@@ -11,7 +11,7 @@ use std::ptr::NonNull;
 
 use nix::sys::mman::{MapFlags, ProtFlags, mlock, mmap, mmap_anonymous, munmap};
 
-use crate::layout::{Header, LaneControl, Layout, SLOTS, Slot, SlotIndex};
+use crate::layout::{Header, LaneControl, Layout, RECORDS, Record, SLOTS, Slot, SlotIndex};
 
 /// A mapped range of memory, unmapped on drop.
 #[derive(Debug)]
@@ -138,6 +138,13 @@ impl Map {
         assert!(lane < self.layout.lanes && u32::from(slot.0) < SLOTS, "slot beyond the ledger");
         let table = self.layout.lane(lane) + self.layout.slots();
         self.at(table + slot.get() as u64 * size_of::<Slot>() as u64)
+    }
+
+    /// The record of the request with this number.
+    pub(crate) fn record(&self, lane: u32, number: u64) -> &Record {
+        assert!(lane < self.layout.lanes, "lane beyond the ledger");
+        let records = self.layout.lane(lane) + self.layout.records();
+        self.at(records + number % u64::from(RECORDS) * size_of::<Record>() as u64)
     }
 }
 

@@ -5,7 +5,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use nbd_proto::{CommandType, Request};
+use nbd_proto::{CommandFlags, CommandType, Request};
 use thiserror::Error;
 
 use crate::hook::{Point, crash_point};
@@ -88,7 +88,7 @@ impl Ticket {
         }
     }
 
-    /// How often the execution of this request was begun, by all backends together.
+    /// How many backends began to execute this request.
     pub fn attempts(&self) -> u32 {
         self.lane.slot(self.slot).attempts.load(Ordering::Relaxed)
     }
@@ -114,10 +114,15 @@ impl Ticket {
         }
     }
 
-    /// Notes that execution begins at `now` (`CLOCK_MONOTONIC` nanoseconds).
+    /// Notes that execution begins at `now` (`CLOCK_MONOTONIC` nanoseconds). One that is begun,
+    /// found to be slow, and begun again in another thread is one attempt.
     pub fn begin(&self, now: u64) {
         let slot = self.lane.slot(self.slot);
+        let before = slot.started_at.load(Ordering::Relaxed);
         slot.started_at.store(now, Ordering::Relaxed);
+        if before != 0 {
+            return;
+        }
         let attempts = slot.attempts.load(Ordering::Relaxed).saturating_add(1);
         slot.attempts.store(attempts, Ordering::Release);
     }
@@ -305,16 +310,21 @@ impl Receiver {
     }
 }
 
-fn encode_kind(request: &Request) -> u32 {
+pub(crate) fn encode_kind(request: &Request) -> u32 {
     u32::from(request.flags.bits()) << 16 | u32::from(request.command.0)
+}
+
+/// Command flags and command of a slot's or a record's word.
+pub(crate) fn decode_kind(kind: u32) -> (CommandFlags, CommandType) {
+    (CommandFlags::from_bits((kind >> 16) as u16), CommandType(kind as u16))
 }
 
 /// The request that a slot holds.
 pub(crate) fn request_of(slot: &crate::layout::Slot) -> Request {
-    let kind = slot.kind.load(Ordering::Relaxed);
+    let (flags, command) = decode_kind(slot.kind.load(Ordering::Relaxed));
     Request {
-        flags: nbd_proto::CommandFlags::from_bits((kind >> 16) as u16),
-        command: CommandType(kind as u16),
+        flags,
+        command,
         cookie: slot.cookie.load(Ordering::Relaxed),
         offset: slot.offset.load(Ordering::Relaxed),
         length: slot.length.load(Ordering::Relaxed),

@@ -5,6 +5,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use crate::audit::Findings;
 use crate::hook::{Point, crash_point};
@@ -64,6 +65,7 @@ pub(crate) fn take_over(
         unfinished: if findings.sent < findings.length { findings.length } else { 0 },
         staged: 0,
         tally: Tally::default(),
+        recorded: lane.control().recorded.load(Ordering::Relaxed),
     };
     (receiver, transmitter, Recovery { tickets, unsent: findings.length - findings.sent })
 }

@@ -47,6 +47,8 @@ pub struct Transmitter {
     /// Bytes staged for the next one.
     pub(crate) staged: u64,
     pub(crate) tally: Tally,
+    /// How many requests the flight recorder has seen.
+    pub(crate) recorded: u64,
 }
 
 impl Transmitter {

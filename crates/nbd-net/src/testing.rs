@@ -93,7 +93,9 @@ impl Authority {
         let mut parameters = CertificateParams::new(hosts).map_err(io::Error::other)?;
         parameters.distinguished_name.push(DnType::CommonName, format!("nbd test {role}"));
         parameters.extended_key_usages = vec![purpose];
-        parameters.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        // qemu wants the second one as well.
+        parameters.key_usages =
+            vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
         match validity {
             Validity::Current => {}
             Validity::Over => {

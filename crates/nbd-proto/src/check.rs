@@ -22,12 +22,9 @@ impl ExtendedRequest {
     /// Either way, [`payload_len`](Self::payload_len) bytes of data follow on the wire.
     pub fn check(&self, export: &Export) -> Result<Command, Rejection> {
         let Self { mut flags, command, cookie: _, offset, length } = *self;
-        // A write must say that its length counts payload. To any other command the flag means
-        // data that it has no use for, so there it stays and is rejected with the odd ones.
+        // To any command but a write the flag means data that it has no use for, so there it stays
+        // and is rejected with the odd ones.
         if command == CommandType::WRITE {
-            if !flags.contains(CommandFlags::PAYLOAD_LEN) {
-                return Err(Rejection::MissingPayload);
-            }
             flags = flags.without(CommandFlags::PAYLOAD_LEN);
         }
         Unchecked { flags, command, offset, length }.check(export)

@@ -30,8 +30,6 @@ pub enum Rejection {
     },
     /// A block status of nothing.
     EmptyRange(CommandType),
-    /// An extended write that announces no payload.
-    MissingPayload,
     /// More data in one request than the export's maximum payload.
     TooLong {
         /// The command.
@@ -79,7 +77,6 @@ impl Rejection {
             | Self::InvalidFlags { .. }
             | Self::FlushRange { .. }
             | Self::EmptyRange(_)
-            | Self::MissingPayload
             | Self::TooLong { .. }
             | Self::Misaligned { .. }
             | Self::BeyondEnd { .. } => NbdError::EINVAL,
@@ -99,7 +96,6 @@ impl fmt::Display for Rejection {
                 write!(f, "flush with offset {offset} and length {length}, which must be 0")
             }
             Self::EmptyRange(command) => write!(f, "{command} of no bytes"),
-            Self::MissingPayload => write!(f, "extended write that announces no payload"),
             Self::TooLong { command, length, max } => {
                 write!(f, "{command} of {length} bytes exceeds the maximum of {max}")
             }

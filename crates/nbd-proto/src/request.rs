@@ -113,7 +113,14 @@ impl ExtendedRequest {
     ///
     /// A server consumes them before it rejects the request, unless there are more of them than
     /// its maximum payload: then it had better disconnect.
+    ///
+    /// Data follows a write even without [`CommandFlags::PAYLOAD_LEN`]: the specification demands
+    /// the flag, and qemu's client does not set it.
     pub const fn payload_len(&self) -> u64 {
-        if self.flags.contains(CommandFlags::PAYLOAD_LEN) { self.length } else { 0 }
+        match self.command {
+            CommandType::WRITE => self.length,
+            _ if self.flags.contains(CommandFlags::PAYLOAD_LEN) => self.length,
+            _ => 0,
+        }
     }
 }

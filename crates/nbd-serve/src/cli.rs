@@ -1,17 +1,20 @@
 //! The command line, and the way from it to a served device.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
+use clap_complete::engine::{ArgValueCandidates, CompletionCandidate};
+use clap_complete::env::CompleteEnv;
 use nbd_backend::{Endpoint, JoinError, Link, ServeError, chain};
 use nbd_control::registry::Registry;
 use serde::Serialize;
 use thiserror::Error;
 
 use crate::export::{Export, ExportError};
+use crate::network::{self, NetworkArgs, NetworkError};
 use crate::spec::{Spec, SpecError};
 use crate::tools;
 
@@ -23,6 +26,15 @@ SPEC is one of
       create=SIZE         make it, sparse and of this size, if there is none
       block=BYTES         logical block size: 512 (default for files), 1024, 2048, 4096
   mem:SIZE[,block=BYTES]  memory, which is lost with the device but not with this process
+  nbd://HOST[:PORT]/EXPORT, nbd+unix:///EXPORT?socket=PATH, nbd+vsock://CID/EXPORT
+                          another NBD server; nbds:// and so on with TLS. Parameters, after ?
+                          and with & between them:
+      connections=N       so many connections, if the server allows several (1 to 16)
+      retry=SECONDS       requests fail when the server is gone for so long; else they wait
+      tls-certificates=DIRECTORY, tls-hostname=NAME, tls-verify-peer=0
+  exec:COMMAND            a server that is started here, and again when it dies: one that talks
+                          on stdin and stdout, or listens on $unixsocket if COMMAND has that
+  exec+listen:COMMAND     one that is given a listening socket, as by systemd
   cow:BASE+DIFF           BASE, a path or a SPEC, is only read; changes go to the file DIFF,
                           which is made if there is none
   null:SIZE               zeroes, whatever is written
@@ -45,6 +57,9 @@ Usually a holder starts this program, and starts it again when it dies:
   nbd-ctl attach -- nbd-serve file:/srv/new.img,create=10G
   nbd-ctl attach -- nbd-serve file:/dev/sdb,ro
   nbd-ctl attach -- nbd-serve mem:1G
+  nbd-ctl attach -- nbd-serve 'nbds://example.com/disk?connections=4'
+  nbd-ctl attach -- nbd-serve 'nbd+unix:///?socket=/run/nbd.sock'
+  nbd-ctl attach -- nbd-serve 'exec:nbdkit -s memory 1G'
   nbd-ctl attach -- nbd-serve cow:base.img+changes.cow
   nbd-ctl attach -- nbd-serve error:1%@delay:5ms@partition:1@file:disk.img
 
@@ -57,21 +72,29 @@ By hand it takes over a device that is attached already, here under a debugger:
   nbd-serve --join nbd0 file:disk.img
   gdb --args nbd-serve --join nbd0 --takeover file:disk.img
 
-Exit status: 0 the device was detached, 1 failure, 2 wrong usage.";
+With --listen it serves NBD clients instead, one export or several, until SIGTERM or SIGINT:
+  nbd-serve --listen unix:/run/nbd.sock file:disk.img
+  nbd-serve --listen tcp:localhost:10809 root=file:root.img scratch=mem:1G
+  nbd-serve --listen tcp:: --tls-certificates /etc/pki/nbd --tls-verify-peer file:/dev/sdb,ro
+  nbdinfo nbd+unix:///?socket=/run/nbd.sock
+  nbd-client -unix /run/nbd.sock /dev/nbd0
 
-/// Serves a file, a block device or memory to the kernel's NBD driver.
+Exit status: 0 the device was detached or the server was asked to stop, 1 failure, 2 wrong usage.";
+
+/// Serves a file, a block device, memory or another NBD server to the kernel's NBD driver, or to
+/// NBD clients.
 ///
-/// This process may be killed, stopped or replaced at any moment: the device waits, and a
-/// successor goes on where it ended.
+/// As the backend of a device this process may be killed, stopped or replaced at any moment: the
+/// device waits, and a successor goes on where it ended.
 #[derive(Debug, Parser)]
 #[command(name = "nbd-serve", version, after_help = AFTER_HELP)]
 pub struct Cli {
     /// Take over this device, like nbd0, whose backend is gone.
-    #[arg(long, value_name = "DEVICE")]
+    #[arg(long, value_name = "DEVICE", conflicts_with = "listen", add = ArgValueCandidates::new(attached))]
     pub join: Option<String>,
 
     /// Take over even from a backend that is alive, by killing it.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "listen")]
     pub takeover: bool,
 
     /// Where relative paths in SPEC begin [default: the working directory].
@@ -79,12 +102,18 @@ pub struct Cli {
     pub directory: Option<PathBuf>,
 
     /// Print size and properties of the device that SPEC would make, as JSON, and exit.
-    #[arg(long, conflicts_with_all = ["join", "takeover"])]
+    #[arg(long, conflicts_with_all = ["join", "takeover", "listen"])]
     pub print_geometry: bool,
 
-    /// What to serve, like file:disk.img, mem:1G or delay:10ms@file:disk.img.
-    #[arg(value_name = "SPEC")]
-    pub spec: OsString,
+    /// Serving the network.
+    #[command(flatten)]
+    pub network: NetworkArgs,
+
+    /// What to serve, like file:disk.img, mem:1G, nbd://example.com/disk or
+    /// delay:10ms@file:disk.img; with --listen also several, like disk=file:disk.img, where an
+    /// export without a name is the default one.
+    #[arg(value_name = "[NAME=]SPEC", required = true)]
+    pub specs: Vec<OsString>,
 }
 
 /// Why the program ended without success.
@@ -97,10 +126,14 @@ enum Error {
     #[error(transparent)]
     Export(#[from] ExportError),
     #[error(
-        "no device to serve: start this program with `nbd-ctl attach -- nbd-serve {0}`, or name \
-         an attached device whose backend is gone with --join"
+        "no device to serve: start this program with `nbd-ctl attach -- nbd-serve {0}`, name an \
+         attached device whose backend is gone with --join, or serve clients with --listen"
     )]
     NoDevice(String),
+    #[error("a device is made of one SPEC, and here are {0}: several are for --listen")]
+    SeveralSpecs(usize),
+    #[error(transparent)]
+    Network(#[from] NetworkError),
     #[error(transparent)]
     Join(#[from] JoinError),
     #[error("{description}")]
@@ -117,7 +150,9 @@ impl Error {
             Self::Arguments(_)
             | Self::Spec { .. }
             | Self::NoDevice(_)
+            | Self::SeveralSpecs(_)
             | Self::Join(JoinError::BadName(_)) => 2,
+            Self::Network(error) if error.is_usage() => 2,
             _ => 1,
         }
     }
@@ -125,6 +160,8 @@ impl Error {
 
 /// All of the program.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    // Does nothing unless a shell asks, and then ends the program.
+    CompleteEnv::with_factory(Cli::command).complete();
     let arguments: Vec<OsString> = arguments.into_iter().collect();
     if let Some(code) = tools::main(&arguments) {
         return code;
@@ -136,6 +173,12 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             ExitCode::from(error.exit_code())
         }
     }
+}
+
+/// The devices that a shell may complete.
+fn attached() -> Vec<CompletionCandidate> {
+    let devices = Registry::new(None).devices().unwrap_or_default();
+    devices.into_iter().map(|index| CompletionCandidate::new(format!("nbd{index}"))).collect()
 }
 
 /// Prints what was asked for, or brings the complaint into our form.
@@ -153,12 +196,12 @@ fn run(cli: &Cli) -> Result<(), Error> {
         std::env::set_current_dir(directory)
             .map_err(|source| Error::Directory { path: directory.clone(), source })?;
     }
-    let spec = Spec::parse(&cli.spec).map_err(|source| {
-        let text = cli.spec.to_string_lossy().into();
-        Error::Spec { text, source }
-    });
+    if !cli.network.listen.is_empty() {
+        return Ok(network::serve(&cli.network, &cli.specs)?);
+    }
+    let spec = parse_only(&cli.specs);
     if cli.print_geometry {
-        return print_geometry(&Export::open(spec?)?);
+        return print_geometry(&Export::open(spec?, None)?);
     }
     let endpoint = endpoint(cli);
     // A holder that started this program waits to hear from it, whatever is wrong.
@@ -166,7 +209,10 @@ fn run(cli: &Cli) -> Result<(), Error> {
         Ok(endpoint @ Endpoint::Inherited(_)) => Some(Link::connect(endpoint)?),
         _ => None,
     };
-    let export = match spec.and_then(|spec| Ok(Export::open(spec)?)) {
+    let told = link.as_ref().and_then(Link::attached);
+    // The storage of one who joins by hand may be in use, and is not looked at either.
+    let attached = told.or_else(|| endpoint.as_ref().ok().and_then(Endpoint::attached));
+    let export = match spec.and_then(|spec| Ok(Export::open(spec, attached.as_ref())?)) {
         Ok(export) => export,
         Err(error) => {
             if let Some(link) = link {
@@ -182,18 +228,32 @@ fn run(cli: &Cli) -> Result<(), Error> {
     serve(link, export, cli)
 }
 
+/// A device has one backend, and this is it.
+fn parse_only(specs: &[OsString]) -> Result<Spec, Error> {
+    let [text] = specs else {
+        return Err(Error::SeveralSpecs(specs.len()));
+    };
+    Spec::parse(text).map_err(|source| {
+        let text = text.to_string_lossy().into();
+        Error::Spec { text, source }
+    })
+}
+
 fn endpoint(cli: &Cli) -> Result<Endpoint, Error> {
     let endpoint = match &cli.join {
         Some(device) => Endpoint::of_device(&Registry::new(None), device),
         None => Endpoint::from_environment(),
     };
     endpoint.map_err(|error| match error {
-        JoinError::NoEndpoint => Error::NoDevice(cli.spec.to_string_lossy().into()),
+        JoinError::NoEndpoint => {
+            Error::NoDevice(cli.specs.join(OsStr::new(" ")).to_string_lossy().into())
+        }
         other => other.into(),
     })
 }
 
 fn serve(link: Link, mut export: Export, cli: &Cli) -> Result<(), Error> {
+    // Only on the holder's word: whoever joins by hand with a larger file is in error.
     if let Some(attached) = link.attached() {
         export.agree(&attached);
     }

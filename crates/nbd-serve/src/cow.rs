@@ -30,7 +30,7 @@ use crate::export::ExportError;
 use crate::file::{FileExport, Kind};
 use crate::lock::{self, LockError};
 use crate::size::Size;
-use crate::source::{self, Source};
+use crate::source::{self, Known, Source};
 use crate::spec::CowSpec;
 
 use format::Layout;
@@ -83,7 +83,7 @@ impl CowSource {
     /// Looks at both. Nothing is made or locked by that.
     pub(crate) fn open(spec: CowSpec) -> Result<Self, ExportError> {
         let CowSpec { base, diff, read_only } = spec;
-        let base = source::open(base)?;
+        let base = source::open(base, Known::Reshaped)?;
         let below = base.geometry();
         let known = match peek(&diff) {
             Ok(known) => known,

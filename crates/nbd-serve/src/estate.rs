@@ -153,9 +153,9 @@ impl<'a> Estate<'a> {
     }
 
     /// Deposits a descriptor for successors.
-    pub(crate) fn keep(&mut self, name: &str, file: &File) -> Result<(), ExportError> {
+    pub(crate) fn keep(&mut self, name: &str, descriptor: &impl AsFd) -> Result<(), ExportError> {
         let name = format!("{}{name}", self.place);
-        let kept = self.keeper.keep(&name, file.as_fd());
+        let kept = self.keeper.keep(&name, descriptor.as_fd());
         kept.map_err(|source| self.keep_failed(&name, source))
     }
 

@@ -9,11 +9,12 @@ use thiserror::Error;
 
 use crate::adopt::AdoptError;
 use crate::cow::CowError;
-use crate::estate::{Estate, Keeper};
+use crate::estate::{Alone, Estate, Keeper};
 use crate::mem::MemoryError;
 use crate::probe::ProbeError;
 use crate::record::RecordError;
-use crate::source::{self, Source};
+use crate::remote::RemoteError;
+use crate::source::{self, Known, Source};
 use crate::spec::Spec;
 use crate::window::WindowError;
 
@@ -34,6 +35,8 @@ pub(crate) enum ExportError {
     #[error("{object}")]
     Memory { object: String, source: MemoryError },
     #[error(transparent)]
+    Remote(#[from] RemoteError),
+    #[error(transparent)]
     Window(#[from] WindowError),
     #[error("{}", .path.display())]
     Cow { path: PathBuf, source: CowError },
@@ -53,10 +56,13 @@ pub(crate) enum ExportError {
 
 impl Export {
     /// Looks at what is named. Nothing is changed by that.
-    pub(crate) fn open(spec: Spec) -> Result<Self, ExportError> {
+    ///
+    /// What is `attached` is the shape for what need not or must not be looked at again.
+    pub(crate) fn open(spec: Spec, attached: Option<&ExportInfo>) -> Result<Self, ExportError> {
         let spec = spec.absolute();
         let description = spec.to_string();
-        Ok(Self { description, source: source::open(spec)? })
+        let known = attached.map_or(Known::Nothing, Known::Attached);
+        Ok(Self { description, source: source::open(spec, known)? })
     }
 
     /// What is served, for people.
@@ -81,6 +87,11 @@ impl Export {
         self.source.settings(&mut settings);
         let mut estate = Estate::new(keeper, &names, &settings)?;
         self.source.settle(&mut estate)
+    }
+
+    /// Serves it without a holder: there is neither predecessor nor successor.
+    pub(crate) fn alone(self) -> Result<Arc<dyn Backend>, ExportError> {
+        self.settle(&mut Alone)
     }
 
     /// Tells the operator on stderr what is worth knowing.

@@ -7,15 +7,18 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use nbd_backend::{Backend, Command, Extent, Geometry, ZeroOptions};
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, PosixFadviseAdvice, fallocate, posix_fadvise};
+use nix::sys::statfs::{FsType, TMPFS_MAGIC, fstatfs};
 
 use crate::aligned;
 use crate::extents;
+use crate::mapped::Mapped;
 use crate::pace::Pace;
 use crate::system;
 
@@ -26,6 +29,9 @@ const PAGE: u64 = 4096;
 
 /// Most extents in one answer; whoever asked asks on from there.
 const MOST_EXTENTS: usize = 1024;
+
+/// `linux/magic.h`; nix does not have it.
+const RAMFS_MAGIC: FsType = FsType(0x8584_58f6);
 
 /// What is behind a descriptor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,10 +54,14 @@ pub(crate) struct FileExport {
     direct: bool,
     geometry: Geometry,
     pace: Pace,
+    /// A file system of memory, where no read waits and the kernel does not know RWF_NOWAIT.
+    in_memory: bool,
     /// Until the kernel says that it does not know RWF_NOWAIT here.
     can_peek: AtomicBool,
     /// Until the kernel says that it does not know RWF_DSYNC here.
     can_write_durably: AtomicBool,
+    /// Memory only: mapped with the first command, after the engine has locked its own.
+    mapped: OnceLock<Option<Mapped>>,
 }
 
 impl FileExport {
@@ -62,8 +72,14 @@ impl FileExport {
         direct: bool,
         geometry: Geometry,
     ) -> Self {
+        let in_memory = match kind {
+            Kind::Memory => true,
+            Kind::Regular => !direct && is_in_memory(&file),
+            _ => false,
+        };
         Self {
             file,
+            in_memory,
             path,
             kind,
             direct,
@@ -71,7 +87,29 @@ impl FileExport {
             pace: Pace::default(),
             can_peek: AtomicBool::new(!direct),
             can_write_durably: AtomicBool::new(kind != Kind::Memory),
+            mapped: OnceLock::new(),
         }
+    }
+
+    /// Memory that may be reached without system calls. Without it all goes the longer way.
+    fn mapped(&self) -> Option<&Mapped> {
+        if self.kind != Kind::Memory {
+            return None;
+        }
+        let map = || Mapped::new(&self.file, self.geometry.size).ok();
+        self.mapped.get_or_init(map).as_ref()
+    }
+
+    fn write_memory(&self, data: &[u8], offset: u64) -> io::Result<()> {
+        let mapped = self.mapped();
+        if mapped.is_some_and(|mapped| mapped.write(data, offset)) {
+            return Ok(());
+        }
+        self.file.write_all_at(data, offset)?;
+        if let Some(mapped) = mapped {
+            mapped.note(offset, data.len());
+        }
+        Ok(())
     }
 
     /// Fails if a range ends behind the end of the file. A write there would make the file grow
@@ -123,6 +161,9 @@ impl FileExport {
     }
 
     fn allocate(&self, mode: FallocateFlags, offset: u64, length: u64) -> io::Result<()> {
+        if let Some(mapped) = self.mapped() {
+            mapped.forget(offset, length);
+        }
         let mode = mode | FallocateFlags::FALLOC_FL_KEEP_SIZE;
         loop {
             match fallocate(&self.file, mode, offset as i64, length as i64) {
@@ -157,6 +198,9 @@ impl Backend for FileExport {
     }
 
     fn read_at(&self, buffer: &mut [u8], mut offset: u64) -> io::Result<()> {
+        if self.mapped().is_some_and(|mapped| mapped.read(buffer, offset)) {
+            return Ok(());
+        }
         if !self.direct || aligned::is_aligned(buffer) {
             return self.read_once(buffer, offset);
         }
@@ -172,6 +216,9 @@ impl Backend for FileExport {
     }
 
     fn write_at(&self, data: &[u8], mut offset: u64, fua: bool) -> io::Result<()> {
+        if self.kind == Kind::Memory {
+            return self.write_memory(data, offset);
+        }
         self.check_end(offset + data.len() as u64)?;
         if !self.direct {
             let begun = Instant::now();
@@ -284,14 +331,19 @@ impl Backend for FileExport {
         if length > QUICK {
             return false;
         }
-        match (self.kind, command) {
-            (Kind::Memory, _) => true,
-            (_, Command::Write { fua: false, .. }) => {
+        match command {
+            _ if self.in_memory => true,
+            Command::Write { fua: false, .. } => {
                 !self.direct && (offset | length).is_multiple_of(PAGE) && self.pace.is_fast()
             }
             _ => false,
         }
     }
+}
+
+fn is_in_memory(file: &File) -> bool {
+    let known = [TMPFS_MAGIC, RAMFS_MAGIC];
+    fstatfs(file).is_ok_and(|found| known.contains(&found.filesystem_type()))
 }
 
 /// The kernel, the file system or the device does not know how. Old kernels call an unknown flag

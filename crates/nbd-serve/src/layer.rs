@@ -144,6 +144,10 @@ impl Backend for Layered {
             _ => Some(task),
         }
     }
+
+    fn close(&self) {
+        self.inner.close();
+    }
 }
 
 /// The command that a window makes of one.

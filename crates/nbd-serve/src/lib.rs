@@ -1,9 +1,10 @@
-//! The stock exports: files, block devices, memory and what can be put on top of them, served by
-//! a process that may die.
+//! The stock exports: files, block devices, memory, other NBD servers and what can be put on top of
+//! them, served by a process that may die.
 //!
 //! | module | idea |
 //! |---|---|
 //! | `cli` | the command line, and the way from it to a served device |
+//! | `network` | exports for the network: limits, TLS, signals |
 //! | `spec`, `size` | `file:disk.img,direct` to values and back; pure |
 //! | `export`, `source` | a [`Backend`](nbd_backend::Backend) to be: its shape first, its storage later |
 //! | `estate` | what is left for a successor, under names that tell its place in the tree |
@@ -21,6 +22,9 @@
 //! | `layer` | layers that do something around each command; `numbers` are their dice |
 //! | `record`, `powercut` | everything that changes an export, and what a power cut makes of it |
 //! | `tools` | commands that serve nothing |
+//! | `remote` | other NBD servers, by URI or started by ourselves |
+//! | `vault` | where their connections are kept for a successor |
+//! | `mapped` | reaching it without system calls |
 //! | `system` | the system calls that nix and std do not have |
 
 mod adopt;
@@ -34,13 +38,16 @@ mod extents;
 mod file;
 mod layer;
 mod lock;
+mod mapped;
 mod mem;
+mod network;
 mod numbers;
 mod pace;
 mod partition;
 mod powercut;
 mod probe;
 mod record;
+mod remote;
 mod size;
 mod source;
 mod spec;
@@ -49,6 +56,8 @@ mod system;
 #[cfg(test)]
 mod testing;
 mod tools;
+mod vault;
 mod window;
 
 pub use cli::{Cli, main};
+pub use network::{NetworkArgs, TlsMode};

@@ -6,7 +6,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
-use nbd_backend::{Backend, Geometry};
+use nbd_backend::{Backend, ExportInfo, Geometry};
 use nbd_control::settings::Setting;
 
 use crate::adopt;
@@ -18,6 +18,7 @@ use crate::file::{FileExport, Kind};
 use crate::mem;
 use crate::probe::{self, Probe};
 use crate::record;
+use crate::remote::RemoteExport;
 use crate::size::Size;
 use crate::spec::{Layer, LayerSpec, MemorySpec, Spec};
 use crate::synthetic::{self, Null, Pattern};
@@ -50,9 +51,20 @@ pub(crate) trait Source: fmt::Debug {
     fn tell(&self) {}
 }
 
+/// What is known of the shape of something before it is looked at.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Known<'a> {
+    Nothing,
+    /// It is attached.
+    Attached(&'a ExportInfo),
+    /// It will not be: what lies above it has another shape.
+    Reshaped,
+}
+
 /// Looks at what is named. Nothing is changed by that.
-pub(crate) fn open(spec: Spec) -> Result<Box<dyn Source>, ExportError> {
+pub(crate) fn open(spec: Spec, known: Known<'_>) -> Result<Box<dyn Source>, ExportError> {
     Ok(match spec {
+        Spec::Remote(target) => Box::new(RemoteExport::open(target, known)?),
         Spec::Memory(memory) => Box::new(memory),
         Spec::File(file) => {
             let path = file.path.clone();
@@ -65,7 +77,11 @@ pub(crate) fn open(spec: Spec) -> Result<Box<dyn Source>, ExportError> {
         Spec::Cow(cow) => Box::new(CowSource::open(*cow)?),
         Spec::Layer(layered) => {
             let LayerSpec { layer, inner } = *layered;
-            let inner = open(inner)?;
+            let known = match layer {
+                Layer::Partition(_) | Layer::Offset { .. } => Known::Reshaped,
+                Layer::ReadOnly | Layer::Record(_) | Layer::Tuned(..) => known,
+            };
+            let inner = open(inner, known)?;
             match layer {
                 Layer::Partition(number) => window::partition(inner, number)?,
                 Layer::Offset { start, length } => window::offset(inner, start, length)?,

@@ -3,6 +3,8 @@
 //! ```text
 //! file:PATH[,ro][,direct][,create=SIZE][,block=BYTES]
 //! mem:SIZE[,block=BYTES]      null: and pattern: likewise
+//! nbd://HOST[:PORT]/[EXPORT]  and the other NBD URIs
+//! exec:COMMAND, exec+listen:COMMAND
 //! cow:BASE+DIFF               see `cow`
 //! LAYER[:OPTIONS]@SPEC        see `layer`
 //! ```
@@ -27,6 +29,8 @@ use std::path::PathBuf;
 pub(crate) use cow::CowSpec;
 pub(crate) use error::SpecError;
 pub(crate) use layer::{Layer, LayerSpec};
+use nbd_client::Target;
+use nbd_net::address::Address;
 
 use crate::size::{self, Size};
 
@@ -35,7 +39,21 @@ pub(crate) const USUAL_BLOCK: u32 = 512;
 /// The block size of files that are yet to be made, with direct I/O: it suits any file system.
 pub(crate) const DIRECT_BLOCK: u32 = 4096;
 
-const SCHEMES: [&str; 5] = ["file", "mem", "null", "pattern", "cow"];
+const SCHEMES: [&str; 13] = [
+    "file",
+    "mem",
+    "null",
+    "pattern",
+    "cow",
+    "nbd",
+    "nbds",
+    "nbd+unix",
+    "nbds+unix",
+    "nbd+vsock",
+    "nbds+vsock",
+    "exec",
+    "exec+listen",
+];
 const OPTIONS: [&str; 4] = ["ro", "direct", "create", "block"];
 
 /// What to serve.
@@ -49,6 +67,8 @@ pub(crate) enum Spec {
     Pattern(MemorySpec),
     Cow(Box<CowSpec>),
     Layer(Box<LayerSpec>),
+    /// Another NBD server.
+    Remote(Target),
 }
 
 /// A file or a block device.
@@ -77,10 +97,14 @@ impl Spec {
         let (scheme, rest) = split_scheme(text)?;
         match scheme {
             "file" => parse_file(rest).map(Self::File),
+            "mem" => parse_memory(rest, "mem", "mem:SIZE").map(Self::Memory),
             "null" => parse_memory(rest, "null", "null:SIZE").map(Self::Null),
             "pattern" => parse_memory(rest, "pattern", "pattern:SIZE").map(Self::Pattern),
             "cow" => cow::parse(rest).map(|cow| Self::Cow(Box::new(cow))),
-            _ => parse_memory(rest, "mem", "mem:SIZE").map(Self::Memory),
+            _ => {
+                let text = text.to_str().ok_or(SpecError::NotUtf8)?;
+                Ok(Self::Remote(text.parse()?))
+            }
         }
     }
 
@@ -105,7 +129,18 @@ impl Spec {
                 layered.inner = layered.inner.absolute();
                 Self::Layer(layered)
             }
-            Self::Memory(_) | Self::Null(_) | Self::Pattern(_) => self,
+            Self::Remote(Target::Uri(mut uri)) => {
+                uri.tls_certificates = uri.tls_certificates.map(absolute);
+                uri.address = match uri.address {
+                    // Not a name in the abstract namespace.
+                    Address::Unix(path) if !path.as_os_str().as_bytes().starts_with(&[0]) => {
+                        Address::Unix(absolute(path))
+                    }
+                    other => other,
+                };
+                Self::Remote(Target::Uri(uri))
+            }
+            Self::Memory(_) | Self::Null(_) | Self::Pattern(_) | Self::Remote(_) => self,
         }
     }
 }
@@ -121,7 +156,8 @@ fn is_spec(text: &[u8]) -> bool {
 fn split_scheme(text: &OsStr) -> Result<(&str, &[u8]), SpecError> {
     let bytes = text.as_bytes();
     let colon = bytes.iter().position(|byte| *byte == b':');
-    let is_word = |word: &&[u8]| !word.is_empty() && word.iter().all(u8::is_ascii_alphanumeric);
+    let is_letter = |byte: &u8| byte.is_ascii_alphanumeric() || *byte == b'+';
+    let is_word = |word: &&[u8]| !word.is_empty() && word.iter().all(is_letter);
     let word = colon.map(|colon| &bytes[..colon]).filter(is_word);
     let (Some(colon), Some(word)) = (colon, word.and_then(|word| str::from_utf8(word).ok())) else {
         return Err(SpecError::NoScheme(text.to_string_lossy().into()));
@@ -256,6 +292,7 @@ fn split_options<'a>(
 fn similar(word: &str, known: &[&'static str]) -> Option<&'static str> {
     match word {
         "readonly" | "read-only" => return known.iter().copied().find(|known| *known == "ro"),
+        "unix" | "vsock" => return known.iter().copied().find(|known| known.ends_with(word)),
         "memory" | "ram" => return known.iter().copied().find(|known| *known == "mem"),
         _ => {}
     }
@@ -303,6 +340,7 @@ impl fmt::Display for Spec {
             Self::Pattern(pattern) => write!(f, "pattern:{pattern}"),
             Self::Cow(cow) => cow.fmt(f),
             Self::Layer(layer) => layer.fmt(f),
+            Self::Remote(target) => target.fmt(f),
         }
     }
 }

@@ -32,7 +32,7 @@ pub(crate) const MANNER: &str = "NBD_STEP_TEST_MANNER";
 const STOPS: &str = "NBD_STEP_TEST_STOPS";
 const KEEPSAKE: &str = "storage";
 /// Nothing of what is waited for here takes as long, even on a machine that has much else to do.
-pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(300);
 
 type Failure = Box<dyn Error + Send + Sync>;
 

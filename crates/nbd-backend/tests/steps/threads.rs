@@ -12,7 +12,7 @@ use crate::script::{Manner, Random, Scenario, Step, mixture};
 use crate::world::World;
 
 /// Bounds for the longest life of a backend, in microseconds.
-const LIVES: RangeInclusive<u64> = 500..=1_000_000;
+const LIVES: RangeInclusive<u64> = 500..=10_000_000;
 
 /// Kills so many backends, one after the other, on one device. Returns the number of requests
 /// that were answered, and how many of the dead had left some to their successors.

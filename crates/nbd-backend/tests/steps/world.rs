@@ -94,8 +94,9 @@ pub(crate) struct Image {
 
 impl Image {
     pub(crate) fn of(world: &World) -> Self {
-        let ledger = contents(&world.ledger);
-        Self { buffer: ledger.clone(), ledger, rest: Self::rest(world) }
+        let mut image = Self { ledger: Vec::new(), rest: Self::rest(world), buffer: Vec::new() };
+        image.renew(world, false);
+        image
     }
 
     /// What only system calls change.
@@ -105,7 +106,13 @@ impl Image {
 
     /// Looks again; returns whether anything is different.
     pub(crate) fn renew(&mut self, world: &World, after_system_call: bool) -> bool {
-        let read = world.ledger.read_exact_at(&mut self.buffer, 0);
+        // Without the records of the flight recorder, which no successor looks at.
+        let (records, ring) =
+            (LAYOUT.lane(0) + LAYOUT.records(), LAYOUT.lane(0) + LAYOUT.ring_offset());
+        self.buffer.resize((records + LAYOUT.size() - ring) as usize, 0);
+        let (before, after) = self.buffer.split_at_mut(records as usize);
+        let read = world.ledger.read_exact_at(before, 0);
+        let read = read.and_then(|()| world.ledger.read_exact_at(after, ring));
         read.expect("the ledger keeps its size");
         let mut changed = self.buffer != self.ledger;
         if changed {

@@ -74,6 +74,26 @@ fn help_and_version_are_data() {
 }
 
 #[test]
+fn a_shell_is_told_the_devices_of_now() {
+    let world = World::new();
+    world.registry.create_folder(3).unwrap();
+    world.registry.create_folder(12).unwrap();
+    let complete = |words: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_nbd-ctl"));
+        command.env("COMPLETE", "bash").env("_CLAP_COMPLETE_COMP_TYPE", "9");
+        command.env("_CLAP_COMPLETE_INDEX", (words.len() - 1).to_string());
+        command.env("NBD_RUNTIME_DIR", world.registry.directory());
+        let output = command.arg("--").args(words).output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    for command in ["detach", "status", "restart", "replace", "wait", "adopt"] {
+        let told = complete(&["nbd-ctl", command, "nbd"]);
+        assert_eq!(told, "nbd3\nnbd12", "{command}");
+    }
+    assert_eq!(complete(&["nbd-ctl", "det"]), "detach");
+}
+
+#[test]
 fn backend_programs_are_looked_for_before_anything_starts() {
     let world = World::new();
     let file = world.directory.join("plain");

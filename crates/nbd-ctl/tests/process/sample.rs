@@ -13,7 +13,7 @@ use nbd_control::process::ProcessId;
 use nbd_control::status::{BackendState, BackendStatus, Status, TotalsStatus};
 
 /// Longer than anything that a test waits for.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Serves one connection with one request; who only looks whether somebody listens does not count.
 pub(crate) fn answer_one(listener: &UnixListener, responses: &[Response]) -> Request {
@@ -43,7 +43,7 @@ pub(crate) struct Sleeper(Child);
 impl Sleeper {
     pub(crate) fn new(directory: &Path) -> Self {
         let mut command = Command::new("sleep");
-        Self(command.arg("60").current_dir(directory).spawn().unwrap())
+        Self(command.arg("600").current_dir(directory).spawn().unwrap())
     }
 
     pub(crate) fn id(&self) -> ProcessId {
@@ -85,8 +85,11 @@ pub(crate) fn status(device: &str) -> Status {
         read_only: false,
         kernel_api: "ioctl".into(),
         lanes: 1,
+        on_backend_loss: "hold".into(),
+        under_way: None,
         holder_pid: 10,
         sitter_pid: 11,
+        sitter_tracer_pid: None,
         backend: BackendStatus {
             state: BackendState::Running,
             detail: String::new(),

@@ -59,6 +59,11 @@ impl Device {
         PathBuf::from(format!("/sys/block/nbd{}/{attribute}", self.index))
     }
 
+    /// Has the kernel tell udev that the device has changed.
+    pub(crate) fn announce_change(&self) -> io::Result<()> {
+        fs::write(self.sys("uevent"), "change")
+    }
+
     pub(crate) fn exists(&self) -> bool {
         self.sys("").exists()
     }
@@ -91,6 +96,12 @@ impl Device {
     /// Whether nothing of a connection is left.
     pub(crate) fn is_clear(&self) -> bool {
         !self.exists() || (self.setup_pid().is_none() && self.size() == 0)
+    }
+
+    /// Requests that the block layer waits for, those included that the driver has not sent yet.
+    pub(crate) fn waiting(&self) -> u64 {
+        let text = fs::read_to_string(self.sys("inflight")).unwrap_or_default();
+        text.split_ascii_whitespace().filter_map(|word| word.parse::<u64>().ok()).sum()
     }
 
     /// Stops the driver's complaints about waiting requests; the result is the old value.

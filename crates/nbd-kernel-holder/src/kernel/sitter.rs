@@ -1,9 +1,10 @@
 //! The sitter: a forked process that sits in NBD_DO_IT, or with netlink just sits, and keeps a
 //! copy of everything that must outlive holder and backend.
 //!
-//! It blocks all signals, as any signal to the process in the ioctl tears the device down, and
-//! the holder traces it, as a debugger that attached to it would do the same. It holds its descriptors under fixed numbers, from where another holder can copy them after this
-//! one died ([`Process::copy_descriptor`](crate::system::Process::copy_descriptor)).
+//! It blocks all signals, as any signal to the process in the ioctl tears the device down, and is
+//! traced by the holder, as a debugger that attached to it would do the same. It holds its
+//! descriptors under fixed numbers, from where another holder can copy them after this one died
+//! ([`Process::copy_descriptor`](crate::system::Process::copy_descriptor)).
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -86,8 +87,10 @@ pub(crate) fn start(setup: &Setup<'_>) -> std::io::Result<Sitter> {
     })
 }
 
-/// Lets nobody else trace the sitter: a debugger or strace that attaches would interrupt the ioctl.
-/// A tracer that asks for nothing disturbs nothing, not even by dying.
+/// Lets nobody else trace a sitter that has lost its holder: a debugger or strace that attaches
+/// would interrupt the ioctl. A tracer that asks for nothing disturbs nothing, not even by dying.
+/// Only SIGCONT, which is nothing to a sitter that asked to be traced when it was started, interrupts
+/// one that was seized.
 pub(crate) fn shield(sitter: &Process) -> nix::Result<()> {
     ptrace::seize(sitter.pid, ptrace::Options::empty())
 }
@@ -131,6 +134,10 @@ fn child(setup: &Setup<'_>, write: &OwnedFd) -> u8 {
     let sockets: Vec<OwnedFd> =
         (0..kernel_ends).map(|i| numbered_file(KERNEL_ENDS + i as RawFd).into()).collect();
     silence();
+    if setup.api == KernelApi::Ioctl {
+        // By the holder, so that nobody else can; it sees from outside whether this worked.
+        let _ = ptrace::traceme();
+    }
     let connected = match setup.api {
         KernelApi::Ioctl => connect_ioctl(setup, &sockets).map(Seat::Ioctl),
         KernelApi::Netlink => connect_netlink(setup, &sockets).map(Seat::Netlink),

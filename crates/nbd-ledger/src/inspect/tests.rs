@@ -14,6 +14,7 @@ fn requests_in_flight_are_shown_oldest_first_until_their_reply_is_committed() {
     assert!(cookies().is_empty());
     backend.take();
     assert_eq!(cookies(), [7, 5, 6]);
+    backend.tickets[0].begin(76);
     backend.tickets[0].begin(77);
     let seen = inspector.in_flight(0)[0];
     assert_eq!((seen.attempts, seen.started_at, seen.received_at), (1, 77, 1));

@@ -214,8 +214,10 @@ fn a_slot_keeps_every_field_of_a_request_and_counts_attempts() {
     backend.take();
     for attempt in 1..=3 {
         assert_eq!(*backend.tickets[0].request(), request);
+        backend.tickets[0].outlive(false);
         backend.tickets[0].begin(9);
-        assert_eq!(backend.tickets[0].attempts(), attempt);
+        backend.tickets[0].begin(10);
+        assert_eq!(backend.tickets[0].attempts(), attempt, "begun again by the same backend");
         drop(backend);
         backend = bench.backend();
     }

@@ -24,7 +24,7 @@ use crate::script::{DEVICE, LAYOUT, Step};
 
 /// A crash point that nobody reaches.
 pub(crate) const NEVER: u64 = u64::MAX;
-const DEADLINE: Duration = Duration::from_secs(30);
+const DEADLINE: Duration = Duration::from_secs(300);
 
 /// How the backends work and what connects them with the peer.
 #[derive(Clone, Copy, Debug)]

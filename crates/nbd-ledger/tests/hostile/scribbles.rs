@@ -2,7 +2,8 @@
 
 use std::mem::{offset_of, size_of};
 
-use nbd_ledger::layout::{LaneControl, SLOTS, Slot};
+use nbd_ledger::layout::{LaneControl, RECORDS, SLOTS, Slot};
+use nbd_proto::Request;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::select;
@@ -58,9 +59,10 @@ fn look_and_serve(victim: &Victim) {
     if let Ok(inspector) = victim.inspect() {
         let shown = inspector.in_flight(0);
         assert!(shown.len() <= SLOTS as usize);
-        let bytes = inspector.unparsed(0, u64::MAX).unwrap_or_default();
-        assert!(bytes.len() as u64 <= LAYOUT.ring);
+        let unread = inspector.unread(0, &[]).len();
+        assert!(unread * Request::LEN <= LAYOUT.ring as usize);
         let _ = (inspector.totals(0), inspector.last_received_at(0));
+        assert!(inspector.recorded(0, 0, usize::MAX).0.len() <= RECORDS as usize);
     }
     let _ = victim.serve();
 }

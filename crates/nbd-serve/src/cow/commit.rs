@@ -12,7 +12,7 @@ use super::{CowError, storage};
 use crate::estate::{Alone, Estate};
 use crate::export::ExportError;
 use crate::lock;
-use crate::source;
+use crate::source::{self, Known};
 use crate::spec::{CowSpec, Spec};
 
 /// Longest piece that is copied at once.
@@ -24,7 +24,7 @@ pub(crate) fn commit(spec: CowSpec) -> Result<u64, ExportError> {
     let CowSpec { base, diff: path, .. } = spec;
     let file = open(&path)?;
     let layout = format::read(&file).map_err(|source| failed(&path, source))?;
-    let base = source::open(base.writable())?;
+    let base = source::open(base.writable(), Known::Reshaped)?;
     let shape = base.geometry();
     let unfit = if shape.size < layout.size {
         Some(CowError::SmallBase { diff: layout.size, base: shape.size })

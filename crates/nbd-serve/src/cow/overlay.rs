@@ -114,6 +114,10 @@ impl Backend for Overlay {
         self.map.flush()
     }
 
+    fn close(&self) {
+        self.base.close();
+    }
+
     /// What is trimmed reads as zeroes, and takes up no room in the diff.
     fn trim(&self, offset: u64, length: u64, fua: bool) -> io::Result<()> {
         let (start, end) = self.whole(offset, length);

@@ -192,7 +192,9 @@ fn only_what_does_not_wait_is_quick() {
         Command::Cache { offset, length },
         Command::Read { offset, length: 4096 },
     ];
-    let export = file(&directory, MIB);
+    let mut export = file(&directory, MIB);
+    // The tests' directory may be in memory.
+    export.in_memory = false;
     assert!(export.is_quick(&write(4096, false)));
     for command in slow {
         assert!(!export.is_quick(&command), "{command:?}");
@@ -201,6 +203,19 @@ fn only_what_does_not_wait_is_quick() {
     }
     export.pace.took(Duration::from_millis(50));
     assert!(!export.is_quick(&write(4096, false)));
+}
+
+#[test]
+fn a_file_in_memory_is_as_quick_as_memory() {
+    // To the kernel, a memfd is a file in tmpfs.
+    let shared = mem::make(MIB).unwrap();
+    let geometry = mem::geometry(MemorySpec { size: MIB, block: 512 });
+    let export = FileExport::new(shared, "x".into(), Kind::Regular, false, geometry);
+    assert!(export.is_quick(&Command::Read { offset: 0, length: 4096 }));
+    assert!(export.is_quick(&Command::Flush));
+    let on_disk = FileExport { in_memory: false, ..export };
+    assert!(!on_disk.is_quick(&Command::Flush));
+    assert!(!is_in_memory(&File::open("/proc/self/stat").unwrap()));
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Why a text does not say what to serve, and what to write instead.
 
+use nbd_client::TargetError;
 use thiserror::Error;
 
 use crate::size::{self, Size, SizeError};
@@ -33,6 +34,10 @@ pub(crate) enum SpecError {
     Unaligned { size: u64, block: u32 },
     #[error("`create` and `ro` together make a device that nobody can fill: leave one of them out")]
     CreateReadOnly,
+    #[error(transparent)]
+    Target(#[from] TargetError),
+    #[error("it is not UTF-8: in a URI, write its bytes as %XX")]
+    NotUtf8,
     #[error(
         "`{0}` is a layer and needs something below it: write {0}@SPEC, like {0}@file:disk.img"
     )]
@@ -70,6 +75,9 @@ fn knobs(similar: Option<&str>, known: &[&str]) -> String {
 fn with_scheme(text: &str) -> String {
     match size::parse(text) {
         Ok(_) => format!("write mem:{text} to serve memory of that size"),
+        Err(_) if text.contains(' ') => {
+            format!("write exec:{text} to start an NBD server, or file:{text} to serve a file")
+        }
         Err(_) => format!("write file:{text} to serve a file or a block device"),
     }
 }
@@ -77,7 +85,10 @@ fn with_scheme(text: &str) -> String {
 fn schemes(similar: Option<&str>) -> String {
     match similar {
         Some(scheme) => format!("did you mean `{scheme}:`?"),
-        None => "there are file:PATH and mem:SIZE; more are in `nbd-serve --help`".into(),
+        None => "there are file:PATH, mem:SIZE, nbd://HOST/EXPORT, nbds: with TLS, \
+                 nbd+unix:///?socket=PATH, nbd+vsock: and exec:COMMAND; more are in \
+                 `nbd-serve --help`"
+            .into(),
     }
 }
 

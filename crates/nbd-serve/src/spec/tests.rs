@@ -78,6 +78,7 @@ fn a_bare_path_is_told_how_to_be_written() {
         ("64M", "write mem:64M to"),
         ("", "write file: to"),
         (":x", "write file::x to"),
+        ("nbdkit -s memory", "write exec:nbdkit -s memory to start an NBD server, or file:"),
     ] {
         assert!(complaint(text).contains(way_out), "{}", complaint(text));
     }
@@ -89,7 +90,11 @@ fn the_guilty_word_is_named_and_the_right_one_guessed() {
         ("fil:a", "`fil:`", "did you mean `file:`?"),
         ("File:a", "`File:`", "did you mean `file:`?"),
         ("memory:1G", "`memory:`", "did you mean `mem:`?"),
-        ("http://x", "`http:`", "there are file:PATH and mem:SIZE; more are"),
+        ("http://x", "`http:`", "there are file:PATH, mem:SIZE, nbd://HOST"),
+        ("NBD://x", "`NBD:`", "did you mean `nbd:`?"),
+        ("nbdunix:///?socket=/s", "`nbdunix:`", "did you mean `nbd+unix:`?"),
+        ("unix:/s", "`unix:`", "did you mean `nbd+unix:`?"),
+        ("exce:nbdkit", "`exce:`", "did you mean `exec:`?"),
         ("dely:1ms@file:a", "`dely:`", "did you mean `delay:`?"),
         ("file:a,dirct", "`dirct`", "did you mean `direct`?"),
         ("file:a,RO", "`RO`", "did you mean `ro`?"),
@@ -147,6 +152,12 @@ fn wrong_values_are_named() {
         ("cow:file:a,create=1M+b", "a base is only read, so leave `create` out"),
         ("null:1M,ro", "null: has only block=BYTES"),
         ("null:", "null:SIZE: the size is missing"),
+        ("nbd:host", "lacks // before the host"),
+        ("nbd+unix:///", "add ?socket=PATH"),
+        ("nbd://host/?conections=2", "unknown parameter \"conections\""),
+        ("nbd://host/?connections=99", "connections=99 in the URI is not understood"),
+        ("exec:", "exec: without a command"),
+        ("exec+listen: ", "exec+listen: without a command"),
         ("mem:", "mem:SIZE: the size is missing"),
         ("mem:ten", "mem:SIZE: `ten` is not a size"),
         ("mem:513", "513 is not a multiple of the block size 512"),
@@ -184,6 +195,9 @@ fn the_canonical_form_means_the_same() {
         ("cow:a+b.img+c", "cow:file:a+b.img,ro+c"),
         ("cow:cow:a+b+c", "cow:cow:file:a,ro+b+c"),
         ("log@cow:partition:1@file:a+b", "log@cow:partition:1@file:a,ro+b"),
+        ("nbd://host:10809", "nbd://host/"),
+        ("nbd+unix:///a%20b?socket=/s&retry=5", "nbd+unix:///a%20b?socket=/s&retry=5"),
+        ("exec:nbdkit -s memory 1G,ro", "exec:nbdkit -s memory 1G,ro"),
     ] {
         let spec = parse(text).unwrap();
         assert_eq!(spec.to_string(), canonical);

@@ -1,5 +1,6 @@
 //! A scripted holder of nbd0 and the kernel behind it.
 
+use std::cell::RefCell;
 use std::fs;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -10,12 +11,14 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use nbd_control::Channel;
-use nbd_control::backend::{FromBackend, FromHolder, Grant, Hello};
+use nbd_control::backend::{
+    EXPORT_VARIABLE, ExportInfo, FromBackend, FromHolder, Grant, HOLDER_FD, Hello,
+};
 use nbd_ledger::{Layout, Ledger};
 use nbd_proto::{CommandFlags, CommandType, NbdError, Request, SimpleReply};
 
 pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_nbd-serve");
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A directory that is removed with all that is in it.
 pub(crate) struct Directory(PathBuf);
@@ -87,6 +90,9 @@ pub(crate) struct Holder {
     lane: OwnedFd,
     kernel: UnixStream,
     keepsakes: Vec<(String, OwnedFd)>,
+    export: Option<ExportInfo>,
+    /// The connection of a backend that was started.
+    inherited: RefCell<Option<UnixStream>>,
 }
 
 /// How a backend's introduction ended.
@@ -111,6 +117,8 @@ impl Holder {
             lane: lane.into(),
             kernel,
             keepsakes: Vec::new(),
+            export: None,
+            inherited: RefCell::default(),
         }
     }
 
@@ -125,13 +133,31 @@ impl Holder {
         Server(child.unwrap())
     }
 
+    /// Starts a backend the way the real holder does: it is told what was attached.
+    pub(crate) fn start_attached(&self, arguments: &[&str]) -> Server {
+        let export = self.export.expect("nothing was attached");
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        self.inherited.borrow_mut().replace(ours);
+        let child = Command::new("sh")
+            .args(["-c", "exec \"$0\" \"$@\" 3<&0 </dev/null", PROGRAM])
+            .args(arguments)
+            .env(HOLDER_FD, "3")
+            .env(EXPORT_VARIABLE, export.to_variable())
+            .stdin(OwnedFd::from(theirs))
+            .stderr(Stdio::piped())
+            .spawn();
+        Server(child.unwrap())
+    }
+
     /// Gives the next backend the lane and all else, until it is ready or gives up.
     pub(crate) fn receive(&mut self) -> (Hello, Fate) {
-        let (stream, _) = self.listener.accept().unwrap();
+        let inherited = self.inherited.borrow_mut().take();
+        let stream = inherited.unwrap_or_else(|| self.listener.accept().unwrap().0);
         let mut channel = Channel::new(stream).unwrap();
         let FromBackend::Hello(hello) = channel.receive_within(PATIENCE).unwrap().message else {
             panic!("no hello");
         };
+        self.export = Some(hello.export);
         let grant = Grant {
             device: "nbd0".into(),
             lanes: 1,

@@ -8,6 +8,7 @@
 //! | `soak` | a server killed again and again under a verified load |
 //! | `exports` | exports on top of exports, and the tools for their files |
 //! | `powercut` | programs that flush, and one that forgets it |
+//! | `remote` | other servers as exports |
 //! | `lives` | one backend after the other on one device: keepsakes, locks, takeovers |
 
 #![allow(clippy::unwrap_used, reason = "all of it is tests")]
@@ -17,5 +18,6 @@ mod exports;
 mod holder;
 mod lives;
 mod powercut;
+mod remote;
 mod soak;
 mod usage;

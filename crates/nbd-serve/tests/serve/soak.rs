@@ -1,7 +1,8 @@
 //! The whole engine, lanes' threads and workers, killed at random moments under a verified load.
 //!
 //! The other end is as strict as the kernel: a reply that it does not expect, or a second one,
-//! fails the test. `NBD_SOAK_KILLS` makes it longer, `NBD_SOAK_SEED` repeats the load of a run.
+//! fails the test. `scripts/soak` makes it longer, by `NBD_SOAK_KILLS` and `NBD_SOAK_REQUESTS`, and
+//! `NBD_SOAK_SEED` repeats the load of a run.
 
 use std::collections::HashMap;
 use std::io::{Read, Write};
@@ -13,10 +14,14 @@ use nbd_proto::{CommandFlags, CommandType, NbdError, Request, SimpleReply};
 
 use crate::holder::Holder;
 
+mod report;
+
+use report::Report;
+
 const BLOCK: usize = 4096;
 const BLOCKS: u64 = 256;
 const DEPTH: usize = 16;
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A small generator of numbers that can be repeated (splitmix64).
 struct Numbers(u64);
@@ -37,11 +42,11 @@ fn setting(name: &str, otherwise: u64) -> u64 {
 /// What is expected of the device.
 #[derive(Default)]
 struct Expected {
-    /// Sent and not answered, by cookie. At most one of them touches a block.
-    pending: HashMap<u64, Operation>,
+    /// Sent and not answered, by cookie, and since when. At most one of them touches a block.
+    pending: HashMap<u64, (Operation, Instant)>,
     /// What was last written to each block; `None` after a trim, when it may read as anything.
     blocks: HashMap<u64, Option<u64>>,
-    answered: u64,
+    report: Report,
     /// The export offers flush and FUA.
     flushes: bool,
     over: bool,
@@ -100,14 +105,17 @@ impl Kernel {
                     return;
                 }
                 let operation = choose(&mut numbers, &expected, cookie);
-                expected.pending.insert(cookie, operation);
+                expected.pending.insert(cookie, (operation, Instant::now()));
                 (operation, expected.flushes)
             };
             let mut bytes = operation.request(cookie, fua).encode().to_vec();
             if let Operation::Write(_, content) = operation {
                 bytes.extend_from_slice(&content.to_le_bytes().repeat(BLOCK / 8));
             }
-            socket.write_all(&bytes).unwrap();
+            if let Err(error) = socket.write_all(&bytes) {
+                assert!(self.expected().over, "a request was not taken: {error}");
+                return;
+            }
         }
     }
 
@@ -121,26 +129,42 @@ impl Kernel {
                 return;
             }
             let reply = SimpleReply::decode(&header).expect("a reply");
-            let operation = self.expected().pending.get(&reply.cookie).copied();
-            let operation = operation.expect("a reply to a request that waits for one");
-            assert_eq!(reply.error, NbdError::SUCCESS, "{operation:?}");
+            let pending = self.expected().pending.get(&reply.cookie).copied();
+            let Some((operation, since)) = pending else {
+                // Whether data follows, nobody can know.
+                self.expected().report.doubled += 1;
+                self.end();
+                return;
+            };
             let mut data = [0; BLOCK];
-            if matches!(operation, Operation::Read(_)) {
+            let good = reply.error == NbdError::SUCCESS;
+            if good && matches!(operation, Operation::Read(_)) {
                 socket.read_exact(&mut data).unwrap();
             }
             let mut expected = self.expected();
             expected.pending.remove(&reply.cookie);
-            expected.answered += 1;
-            expected.settle(operation, &data);
+            expected.report.requests += 1;
+            expected.report.longest = expected.report.longest.max(since.elapsed());
+            if good {
+                expected.settle(operation, &data);
+            } else {
+                expected.report.errors += 1;
+            }
             self.0.1.notify_all();
         }
+    }
+
+    /// No more requests.
+    fn end(&self) {
+        self.expected().over = true;
+        self.0.1.notify_all();
     }
 }
 
 fn choose(numbers: &mut Numbers, expected: &Expected, cookie: u64) -> Operation {
     loop {
         let block = numbers.next(BLOCKS);
-        let busy = |operation: &Operation| operation.block() == Some(block);
+        let busy = |(operation, _): &(Operation, Instant)| operation.block() == Some(block);
         if expected.pending.values().any(busy) {
             continue;
         }
@@ -166,7 +190,7 @@ impl Expected {
                 let content = self.blocks.get(&block).copied().unwrap_or(Some(0));
                 if let Some(content) = content {
                     let right = data.chunks(8).all(|word| word == content.to_le_bytes());
-                    assert!(right, "block {block} does not hold what was written");
+                    self.report.lost += u64::from(!right);
                 }
             }
             Operation::Flush => {}
@@ -176,15 +200,23 @@ impl Expected {
 
 #[test]
 fn nothing_is_lost_or_answered_twice_however_often_the_server_is_killed() {
-    let kills = setting("NBD_SOAK_KILLS", 100);
+    let (kills, requests) = (setting("NBD_SOAK_KILLS", 200), setting("NBD_SOAK_REQUESTS", 0));
     let seed = setting("NBD_SOAK_SEED", u64::from(std::process::id()));
     eprintln!("NBD_SOAK_SEED={seed}");
-    for spec in ["mem:1M", "file", "cow", "record"] {
-        soak(spec, kills, seed);
+    let specs = ["mem:1M", "file", "cow", "record"];
+    let share = |all: u64| all.div_ceil(specs.len() as u64);
+    let mut all = Report::default();
+    for spec in specs {
+        let report = soak(spec, share(kills), share(requests), seed);
+        eprintln!("{spec}: {report}");
+        all = all.and(report);
     }
+    eprintln!("soak: {all}");
+    assert!(all.is_good(), "{all}");
+    assert!(all.requests > all.kills, "nothing was served between the kills: {all}");
 }
 
-fn soak(spec: &str, kills: u64, seed: u64) {
+fn soak(spec: &str, kills: u64, requests: u64, seed: u64) -> Report {
     let mut holder = Holder::new();
     let spec = match spec {
         "file" => holder.file("disk"),
@@ -213,23 +245,35 @@ fn soak(spec: &str, kills: u64, seed: u64) {
         ]
     };
     let mut numbers = Numbers(!seed);
-    for _ in 0..kills {
+    for killed in 1..=kills {
         // A moment to be killed in: any will do, so nothing depends on its length.
         std::thread::sleep(Duration::from_micros(numbers.next(5000)));
         server.kill();
         server = holder.serve(&spec);
+        let mut expected = kernel.expected();
+        expected.report.kills = killed;
+        if killed.is_multiple_of(1000) {
+            eprintln!("{spec}: {}", expected.report);
+        }
+        if expected.over {
+            break;
+        }
     }
-    finish(&kernel, &holder.kernel(), threads);
-    let answered = kernel.expected().answered;
-    eprintln!("{spec}: {kills} kills, {answered} requests");
-    assert!(answered > kills, "nothing was served between the kills");
+    while kernel.expected().report.requests < requests && !threads[1].is_finished() {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let report = finish(&kernel, &holder.kernel(), threads);
     drop(server);
+    report
 }
 
 /// Every request that was sent must be answered, with nobody killed any more.
-fn finish(kernel: &Kernel, socket: &UnixStream, threads: [std::thread::JoinHandle<()>; 2]) {
-    kernel.expected().over = true;
-    kernel.0.1.notify_all();
+fn finish(
+    kernel: &Kernel,
+    socket: &UnixStream,
+    threads: [std::thread::JoinHandle<()>; 2],
+) -> Report {
+    kernel.end();
     let deadline = Instant::now() + PATIENCE;
     while !kernel.expected().pending.is_empty()
         && !threads[1].is_finished()
@@ -237,10 +281,10 @@ fn finish(kernel: &Kernel, socket: &UnixStream, threads: [std::thread::JoinHandl
     {
         std::thread::sleep(Duration::from_millis(5));
     }
-    let left: Vec<_> = kernel.expected().pending.values().copied().collect();
-    assert!(left.is_empty(), "never answered: {left:?}");
+    let left = kernel.expected().pending.len() as u64;
     socket.shutdown(std::net::Shutdown::Both).unwrap();
     for thread in threads {
         thread.join().unwrap();
     }
+    Report { unanswered: left, ..kernel.expected().report }
 }

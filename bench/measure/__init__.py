@@ -1,0 +1,1 @@
+"""What scripts/bench runs: contestants side by side, in rounds, and a report of ratios."""

@@ -1,0 +1,153 @@
+"""The command line of scripts/bench."""
+
+import argparse
+import datetime
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+
+from . import machine, native, report
+from .contestants import DEVICES
+from .points import POINTS, QUICK
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+ROOT = os.path.dirname(os.path.dirname(HERE))
+
+
+def arguments():
+    parser = argparse.ArgumentParser(
+        prog="scripts/bench",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Measures this project's devices and servers beside their peers, in interleaved\n"
+        "rounds, and writes ratios with their spread to docs/performance.md.",
+        epilog="examples:\n  scripts/bench --quick\n  scripts/bench --level device --points 'read 4k' --rounds 7\n"
+        "  scripts/bench --level server --client fio --only 'mem|limit memory'\n"
+        "  scripts/bench --report target/bench/last.json\n\n"
+        "A point is named like 'read 4k 16': 4 KiB reads at random places, 16 in flight. Raw numbers\n"
+        "are kept below target/bench. Exit status: 0 done, 1 failed, 2 wrong usage.",
+    )
+    add = parser.add_argument
+    add("--quick", action="store_true", help="a sensible table in about five minutes")
+    add("--level", action="append", choices=["device", "server"], help="only this level (default both)")
+    add("--points", metavar="REGEX", help="only points whose names match")
+    add("--only", metavar="REGEX", help="only contestants whose names match, among them those on request")
+    add("--rounds", type=int, metavar="N", help="rounds (default 5; 3 with --quick)")
+    add("--seconds", type=float, metavar="S", help="time for one number (default 2; with --quick 1 or less)")
+    add("--size", type=int, metavar="MIB", help="size of each device (default 128; 32 with --quick)")
+    add("--transport", action="append", choices=["unix", "tcp"], help="default both; unix with --quick")
+    add("--client", choices=["own", "fio", "nbdcopy"], default="own", help="who asks the servers (default own)")
+    add("--lanes", type=int, metavar="N", help="lanes or connections of each device (default: one each)")
+    add("--disk", metavar="DIR", default=os.path.join(ROOT, "target", "bench"),
+        help="where points that want a disk find one (default target/bench)")
+    add("--native", action="store_true", help="use this machine's own nbd driver, not the virtual machine (root)")
+    add("--report", metavar="FILE", help="measure nothing: write the report of these raw numbers")
+    add("--output", metavar="FILE", default=os.path.join(ROOT, "docs", "performance.md"),
+        help="file whose measured part is written anew (default docs/performance.md)")
+    add("--list", action="store_true", help="names of points and contestants")
+    return parser, parser.parse_args()
+
+
+def matching(names, pattern, parser):
+    try:
+        found = [name for name in names if re.search(pattern, name)]
+    except re.error as error:
+        parser.error(f"{pattern}: {error}")
+    if not found:
+        parser.error(f"nothing is called {pattern}; see scripts/bench --list")
+    return found
+
+
+def devices(plan, native_driver):
+    """Runs the device level where there is a driver."""
+    with tempfile.TemporaryDirectory(prefix="nbd-bench-", dir="/tmp") as shared:
+        plan_path, result_path = os.path.join(shared, "plan.json"), os.path.join(shared, "result.json")
+        with open(plan_path, "w") as file:
+            json.dump(plan, file)
+        command = ["python3", "-m", "measure.inside", plan_path, result_path]
+        variables = {"PYTHONPATH": os.path.dirname(HERE), "PYTHONDONTWRITEBYTECODE": "1"}
+        if native_driver:
+            done = subprocess.run(command, env={**os.environ, **variables})
+        else:
+            expected = plan["rounds"] * len(plan["points"]) * len(plan["contestants"]) * (plan["seconds"] + 3)
+            machine_command = [os.path.join(ROOT, "scripts", "vm"), "-m", "4G", "-t", str(int(expected * 3 + 600))]
+            machine_command += ["--share", shared]
+            for name, value in variables.items():
+                machine_command += ["-e", f"{name}={value}"]
+            done = subprocess.run([*machine_command, "--", *command])
+        if not os.path.exists(result_path):
+            raise RuntimeError(f"the device level failed (status {done.returncode})")
+        with open(result_path) as file:
+            return json.load(file)
+
+
+def measure(options, parser):
+    levels = options.level or ["device", "server"]
+    names = [point.name for point in POINTS]
+    names = matching(names, options.points, parser) if options.points else names
+    if options.quick:
+        names = [name for name in names if name in QUICK]
+    points = [point for point in POINTS if point.name in names]
+    if not points:
+        parser.error("no point is left: --quick has only " + ", ".join(QUICK))
+    only = options.only or "."
+    binaries = os.path.join(os.environ.get("CARGO_TARGET_DIR", os.path.join(ROOT, "target")), "release")
+    plan = {
+        "binaries": os.path.abspath(binaries),
+        "rounds": options.rounds or (3 if options.quick else 5),
+        "seconds": options.seconds or (0.5 if options.quick else 2),
+        "size": (options.size or (32 if options.quick else 128)) << 20,
+        "disk": options.disk,
+        "transports": options.transport or (["unix"] if options.quick else ["unix", "tcp"]),
+        "client": options.client,
+        "lanes": options.lanes,
+        "servers": [c.name for c in native.SERVERS if re.search(only, c.name)] if options.only else [],
+    }
+    records = []
+    if "server" in levels:
+        records += native.measure(plan, points)
+    if "device" in levels:
+        contestants = [c.name for c in DEVICES if re.search(only, c.name)]
+        there = {**plan, "points": [p.name for p in points if p.storage == "ram"], "contestants": contestants}
+        if contestants and there["points"]:
+            records += devices(there, options.native)
+    return {"plan": plan, "records": records}
+
+
+def main():
+    parser, options = arguments()
+    if options.list:
+        print("points:", *(f"  {point.name}" for point in POINTS), sep="\n")
+        print("servers:", *(f"  {c.name}" for c in native.SERVERS), sep="\n")
+        print("devices:", *(f"  {c.name}" for c in DEVICES), sep="\n")
+        return 0
+    if options.report:
+        with open(options.report) as file:
+            raw = json.load(file)
+    else:
+        raw = {"date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+               "command": " ".join(["scripts/bench", *sys.argv[1:]])}
+        raw["machine"] = machine.facts(ROOT)
+        raw.update(measure(options, parser))
+        raw["machine"]["load at the end"] = machine.load()
+        folder = os.path.join(ROOT, "target", "bench")
+        os.makedirs(folder, exist_ok=True)
+        for name in (raw["date"].replace(" ", "-").replace(":", "") + ".json", "last.json"):
+            with open(os.path.join(folder, name), "w") as file:
+                json.dump(raw, file, indent=1)
+        print(f"bench: raw numbers: {os.path.join(folder, 'last.json')}", file=sys.stderr)
+    report.write(raw, options.output)
+    print(f"bench: written to {options.output}", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except (RuntimeError, OSError, ValueError) as error:
+        print(f"bench: {error}", file=sys.stderr)
+        sys.exit(1)

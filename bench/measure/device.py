@@ -1,0 +1,115 @@
+"""Devices: how a contestant becomes one, and how fio puts load on it."""
+
+import json
+import os
+import subprocess
+import time
+
+from .contestants import Server
+from .processes import Usage
+
+PATIENCE = 60
+
+
+def run(*command, **options):
+    """Runs a command that must succeed; returns what it prints."""
+    done = subprocess.run(command, capture_output=True, text=True, **options)
+    if done.returncode != 0:
+        raise RuntimeError(f"{' '.join(command)}: {(done.stderr or done.stdout).strip()}")
+    return done.stdout
+
+
+class Device:
+    """A contestant that is attached."""
+
+    def __init__(self, contestant, place, number, lanes=None):
+        self.contestant, self.place = contestant, place
+        self.path = f"/dev/nbd{number}"
+        self.server = None
+        getattr(self, "_by_" + contestant.attach.replace("-", "_"))(lanes)
+        deadline = time.monotonic() + PATIENCE
+        while self._size() != place.size:
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"{contestant.name}: {self.path} has {self._size()} bytes, not {place.size}")
+            time.sleep(0.02)
+        # What the block layer does is the same for all.
+        with open(f"/sys/block/nbd{number}/queue/scheduler", "w") as scheduler:
+            scheduler.write("none")
+
+    def _size(self):
+        with open(f"/sys/block/{os.path.basename(self.path)}/size") as size:
+            return int(size.read()) * 512
+
+    def _by_nbd_client(self, lanes):
+        self.server = Server(self.contestant, self.place)
+        self.pid = self.server.pid
+        several = ["-C", str(lanes)] if lanes else []
+        name = ["-N", self.contestant.export] if self.contestant.export else []
+        run("nbd-client", "-unix", self.place.socket, self.path, "-b", "4096", *name, *several)
+
+    def _by_qemu_nbd(self, _lanes):
+        pid = os.path.join(self.place.directory, "pid")
+        run("qemu-nbd", "-c", self.path, "--fork", "--pid-file", pid, "-f", "raw", "--cache=writeback",
+            self.place.image)
+        with open(pid) as file:
+            self.pid = int(file.read())
+
+    def _ours(self, api, lanes):
+        spec = f"mem:{self.place.size},block=4096" if self.contestant.command == "mem" else f"file:{self.place.image}"
+        several = ["--lanes", str(lanes)] if lanes else []
+        ctl = self.place.program("nbd-ctl")
+        run(ctl, "attach", "--device", self.path, "--kernel-api", api, *several, spec)
+        status = json.loads(run(ctl, "status", self.path, "--json"))
+        self.pid = status["backend"]["pid"]
+
+    def _by_ioctl(self, lanes):
+        self._ours("ioctl", lanes)
+
+    def _by_netlink(self, lanes):
+        self._ours("netlink", lanes)
+
+    def stop(self):
+        if self.contestant.role == "ours":
+            run(self.place.program("nbd-ctl"), "detach", "--force", self.path)
+        elif self.server is None:
+            run("qemu-nbd", "-d", self.path)
+        else:
+            run("nbd-client", "-d", self.path)
+            self.server.stop()
+
+
+FIO = {"fsync": ["--rw=randwrite", "--fsync=1"], "trim": ["--rw=randtrim"]}
+
+
+def measure(device, point, seconds):
+    """One point on one device: what fio says, and what the server's processes used for it."""
+    usage = Usage(device.pid)
+    pattern = FIO.get(point.pattern, [f"--rw={point.pattern}", "--rwmixread=70"])
+    said = run(
+        "fio", "--name=point", f"--filename={device.path}", "--direct=1", "--ioengine=libaio",
+        *pattern, f"--bs={point.block}", f"--iodepth={point.depth}", f"--numjobs={point.jobs}",
+        "--time_based", f"--runtime={round(seconds * 1000)}ms", "--group_reporting", "--randrepeat=1",
+        "--norandommap", "--output-format=json", "--lat_percentiles=1", "--clat_percentiles=0",
+    )
+    used = usage.until_now()
+    return result(json.loads(said[said.index("{"):])["jobs"][0], used)
+
+
+def result(job, used):
+    """fio's words in those of our own load generator."""
+    sides = [job[side] for side in ("read", "write", "trim") if job[side]["total_ios"] > 0]
+    requests = sum(side["total_ios"] for side in sides)
+    most = max(sides, key=lambda side: side["total_ios"])
+    percentiles = most["lat_ns"].get("percentile", {})
+    seconds = max(side["runtime"] for side in sides) / 1000
+    return {
+        "requests": requests,
+        "seconds": seconds,
+        "iops": requests / seconds,
+        "mb_per_second": sum(side["io_bytes"] for side in sides) / seconds / 1e6,
+        "errors": job["total_err"] if "total_err" in job else job["error"],
+        "median_us": percentiles.get("50.000000", 0) / 1000,
+        "p99_us": percentiles.get("99.000000", 0) / 1000,
+        "p999_us": percentiles.get("99.900000", 0) / 1000,
+        **used,
+    }

@@ -1,0 +1,119 @@
+//! One end of a connection, of whatever kind.
+
+use std::io::{self, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{MsgFlags, send};
+
+/// A connected stream.
+#[derive(Debug)]
+pub enum End {
+    /// A unix socket, or one of a pair.
+    Unix(UnixStream),
+    /// TCP, without delay.
+    Tcp(TcpStream),
+}
+
+impl End {
+    /// Connects to `unix:PATH` or `tcp:HOST:PORT`.
+    pub fn connect(target: &str) -> io::Result<Self> {
+        match target.split_once(':') {
+            Some(("unix", path)) => Ok(Self::Unix(UnixStream::connect(path)?)),
+            Some(("tcp", address)) => {
+                let stream = TcpStream::connect(address)?;
+                stream.set_nodelay(true)?;
+                Ok(Self::Tcp(stream))
+            }
+            _ => Err(io::Error::other(format!("{target}: neither unix:PATH nor tcp:HOST:PORT"))),
+        }
+    }
+
+    /// Sends what goes out at once, and says how much that was.
+    pub fn send_now(&self, bytes: &[u8]) -> io::Result<usize> {
+        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+        match send(self.as_fd().as_raw_fd(), bytes, flags) {
+            Ok(count) => Ok(count),
+            Err(nix::Error::EAGAIN) => Ok(0),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    /// Waits until there is something to receive, or room to send.
+    pub fn wait(&self) -> io::Result<()> {
+        let mut fd = [PollFd::new(self.as_fd(), PollFlags::POLLIN | PollFlags::POLLOUT)];
+        poll(&mut fd, PollTimeout::NONE)?;
+        Ok(())
+    }
+
+    /// Whether there is something to receive.
+    pub fn has_bytes(&self) -> io::Result<bool> {
+        let mut fd = [PollFd::new(self.as_fd(), PollFlags::POLLIN)];
+        Ok(poll(&mut fd, PollTimeout::ZERO)? > 0)
+    }
+}
+
+impl AsFd for End {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Unix(stream) => stream.as_fd(),
+            Self::Tcp(stream) => stream.as_fd(),
+        }
+    }
+}
+
+impl Read for End {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Unix(stream) => stream.read(buffer),
+            Self::Tcp(stream) => stream.read(buffer),
+        }
+    }
+}
+
+impl Write for End {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Unix(stream) => stream.write(bytes),
+            Self::Tcp(stream) => stream.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Where connections come from.
+#[derive(Debug)]
+pub enum Listener {
+    /// A unix socket.
+    Unix(UnixListener),
+    /// TCP.
+    Tcp(TcpListener),
+}
+
+impl Listener {
+    /// Listens on `unix:PATH` or `tcp:HOST:PORT`.
+    pub fn bind(address: &str) -> io::Result<Self> {
+        match address.split_once(':') {
+            Some(("unix", path)) => Ok(Self::Unix(UnixListener::bind(path)?)),
+            Some(("tcp", address)) => Ok(Self::Tcp(TcpListener::bind(address)?)),
+            _ => Err(io::Error::other(format!("{address}: neither unix:PATH nor tcp:HOST:PORT"))),
+        }
+    }
+
+    /// Waits for the next connection.
+    pub fn accept(&self) -> io::Result<End> {
+        match self {
+            Self::Unix(listener) => Ok(End::Unix(listener.accept()?.0)),
+            Self::Tcp(listener) => {
+                let (stream, _) = listener.accept()?;
+                stream.set_nodelay(true)?;
+                Ok(End::Tcp(stream))
+            }
+        }
+    }
+}

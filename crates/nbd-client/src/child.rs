@@ -1,0 +1,215 @@
+//! A server process of our own.
+
+use std::fs;
+use std::io::{self, BufRead, BufReader, PipeReader};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
+
+use crate::fence::{self, Fence};
+use crate::system;
+
+/// How the server is reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Manner {
+    /// It talks on its standard input and output: `nbdkit -s`, anything made for inetd.
+    Talk,
+    /// It listens on the socket that the variable `unixsocket` names.
+    Path,
+    /// It is given a listening socket as descriptor 3, as by systemd.
+    Listen,
+}
+
+/// A running server.
+#[derive(Debug)]
+pub(crate) struct Server {
+    child: Child,
+    process: OwnedFd,
+    way: Way,
+}
+
+#[derive(Debug)]
+enum Way {
+    /// The other end of its standard input and output, until somebody takes it.
+    Talk(Option<UnixStream>),
+    /// A socket in a directory of its own.
+    Socket(Directory),
+    /// A socket that has no name any more, by which it can be reached all the same.
+    Unnamed(fs::File),
+}
+
+impl Server {
+    /// Starts a server by the shell; `exec` is put before `text`, so that the shell makes way.
+    ///
+    /// The server ends when the calling thread does.
+    pub(crate) fn start(text: &str, manner: Manner, name: &str) -> io::Result<Self> {
+        let (reader, writer) = io::pipe()?;
+        let mut command = Command::new("/bin/sh");
+        command.stdin(Stdio::null()).stdout(writer.try_clone()?).stderr(writer);
+        // It is nobody's backend, whatever it is.
+        for variable in nbd_backend::ENVIRONMENT {
+            command.env_remove(variable);
+        }
+        // Signals of a terminal are for us, and what it starts is to end with it.
+        command.process_group(0);
+        system::die_with_this_thread(&mut command);
+        let (way, script) = match manner {
+            Manner::Talk => {
+                let (ours, theirs) = UnixStream::pair()?;
+                let theirs = OwnedFd::from(theirs);
+                command.stdin(theirs.try_clone()?).stdout(theirs);
+                (Way::Talk(Some(ours)), format!("exec {text}"))
+            }
+            Manner::Path => {
+                let directory = Directory::new()?;
+                command.env("unixsocket", directory.socket());
+                (Way::Socket(directory), format!("exec {text}"))
+            }
+            Manner::Listen => {
+                let directory = Directory::new()?;
+                let listener = UnixListener::bind(directory.socket())?;
+                let socket = directory.open()?;
+                command.stdin(OwnedFd::from(listener)).env_remove("LISTEN_FDNAMES");
+                // Only the shell knows the process number before the server runs.
+                let script =
+                    format!("exec 3<&0 </dev/null; export LISTEN_FDS=1 LISTEN_PID=$$; exec {text}");
+                (Way::Unnamed(socket), script)
+            }
+        };
+        let mut child = command.arg("-c").arg(script).spawn()?;
+        // The command has copies of descriptors whose closing tells us that the server is gone.
+        drop(command);
+        let process = system::open_process(child.id()).inspect_err(|_| {
+            let _ = child.kill();
+            let _ = child.wait();
+        })?;
+        pass_on(reader, name.into())?;
+        Ok(Self { child, process, way })
+    }
+
+    /// Names the process for as long as it lives, and after that.
+    pub(crate) fn process(&self) -> BorrowedFd<'_> {
+        self.process.as_fd()
+    }
+
+    /// How it has ended, if it has.
+    pub(crate) fn ended(&mut self) -> io::Result<Option<ExitStatus>> {
+        self.child.try_wait()
+    }
+
+    /// Connects, once the server is ready; `None` if there is nothing more to connect to.
+    pub(crate) fn connect(&mut self, deadline: Instant) -> io::Result<Option<UnixStream>> {
+        let path = match &mut self.way {
+            Way::Talk(stream) => return Ok(stream.take()),
+            // It listens already.
+            Way::Unnamed(socket) => return UnixStream::connect(proc_path(socket)).map(Some),
+            Way::Socket(directory) => directory.socket(),
+        };
+        let mut pause = Duration::from_millis(1);
+        loop {
+            let error = match UnixStream::connect(&path) {
+                Ok(stream) => {
+                    self.forget_directory()?;
+                    return Ok(Some(stream));
+                }
+                Err(error) => error,
+            };
+            let is_starting =
+                matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused);
+            if !is_starting || Instant::now() >= deadline || self.ended()?.is_some() {
+                return Err(error);
+            }
+            // An early end is noticed at once, and there is no word for being ready.
+            fence::wait_readable(self.process.as_fd(), Some(deadline.min(Instant::now() + pause)))?;
+            pause = (pause * 2).min(Duration::from_millis(50));
+        }
+    }
+
+    /// Once the server listens, its socket needs no name: see [`Directory::open`].
+    fn forget_directory(&mut self) -> io::Result<()> {
+        if let Way::Socket(directory) = &self.way {
+            self.way = Way::Unnamed(directory.open()?);
+        }
+        Ok(())
+    }
+
+    /// Ends the server and waits until it is dead.
+    pub(crate) fn stop(&mut self, limit: Duration) -> io::Result<Fence> {
+        let group = Pid::from_raw(self.child.id() as i32);
+        for signal in [Signal::SIGTERM, Signal::SIGKILL] {
+            if self.ended()?.is_some() {
+                return Ok(Fence::Closed);
+            }
+            // It has not been waited for, so the number is still its own.
+            let _ = killpg(group, signal);
+            if fence::wait_readable(self.process.as_fd(), Instant::now().checked_add(limit))? {
+                self.child.wait()?;
+                return Ok(Fence::Closed);
+            }
+        }
+        Ok(Fence::Open)
+    }
+}
+
+/// Passes the words of a server on, each line with a name before it. Not text: not worth a word.
+fn pass_on(reader: PipeReader, name: String) -> io::Result<()> {
+    let copy = move || {
+        let mut reader = BufReader::new(reader);
+        let mut line = Vec::new();
+        while reader.read_until(b'\n', &mut line).is_ok_and(|count| count > 0) {
+            eprintln!("nbd-serve: {name}: {}", String::from_utf8_lossy(&line).trim_end());
+            line.clear();
+        }
+    };
+    std::thread::Builder::new().name("server-words".into()).spawn(copy).map(drop)
+}
+
+/// A directory that only we may enter, with a socket in it.
+#[derive(Debug)]
+struct Directory(PathBuf);
+
+impl Directory {
+    fn new() -> io::Result<Self> {
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        loop {
+            let count = COUNT.fetch_add(1, Ordering::Relaxed);
+            let name = format!("nbd-serve-{}-{count}", std::process::id());
+            let path = std::env::temp_dir().join(name);
+            match fs::DirBuilder::new().mode(0o700).create(&path) {
+                Ok(()) => return Ok(Self(path)),
+                // Left by another process of this number.
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.0.join("socket")
+    }
+
+    /// A descriptor by which the socket can be reached when the directory is no more: so nothing
+    /// is left behind by a process that is killed.
+    fn open(&self) -> io::Result<fs::File> {
+        fs::File::options().read(true).custom_flags(libc::O_PATH).open(self.socket())
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(self.socket());
+        let _ = fs::remove_dir(&self.0);
+    }
+}
+
+fn proc_path(file: &fs::File) -> PathBuf {
+    format!("/proc/self/fd/{}", file.as_raw_fd()).into()
+}

@@ -1,0 +1,298 @@
+//! `nbd-ctl doctor`: what on this machine keeps devices from being attached, kept or let go.
+
+use std::fs;
+use std::path::Path;
+
+use serde::Serialize;
+
+use crate::adopt::adopt;
+use crate::config::{Config, default_file};
+use crate::context::{Context, print};
+use crate::device::Device;
+use crate::entry::{Entry, clean, devices, probe};
+use crate::error::Error;
+use crate::inspect::print_json;
+use crate::program;
+
+/// The least kernel: `close_range`. Adoption takes `pidfd_getfd`, which is older.
+const KERNEL: (u32, u32) = (5, 9);
+const RULES: &str = "udev/rules.d/59-nbd-ctl.rules";
+/// A mebibyte of locked memory is what a holder touches; backends need some more.
+const LOCKED_MEMORY: u64 = 16 << 20;
+const OPEN_FILES: u64 = 1024;
+
+/// How bad it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+enum Level {
+    Fine,
+    /// Something to know.
+    Warning,
+    /// Something that will not work.
+    Trouble,
+    /// It was, and has been put right.
+    Fixed,
+}
+
+/// What was found.
+#[derive(Debug, Serialize)]
+struct Finding {
+    check: &'static str,
+    level: Level,
+    text: String,
+}
+
+/// All that was found.
+#[derive(Debug, Default)]
+struct Findings(Vec<Finding>);
+
+impl Findings {
+    fn add(&mut self, check: &'static str, level: Level, text: impl Into<String>) {
+        self.0.push(Finding { check, level, text: text.into() });
+    }
+}
+
+/// Looks at everything; with `fix`, also cleans and adopts what was left behind.
+pub(crate) fn doctor(context: &Context, json: bool, fix: bool) -> Result<(), Error> {
+    let mut found = Findings::default();
+    check_driver(&mut found);
+    check_kernel(&mut found);
+    check_rights(context, &mut found);
+    check_limits(&mut found);
+    check_udev(&mut found);
+    check_programs(&mut found);
+    check_registry(context, fix, &mut found)?;
+    check_rivals(context, &mut found)?;
+    if json {
+        print_json(&found.0)?;
+    } else {
+        let lines = found.0.iter().map(|finding| {
+            let level = format!("{:?}", finding.level).to_lowercase();
+            format!("{level:<8} {:<9} {}\n", finding.check, finding.text)
+        });
+        print(&lines.collect::<String>())?;
+    }
+    match found.0.iter().any(|finding| finding.level == Level::Trouble) {
+        true => Err(Error::Several(1)),
+        false => Ok(()),
+    }
+}
+
+fn read(path: impl AsRef<Path>) -> Option<String> {
+    fs::read_to_string(path).ok().map(|text| text.trim().to_owned())
+}
+
+fn check_driver(found: &mut Findings) {
+    let module = Path::new("/sys/module/nbd");
+    if !module.exists() {
+        let text = "the nbd driver is not loaded: modprobe nbd";
+        return found.add("driver", Level::Trouble, text);
+    }
+    let parameter = |name: &str| read(module.join("parameters").join(name));
+    let (devices, partitions) = (parameter("nbds_max"), parameter("max_part"));
+    let text = format!(
+        "loaded, nbds_max={} max_part={}",
+        devices.as_deref().unwrap_or("?"),
+        partitions.as_deref().unwrap_or("?")
+    );
+    found.add("driver", Level::Fine, text);
+    if partitions.as_deref() == Some("0") {
+        let text = "max_part=0: partitions are not shown; load the driver with max_part=16";
+        found.add("driver", Level::Warning, text);
+    }
+}
+
+fn check_kernel(found: &mut Findings) {
+    let release = read("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let mut numbers = release.split(['.', '-']).map(|word| word.parse().unwrap_or(0));
+    let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    if version < KERNEL {
+        let text = format!("{release}: at least {}.{} is needed", KERNEL.0, KERNEL.1);
+        return found.add("kernel", Level::Trouble, text);
+    }
+    found.add("kernel", Level::Fine, release);
+}
+
+fn check_rights(context: &Context, found: &mut Findings) {
+    let status = read("/proc/self/status").unwrap_or_default();
+    let capabilities = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let capabilities = capabilities.and_then(|text| u64::from_str_radix(text.trim(), 16).ok());
+    // CAP_SYS_ADMIN
+    match capabilities.is_some_and(|set| set & (1 << 21) != 0) && nix::unistd::geteuid().is_root() {
+        true => found.add("rights", Level::Fine, "root, with CAP_SYS_ADMIN"),
+        false => {
+            let text = "attaching takes root with CAP_SYS_ADMIN: run this with sudo to see all";
+            found.add("rights", Level::Trouble, text);
+        }
+    }
+    let directory = context.registry.directory();
+    if let Ok(meta) = fs::metadata(directory) {
+        use std::os::unix::fs::MetadataExt;
+        if meta.mode() & 0o022 != 0 || meta.uid() != 0 {
+            let text = format!("{}: others may write to it: chmod go-w it", directory.display());
+            found.add("rights", Level::Trouble, text);
+        }
+    }
+}
+
+/// Hard limits, as started processes may raise their own to those.
+fn check_limits(found: &mut Findings) {
+    let limits = read("/proc/self/limits").unwrap_or_default();
+    for (name, least, what) in [
+        ("Max locked memory", LOCKED_MEMORY, "bytes of locked memory"),
+        ("Max open files", OPEN_FILES, "open files"),
+    ] {
+        let line = limits.lines().find_map(|line| line.strip_prefix(name));
+        let hard = line.and_then(|line| line.split_ascii_whitespace().nth(1)).unwrap_or("?");
+        match hard.parse::<u64>() {
+            // Root is not held to a limit of locked memory, but its backends may be others.
+            Ok(limit) if limit < least => {
+                let text = format!("at most {limit} {what}: raise it to {least}");
+                found.add("limits", Level::Warning, text);
+            }
+            _ => found.add("limits", Level::Fine, format!("{hard} {what}")),
+        }
+    }
+}
+
+fn check_udev(found: &mut Findings) {
+    if !Path::new("/run/udev/control").exists() {
+        return found.add("udev", Level::Fine, "does not run here");
+    }
+    let folders = ["/etc", "/run", "/usr/lib", "/lib"];
+    match folders.iter().any(|folder| Path::new(folder).join(RULES).exists()) {
+        true => found.add("udev", Level::Fine, "our rules are installed"),
+        false => {
+            let text = "59-nbd-ctl.rules are not installed: no links in /dev/disk/by-nbd, and udev \
+                        may open a device that is being detached";
+            found.add("udev", Level::Warning, text);
+        }
+    }
+}
+
+fn check_programs(found: &mut Findings) {
+    for looked_up in [program::holder(), program::nbd_serve()] {
+        match looked_up {
+            Ok(path) => found.add("programs", Level::Fine, path),
+            Err(error) => found.add("programs", Level::Trouble, error.to_string()),
+        }
+    }
+}
+
+fn check_registry(context: &Context, fix: bool, found: &mut Findings) -> Result<(), Error> {
+    for device in devices(&context.registry)? {
+        let done = match probe(&context.registry, device) {
+            Ok(Entry::Stale) if fix => clean(context, device).map(|_| "cleaned up"),
+            Ok(Entry::Orphaned(state)) if fix => {
+                adopt(context, device, &state).map(|()| "has a holder again")
+            }
+            Ok(Entry::Stale) => {
+                let text = format!("{device}: its processes are gone: nbd-ctl doctor --fix");
+                found.add("registry", Level::Trouble, text);
+                continue;
+            }
+            Ok(Entry::Orphaned(_)) => {
+                let text = format!("{device}: its holder is gone: nbd-ctl doctor --fix");
+                found.add("registry", Level::Trouble, text);
+                continue;
+            }
+            Ok(Entry::Unsettled { holder }) => {
+                let text = format!("{device}: its holder (pid {holder}) does not listen");
+                found.add("registry", Level::Warning, text);
+                continue;
+            }
+            Ok(Entry::Listening(_)) => {
+                found.add("registry", Level::Fine, format!("{device} is held"));
+                continue;
+            }
+            Ok(Entry::Absent) => continue,
+            Err(error) => Err(error),
+        };
+        match done {
+            Ok(text) => found.add("registry", Level::Fixed, format!("{device}: {text}")),
+            Err(error @ Error::Interrupted(_)) => return Err(error),
+            Err(error) => {
+                found.add("registry", Level::Trouble, error.chain().unwrap_or_default());
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Others who have set devices up, or will.
+fn check_rivals(context: &Context, found: &mut Findings) -> Result<(), Error> {
+    let ours = devices(&context.registry)?;
+    let file = default_file();
+    let config = match Config::read(&file) {
+        Ok(config) => Some(config),
+        Err(_) if !file.exists() => None,
+        Err(error) => {
+            found.add("config", Level::Trouble, Error::from(error).chain().unwrap_or_default());
+            None
+        }
+    };
+    let wanted = |device: Device| config.as_ref().and_then(|config| config.owner_of(device));
+    for device in drivers_devices() {
+        let attribute = |name: &str| read(format!("/sys/block/{device}/{name}"));
+        let pid = attribute("pid");
+        let sitter = context.registry.read_state(device.0).ok().flatten();
+        let sitter = sitter.map(|state| state.sitter.pid.to_string());
+        match pid {
+            Some(pid)
+                if ours.contains(&device)
+                    && sitter.as_ref().is_some_and(|sitter| *sitter != pid) =>
+            {
+                let text = format!("{device}: set up by {} as well", describe(&pid));
+                found.add("rivals", Level::Trouble, text);
+            }
+            Some(_) if ours.contains(&device) => {}
+            Some(pid) => match wanted(device) {
+                Some(name) => {
+                    let text =
+                        format!("{device} is meant for {name}, and {} has it", describe(&pid));
+                    found.add("rivals", Level::Trouble, text);
+                }
+                None => {
+                    let text = format!("{device} is set up by {}", describe(&pid));
+                    found.add("rivals", Level::Fine, text);
+                }
+            },
+            None if !ours.contains(&device) && attribute("size").is_some_and(|it| it != "0") => {
+                let text = format!(
+                    "{device} has a size, but nobody has set it up: nbd-client -d {device}"
+                );
+                found.add("rivals", Level::Trouble, text);
+            }
+            None => {}
+        }
+    }
+    let table = read("/etc/nbdtab").unwrap_or_default();
+    for line in table.lines().filter(|line| !line.starts_with('#')) {
+        let device = line.split_ascii_whitespace().next().and_then(Device::literal);
+        if let Some(device) = device
+            && let Some(name) = wanted(device)
+        {
+            let text = format!("{device} is meant for {name}, and /etc/nbdtab has it too");
+            found.add("rivals", Level::Trouble, text);
+        }
+    }
+    Ok(())
+}
+
+fn describe(pid: &str) -> String {
+    match read(format!("/proc/{pid}/comm")) {
+        Some(name) => format!("{name} (pid {pid})"),
+        None => format!("pid {pid}, which is gone"),
+    }
+}
+
+fn drivers_devices() -> Vec<Device> {
+    let entries = fs::read_dir("/sys/block").into_iter().flatten().flatten();
+    let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+    let mut found: Vec<_> = names
+        .filter(|name| name.starts_with("nbd"))
+        .filter_map(|name| Device::literal(&name))
+        .collect();
+    found.sort();
+    found
+}

@@ -1,0 +1,18 @@
+//! What a service manager wants to hear (sd_notify). Nothing happens where there is none.
+
+use sd_notify::NotifyState;
+
+/// The variable that names the manager's socket; not for those whom we start.
+pub(crate) const SOCKET: &str = "NOTIFY_SOCKET";
+
+/// The device can be used.
+pub(crate) fn ready(path: &str) {
+    let status = format!("holds {path}");
+    // Whoever listens will miss it; there is nobody to tell that it could not be told.
+    let _ = sd_notify::notify(false, &[NotifyState::Ready, NotifyState::Status(&status)]);
+}
+
+/// It is being taken away.
+pub(crate) fn stopping() {
+    let _ = sd_notify::notify(false, &[NotifyState::Stopping]);
+}

@@ -1,0 +1,130 @@
+//! What the operator orders, and the stand-in: nobody touches the lanes in another way than any
+//! backend does, by being granted them after their owner is dead.
+//!
+//! While the device is *held*, paused or failing, no backend is granted the lanes. Those that
+//! introduce themselves wait, and get them afterwards.
+
+use super::{Action, Kind, Owner, PeerId, Supervisor};
+
+impl Supervisor {
+    /// The stand-in was started as this peer, on [`Action::StartStandIn`].
+    pub(crate) fn started_stand_in(&mut self, peer: PeerId) {
+        self.stand_in = Some(peer);
+    }
+
+    pub(crate) fn is_paused(&self) -> bool {
+        self.paused
+    }
+
+    /// Whether requests wait, and for nothing but a backend.
+    pub(crate) fn is_unserved(&self) -> bool {
+        self.owner.is_none() && self.stand_in.is_none() && !self.is_held()
+    }
+
+    /// Whether somebody who executes requests has the lanes.
+    pub(crate) fn has_backend(&self) -> bool {
+        self.owner.is_some_and(|owner| owner.kind != Kind::StandIn)
+    }
+
+    /// Whether the backend, if there is one, came from outside.
+    pub(crate) fn has_joined(&self) -> bool {
+        self.owner.is_some_and(|owner| owner.kind == Kind::Joined)
+    }
+
+    /// The paused holder of this device was replaced.
+    pub(crate) fn set_paused(&mut self) {
+        self.paused = true;
+    }
+
+    pub(super) fn is_held(&self) -> bool {
+        self.paused || self.failing
+    }
+
+    /// Has the owner killed, if there is one.
+    pub(super) fn evict(&mut self) -> Option<Action> {
+        let owner = self.owner.as_mut()?;
+        owner.dying = true;
+        Some(Action::KillOwner)
+    }
+
+    pub(super) fn pause(&mut self) -> Vec<Action> {
+        self.paused = true;
+        self.due = false;
+        self.down = false;
+        // They would be of an old build by the time they are needed.
+        let starting = self.starting.take().map(|(peer, _)| peer);
+        let idle = [self.spare.take(), starting, self.stand_in.take()];
+        let dismissed = idle.into_iter().flatten().map(Action::Dismiss);
+        dismissed.chain(self.evict()).collect()
+    }
+
+    pub(super) fn resume(&mut self) -> Vec<Action> {
+        self.paused = false;
+        self.failures = 0;
+        if self.owner.is_some() {
+            // It is dying, and what follows follows then.
+            return Vec::new();
+        }
+        let waiting = self.grant_waiting();
+        if waiting.is_empty() && self.has_program { vec![Action::Start] } else { waiting }
+    }
+
+    pub(super) fn fail_in_flight(&mut self) -> Vec<Action> {
+        self.failing = true;
+        if self.owner.is_some() || self.stand_in.is_some() {
+            return self.evict().into_iter().collect();
+        }
+        vec![Action::StartStandIn]
+    }
+
+    pub(super) fn fail_done(&mut self) -> Vec<Action> {
+        self.failing = false;
+        self.evict().into_iter().collect()
+    }
+
+    pub(super) fn hello_of_stand_in(&mut self, peer: PeerId) -> Vec<Action> {
+        self.stand_in = None;
+        match self.owner {
+            None => self.grant(peer, Kind::StandIn),
+            // A backend was faster.
+            Some(_) => vec![Action::Dismiss(peer)],
+        }
+    }
+
+    /// The stand-in has not got as far as being granted the lanes.
+    pub(super) fn lose_stand_in(&mut self) -> Vec<Action> {
+        self.stand_in = None;
+        self.stand_in_dead()
+    }
+
+    pub(super) fn stand_in_dead(&mut self) -> Vec<Action> {
+        // Its work is not done, or it would not be failing any more.
+        let failed = std::mem::take(&mut self.failing).then_some(Action::FailFailed);
+        let next =
+            if self.paused || self.owner.is_some() { Vec::new() } else { self.grant_waiting() };
+        failed.into_iter().chain(next).collect()
+    }
+
+    /// A backend has died, most probably by our hand.
+    pub(super) fn dead_while_held(
+        &mut self,
+        owner: Owner,
+        clean: bool,
+        progressed: bool,
+    ) -> Vec<Action> {
+        if !self.failing {
+            return Vec::new();
+        }
+        let under_way = self.stand_in.is_some();
+        let mut actions: Vec<Action> =
+            (!under_way).then_some(Action::StartStandIn).into_iter().collect();
+        // Its successor is started meanwhile, and waits.
+        if !self.paused && self.candidate.is_none() && self.spare.is_none() {
+            actions.extend(self.succeed(owner, clean, progressed));
+        }
+        actions
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,292 @@
+//! Memory reached without a system call: mapped, where it is certain that the pages exist.
+//!
+//! To touch a page that is not there would make it, though a hole takes up no room when it is
+//! read the other way; and where there is no memory left for it, the process would be killed by
+//! SIGBUS instead of a write failing with ENOSPC. So this keeps a note of the pages that exist,
+//! and reaches only chunks of which all do; the page tables of a chunk are filled in at once,
+//! since a fault for each page costs more than the system calls that it saves.
+//!
+//! It may know too little, and then the caller uses a system call; a page that is noted and was
+//! punched out meanwhile comes back as zeroes, which is what a hole reads as.
+#![allow(unsafe_code)]
+
+use std::fs::File;
+use std::io;
+use std::num::NonZeroUsize;
+use std::ops::Range;
+use std::ptr::NonNull;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use nix::sys::mman::{MapFlags, ProtFlags, mmap, munlock, munmap};
+
+const PAGE: u64 = 4096;
+/// Pages of a chunk: those that a word has bits for.
+const CHUNK: u64 = 64;
+/// Chunks of a region, whose notes are made when it is first used: 1 GiB.
+const REGION: u64 = 4096;
+
+/// A mapped file that no one can truncate.
+#[derive(Debug)]
+pub(crate) struct Mapped {
+    start: NonNull<u8>,
+    length: usize,
+    regions: Vec<OnceLock<Notes>>,
+}
+
+// SAFETY: the mapping is an address range of the process, valid in all its threads. Its bytes are
+// copied and never referred to, and all else is atomic.
+unsafe impl Send for Mapped {}
+// SAFETY: as above.
+unsafe impl Sync for Mapped {}
+
+/// What is known about a chunk.
+#[derive(Debug, Default)]
+struct Chunk {
+    /// A bit for each page: it exists.
+    exists: AtomicU64,
+    /// The kernel was asked what exists.
+    asked: AtomicBool,
+    /// All pages exist and are in the page tables.
+    ready: AtomicBool,
+}
+
+type Notes = Box<[Chunk]>;
+
+/// The units of a size that a range touches.
+fn touched(offset: u64, length: u64, unit: u64) -> Range<u64> {
+    offset / unit..(offset + length).div_ceil(unit)
+}
+
+impl Mapped {
+    /// Maps `size` bytes of a file that is sealed against shrinking.
+    pub(crate) fn new(file: &File, size: u64) -> io::Result<Self> {
+        let too_long = || io::Error::from(io::ErrorKind::InvalidInput);
+        let length = usize::try_from(size).ok().and_then(NonZeroUsize::new).ok_or_else(too_long)?;
+        let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        let flags = MapFlags::MAP_SHARED | MapFlags::MAP_NORESERVE;
+        // SAFETY: no address is asked for, so the kernel picks a range that nothing else uses.
+        let start = unsafe { mmap(None, length, protection, flags, file, 0)? };
+        // What belongs to the device may be swapped out like any other data, though all else of
+        // this process is locked. Where nothing was locked this does nothing.
+        // SAFETY: the range was just mapped; locks change nothing that the program sees.
+        let _ = unsafe { munlock(start, length.get()) };
+        let regions = (0..size.div_ceil(PAGE * CHUNK * REGION)).map(|_| OnceLock::new()).collect();
+        Ok(Self { start: start.cast(), length: length.get(), regions })
+    }
+
+    /// Copies from the file if all of the range is there.
+    pub(crate) fn read(&self, buffer: &mut [u8], offset: u64) -> bool {
+        if !self.reaches(offset, buffer.len()) || !self.is_ready(offset, buffer.len()) {
+            return false;
+        }
+        // SAFETY: in bounds, as was checked; the buffer is borrowed and no part of the mapping.
+        // Whoever writes the same range at this moment is another request in flight, and a client
+        // that has both may get any mixture: the bytes have no meaning here.
+        unsafe {
+            let from = self.start.as_ptr().add(offset as usize);
+            std::ptr::copy_nonoverlapping(from, buffer.as_mut_ptr(), buffer.len());
+        }
+        true
+    }
+
+    /// Copies to the file if all of the range is there.
+    pub(crate) fn write(&self, data: &[u8], offset: u64) -> bool {
+        if !self.reaches(offset, data.len()) || !self.is_ready(offset, data.len()) {
+            return false;
+        }
+        // SAFETY: as in `read`.
+        unsafe {
+            let to = self.start.as_ptr().add(offset as usize);
+            std::ptr::copy_nonoverlapping(data.as_ptr(), to, data.len());
+        }
+        true
+    }
+
+    /// A range was written by a system call.
+    pub(crate) fn note(&self, offset: u64, length: usize) {
+        for page in touched(offset, length as u64, PAGE) {
+            self.exist(page / CHUNK, 1 << (page % CHUNK));
+        }
+    }
+
+    /// A range is about to be punched out.
+    pub(crate) fn forget(&self, offset: u64, length: u64) {
+        let chunks = touched(offset, length, PAGE * CHUNK);
+        // A region without notes has nothing to forget.
+        let known = chunks.filter_map(|index| {
+            self.regions[(index / REGION) as usize]
+                .get()
+                .map(|notes| &notes[(index % REGION) as usize])
+        });
+        for chunk in known {
+            // Some of its pages may stay: the kernel is asked again.
+            chunk.exists.store(0, Ordering::Relaxed);
+            chunk.ready.store(false, Ordering::Relaxed);
+            chunk.asked.store(false, Ordering::Relaxed);
+        }
+    }
+
+    fn reaches(&self, offset: u64, length: usize) -> bool {
+        offset.checked_add(length as u64).is_some_and(|end| end <= self.length as u64)
+    }
+
+    fn chunk(&self, index: u64) -> &Chunk {
+        let make = || (0..REGION).map(|_| Chunk::default()).collect();
+        &self.regions[(index / REGION) as usize].get_or_init(make)[(index % REGION) as usize]
+    }
+
+    /// The bytes of a chunk; the last one may be shorter.
+    fn bytes(&self, index: u64) -> Range<usize> {
+        let start = (index * CHUNK * PAGE) as usize;
+        start..(start + (CHUNK * PAGE) as usize).min(self.length)
+    }
+
+    fn is_ready(&self, offset: u64, length: usize) -> bool {
+        touched(offset, length as u64, PAGE * CHUNK).all(|index| {
+            let chunk = self.chunk(index);
+            chunk.ready.load(Ordering::Relaxed) || self.ask(index, chunk)
+        })
+    }
+
+    /// Finds out what a predecessor left in a chunk, once. Whether that is all of it.
+    fn ask(&self, index: u64, chunk: &Chunk) -> bool {
+        if chunk.asked.load(Ordering::Relaxed) || chunk.asked.swap(true, Ordering::Relaxed) {
+            return false;
+        }
+        let bytes = self.bytes(index);
+        let mut answer = [0; CHUNK as usize];
+        // SAFETY: the range is a part of the mapping, and the answer has a byte for each page.
+        let asked = unsafe {
+            let start = self.start.as_ptr().add(bytes.start);
+            libc::mincore(start.cast(), bytes.len(), answer.as_mut_ptr())
+        };
+        let exist = answer.iter().rev().fold(0, |bits, page| bits << 1 | u64::from(page & 1));
+        asked == 0 && self.exist(index, exist)
+    }
+
+    /// Notes pages of a chunk. Whether that makes it ready.
+    fn exist(&self, index: u64, pages: u64) -> bool {
+        let chunk = self.chunk(index);
+        let bytes = self.bytes(index);
+        let beyond = u64::MAX.checked_shl(bytes.len().div_ceil(PAGE as usize) as u32).unwrap_or(0);
+        let exist = chunk.exists.fetch_or(pages, Ordering::Relaxed) | pages | beyond;
+        if exist != u64::MAX || chunk.ready.load(Ordering::Relaxed) {
+            return exist == u64::MAX;
+        }
+        // SAFETY: the range is a part of the mapping, and this only fills in page tables. Where
+        // the kernel does not know it (before 5.14), pages are filled in as they are touched.
+        unsafe {
+            let start = self.start.as_ptr().add(bytes.start);
+            libc::madvise(start.cast(), bytes.len(), libc::MADV_POPULATE_WRITE);
+        }
+        chunk.ready.store(true, Ordering::Relaxed);
+        true
+    }
+}
+
+impl Drop for Mapped {
+    fn drop(&mut self) {
+        // SAFETY: the range was mapped by this object, and nothing refers to it.
+        let _ = unsafe { munmap(self.start.cast(), self.length) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{FileExt, MetadataExt};
+
+    use nix::fcntl::{FallocateFlags, fallocate};
+
+    use super::*;
+    use crate::mem;
+    use crate::testing::pattern;
+
+    const CHUNK_SIZE: usize = (CHUNK * PAGE) as usize;
+    /// The last chunk has a single page.
+    const SIZE: u64 = 3 * CHUNK_SIZE as u64 + PAGE;
+
+    fn memory() -> File {
+        mem::make(SIZE).unwrap()
+    }
+
+    fn mapped(file: &File) -> Mapped {
+        Mapped::new(file, SIZE).unwrap()
+    }
+
+    fn can_read(mapped: &Mapped, offset: usize) -> bool {
+        mapped.read(&mut [0; 512], offset as u64)
+    }
+
+    #[test]
+    fn holes_are_left_to_system_calls_and_stay_holes() {
+        let file = memory();
+        let mapped = mapped(&file);
+        assert!(!mapped.read(&mut [0; 8192], 4096));
+        assert!(!mapped.write(&[1; 8192], 4096));
+        assert_eq!(file.metadata().unwrap().blocks(), 0);
+    }
+
+    #[test]
+    fn a_chunk_is_reached_once_all_of_it_was_written() {
+        let file = memory();
+        let mapped = mapped(&file);
+        let data = pattern(CHUNK_SIZE - 4096, 3);
+        file.write_all_at(&data, 0).unwrap();
+        mapped.note(0, data.len());
+        assert!(!can_read(&mapped, 0));
+        file.write_all_at(&data[..512], data.len() as u64).unwrap();
+        mapped.note(data.len() as u64, 512);
+        let mut buffer = vec![0; data.len()];
+        assert!(mapped.read(&mut buffer, 0));
+        assert_eq!(buffer, data);
+        assert!(!can_read(&mapped, CHUNK_SIZE));
+        assert!(!mapped.read(&mut [0; 1024], CHUNK_SIZE as u64 - 512));
+        let data = pattern(512, 9);
+        assert!(mapped.write(&data, 5000));
+        let mut buffer = vec![0; 512];
+        file.read_exact_at(&mut buffer, 5000).unwrap();
+        assert_eq!(buffer, data);
+        assert_eq!(file.metadata().unwrap().blocks() * 512, CHUNK_SIZE as u64);
+    }
+
+    #[test]
+    fn what_a_predecessor_wrote_is_found() {
+        let file = memory();
+        let data = pattern(CHUNK_SIZE + 4096, 5);
+        let offset = SIZE - data.len() as u64;
+        file.write_all_at(&data, offset).unwrap();
+        let mapped = mapped(&file);
+        let mut buffer = vec![0; data.len()];
+        assert!(mapped.read(&mut buffer, offset));
+        assert_eq!(buffer, data);
+        assert!(!mapped.read(&mut [0; 4096], offset - 4096));
+    }
+
+    #[test]
+    fn what_was_punched_out_stays_a_hole_and_can_be_filled_again() {
+        let file = memory();
+        let mapped = mapped(&file);
+        let all = vec![7; SIZE as usize];
+        file.write_all_at(&all, 0).unwrap();
+        assert!(can_read(&mapped, 0) && can_read(&mapped, CHUNK_SIZE));
+        mapped.forget(4096, 4096);
+        let mode = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        fallocate(&file, mode, 4096, 4096).unwrap();
+        assert!(!can_read(&mapped, 0) && can_read(&mapped, CHUNK_SIZE));
+        assert_eq!(file.metadata().unwrap().blocks() * 512, SIZE - 4096);
+        file.write_all_at(&all[..4096], 4096).unwrap();
+        mapped.note(4096, 4096);
+        assert!(can_read(&mapped, 4096));
+    }
+
+    #[test]
+    fn nothing_beyond_the_end_is_touched() {
+        let file = memory();
+        file.write_all_at(&vec![7; SIZE as usize], 0).unwrap();
+        let mapped = mapped(&file);
+        assert!(mapped.read(&mut [0; 4096], SIZE - 4096));
+        assert!(!mapped.read(&mut [0; 8192], SIZE - 4096));
+        assert!(!mapped.write(&[0; 4096], u64::MAX - 100));
+    }
+}

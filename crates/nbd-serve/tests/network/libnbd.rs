@@ -1,0 +1,143 @@
+//! nbdinfo and nbdcopy.
+
+use std::fs;
+
+use nbd_net::testing::Scratch;
+use serde_json::Value;
+
+use crate::world::{Server, output, pattern, run, sparse};
+
+fn info(arguments: &[&str]) -> String {
+    output("nbdinfo", arguments)
+}
+
+#[test]
+fn nbdinfo_is_told_everything() {
+    let server = Server::of_content(&pattern(1 << 20));
+    let text = info(&["--json", &server.uri("")]);
+    let json: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(json["protocol"], "newstyle-fixed");
+    assert_eq!(json["structured"], true);
+    assert_eq!(json["TLS"], false);
+    let export = &json["exports"][0];
+    for (field, value) in [
+        ("export-name", Value::from("")),
+        ("export-size", (1 << 20).into()),
+        ("is_read_only", false.into()),
+        ("is_rotational", false.into()),
+        ("can_cache", true.into()),
+        ("can_df", true.into()),
+        ("can_fast_zero", true.into()),
+        ("can_flush", true.into()),
+        ("can_fua", true.into()),
+        ("can_multi_conn", true.into()),
+        ("can_trim", true.into()),
+        ("can_zero", true.into()),
+        ("block_size_minimum", 1.into()),
+        ("block_size_preferred", 4096.into()),
+        ("block_size_maximum", (64 << 20).into()),
+    ] {
+        assert_eq!(export[field], value, "{field}: {text}");
+    }
+    assert_eq!(export["contexts"], Value::from(vec!["base:allocation"]));
+    let description = export["description"].as_str().unwrap();
+    assert_eq!(description, format!("file:{}", server.path("disk").display()));
+    assert_eq!(info(&["--size", &server.uri("")]).trim(), (1 << 20).to_string());
+}
+
+#[test]
+fn nbdinfo_asks_yes_or_no() {
+    let server = Server::new(&["m=mem:1M", "d=file:{dir}/new,create=1M,block=4096"]);
+    let answer = |question: [&str; 2], export| {
+        let (code, _, words) = run("nbdinfo", &[question[0], question[1], &server.uri(export)]);
+        assert!(matches!(code, 0 | 2), "{question:?}: {code} {words}");
+        code == 0
+    };
+    for capability in [
+        "connect",
+        "read",
+        "write",
+        "zero",
+        "fast-zero",
+        "trim",
+        "flush",
+        "fua",
+        "multi-conn",
+        "df",
+    ] {
+        assert!(answer(["--can", capability], "m"), "{capability}");
+        assert!(answer(["--can", capability], "d"), "{capability}");
+    }
+    assert!(answer(["--can", "cache"], "d"));
+    // Memory is as fast as a cache.
+    assert!(!answer(["--can", "cache"], "m"));
+    assert!(!answer(["--is", "read-only"], "m"));
+    assert!(!answer(["--is", "rotational"], "m"));
+    assert!(!answer(["--is", "tls"], "m"));
+    let read_only = Server::new(&["--read-only", "mem:1M"]);
+    let (code, ..) = run("nbdinfo", &["--is", "read-only", &read_only.uri("")]);
+    assert_eq!(code, 0);
+    let (code, ..) = run("nbdinfo", &["--can", "write", &read_only.uri("")]);
+    assert_eq!(code, 2);
+}
+
+#[test]
+fn nbdinfo_lists_exports() {
+    let server = Server::new(&["first=mem:1M", "mem:2M", "with spaces=mem:3M"]);
+    let text = info(&["--list", "--json", &server.uri("")]);
+    let json: Value = serde_json::from_str(&text).unwrap();
+    let exports = json["exports"].as_array().unwrap();
+    let names: Vec<_> = exports.iter().map(|export| export["export-name"].as_str()).collect();
+    assert_eq!(names, [Some("first"), Some(""), Some("with spaces")], "{text}");
+    let sizes: Vec<_> = exports.iter().map(|export| export["export-size"].as_u64()).collect();
+    assert_eq!(sizes, [Some(1 << 20), Some(2 << 20), Some(3 << 20)], "{text}");
+    let (code, _, words) = run("nbdinfo", &[&server.uri("none")]);
+    assert_ne!(code, 0);
+    assert!(words.contains("No such file or directory"), "{words}");
+}
+
+#[test]
+fn nbdinfo_maps_what_is_allocated() {
+    let scratch = Scratch::new();
+    sparse(&scratch.path().join("disk"));
+    let server = Server::in_directory(scratch, &["file:{dir}/disk", "m=mem:1T"]);
+    let map = |export: &str| {
+        let text = info(&["--map", "--json", &server.uri(export)]);
+        let json: Value = serde_json::from_str(&text).unwrap();
+        let extents = json.as_array().unwrap().iter();
+        let number = |extent: &Value, field: &str| extent[field].as_u64().unwrap();
+        extents
+            .map(|extent| {
+                (number(extent, "offset"), number(extent, "length"), number(extent, "type"))
+            })
+            .collect::<Vec<_>>()
+    };
+    const MIB: u64 = 1 << 20;
+    assert_eq!(map(""), [(0, 4 * MIB, 0), (4 * MIB, 11 * MIB, 3), (15 * MIB, MIB, 0)]);
+    // More than fits into 32 bits, which this version of nbdinfo asks for piece by piece.
+    assert_eq!(map("m"), [(0, 1 << 40, 3)]);
+    let totals = info(&["--map", "--totals", &server.uri("")]);
+    assert!(totals.contains("hole,zero"), "{totals}");
+}
+
+#[test]
+fn nbdcopy_copies_both_ways() {
+    let scratch = Scratch::new();
+    let path = |name: &str| scratch.path().join(name);
+    let content = sparse(&path("source"));
+    let server = Server::new(&["file:{dir}/disk,create=16M", "m=mem:16M"]);
+    for export in ["", "m"] {
+        let uri = server.uri(export);
+        let (source, back) = (path("source"), path(&format!("back{export}")));
+        output("nbdcopy", &["--flush", source.to_str().unwrap(), &uri]);
+        output("nbdcopy", &["--connections=4", &uri, back.to_str().unwrap()]);
+        assert!(fs::read(&back).unwrap() == content, "{export}: something else came back");
+        // It knows of holes.
+        use std::os::unix::fs::MetadataExt;
+        assert!(back.metadata().unwrap().blocks() * 512 < 6 << 20);
+    }
+    assert!(fs::read(server.path("disk")).unwrap() == content);
+    // From one export to the other, by clients that wait for nobody.
+    output("nbdcopy", &["--requests=64", &server.uri(""), &server.uri("m")]);
+    assert_eq!(server.stop(), [""; 0]);
+}

@@ -1,0 +1,194 @@
+//! Sockets, signals, and one log line for each odd client.
+
+use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::process::{Command, Stdio};
+
+use nbd_net::testing::Scratch;
+use nbd_proto::CommandType as Type;
+use nbd_proto::handshake::Wishes;
+use nbd_server::testing::{Outcome, RawClient};
+use nix::sys::signal::Signal;
+
+use crate::world::{PROGRAM, Server, output};
+
+#[test]
+fn signals_end_it_in_order_and_the_socket_goes() {
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
+        let server = Server::new(&["mem:1M"]);
+        let socket = server.path("socket");
+        let mode = socket.metadata().unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        let client = server.client("");
+        server.signal(signal);
+        client.expect_end();
+        let scratch = socket.parent().unwrap().to_owned();
+        let (status, lines) = {
+            // The directory goes with the server, so look while it is still there.
+            while socket.exists() {
+                std::thread::sleep(std::time::Duration::from_millis(1));
+            }
+            assert!(scratch.exists());
+            server.end()
+        };
+        assert_eq!((status.code(), lines), (Some(0), vec![]));
+    }
+}
+
+#[test]
+fn a_dead_servers_socket_is_replaced_and_its_mode_is_ours_to_choose() {
+    let scratch = Scratch::new();
+    drop(UnixListener::bind(scratch.path().join("socket")).unwrap());
+    let server = Server::in_directory(scratch, &["--socket-mode=660", "mem:1M"]);
+    let mode = server.path("socket").metadata().unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o660);
+    assert_eq!(server.client("").call(Type::READ, 0, 4096), Outcome::Hole(0, 4096));
+}
+
+#[test]
+fn several_places_at_once() {
+    let server = Server::new(&["--listen=tcp:127.0.0.1:0", "mem:1M"]);
+    let line = server.line("tcp:127.0.0.1:");
+    let (_, port) = line.rsplit_once(':').unwrap();
+    let uri = format!("nbd://127.0.0.1:{port}");
+    assert_eq!(output("nbdinfo", &["--size", &uri]).trim(), "1048576");
+    assert_eq!(output("nbdinfo", &["--size", &server.uri("")]).trim(), "1048576");
+}
+
+/// Each of them has its line, once, which says who did what.
+#[test]
+fn odd_clients_cost_one_line_each_and_nobody_elses_service() {
+    let server = Server::new(&["mem:1M"]);
+    let mut witness = server.client("");
+    let write_of = |length| {
+        let client = server.client("");
+        let flags = nbd_proto::CommandFlags::PAYLOAD_LEN;
+        let request = client.request(Type::WRITE, flags, 1, 0, length);
+        (client, request)
+    };
+    let odd: &[(&str, &dyn Fn())] = &[
+        ("handshake failed: wrong magic number 0x474554202f204854", &|| {
+            server.connect().write_all(b"\0\0\0\x03GET / HTTP/1.1\r\n").unwrap();
+        }),
+        ("unknown client flags 0x47455420", &|| {
+            server.connect().write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
+        }),
+        ("closed the connection during the handshake", &|| {
+            server.connect().write_all(b"\0\0\0\x03IHAVE").unwrap();
+        }),
+        ("export name: unknown export", &|| {
+            let name = b"\0\0\0\x03IHAVEOPT\0\0\0\x01\0\0\0\x04none";
+            server.connect().write_all(name).unwrap();
+        }),
+        ("sent something that is no request", &|| {
+            let mut client = server.client("");
+            client.send(&[0; 32]);
+            client.expect_end();
+        }),
+        ("closed the connection in the middle of a request", &|| {
+            let (mut client, request) = write_of(512);
+            client.send(&request[..20]);
+        }),
+        ("closed the connection in the middle of a request", &|| {
+            let (mut client, request) = write_of(512);
+            client.send(&request);
+        }),
+        ("announced a payload of 1099511627776 bytes", &|| {
+            let (mut client, request) = write_of(1 << 40);
+            client.send(&request);
+            client.expect_end();
+        }),
+        ("write of 512 bytes at 1048576 passes the end of the export", &|| {
+            let mut client = server.client("");
+            for _ in 0..10 {
+                client.write(1, 1 << 20, &[0; 512]);
+                assert!(matches!(client.answer(0).outcome, Outcome::Failed(..)));
+            }
+        }),
+    ];
+    let me = format!("process {} of user ", std::process::id());
+    for (words, act) in odd {
+        act();
+        let line = server.line("");
+        assert!(line.contains(words), "{words}: {line}");
+        assert!(line.starts_with(&format!("nbd-serve: {me}")), "{line}");
+        assert_eq!(witness.call(Type::READ, 0, 4096), Outcome::Hole(0, 4096));
+    }
+    assert_eq!(server.stop(), [""; 0]);
+}
+
+#[test]
+fn well_behaved_clients_cost_no_line() {
+    let server = Server::new(&["mem:1M"]);
+    for _ in 0..3 {
+        output("nbdinfo", &["--json", &server.uri("")]);
+        let mut client = server.client("");
+        client.ask(Type::DISC, 0, 0, 0);
+        client.expect_end();
+        // Looking, and hanging up, is no offence; neither is hanging up between two requests.
+        drop(server.connect());
+        drop(server.client(""));
+    }
+    assert_eq!(server.stop(), [""; 0]);
+}
+
+#[test]
+fn a_single_connection_on_stdin() {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let mut child = Command::new(PROGRAM)
+        .args(["--listen=-", "mem:1M"])
+        .stdin(Stdio::from(OwnedFd::from(theirs)))
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut client = RawClient::shake_hands(ours, Wishes::new("")).unwrap();
+    client.write(1, 0, &[7; 512]);
+    assert_eq!(client.answer(0).outcome, Outcome::Done);
+    assert_eq!(client.call(Type::READ, 0, 512), Outcome::Data(0, vec![7; 512]));
+    client.ask(Type::DISC, 0, 0, 0);
+    client.expect_end();
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn sockets_of_a_service_manager() {
+    let scratch = Scratch::new();
+    let path = scratch.path().join("socket");
+    let listener = UnixListener::bind(&path).unwrap();
+    let mut child = Command::new("sh")
+        .args([
+            "-c",
+            "LISTEN_PID=$$ LISTEN_FDS=1 exec \"$0\" --listen=systemd mem:1M 3<&0 </dev/null",
+        ])
+        .arg(PROGRAM)
+        .stdin(Stdio::from(OwnedFd::from(listener)))
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let uri = format!("nbd+unix:///?socket={}", path.display());
+    assert_eq!(output("nbdinfo", &["--size", &uri]).trim(), "1048576");
+    let pid = nix::unistd::Pid::from_raw(child.id() as i32);
+    nix::sys::signal::kill(pid, Signal::SIGTERM).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    // It is the manager's.
+    assert!(path.exists());
+}
+
+#[test]
+fn a_second_signal_does_not_wait() {
+    let server = Server::new(&["--grace=1000", "mem:64M"]);
+    // Its answers are not read, so it never ends by itself.
+    let mut client = server.client("");
+    client.write(1, 0, &vec![1; 32 << 20]);
+    assert_eq!(client.answer(0).outcome, Outcome::Done);
+    client.ask(Type::READ, 2, 0, 32 << 20);
+    client.stream.read_exact(&mut [0]).unwrap();
+    server.signal(Signal::SIGTERM);
+    while server.path("socket").exists() {
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    server.signal(Signal::SIGINT);
+    assert_eq!(server.end().0.code(), Some(130));
+}

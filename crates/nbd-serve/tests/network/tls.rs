@@ -1,0 +1,96 @@
+//! Secured connections, with certificates made here.
+
+use nbd_net::testing::{Scratch, certificates};
+
+use crate::world::{Server, output, run};
+
+/// A server with these options that can secure connections, and the port on which it does.
+fn server(options: &[&str]) -> (Server, String) {
+    let scratch = Scratch::new();
+    certificates(scratch.path()).unwrap();
+    let fixed = ["--listen=tcp:127.0.0.1:0", "--tls-certificates={dir}", "mem:64M"];
+    let server = Server::in_directory(scratch, &[&fixed, options].concat());
+    let line = server.line("tcp:127.0.0.1:");
+    let (_, port) = line.rsplit_once(':').unwrap();
+    let port = port.to_owned();
+    (server, port)
+}
+
+fn secured(server: &Server, port: &str, certificates: &str) -> String {
+    let directory = server.path(certificates);
+    format!("nbds://localhost:{port}/?tls-certificates={}", directory.display())
+}
+
+#[test]
+fn nbdinfo_and_nbdcopy_over_tls() {
+    let (server, port) = server(&[]);
+    let uri = secured(&server, &port, "");
+    let words = output("nbdinfo", &[&uri]);
+    assert!(words.contains("with TLS"), "{words}");
+    let path = |name: &str| server.path(name).to_str().unwrap().to_owned();
+    let content = crate::world::pattern(64 << 20);
+    std::fs::write(path("source"), &content).unwrap();
+    output("nbdcopy", &["--connections=4", &path("source"), &uri]);
+    output("nbdcopy", &["--connections=4", &uri, &path("back")]);
+    assert!(std::fs::read(path("back")).unwrap() == content);
+    assert_eq!(server.stop(), [""; 0]);
+}
+
+#[test]
+fn who_must_or_may_is_the_servers_choice() {
+    for (options, clear, with_tls) in [
+        (&[] as &[&str], false, true),
+        (&["--tls=required"], false, true),
+        (&["--tls=optional"], true, true),
+    ] {
+        let (server, port) = server(options);
+        let succeeds = |uri: &str| run("nbdinfo", &["--size", uri]).0 == 0;
+        assert_eq!(succeeds(&format!("nbd://localhost:{port}")), clear, "{options:?}");
+        assert_eq!(succeeds(&server.uri("")), clear, "{options:?}");
+        assert_eq!(succeeds(&secured(&server, &port, "")), with_tls, "{options:?}");
+    }
+    let server = Server::new(&["mem:1M"]);
+    let uri = server.uri("").replace("nbd+unix", "nbds+unix");
+    let (code, _, words) = run("nbdinfo", &[&uri]);
+    assert_ne!(code, 0, "{words}");
+}
+
+#[test]
+fn clients_need_the_right_certificate_where_it_is_asked_for() {
+    let (server, port) = server(&["--tls-verify-peer"]);
+    output("nbdinfo", &[&secured(&server, &port, "")]);
+    for bad in ["other", "expired"] {
+        // It believes the server, but is not believed.
+        let bad = server.path(bad);
+        std::fs::copy(server.path("ca-cert.pem"), bad.join("ca-cert.pem")).unwrap();
+        let uri = secured(&server, &port, bad.file_name().unwrap().to_str().unwrap());
+        let (code, _, words) = run("nbdinfo", &[&uri]);
+        assert_ne!(code, 0, "{words}");
+        let line = server.line("cannot secure the connection");
+        assert!(line.contains("certificate is not acceptable"), "{line}");
+    }
+    let none = server.path("none");
+    std::fs::create_dir(&none).unwrap();
+    std::fs::copy(server.path("ca-cert.pem"), none.join("ca-cert.pem")).unwrap();
+    let (code, _, words) = run("nbdinfo", &[&secured(&server, &port, "none")]);
+    assert_ne!(code, 0, "{words}");
+    server.line("cannot secure the connection");
+    output("nbdinfo", &[&secured(&server, &port, "")]);
+}
+
+#[test]
+fn qemu_img_over_tls() {
+    let (server, port) = server(&["--tls-verify-peer"]);
+    // It wants the names of the files as they are, and nobody else to read them.
+    let directory = server.path("").to_str().unwrap().to_owned();
+    let credentials = format!("tls-creds-x509,id=t,endpoint=client,dir={directory}");
+    let image = format!("driver=nbd,host=localhost,port={port},tls-creds=t");
+    let source = format!("driver=raw,file.filename={directory}/source");
+    std::fs::write(server.path("source"), crate::world::pattern(64 << 20)).unwrap();
+    let file = format!("{directory}/source");
+    let write = ["convert", "--object", &credentials, "-n", "--target-image-opts", "-f", "raw"];
+    output("qemu-img", &[&write[..], &[&file, &image]].concat());
+    let compare = ["compare", "--object", &credentials, "--image-opts", &source, &image];
+    output("qemu-img", &compare);
+    assert_eq!(server.stop(), [""; 0]);
+}

@@ -1,0 +1,406 @@
+//! The transmission phase: take requests, execute what is quick, hand on what may block, answer.
+//!
+//! One thread receives and executes; workers answer when they are done, in any order. Nobody
+//! waits for the client to read its replies while holding the lock: a client that stops reading
+//! stops its own connection and no other.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use nbd_backend::{Completion, Durability, Task, inline};
+use nbd_net::socket::Socket;
+use nbd_proto::{Command, CommandType, Export as Rules};
+use thiserror::Error;
+
+use crate::export::Export;
+use crate::inbox::{Inbox, Payload};
+use crate::limits::Limits;
+use crate::outbox::{ENOUGH, Outbox};
+use crate::reply::{Address, Replies, is_zero};
+use crate::request::{Header, ProtocolError, Refused};
+
+/// Longest read that is tried where it was received: while it is copied, the others wait.
+const QUICK: u32 = 1 << 20;
+/// A shorter run of zeroes costs less than finding it out.
+const WORTH_A_HOLE: u32 = 512;
+
+/// Why a connection ended in disorder.
+#[derive(Debug, Error)]
+pub(crate) enum ConnectionError {
+    #[error(transparent)]
+    Protocol(#[from] ProtocolError),
+    #[error("closed the connection in the middle of a request")]
+    Torn,
+    #[error("was silent for too long")]
+    Idle,
+    #[error("cannot receive")]
+    Receive(#[source] io::Error),
+}
+
+/// What the receiving thread and the workers share.
+pub(crate) struct Connection {
+    pub(crate) export: Arc<Export>,
+    pub(crate) rules: Rules,
+    pub(crate) replies: Replies,
+    pub(crate) limits: Limits,
+    pub(crate) socket: Arc<Socket>,
+    pub(crate) is_stopping: Arc<AtomicBool>,
+    pub(crate) shared: Mutex<SharedOutbox>,
+    pub(crate) changed: Condvar,
+}
+
+/// The outbox under its lock.
+pub(crate) struct SharedOutbox {
+    pub(crate) outbox: Outbox,
+    /// Whether the receiving thread waits for a change.
+    pub(crate) is_awaited: bool,
+}
+
+/// Why the receiving thread stopped taking requests.
+enum Step {
+    /// There are none: so many bytes make the next one.
+    Receive(usize),
+    /// This payload is too long to keep.
+    Skip(u64),
+    /// There is one, and too much is under way already.
+    Full,
+    Disconnect,
+}
+
+impl Connection {
+    /// Serves until the client disconnects.
+    pub(crate) fn run(self: &Arc<Self>, inbox: &mut Inbox) -> Result<(), ConnectionError> {
+        let end = self.transmit(inbox);
+        let mut guard = self.wait_until(|outbox| outbox.outstanding == 0 && !outbox.is_draining);
+        let rest = guard.outbox.send();
+        drop(guard);
+        if rest.is_err() {
+            self.drain();
+        }
+        self.lock().outbox.close();
+        end
+    }
+
+    fn transmit(self: &Arc<Self>, inbox: &mut Inbox) -> Result<(), ConnectionError> {
+        loop {
+            match self.serve(inbox)? {
+                Step::Receive(length) => match self.receive(inbox, length)? {
+                    0 if inbox.bytes().is_empty() => return Ok(()),
+                    0 => return Err(ConnectionError::Torn),
+                    _ => {}
+                },
+                Step::Skip(length) => self.skip(inbox, length)?,
+                Step::Full => drop(self.wait_until(|outbox| {
+                    outbox.outstanding == 0 || !self.is_full(outbox, inbox.bytes())
+                })),
+                Step::Disconnect => return Ok(()),
+            }
+        }
+    }
+
+    /// Takes all requests that have come, and sends the answers that are there.
+    fn serve(self: &Arc<Self>, inbox: &mut Inbox) -> Result<Step, ConnectionError> {
+        let mut handed_on = Vec::new();
+        let mut guard = self.lock();
+        let step = loop {
+            match self.take(&mut guard.outbox, inbox) {
+                Ok(Taken::Answered) => {}
+                Ok(Taken::HandedOn(task)) => handed_on.push(task),
+                Ok(Taken::Nothing(step)) => break Ok(step),
+                Err(error) => break Err(error.into()),
+            }
+            if guard.outbox.staged() >= ENOUGH {
+                guard = self.send(guard);
+            }
+        };
+        drop(self.send(guard));
+        // A task may be finished while it is submitted, and that takes the lock.
+        for task in handed_on {
+            self.export.workers().submit(task);
+        }
+        step
+    }
+
+    /// Takes one request.
+    fn take(
+        self: &Arc<Self>,
+        outbox: &mut Outbox,
+        inbox: &mut Inbox,
+    ) -> Result<Taken, ProtocolError> {
+        let head = Header::len(self.replies.style);
+        let Some(header) = Header::parse(inbox.bytes(), self.replies.style)? else {
+            return Ok(Taken::Nothing(Step::Receive(head)));
+        };
+        if header.command_type() == CommandType::DISC {
+            return Ok(Taken::Nothing(Step::Disconnect));
+        }
+        let payload_len = header.payload_len()?;
+        let is_kept = payload_len <= self.rules.max_payload;
+        let length = head + if is_kept { payload_len as usize } else { 0 };
+        if inbox.bytes().len() < length {
+            return Ok(Taken::Nothing(Step::Receive(length)));
+        }
+        if outbox.outstanding > 0 && self.is_full(outbox, inbox.bytes()) {
+            return Ok(Taken::Nothing(Step::Full));
+        }
+        let taken = self.execute(outbox, inbox, &header, head..length);
+        inbox.consume(length);
+        Ok(if is_kept { taken } else { Taken::Nothing(Step::Skip(u64::from(payload_len))) })
+    }
+
+    /// Executes a request if that does not wait for anything.
+    fn execute(
+        self: &Arc<Self>,
+        outbox: &mut Outbox,
+        inbox: &Inbox,
+        header: &Header,
+        payload: std::ops::Range<usize>,
+    ) -> Taken {
+        let to = header.address();
+        let data = &inbox.bytes()[payload.clone()];
+        let checked = if self.is_stopping.load(Ordering::Relaxed) {
+            Err(Refused::Stopping)
+        } else {
+            header.check(&self.rules, data, self.replies.allocation)
+        };
+        let command = match checked {
+            Ok(command) => command,
+            Err(refusal) => {
+                outbox.tell_refused(&refusal);
+                let mut reply = Vec::new();
+                self.replies.error(to, refusal.error(), &refusal.to_string(), &mut reply);
+                outbox.stage(&reply);
+                return Taken::Answered;
+            }
+        };
+        if self.inline(outbox, to, &command, data) {
+            return Taken::Answered;
+        }
+        outbox.outstanding += 1;
+        outbox.outstanding_bytes += header.data_len();
+        let payload = if data.is_empty() { Payload::default() } else { inbox.share(payload) };
+        let connection = Arc::clone(self);
+        Taken::HandedOn(Box::new(NetworkTask { connection, to, command, payload }))
+    }
+
+    /// Executes a command and stages its answer, if the command does not wait for anything.
+    fn inline(&self, outbox: &mut Outbox, to: Address, command: &Command, data: &[u8]) -> bool {
+        let (backend, durability) = (self.export.backend(), self.export.durability());
+        let Command::Read { length, .. } = *command else {
+            let Some(done) = inline(backend, durability, command, data, &mut [], || ()) else {
+                return false;
+            };
+            outbox.stage(
+                &self.answer(to, done.map_or_else(Completion::Error, |()| Completion::Done)),
+            );
+            return true;
+        };
+        if length > QUICK {
+            return false;
+        }
+        if length == 0 {
+            outbox.stage(&self.answer(to, Completion::Done));
+            return true;
+        }
+        let head = self.replies.data_head_len();
+        let room = outbox.room(head + length as usize);
+        let (head_room, data_room) = room.split_at_mut(head);
+        match inline(backend, durability, command, &[], data_room, || ()) {
+            None => return false,
+            Some(Err(error)) => outbox.stage(&self.answer(to, Completion::Error(error))),
+            Some(Ok(())) if self.is_hole(data_room) => {
+                let mut reply = Vec::new();
+                self.replies.hole(to, length, &mut reply);
+                outbox.stage(&reply);
+            }
+            Some(Ok(())) => {
+                self.replies.data_head(to, length, head_room);
+                outbox.advance(head + length as usize);
+            }
+        }
+        true
+    }
+
+    fn is_hole(&self, data: &[u8]) -> bool {
+        self.replies.has_holes() && data.len() >= WORTH_A_HOLE as usize && is_zero(data)
+    }
+
+    /// Everything but data.
+    fn answer(&self, to: Address, completion: Completion<'_>) -> Vec<u8> {
+        let mut reply = Vec::new();
+        match completion {
+            Completion::Error(error) => self.replies.error(to, error, "", &mut reply),
+            Completion::Extents(extents) if self.replies.extents(to, extents, &mut reply) => {}
+            _ => self.replies.done(to, &mut reply),
+        }
+        reply
+    }
+
+    /// Whether the next request would be more than a client may have under way.
+    fn is_full(&self, outbox: &Outbox, bytes: &[u8]) -> bool {
+        let next = Header::parse(bytes, self.replies.style).ok().flatten();
+        let more = next.map_or(0, |header| header.data_len());
+        outbox.outstanding >= self.limits.in_flight
+            || outbox.outstanding_bytes + more > self.limits.in_flight_bytes
+    }
+
+    fn receive(&self, inbox: &mut Inbox, length: usize) -> Result<usize, ConnectionError> {
+        loop {
+            match inbox.receive(length) {
+                Ok(count) => return Ok(count),
+                Err(error) => match error.kind() {
+                    io::ErrorKind::Interrupted => {}
+                    // A client that waits for us is not idle.
+                    io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
+                        if self.lock().outbox.outstanding == 0 {
+                            return Err(ConnectionError::Idle);
+                        }
+                    }
+                    io::ErrorKind::ConnectionReset | io::ErrorKind::UnexpectedEof => return Ok(0),
+                    _ => return Err(ConnectionError::Receive(error)),
+                },
+            }
+        }
+    }
+
+    /// Reads a payload that nobody wants; its request was refused.
+    fn skip(&self, inbox: &mut Inbox, length: u64) -> Result<(), ConnectionError> {
+        let mut left = length;
+        while left > 0 {
+            let here = inbox.bytes().len().min(usize::try_from(left).unwrap_or(usize::MAX));
+            inbox.consume(here);
+            left -= here as u64;
+            if left > 0 && self.receive(inbox, 1)? == 0 {
+                return Err(ConnectionError::Torn);
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends what is staged. If the client does not take all of it, waits until it does, without
+    /// the lock; so it must not be needed before this returns.
+    fn send<'a>(&'a self, mut guard: MutexGuard<'a, SharedOutbox>) -> MutexGuard<'a, SharedOutbox> {
+        if guard.outbox.is_draining {
+            drop(guard);
+            return self.wait_until(|outbox| !outbox.is_draining);
+        }
+        if guard.outbox.send().is_ok() {
+            return guard;
+        }
+        guard.outbox.is_draining = true;
+        drop(guard);
+        self.drain();
+        self.lock()
+    }
+
+    /// Sends whenever the client takes something, until nothing is left.
+    fn drain(&self) {
+        loop {
+            let writable = self.socket.wait_writable(self.limits.idle);
+            let mut guard = self.lock();
+            if !matches!(writable, Ok(true)) {
+                // It has not taken a byte for longer than it may be silent.
+                self.socket.shutdown();
+            }
+            if guard.outbox.send().is_ok() {
+                guard.outbox.is_draining = false;
+                if guard.is_awaited {
+                    self.changed.notify_all();
+                }
+                return;
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, SharedOutbox> {
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for answers of workers until a condition holds.
+    fn wait_until(&self, holds: impl Fn(&Outbox) -> bool) -> MutexGuard<'_, SharedOutbox> {
+        let mut guard = self.lock();
+        guard.is_awaited = true;
+        while !holds(&guard.outbox) {
+            guard = self.changed.wait(guard).unwrap_or_else(PoisonError::into_inner);
+        }
+        guard.is_awaited = false;
+        guard
+    }
+}
+
+enum Taken {
+    Answered,
+    HandedOn(Box<NetworkTask>),
+    Nothing(Step),
+}
+
+/// A request that was handed on.
+struct NetworkTask {
+    connection: Arc<Connection>,
+    to: Address,
+    command: Command,
+    payload: Payload,
+}
+
+impl Task for NetworkTask {
+    fn command(&self) -> &Command {
+        &self.command
+    }
+
+    fn payload(&self) -> &[u8] {
+        self.payload.as_slice()
+    }
+
+    fn begin(&self) {}
+
+    fn durability(&self) -> &dyn Durability {
+        self.connection.export.durability()
+    }
+
+    fn finish(self: Box<Self>, completion: Completion<'_>) {
+        let Self { connection, to, command, payload } = *self;
+        drop(payload);
+        let replies = connection.replies;
+        let mut head = Vec::new();
+        let mut tail: &[u8] = &[];
+        match completion {
+            Completion::Data([]) => replies.done(to, &mut head),
+            Completion::Data(data) if connection.is_hole(data) => {
+                replies.hole(to, data.len() as u32, &mut head);
+            }
+            Completion::Data(data) => {
+                head.resize(replies.data_head_len(), 0);
+                replies.data_head(to, data.len() as u32, &mut head);
+                tail = data;
+            }
+            other => head = connection.answer(to, other),
+        }
+        let mut guard = connection.lock();
+        let sent = guard.outbox.send_directly(&head, tail);
+        guard.outbox.outstanding -= 1;
+        guard.outbox.outstanding_bytes -= match command {
+            Command::Read { length, .. } | Command::Write { length, .. } => u64::from(length),
+            _ => 0,
+        };
+        if guard.is_awaited {
+            connection.changed.notify_all();
+        }
+        if sent.is_err() {
+            // The client is slow, and this thread is needed elsewhere.
+            guard.outbox.is_draining = true;
+            drop(guard);
+            drain_aside(connection);
+        }
+    }
+}
+
+fn drain_aside(connection: Arc<Connection>) {
+    let failing = Arc::clone(&connection);
+    let thread = std::thread::Builder::new().name("drain".into()).spawn(move || connection.drain());
+    if let Err(error) = thread {
+        eprintln!("nbd-serve: {}: dropped: cannot start a thread: {error}", failing.socket.peer());
+        failing.socket.shutdown();
+        failing.drain();
+    }
+}

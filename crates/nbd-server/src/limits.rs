@@ -1,0 +1,38 @@
+//! How much of us a client may take.
+
+use std::time::Duration;
+
+/// Limits of a server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Connections at the same time, to all exports together.
+    pub connections: usize,
+    /// Time for the whole handshake.
+    pub handshake: Duration,
+    /// How long a client may be silent while nothing of its is under way, or leave replies
+    /// unread. `None` is for ever, which is what the kernel's clients expect.
+    pub idle: Option<Duration>,
+    /// Requests of one connection that are under way; more than that wait in the socket.
+    pub in_flight: usize,
+    /// Bytes of data of the requests of one connection that are under way. A single request is
+    /// served whatever its length.
+    pub in_flight_bytes: u64,
+    /// Longest read or write, in bytes.
+    pub max_payload: u32,
+    /// How long connections may take to finish when the server stops.
+    pub grace: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: 1024,
+            handshake: Duration::from_secs(10),
+            idle: None,
+            in_flight: 256,
+            in_flight_bytes: 128 << 20,
+            max_payload: 64 << 20,
+            grace: Duration::from_secs(10),
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! Replies on their way: staged together, sent together, and never waited for.
+
+use std::io::{self, IoSlice};
+
+use nbd_net::stream::Sender;
+
+use crate::request::Refused;
+
+/// Size of the buffer, in bytes, while nothing needs a larger one.
+const BUFFER: usize = 512 << 10;
+/// Staged bytes that are worth a system call of their own, so that the client can go on while we
+/// do.
+pub(crate) const ENOUGH: usize = 256 << 10;
+
+/// The sending end of a connection. Its users hold the connection's lock.
+pub(crate) struct Outbox {
+    sender: Sender,
+    /// Bytes to send are at `start..end`.
+    buffer: Vec<u8>,
+    start: usize,
+    end: usize,
+    /// Requests that are being worked on.
+    pub(crate) outstanding: usize,
+    /// Bytes of data of these requests.
+    pub(crate) outstanding_bytes: u64,
+    /// Somebody waits for the client to read, and sends when it does.
+    pub(crate) is_draining: bool,
+    /// Nobody reads any more, so nothing needs to be sent.
+    is_closed: bool,
+    /// A request was refused, which is told once.
+    has_refused: bool,
+}
+
+impl Outbox {
+    pub(crate) fn new(sender: Sender) -> Self {
+        Self {
+            sender,
+            buffer: vec![0; BUFFER],
+            start: 0,
+            end: 0,
+            outstanding: 0,
+            outstanding_bytes: 0,
+            is_draining: false,
+            is_closed: false,
+            has_refused: false,
+        }
+    }
+
+    /// Bytes staged and not sent.
+    pub(crate) fn staged(&self) -> usize {
+        self.end - self.start
+    }
+
+    /// Where the next `length` staged bytes will lie; [`advance`](Self::advance) stages them.
+    pub(crate) fn room(&mut self, length: usize) -> &mut [u8] {
+        if self.buffer.len() - self.end < length {
+            self.buffer.copy_within(self.start..self.end, 0);
+            (self.start, self.end) = (0, self.end - self.start);
+            if self.buffer.len() < self.end + length {
+                self.buffer.resize((self.end + length).next_power_of_two(), 0);
+            }
+        }
+        &mut self.buffer[self.end..self.end + length]
+    }
+
+    /// Stages bytes that were put into [`room`](Self::room).
+    pub(crate) fn advance(&mut self, length: usize) {
+        assert!(length <= self.buffer.len() - self.end, "staging what has no room");
+        self.end += length;
+    }
+
+    pub(crate) fn stage(&mut self, bytes: &[u8]) {
+        self.room(bytes.len()).copy_from_slice(bytes);
+        self.advance(bytes.len());
+    }
+
+    /// Sends what the client takes without making us wait. `WouldBlock` if something is left.
+    pub(crate) fn send(&mut self) -> io::Result<()> {
+        let sent = self.try_send();
+        self.note_closed(sent)
+    }
+
+    /// Sends a reply whose data lies elsewhere; what the client does not take now is staged.
+    pub(crate) fn send_directly(&mut self, head: &[u8], data: &[u8]) -> io::Result<()> {
+        if self.staged() > 0 || self.is_draining || self.is_closed {
+            self.stage(head);
+            self.stage(data);
+            return if self.is_draining { Ok(()) } else { self.send() };
+        }
+        let sent = match self.sender.send(&[IoSlice::new(head), IoSlice::new(data)]) {
+            Ok(sent) => sent,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
+            Err(error) => return self.note_closed(Err(error)),
+        };
+        self.stage(&head[sent.min(head.len())..]);
+        self.stage(&data[sent.saturating_sub(head.len())..]);
+        self.send()
+    }
+
+    fn try_send(&mut self) -> io::Result<()> {
+        if self.is_closed {
+            (self.start, self.end) = (0, 0);
+            return Ok(());
+        }
+        while self.start < self.end {
+            let rest = IoSlice::new(&self.buffer[self.start..self.end]);
+            self.start += self.sender.send(&[rest])?;
+        }
+        (self.start, self.end) = (0, 0);
+        if self.buffer.len() > 4 * BUFFER {
+            self.buffer = vec![0; BUFFER];
+        }
+        self.sender.flush()
+    }
+
+    /// A client that is gone is no error here: whoever receives from it notices as well.
+    fn note_closed(&mut self, sent: io::Result<()>) -> io::Result<()> {
+        match sent {
+            Err(error) if error.kind() != io::ErrorKind::WouldBlock => {
+                self.is_closed = true;
+                (self.start, self.end) = (0, 0);
+                self.sender.socket().shutdown();
+                Ok(())
+            }
+            other => other,
+        }
+    }
+
+    /// Tells people that the client has sent something odd. It is told itself each time.
+    pub(crate) fn tell_refused(&mut self, refusal: &Refused) {
+        if !self.has_refused && !matches!(refusal, Refused::Stopping) {
+            self.has_refused = true;
+            let peer = self.sender.socket().peer();
+            eprintln!("nbd-serve: {peer}: {refusal}; later ones are refused without a word here");
+        }
+    }
+
+    /// Says goodbye where the transport has a word for it.
+    pub(crate) fn close(&mut self) {
+        let _ = self.sender.close();
+    }
+}

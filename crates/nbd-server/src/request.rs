@@ -1,0 +1,130 @@
+//! Requests as they stand in the stream, whichever header was negotiated.
+
+use nbd_proto::handshake::ReplyStyle;
+use nbd_proto::payload::StatusFilter;
+use nbd_proto::{
+    Command, CommandType, Export as Rules, ExtendedRequest, NbdError, Rejection, Request,
+    WrongMagic,
+};
+use thiserror::Error;
+
+use crate::reply::Address;
+
+/// The client does not speak the protocol: the connection cannot go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub(crate) enum ProtocolError {
+    #[error("sent something that is no request")]
+    Magic(#[from] WrongMagic),
+    #[error("announced a payload of {0} bytes")]
+    Endless(u64),
+}
+
+/// The header of a request that has come.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Header {
+    Plain(Request),
+    Extended(ExtendedRequest),
+}
+
+impl Header {
+    /// Length on the wire, in bytes.
+    pub(crate) const fn len(style: ReplyStyle) -> usize {
+        match style {
+            ReplyStyle::Simple | ReplyStyle::Structured => Request::LEN,
+            ReplyStyle::Extended => ExtendedRequest::LEN,
+        }
+    }
+
+    /// Reads a header; `None` if not all of it has come.
+    pub(crate) fn parse(bytes: &[u8], style: ReplyStyle) -> Result<Option<Self>, ProtocolError> {
+        Ok(match style {
+            ReplyStyle::Simple | ReplyStyle::Structured => match bytes.first_chunk() {
+                Some(bytes) => Some(Self::Plain(Request::decode(bytes)?)),
+                None => None,
+            },
+            ReplyStyle::Extended => match bytes.first_chunk() {
+                Some(bytes) => Some(Self::Extended(ExtendedRequest::decode(bytes)?)),
+                None => None,
+            },
+        })
+    }
+
+    /// Bytes of payload behind the header, wanted or not.
+    pub(crate) fn payload_len(&self) -> Result<u32, ProtocolError> {
+        match self {
+            Self::Plain(request) => Ok(request.payload_len()),
+            Self::Extended(request) => {
+                let length = request.payload_len();
+                u32::try_from(length).map_err(|_| ProtocolError::Endless(length))
+            }
+        }
+    }
+
+    pub(crate) fn command_type(&self) -> CommandType {
+        match self {
+            Self::Plain(request) => request.command,
+            Self::Extended(request) => request.command,
+        }
+    }
+
+    pub(crate) fn address(&self) -> Address {
+        match *self {
+            Self::Plain(Request { cookie, offset, .. })
+            | Self::Extended(ExtendedRequest { cookie, offset, .. }) => Address { cookie, offset },
+        }
+    }
+
+    /// Bytes of data that the request moves if it is in order, in whichever direction.
+    pub(crate) fn data_len(&self) -> u64 {
+        match (self.command_type(), self) {
+            (CommandType::READ | CommandType::WRITE, Self::Plain(request)) => {
+                u64::from(request.length)
+            }
+            (CommandType::READ | CommandType::WRITE, Self::Extended(request)) => request.length,
+            _ => 0,
+        }
+    }
+
+    /// The command, if it is in order. `payload` is the whole of it.
+    pub(crate) fn check(
+        &self,
+        rules: &Rules,
+        payload: &[u8],
+        allocation: Option<u32>,
+    ) -> Result<Command, Refused> {
+        match self {
+            Self::Plain(request) => Ok(request.check(rules)?),
+            Self::Extended(request) if request.is_filtered_status() => {
+                let filter = StatusFilter::parse(payload).map_err(|_| Refused::Filter)?;
+                let command = request.check_filtered(&filter, rules)?;
+                // There is one context, so a filter can only name it.
+                match filter.contexts().collect::<Vec<_>>()[..] {
+                    [context] if Some(context) == allocation => Ok(command),
+                    _ => Err(Refused::Filter),
+                }
+            }
+            Self::Extended(request) => Ok(request.check(rules)?),
+        }
+    }
+}
+
+/// Why a request is answered with an error and not carried out.
+#[derive(Clone, Copy, Debug, Error)]
+pub(crate) enum Refused {
+    #[error(transparent)]
+    Rejected(#[from] Rejection),
+    #[error("block status with a list of contexts that were not negotiated")]
+    Filter,
+    #[error("the server is shutting down")]
+    Stopping,
+}
+
+impl Refused {
+    pub(crate) fn error(&self) -> NbdError {
+        match self {
+            Self::Rejected(rejection) => rejection.error(),
+            Self::Filter => NbdError::EINVAL,
+            Self::Stopping => NbdError::ESHUTDOWN,
+        }
+    }
+}

@@ -1,0 +1,183 @@
+//! Accepting clients, a thread for each, and stopping without dropping what is under way.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use nbd_backend::AbortOnPanic;
+use nbd_net::listener::Listeners;
+use nbd_net::socket::Socket;
+use nbd_net::tls::ServerTls;
+use nbd_proto::handshake::TlsPolicy;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use crate::export::{Export, Exports};
+use crate::limits::Limits;
+use crate::session::{self, Context};
+
+/// A server: some exports, and the clients that use them.
+#[derive(Debug)]
+pub struct Server {
+    context: Arc<Context>,
+    clients: Arc<Clients>,
+}
+
+/// Whether and how connections are secured.
+#[derive(Debug, Default)]
+pub enum Security {
+    /// They are not.
+    #[default]
+    None,
+    /// Clients may ask for it.
+    Optional(ServerTls),
+    /// Clients must ask for it.
+    Required(ServerTls),
+}
+
+impl Server {
+    /// A server that listens to nobody yet.
+    pub fn new(exports: Vec<Export>, security: Security, limits: Limits) -> Self {
+        let (policy, tls) = match security {
+            Security::None => (TlsPolicy::Off, None),
+            Security::Optional(tls) => (TlsPolicy::Optional, Some(tls)),
+            Security::Required(tls) => (TlsPolicy::Required, Some(tls)),
+        };
+        let list = exports.into_iter().map(Arc::new).collect();
+        let is_stopping = Arc::new(AtomicBool::new(false));
+        let exports = Exports { list, limits };
+        let context = Arc::new(Context { exports, tls, policy, is_stopping });
+        Self { context, clients: Arc::default() }
+    }
+
+    /// Serves whoever connects, until `stop` becomes readable: then nobody is let in any more,
+    /// what is under way is finished, and all connections are closed, after [`Limits::grace`] at
+    /// the latest. Returns earlier if no more clients can come and the last one has left.
+    pub fn serve(&self, listeners: Listeners, stop: BorrowedFd<'_>) -> io::Result<()> {
+        while let Some(socket) = listeners.accept(stop)? {
+            self.admit(socket);
+        }
+        drop(listeners);
+        let stop = stop.try_clone_to_owned()?;
+        let (context, clients) = (Arc::clone(&self.context), Arc::clone(&self.clients));
+        let stopper = std::thread::Builder::new().name("stop".into());
+        stopper.spawn(move || {
+            wait_readable(&stop);
+            context.is_stopping.store(true, Ordering::Relaxed);
+            clients.each(Socket::shutdown_receive);
+            if !clients.wait(Some(context.exports.limits.grace)) {
+                clients.each(Socket::shutdown);
+                clients.abandon();
+            }
+        })?;
+        self.clients.wait(None);
+        Ok(())
+    }
+
+    fn admit(&self, socket: Socket) {
+        let most = self.context.exports.limits.connections;
+        let socket = Arc::new(socket);
+        let Some(guard) = self.clients.enter(Arc::clone(&socket), most) else {
+            eprintln!("nbd-serve: {}: turned away: {most} clients are connected", socket.peer());
+            return;
+        };
+        let context = Arc::clone(&self.context);
+        let peer = socket.peer();
+        let serve = move || {
+            let _abort = AbortOnPanic;
+            session::serve(&context, socket);
+            drop(guard);
+        };
+        if let Err(error) = std::thread::Builder::new().name("client".into()).spawn(serve) {
+            eprintln!("nbd-serve: {peer}: turned away: cannot start a thread: {error}");
+        }
+    }
+}
+
+fn wait_readable(fd: &OwnedFd) {
+    let mut fds = [PollFd::new(fd.as_fd(), PollFlags::POLLIN)];
+    while poll(&mut fds, PollTimeout::NONE) == Err(Errno::EINTR) {}
+}
+
+/// How long clients may take to notice that they are cut off, in case nothing of theirs is stuck.
+const LAST_MOMENT: Duration = Duration::from_millis(500);
+
+/// The connected clients.
+#[derive(Debug, Default)]
+struct Clients {
+    sockets: Mutex<HashMap<u64, Arc<Socket>>>,
+    left: Condvar,
+    next: AtomicU64,
+    /// What is still under way is not waited for any more.
+    is_abandoned: AtomicBool,
+}
+
+impl Clients {
+    /// Registers a client for as long as the guard lives; `None` if there are too many.
+    fn enter(self: &Arc<Self>, socket: Arc<Socket>, most: usize) -> Option<Guard> {
+        let mut sockets = self.lock();
+        if sockets.len() >= most {
+            return None;
+        }
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        sockets.insert(id, socket);
+        Some(Guard { clients: Arc::clone(self), id })
+    }
+
+    fn each(&self, act: impl Fn(&Socket)) {
+        for socket in self.lock().values() {
+            act(socket);
+        }
+    }
+
+    /// Storage that does not answer must not keep the server from ending.
+    fn abandon(&self) {
+        if self.wait(Some(LAST_MOMENT)) {
+            return;
+        }
+        for socket in self.lock().values() {
+            eprintln!("nbd-serve: {}: requests are stuck and are abandoned", socket.peer());
+        }
+        self.is_abandoned.store(true, Ordering::Relaxed);
+        self.left.notify_all();
+    }
+
+    /// Waits until all have left or are abandoned; `false` if that takes longer than the limit.
+    fn wait(&self, limit: Option<Duration>) -> bool {
+        let deadline = limit.map(|limit| Instant::now() + limit);
+        let mut sockets = self.lock();
+        while !sockets.is_empty() && !self.is_abandoned.load(Ordering::Relaxed) {
+            sockets = match deadline {
+                None => self.left.wait(sockets).unwrap_or_else(PoisonError::into_inner),
+                Some(deadline) => {
+                    let rest = deadline.saturating_duration_since(Instant::now());
+                    if rest.is_zero() {
+                        return false;
+                    }
+                    let waited = self.left.wait_timeout(sockets, rest);
+                    waited.unwrap_or_else(PoisonError::into_inner).0
+                }
+            };
+        }
+        true
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Arc<Socket>>> {
+        self.sockets.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+struct Guard {
+    clients: Arc<Clients>,
+    id: u64,
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        self.clients.lock().remove(&self.id);
+        self.clients.left.notify_all();
+    }
+}

@@ -1,0 +1,19 @@
+//! The server as a library, with a backend that waits and fails on request.
+//!
+//! | module | what belongs there |
+//! |---|---|
+//! | `world` | the backend, and a running server |
+//! | `transmission` | each command in each style of reply; order, size, and cuts |
+//! | `errors` | what each bad request gets |
+//! | `guilty` | clients that break the protocol, by what they do |
+//! | `limits` | how much a client may take |
+//! | `stop` | the end of the server |
+
+#![allow(clippy::unwrap_used, reason = "all of it is tests")]
+
+mod errors;
+mod guilty;
+mod limits;
+mod stop;
+mod transmission;
+mod world;

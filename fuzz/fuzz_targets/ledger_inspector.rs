@@ -1,0 +1,25 @@
+//! The holder reads along in a ledger full of whatever a backend has left there, and in whatever
+//! waits in the socket.
+#![no_main]
+
+#[path = "../shared/ledger.rs"]
+mod ledger;
+
+use ledger::scribble;
+use ledger::victim::{LAYOUT, Victim};
+use libfuzzer_sys::fuzz_target;
+use nbd_ledger::layout::{RECORDS, SLOTS};
+use nbd_proto::Request;
+
+fuzz_target!(|bytes: &[u8]| {
+    let victim = Victim::new();
+    scribble(&victim, bytes);
+    let Ok(inspector) = victim.inspect() else {
+        return;
+    };
+    assert!(inspector.in_flight(0).len() <= SLOTS as usize);
+    let unread = inspector.unread(0, bytes).len();
+    assert!(unread * Request::LEN <= LAYOUT.ring as usize + bytes.len());
+    let _ = (inspector.totals(0), inspector.last_received_at(0));
+    assert!(inspector.recorded(0, 0, usize::MAX).0.len() <= RECORDS as usize);
+});

@@ -1,0 +1,115 @@
+//! What an operator sees of devices: counters that are exact, and a doctor that finds what is
+//! wrong and only that.
+
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use nbd_control::registry::Registry;
+use nbd_tests::command::run;
+use nbd_tests::ctl::{ctl, start_ctl};
+use nbd_tests::device::Device;
+use nbd_tests::process::signal;
+use nbd_tests::temp::TempDir;
+use nbd_tests::wait::{LONG, wait_for, wait_until};
+use nbd_tests::{Api, kernel_tests};
+use nix::sys::signal::Signal::{SIGINT, SIGKILL};
+
+kernel_tests!(
+    counters_are_those_of_a_known_run,
+    a_device_is_known_by_its_name,
+    the_doctor_finds_and_mends_what_a_killed_holder_leaves,
+);
+
+/// Samples by name and labels.
+fn parse(text: &str) -> BTreeMap<String, f64> {
+    assert!(text.ends_with("# EOF\n"), "{text}");
+    let samples = text.lines().filter(|line| !line.starts_with('#'));
+    let pairs = samples.map(|line| line.rsplit_once(' ').expect("a sample"));
+    pairs.map(|(name, value)| (name.to_owned(), value.parse().expect("a number"))).collect()
+}
+
+fn metrics() -> BTreeMap<String, f64> {
+    parse(&ctl(["metrics"]).succeeds().stdout)
+}
+
+fn counters_are_those_of_a_known_run(api: Api) {
+    let device = Device::attach(api, ["mem:16M"]);
+    let name = device.name();
+    let before = metrics();
+    for direction in ["write", "read"] {
+        let path = format!("--filename={}", device.path().display());
+        let how = format!("--rw=rand{direction}");
+        let fixed = ["--name=known", "--direct=1", "--bs=4k", "--size=1M", "--ioengine=psync"];
+        run("fio", [&path, &how].map(String::as_str).into_iter().chain(fixed)).succeeds();
+    }
+    let after = metrics();
+    let grown = |sample: &str| after[sample] - before[sample];
+    let requests = |command: &str| {
+        grown(&format!("nbd_requests_total{{device=\"{name}\",command=\"{command}\"}}"))
+    };
+    assert_eq!((requests("write"), requests("read")), (256.0, 256.0));
+    for bytes in ["nbd_read_bytes_total", "nbd_written_bytes_total"] {
+        assert_eq!(grown(&format!("{bytes}{{device=\"{name}\"}}")), f64::from(1 << 20), "{bytes}");
+    }
+    assert_eq!(grown(&format!("nbd_errors_total{{device=\"{name}\"}}")), 0.0);
+
+    // Over a socket it is the same.
+    let files = TempDir::new();
+    let socket = files.path().join("metrics");
+    let server = start_ctl(["metrics", "--listen", &format!("unix:{}", socket.display())]);
+    let mut stream = wait_for("the socket", LONG, || UnixStream::connect(&socket).ok());
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n").expect("to ask");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("an answer");
+    let (head, body) = answer.split_once("\r\n\r\n").expect("a head");
+    assert!(head.starts_with("HTTP/1.1 200 OK\r\nContent-Type: application/openmetrics-text"));
+    assert_eq!(parse(body), after);
+    server.signal(SIGINT);
+    server.finish(Duration::from_secs(60)).succeeds();
+    assert!(!socket.exists(), "its socket is left");
+    device.detach();
+}
+
+fn a_device_is_known_by_its_name(api: Api) {
+    let files = TempDir::new();
+    let config = files.path().join("devices.toml");
+    let text = format!("[data]\nexport = \"mem:1M\"\nkernel-api = \"{}\"\n", api.name());
+    std::fs::write(&config, text).expect("a file");
+    let config = config.to_str().expect("a path");
+    ctl(["check-config", config]).succeeds();
+    let device = Device::printed_by(&ctl(["attach", "--config", config, "data"]).succeeds());
+    let again = ctl(["attach", "--config", config, "data"]).fails_with(4);
+    again.says(&["data is attached already", &device.name()]);
+    assert!(ctl(["attach", "--config", config, "--all"]).succeeds().stdout.is_empty());
+    let status = ctl(["status", "data", "--json"]).succeeds();
+    assert!(status.stdout.contains(&device.name()), "{}", status.stdout);
+    ctl(["attach", "--config", config, "date"])
+        .fails_with(3)
+        .says(&["no device date; it has data"]);
+    device.detach();
+    ctl(["status", "data"]).fails_with(2);
+}
+
+fn the_doctor_finds_and_mends_what_a_killed_holder_leaves(api: Api) {
+    let healthy = ctl(["doctor", "--json"]).succeeds();
+    assert!(healthy.stdout.contains("nbds_max=16"), "{}", healthy.stdout);
+    let device = Device::attach(api, ["mem:1M"]);
+    ctl(["doctor"]).succeeds();
+
+    let holder = device.state().expect("a state").holder;
+    assert!(signal(holder.pid, SIGKILL));
+    wait_until("the death of the holder", LONG, || !holder.is_alive());
+    Registry::new(None).create_folder(15).expect("a stale entry");
+    let sick = ctl(["doctor"]).fails_with(1).stdout;
+    assert!(sick.contains(&format!("{}: its holder is gone", device.name())), "{sick}");
+    assert!(sick.contains("nbd15: its processes are gone"), "{sick}");
+
+    let mended = ctl(["doctor", "--fix"]).succeeds().stdout;
+    assert!(mended.contains("nbd15: cleaned up"), "{mended}");
+    assert!(mended.contains(&format!("{}: has a holder again", device.name())), "{mended}");
+    ctl(["doctor"]).succeeds();
+    assert_ne!(device.state().expect("a state").holder.pid, holder.pid);
+    device.detach();
+}

@@ -1,0 +1,142 @@
+//! What is under the export fails: full, broken, or silent.
+
+use std::fs;
+use std::path::Path;
+
+use nbd_control::status::Stage;
+use nbd_tests::command::{LIMIT, Running, run, start};
+use nbd_tests::ctl::ctl;
+use nbd_tests::device::Device;
+use nbd_tests::disk;
+use nbd_tests::mount::Mount;
+use nbd_tests::temp::TempDir;
+use nbd_tests::wait::{LONG, wait_until};
+use nbd_tests::world::number;
+use nbd_tests::{Api, kernel_tests};
+use nix::sys::signal::Signal::{SIGCONT, SIGSTOP};
+
+const MIB: u64 = 1 << 20;
+/// The device under the export: far from those that an attach picks.
+const UNDER: &str = "/dev/nbd9";
+
+kernel_tests!(
+    a_full_disk_fails_the_write_and_nothing_else,
+    an_io_error_below_is_an_io_error_above_and_passes,
+    a_read_that_blocks_for_ever_holds_up_no_detach,
+);
+
+fn write_block(device: &Path, block: u64) -> Running {
+    let words = [format!("of={}", device.display()), format!("seek={block}")];
+    let options = ["if=/dev/zero", "oflag=direct", "bs=64k", "count=1", "conv=notrunc"];
+    start("dd", words.iter().map(String::as_str).chain(options))
+}
+
+fn a_full_disk_fails_the_write_and_nothing_else(api: Api) {
+    let files = TempDir::new();
+    let place = files.join("full");
+    let mount = Mount::of_memory("size=2M", &place);
+    let ballast = place.join("ballast");
+    let spec = format!("file:{},create=4M", place.join("disk.img").display());
+    let device = Device::attach(api, [spec]);
+    fs::write(&ballast, vec![1; MIB as usize * 3 / 2]).expect("ballast");
+    let path = device.path();
+    // Each block needs room of its own: 8 there are.
+    let blocks: Vec<i32> = (0..12).map(|at| write_block(&path, at).finish(LIMIT).code).collect();
+    assert!(blocks.contains(&0) && blocks.contains(&1), "{blocks:?}");
+    disk::read_all(&path);
+    let backend = device.wait_running().backend;
+    assert_eq!(backend.restarts, 0, "a full disk is no reason to crash");
+    fs::remove_file(ballast).expect("ballast to remove");
+    for at in 0..12 {
+        write_block(&path, at).finish(LIMIT).succeeds();
+    }
+    device.detach();
+    mount.unmount();
+}
+
+/// A block device served by nbdkit, whose errors and silence are at our command.
+struct Under {
+    nbdkit: Running,
+    /// While this file is there each request fails.
+    broken: std::path::PathBuf,
+}
+
+impl Under {
+    fn new(files: &TempDir) -> Self {
+        let broken = files.join("broken");
+        let socket = files.join("socket").display().to_string();
+        let error_file = format!("error-file={}", broken.display());
+        let nbdkit = start(
+            "nbdkit",
+            [
+                "--foreground",
+                "--unix",
+                &socket,
+                "--filter=error",
+                "memory",
+                "4M",
+                "error=EIO",
+                "error-rate=100%",
+                &error_file,
+            ],
+        );
+        wait_until("nbdkit", LONG, || fs::metadata(&socket).is_ok());
+        run("nbd-client", ["-unix", &socket, UNDER]).succeeds();
+        Self { nbdkit, broken }
+    }
+
+    fn end(self) {
+        run("nbd-client", ["-d", UNDER]).succeeds();
+        wait_until("it is free", LONG, || number("nbd9", "pid").is_none());
+    }
+}
+
+impl Drop for Under {
+    fn drop(&mut self) {
+        self.nbdkit.signal(SIGCONT);
+        let _ = std::process::Command::new("nbd-client").args(["-d", UNDER]).output();
+    }
+}
+
+fn an_io_error_below_is_an_io_error_above_and_passes(api: Api) {
+    let files = TempDir::new();
+    let under = Under::new(&files);
+    let device = Device::attach(api, [format!("file:{UNDER},direct")]);
+    let path = device.path();
+    disk::read_all(&path);
+    fs::write(&under.broken, "").expect("a trigger");
+    let read = disk::start_read(&path, 0).finish(LIMIT).fails_with(1);
+    read.says(&["Input/output error"]);
+    let write = write_block(&path, 1).finish(LIMIT).fails_with(1);
+    write.says(&["Input/output error"]);
+    let status = device.wait_running();
+    assert_eq!(status.backend.restarts, 0, "an error below is no reason to crash");
+    assert!(status.totals.errors >= 2);
+    fs::remove_file(&under.broken).expect("a trigger to remove");
+    write_block(&path, 1).finish(LIMIT).succeeds();
+    disk::read_all(&path);
+    device.detach();
+    under.end();
+}
+
+/// Its thread sleeps in the kernel, where not even SIGKILL reaches it.
+fn a_read_that_blocks_for_ever_holds_up_no_detach(api: Api) {
+    let files = TempDir::new();
+    let under = Under::new(&files);
+    let device = Device::attach(api, ["--no-spare", &format!("file:{UNDER},direct")]);
+    let processes = device.processes();
+    under.nbdkit.signal(SIGSTOP);
+    let read = disk::start_read(&device.path(), MIB);
+    wait_until("a read that is executed", LONG, || {
+        let status = device.status();
+        status.in_flight.iter().any(|read| read.stage == Stage::Executing)
+    });
+    let name = device.name();
+    ctl(["detach", &name]).fails_with(4).says(&["opened by dd", "--force"]);
+    ctl(["detach", "--force", &name]).succeeds().says(&["failed with EIO"]);
+    read.finish(LIMIT).fails_with(1).says(&["Input/output error"]);
+    under.nbdkit.signal(SIGCONT);
+    device.has_left_nothing(&processes);
+    drop(device);
+    under.end();
+}

@@ -1,0 +1,191 @@
+//! `nbd-ctl why` on devices that are really stuck. Its words for states that are hard to make are
+//! tested beside them.
+
+use std::fs;
+
+use nbd_control::status::BackendState;
+use nbd_tests::command::{LIMIT, Running, start};
+use nbd_tests::ctl::{ctl, program, start_ctl};
+use nbd_tests::device::Device;
+use nbd_tests::disk::{self, start_read};
+use nbd_tests::mount::Mount;
+use nbd_tests::process::signal;
+use nbd_tests::temp::TempDir;
+use nbd_tests::wait::{LONG, wait_until};
+use nbd_tests::{Api, kernel_tests};
+use nix::sys::signal::Signal::{SIGCONT, SIGKILL, SIGSTOP};
+use serde_json::Value;
+
+const MIB: u64 = 1 << 20;
+
+kernel_tests!(
+    a_stopped_backend_its_reader_and_the_way_out_are_named,
+    a_debugger_is_named,
+    a_backend_that_is_gone_paused_or_failing_is_told_apart,
+    a_lost_holder_and_a_lost_sitter_are_told,
+    a_request_that_crashes_backends_is_suspected,
+    a_writer_through_a_filesystem_is_found,
+);
+
+fn json(target: &str) -> Value {
+    let output = ctl(["why", target, "--json"]).succeeds().stdout;
+    serde_json::from_str(&output).expect("JSON")
+}
+
+fn wait_verdict(device: &Device, verdict: &str) -> Value {
+    let mut last = Value::Null;
+    wait_until(verdict, LONG, || {
+        last = json(&device.name());
+        last["verdict"] == verdict
+    });
+    last
+}
+
+/// Waits until it says all these words.
+#[track_caller]
+fn wait_words(target: &str, words: &[&str]) -> String {
+    let mut text = String::new();
+    for word in words {
+        wait_until(word, LONG, || {
+            text = ctl(["why", target]).succeeds().stdout;
+            text.contains(word)
+        });
+    }
+    text
+}
+
+/// Starts a direct read and waits until the device has it.
+fn stuck_read(device: &Device) -> Running {
+    let read = start_read(&device.path(), MIB);
+    wait_until("the read", LONG, || {
+        device.status().in_flight.iter().any(|request| request.offset == MIB)
+    });
+    read
+}
+
+fn a_stopped_backend_its_reader_and_the_way_out_are_named(api: Api) {
+    let files = TempDir::new();
+    let device = Device::attach(api, [files.spec("disk.img", 4 * MIB)]);
+    let name = device.name();
+    assert_eq!(json(&name)["verdict"], "nothing");
+    device.signal_backend(SIGSTOP);
+    let read = stuck_read(&device);
+    let told = wait_verdict(&device, "stopped");
+    assert_eq!(told["requests"][0]["offset"], MIB);
+    let dd = format!("dd (pid {}) waits", read.pid());
+    let cont = format!("kill -CONT {}", device.backend());
+    let request = format!("it is for read {MIB}+4096");
+    let words =
+        [&dd, "past the cache", &request, "no backend has read it", "nothing is lost", &cont];
+    wait_words(&name, &words);
+    // The same, asked about the process that hangs, and about the one it hangs for.
+    let of_dd = wait_words(&read.pid().to_string(), &["cannot be interrupted", &cont]);
+    assert!(of_dd.contains(&name), "{of_dd}");
+    wait_words(&device.backend().to_string(), &[&format!("the backend of {name}")]);
+    wait_words(&std::process::id().to_string(), &["no attached NBD device"]);
+    ctl(["why", "nbd7"]).fails_with(3);
+    ctl(["why", "99999999"]).fails_with(1).says(&["no such process"]);
+
+    // Something to write back, so that a detach has to wait.
+    disk::write_to_cache(&device.path(), 0, &vec![b'x'; MIB as usize]);
+    device.signal_backend(SIGCONT);
+    read.finish(LIMIT).succeeds();
+    device.signal_backend(SIGSTOP);
+    let detach = start_ctl(["detach", &name]);
+    wait_words(&name, &["its holder is just detaching it", "stopped by a signal"]);
+    detach.finish(LIMIT).fails_with(5);
+    device.signal_backend(SIGCONT);
+    device.detach();
+}
+
+fn a_debugger_is_named(api: Api) {
+    let files = TempDir::new();
+    let device = Device::attach(api, [files.spec("disk.img", 4 * MIB)]);
+    let backend = device.backend().to_string();
+    let options = ["-batch", "-nx", "-iex", "set auto-load off", "-ex", "shell sleep 600"];
+    let gdb = start("gdb", [&options[..4], &["-p", &backend], &options[4..]].concat());
+    wait_until("it is stopped", LONG, || device.status().backend.state == BackendState::Stopped);
+    let read = stuck_read(&device);
+    wait_verdict(&device, "traced");
+    let tracer = format!("stopped by gdb (pid {})", gdb.pid());
+    wait_words(&device.name(), &[&tracer, "let it continue there", "nbd-ctl fail --kill"]);
+    drop(gdb);
+    read.finish(LIMIT).succeeds();
+    device.detach();
+}
+
+fn a_backend_that_is_gone_paused_or_failing_is_told_apart(api: Api) {
+    let files = TempDir::new();
+    let spec = files.spec("disk.img", 4 * MIB);
+    let policy = ["--restart", "never", "--on-backend-loss", "fail:8"];
+    let device = Device::attach(api, [&policy[..], &[&spec]].concat());
+    let name = device.name();
+    ctl(["pause", &name]).succeeds();
+    let read = stuck_read(&device);
+    wait_verdict(&device, "paused");
+    wait_words(&name, &["nothing is lost", "nbd-ctl resume"]);
+    ctl(["resume", &name]).succeeds();
+    read.finish(LIMIT).succeeds();
+    device.signal_backend(SIGKILL);
+    let read = stuck_read(&device);
+    wait_verdict(&device, "no-backend");
+    wait_words(&name, &["nbd-ctl restart", "nbd-ctl fail"]);
+    wait_verdict(&device, "failing");
+    read.finish(LIMIT).fails_with(1);
+    ctl(["restart", &name]).succeeds();
+    device.detach();
+}
+
+fn a_lost_holder_and_a_lost_sitter_are_told(api: Api) {
+    let files = TempDir::new();
+    let device = Device::attach(api, [files.spec("disk.img", 4 * MIB)]);
+    let state = device.state().expect("a state");
+    assert!(signal(state.holder.pid, SIGKILL));
+    wait_until("the death of the holder", LONG, || !state.holder.is_alive());
+    wait_verdict(&device, "holder-gone");
+    wait_words(&device.name(), &["I/O goes on", "nbd-ctl adopt"]);
+    ctl(["adopt", &device.name()]).succeeds();
+    assert_eq!(wait_verdict(&device, "nothing")["block_layer"], 0);
+    if api == Api::Netlink {
+        assert!(signal(state.sitter.pid, SIGKILL));
+        wait_verdict(&device, "sitter-gone");
+        wait_words(&device.name(), &["nobody could adopt"]);
+        disk::read_all(&device.path());
+    }
+    device.detach();
+}
+
+fn a_request_that_crashes_backends_is_suspected(api: Api) {
+    let files = TempDir::new();
+    let image = files.join("disk.img");
+    fs::write(&image, vec![0; 4 * MIB as usize]).expect("an image");
+    let image = image.display().to_string();
+    let (crasher, mine) = (program("examples/crasher"), MIB.to_string());
+    let options = ["--poison-limit", "0", "--restart-limit", "2", "--"];
+    let device = Device::attach(api, [&options[..], &[&crasher, &image, &mine]].concat());
+    let read = start_read(&device.path(), MIB);
+    wait_verdict(&device, "down");
+    let suspect = format!("read {MIB}+4096 was being executed when 3 backends crashed");
+    wait_words(&device.name(), &[&suspect, "failed too often"]);
+    ctl(["fail", &device.name()]).succeeds();
+    read.finish(LIMIT).fails_with(1);
+    device.detach_by_force();
+}
+
+/// It has no file of the device open; the one that it has lies on a filesystem that does.
+fn a_writer_through_a_filesystem_is_found(api: Api) {
+    let files = TempDir::new();
+    let device = Device::attach(api, [files.spec("disk.img", 32 * MIB)]);
+    let path = device.path().display().to_string();
+    nbd_tests::command::run("mkfs.ext4", ["-q", "-F", &path]).succeeds();
+    let place = files.join("mnt");
+    let mount = Mount::new(&device.path(), &place);
+    device.signal_backend(SIGSTOP);
+    let file = format!("of={}", place.join("file").display());
+    let write = start("dd", ["if=/dev/zero", &file, "bs=64k", "count=4", "conv=fsync"]);
+    wait_words(&device.name(), &[&format!("dd (pid {}) waits", write.pid())]);
+    device.signal_backend(SIGCONT);
+    write.finish(LIMIT).succeeds();
+    mount.unmount();
+    device.detach();
+}
