@@ -3,7 +3,7 @@
 use std::fs;
 
 use nbd_control::status::BackendState;
-use nbd_tests::command::LIMIT;
+use nbd_tests::command::{LIMIT, Running};
 use nbd_tests::ctl::{ctl, program, start_ctl};
 use nbd_tests::device::Device;
 use nbd_tests::disk::{self, start_read};
@@ -91,8 +91,9 @@ fn a_follower_sees_what_is_executed_until_the_device_is_gone(api: Api) {
     let options = ["--follow", "--kind", "read", "--range", "4194304+512"];
     let mut first = start_ctl([&["trace", &name], &options[..]].concat());
     let second = start_ctl([&["trace", &name], &options[..]].concat());
+    let has_seen = |follower: &Running| follower.output().contains("4194304+4096");
     start_read(&device.path(), 4 * MIB).finish(LIMIT).succeeds();
-    wait_until("the read", LONG, || first.output().contains("4194304+4096"));
+    wait_until("the read", LONG, || has_seen(&first) && has_seen(&second));
     assert!(first.is_running());
     first.signal(SIGINT);
     first.finish(LIMIT).succeeds();

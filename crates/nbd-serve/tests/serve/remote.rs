@@ -63,25 +63,50 @@ fn new_disk(directory: &Directory) -> PathBuf {
 
 #[test]
 fn a_successor_goes_on_where_its_predecessor_died() {
+    go_on_under("", &["server", "server-outlet"]);
+}
+
+#[test]
+fn layers_above_a_server_change_nothing_about_that() {
+    go_on_under("log:on=off@delay:read=1ms@", &["settings", "server", "server-outlet"]);
+}
+
+#[test]
+fn a_server_cannot_be_below_what_needs_to_know_it_beforehand() {
+    let directory = Directory::new();
+    let server = Nbdkit::start(directory.path("s"), &new_disk(&directory));
+    let diff = directory.path("diff");
+    let cow = format!("cow:{}+{}", server.uri(), diff.display());
+    for spec in [format!("offset:1K@{}", server.uri()), cow] {
+        let output = Command::new(PROGRAM).args(["--print-geometry", &spec]).output().unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{spec}: {stderr}");
+        assert!(stderr.contains("have the server itself do that"), "{spec}: {stderr}");
+    }
+    assert!(!diff.exists());
+}
+
+fn go_on_under(layers: &str, keepsakes: &[&str]) {
     let directory = Directory::new();
     let disk = new_disk(&directory);
     let server = Nbdkit::start(directory.path("s"), &disk);
     let mut holder = Holder::new();
-    let mut backend = holder.serve(&server.uri());
-    assert_eq!(holder.keepsakes(), ["server", "server-outlet"]);
+    let spec = format!("{layers}{}", server.uri());
+    let mut backend = holder.serve(&spec);
+    assert_eq!(holder.keepsakes(), keepsakes);
     for round in 0..5_u8 {
         let offset = u64::from(round) * 4096;
         holder.write(offset, &[round + 1; 4096]);
         backend.kill();
         // While nobody is there.
         holder.send(CommandType::WRITE, offset + 512, 512, &[0xee; 512]);
-        backend = holder.serve(&server.uri());
+        backend = holder.serve(&spec);
         assert_eq!(holder.reply(), NbdError::SUCCESS);
         let data = holder.read(offset, 2048);
         assert_eq!(data[..512], [round + 1; 512]);
         assert_eq!(data[512..1024], [0xee; 512]);
     }
-    assert_eq!(holder.keepsakes(), ["server", "server-outlet"]);
+    assert_eq!(holder.keepsakes(), keepsakes);
     holder.detach();
     let (status, words) = backend.end();
     assert_eq!(status.code(), Some(0), "{words}");
