@@ -11,7 +11,7 @@ def facts(root):
         "processor": processor(),
         "processors": os.cpu_count(),
         "memory": f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') >> 20} MiB",
-        "kernel": platform.release(),
+        "kernel": platform.release().split("-")[0],
         "commit": output("git", "-C", root, "describe", "--always", "--dirty"),
         "compiler": output("rustc", "--version"),
         "nbdkit": output("nbdkit", "--version"),

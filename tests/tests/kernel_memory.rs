@@ -22,10 +22,10 @@ fn holder_sitter_and_idle_backend_are_small(api: Api) {
     wait_until("the spare has started", LONG, || spares(&status).iter().any(|pid| is_idle(*pid)));
     let [holder, sitter, serve] = [status.holder_pid, status.sitter_pid, backend].map(Memory::of);
     let spares: Vec<_> = spares(&status).into_iter().map(Memory::of).collect();
-    let spare = spares.iter().map(|spare| spare.rss).sum::<u64>();
+    let spare = spares.iter().map(|spare| spare.pss).sum::<u64>();
     report(&format!(
         "{}: KiB resident (and their share): holder {} ({}), sitter {} ({}), nbd-serve {} ({}), \
-         its spare {spare}",
+         its spare's share {spare}",
         api.name(),
         holder.rss,
         holder.pss,
@@ -35,7 +35,9 @@ fn holder_sitter_and_idle_backend_are_small(api: Api) {
         serve.pss,
     ));
     assert!(holder.rss + sitter.rss < HOLDER_AND_SITTER);
-    assert!(serve.rss + spare < BACKEND);
+    assert!(serve.rss < BACKEND);
+    // The program is there once, however many run it.
+    assert!(serve.pss + spare < BACKEND);
     device.detach();
 }
 
