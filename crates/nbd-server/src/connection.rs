@@ -241,6 +241,8 @@ impl Connection {
     fn is_full(&self, outbox: &Outbox, bytes: &[u8]) -> bool {
         let next = Header::parse(bytes, self.replies.style).ok().flatten();
         let more = next.map_or(0, |header| header.data_len());
+        // A longer one is refused and moves nothing.
+        let more = if more > u64::from(self.rules.max_payload) { 0 } else { more };
         outbox.outstanding >= self.limits.in_flight
             || outbox.outstanding_bytes + more > self.limits.in_flight_bytes
     }

@@ -7,7 +7,7 @@ use nbd_proto::handshake::{OptionHead, OptionType, ReplyStyle};
 use nbd_proto::{CommandFlags, CommandType as Type, ExtendedRequest};
 use nbd_server::testing::{Outcome, RawClient};
 
-use crate::world::{STYLES, World};
+use crate::world::{SLOW, STYLES, World};
 
 /// A world with a witness: an innocent client.
 fn with_witness(test: impl FnOnce(&World)) {
@@ -132,6 +132,20 @@ fn client_announces_too_much_data_and_sends_it() {
         client.send(&[request, vec![1; length as usize]].concat());
         assert!(matches!(client.answer(0).outcome, Outcome::Failed(..)));
         assert_eq!(client.call(Type::FLUSH, 0, 0), Outcome::Done);
+    });
+}
+
+#[test]
+fn client_asks_for_all_there_can_be_while_something_is_under_way() {
+    with_witness(|world| {
+        let mut client = world.client(ReplyStyle::Extended);
+        client.ask(Type::READ, 1, SLOW, 4096);
+        client.ask(Type::READ, 2, 0, u64::MAX);
+        let refused = client.answer(4096);
+        assert_eq!(refused.cookie, 2);
+        assert!(matches!(refused.outcome, Outcome::Failed(..)), "{refused:?}");
+        world.disk.open();
+        assert_eq!(client.answer(4096).cookie, 1);
     });
 }
 
