@@ -11,9 +11,10 @@ use nbd_proto::Export;
 use thiserror::Error;
 
 use crate::backend::Backend;
+use crate::clock::now;
 use crate::inheritance::{Inheritance, Predecessor};
 use crate::lane::{LaneError, LaneState, LaneThread, is_closed};
-use crate::system::{now, stay_in_memory};
+use crate::system::stay_in_memory;
 use crate::workers::Workers;
 
 /// How serving ended without an error.

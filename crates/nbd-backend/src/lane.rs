@@ -11,8 +11,8 @@ use nbd_proto::{Command, Export, NbdError, Rejection};
 use thiserror::Error;
 
 use crate::backend::Backend;
+use crate::clock::now;
 use crate::durability::Durability;
-use crate::system::now;
 use crate::task::{self, Completion, Task};
 use crate::workers::Workers;
 

@@ -11,6 +11,7 @@
 //! debugger perhaps, names the device: `NBD_JOIN=nbd0 gdb --args ./my-backend`.
 
 mod backend;
+mod clock;
 mod durability;
 mod engine;
 mod inheritance;
@@ -21,6 +22,7 @@ mod task;
 mod workers;
 
 pub use backend::{Backend, Capabilities, Extent, Geometry, ZeroOptions};
+pub use clock::now;
 pub use durability::{Durability, ProcessDurability, remember};
 pub use engine::{Outcome, ServeError};
 pub use join::{ENVIRONMENT, Endpoint, JOIN_VARIABLE, JoinError, Link, Session};

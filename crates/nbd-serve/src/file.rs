@@ -9,9 +9,9 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::Duration;
 
-use nbd_backend::{Backend, Command, Extent, Geometry, ZeroOptions};
+use nbd_backend::{Backend, Command, Extent, Geometry, ZeroOptions, now};
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, PosixFadviseAdvice, fallocate, posix_fadvise};
 use nix::sys::statfs::{FsType, TMPFS_MAGIC, fstatfs};
@@ -221,10 +221,10 @@ impl Backend for FileExport {
         }
         self.check_end(offset + data.len() as u64)?;
         if !self.direct {
-            let begun = Instant::now();
+            let begun = now();
             let written = self.write_once(data, offset, fua);
             if !fua {
-                self.pace.took(begun.elapsed());
+                self.pace.took(Duration::from_nanos(now().saturating_sub(begun)));
             }
             return written;
         }
