@@ -14,6 +14,7 @@ use crate::backend::Backend;
 use crate::clock::now;
 use crate::inheritance::{Inheritance, Predecessor};
 use crate::lane::{LaneError, LaneState, LaneThread, is_closed};
+use crate::lull::Lull;
 use crate::system::stay_in_memory;
 use crate::workers::Workers;
 
@@ -89,7 +90,8 @@ impl Engine {
                 .or_else(ignore_closed)
                 .map_err(|error| failed(index, LaneError::Socket(error)))?;
             let (backend, workers) = (Arc::clone(backend), Arc::clone(&workers));
-            let thread = LaneThread { receiver, state, backend, workers, export };
+            let thread =
+                LaneThread { receiver, state, backend, workers, export, lull: Lull::default() };
             lanes.push((thread, Inheritance::sort(recovery.tickets, predecessor)));
         }
         let header = ledger.header();

@@ -13,6 +13,7 @@ use thiserror::Error;
 use crate::backend::Backend;
 use crate::clock::now;
 use crate::durability::Durability;
+use crate::lull::Lull;
 use crate::task::{self, Completion, Task};
 use crate::workers::Workers;
 
@@ -108,6 +109,7 @@ pub(crate) struct LaneThread {
     pub(crate) backend: Arc<dyn Backend>,
     pub(crate) workers: Arc<Workers>,
     pub(crate) export: Export,
+    pub(crate) lull: Lull,
 }
 
 impl LaneThread {
@@ -122,7 +124,10 @@ impl LaneThread {
             self.serve(&mut tickets, time).map_err(LaneError::Socket)?;
             match rest {
                 Rest::Empty => match self.receive()? {
-                    Arrival::Bytes => {}
+                    Arrival::Bytes => {
+                        let state = &self.state;
+                        self.lull.arrived(|| lock(&state.outbox).outstanding == 0);
+                    }
                     Arrival::Closed => return Ok(()),
                 },
                 Rest::Starved if served => {}
@@ -196,16 +201,20 @@ impl LaneThread {
         let state = Arc::clone(&self.state);
         let mut handed_on = Vec::new();
         let mut outbox = lock(&state.outbox);
+        let alone = tickets.len() == 1 && outbox.outstanding == 0;
         for ticket in tickets.drain(..) {
             state.make_room(&mut outbox.transmitter, ticket.request().length)?;
             match ticket.request().check(&self.export) {
                 Err(rejection) => reject(&mut outbox.transmitter, ticket, &rejection, time),
                 Ok(command) => {
                     let transmitter = &mut outbox.transmitter;
-                    match self.inline(transmitter, ticket, &command, time) {
+                    match self.inline(transmitter, ticket, &command, time, alone) {
                         Ok(done_at) => time = done_at,
                         Err(ticket) => {
                             outbox.outstanding += 1;
+                            if alone && self.backend.is_local(&command) {
+                                self.lull.watch();
+                            }
                             let lane = Arc::clone(&state);
                             handed_on.push(Box::new(LaneTask { ticket, command, lane }));
                         }
@@ -226,27 +235,30 @@ impl LaneThread {
         }
     }
 
-    /// Executes a command here if it does not wait for anything, and tells when that was done, or
-    /// gives the ticket back.
+    /// Executes a command here if it does not wait for anything, or if it is alone and will probably
+    /// stay so; and tells when that was done, or gives the ticket back.
     fn inline(
-        &self,
+        &mut self,
         transmitter: &mut Transmitter,
         ticket: Ticket,
         command: &Command,
         time: u64,
+        alone: bool,
     ) -> Result<u64, Ticket> {
         let room = match *command {
             Command::Read { length, .. } => transmitter.room_for_data(length),
             _ => &mut [],
         };
-        let done = task::inline(
-            &*self.backend,
-            &**ticket.lane().ledger(),
-            command,
-            ticket.payload(),
-            room,
-            || ticket.begin(time),
-        );
+        let (backend, payload) = (&*self.backend, ticket.payload());
+        let ledger = &**ticket.lane().ledger();
+        let begin = || ticket.begin(time);
+        let mut done = task::inline(backend, ledger, command, payload, room, begin);
+        if done.is_none() && alone && self.lull.is_likely() {
+            done = task::patiently(backend, ledger, command, payload, room, begin);
+            if done.is_some() {
+                self.lull.waited(ticket.lane().socket());
+            }
+        }
         let answer = match (done, command) {
             (None, _) => return Err(ticket),
             (Some(Ok(())), Command::Read { .. }) => Answer::DataInPlace,
