@@ -67,7 +67,10 @@ fn who_must_or_may_is_the_servers_choice() {
 fn clients_need_the_right_certificate_where_it_is_asked_for() {
     let (server, port) = server(&["--tls-verify-peer"]);
     output("nbdinfo", &[&secured(&server, &port, "")]);
-    for (bad, advice) in [("other", "see ca-cert.pem"), ("expired", "its time is over; renew it")] {
+    // libnbd does not even send one of an authority that the server does not know.
+    for (bad, advice) in
+        [("other", "it has none; give it one"), ("expired", "its time is over; renew it")]
+    {
         // It believes the server, but is not believed.
         let bad = server.path(bad);
         std::fs::copy(server.path("ca-cert.pem"), bad.join("ca-cert.pem")).unwrap();
@@ -116,7 +119,8 @@ fn revoked_clients_are_refused_and_no_others() {
     assert_eq!(server.stop(), [""; 0]);
 }
 
-/// Certificates of ours that others revoke: it is said on which side to look.
+/// One of ours that a client revokes: it is said on which side to look. (As a client, qemu 7.2 reads
+/// no list.)
 #[test]
 fn peers_refuse_a_server_whose_certificate_is_revoked() {
     let (server, port) = server_with(&[], |directory| {
@@ -127,10 +131,8 @@ fn peers_refuse_a_server_whose_certificate_is_revoked() {
     output("nbdinfo", &[&secured(&server, &port, "")]);
     let (code, _, words) = run("nbdinfo", &[&secured(&server, &port, "revoked")]);
     assert_ne!(code, 0, "{words}");
-    server.line("cannot secure the connection");
-    let (code, words) = qemu_img_info(&port, &server.path("revoked"));
-    assert_ne!(code, 0, "{words}");
-    server.line("cannot secure the connection");
+    let line = server.line("cannot secure the connection");
+    assert!(line.contains("our certificate"), "{line}");
     assert_eq!(server.stop(), [""; 0]);
 }
 
