@@ -91,6 +91,8 @@ impl Connection {
     /// Serves until the client disconnects.
     pub(crate) fn run(self: &Arc<Self>, inbox: &mut Inbox) -> Result<(), ConnectionError> {
         let end = self.transmit(inbox);
+        inbox.close();
+        self.lock().outbox.inbox_holds = false;
         let mut guard = self.wait_until(|outbox| outbox.outstanding == 0 && !outbox.is_draining);
         let rest = guard.outbox.send();
         drop(guard);
@@ -131,6 +133,7 @@ impl Connection {
         let mut guard = self.lock();
         let SharedOutbox { outbox, lull, .. } = &mut *guard;
         lull.arrived(|| outbox.outstanding == 0);
+        outbox.inbox_holds = inbox.holds_memory();
         let step = loop {
             match self.take(&mut guard, inbox, grant.take()) {
                 Ok(Taken::Answered) => {}

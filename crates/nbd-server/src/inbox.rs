@@ -84,6 +84,11 @@ impl Inbox {
         Payload { block: Some(Arc::clone(&self.block)), range }
     }
 
+    /// Forgets everything; nothing more is received.
+    pub(crate) fn close(&mut self) {
+        (self.block, self.start, self.end) = (Arc::new(Block::own(0)), 0, 0);
+    }
+
     /// Whether some of the common memory is taken up.
     pub(crate) fn holds_memory(&self) -> bool {
         !self.block.is_own()

@@ -22,6 +22,8 @@ pub(crate) struct Outbox {
     end: usize,
     /// For data among these bytes.
     held: Vec<Grant>,
+    /// What is being received lies in common memory.
+    pub(crate) inbox_holds: bool,
     /// Requests that are being worked on.
     pub(crate) outstanding: usize,
     /// Bytes of data of these requests.
@@ -42,6 +44,7 @@ impl Outbox {
             start: 0,
             end: 0,
             held: Vec::new(),
+            inbox_holds: false,
             outstanding: 0,
             outstanding_bytes: 0,
             is_draining: false,
@@ -67,9 +70,9 @@ impl Outbox {
         }
     }
 
-    /// Whether data that is not sent takes up common memory.
+    /// Whether this connection takes up common memory for as long as the client does not read.
     pub(crate) fn holds_memory(&self) -> bool {
-        !self.held.is_empty()
+        self.inbox_holds || !self.held.is_empty()
     }
 
     /// Where the next `length` staged bytes will lie; [`advance`](Self::advance) stages them.
