@@ -1,4 +1,5 @@
-//! What the project's processes say to each other, and where they find each other.
+//! What the project's processes say to each other and to those who run them, and where they find
+//! each other.
 //!
 //! | module | idea |
 //! |---|---|
@@ -11,6 +12,7 @@
 //! | [`trace`] | requests that were executed |
 //! | [`registry`] | the runtime directory |
 //! | [`settings`] | what can be changed of a backend while it runs |
+//! | [`service`] | what a service manager wants to hear |
 //! | [`process`] | naming a process so that a reused pid is not mistaken for it |
 
 pub mod backend;
@@ -19,6 +21,7 @@ pub mod control;
 pub mod policy;
 pub mod process;
 pub mod registry;
+pub mod service;
 pub mod settings;
 pub mod status;
 pub mod trace;

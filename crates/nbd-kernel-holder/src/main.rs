@@ -20,7 +20,6 @@ mod pick;
 mod poison;
 mod program;
 mod pump;
-mod service;
 mod signals;
 mod stand_in;
 mod status;
@@ -176,7 +175,7 @@ fn announce(holder: &mut Holder, daemon: bool) {
     let path = holder.device.path().display().to_string();
     if !daemon {
         println!("{path}");
-        service::ready(&path);
+        nbd_control::service::ready(&format!("holds {path}"));
         return;
     }
     holder.report(&Report::Ready { path });
@@ -232,7 +231,7 @@ fn detach_for(holder: &mut Holder, asked: (u64, bool)) -> Option<ExitCode> {
 
 /// Somebody wants this process to end.
 fn stop(holder: &mut Holder) -> ExitCode {
-    service::stopping();
+    nbd_control::service::stopping();
     match holder.detach(false) {
         Ok(text) => {
             holder.log(&text);

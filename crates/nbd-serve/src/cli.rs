@@ -34,7 +34,8 @@ SPEC is one of
       tls-certificates=DIRECTORY, tls-hostname=NAME, tls-verify-peer=0
   exec:COMMAND            a server that is started here, and again when it dies: one that talks
                           on stdin and stdout, or listens on $unixsocket if COMMAND has that
-  exec+listen:COMMAND     one that is given a listening socket, as by systemd
+  exec+listen:COMMAND     one that is given a listening socket, as by systemd. Options stand before
+                          the colon: exec,retry=60: or exec+listen,connections=4,retry=60:
   cow:BASE+DIFF           BASE, a path or a SPEC, is only read; changes go to the file DIFF,
                           which is made if there is none
   null:SIZE               zeroes, whatever is written
