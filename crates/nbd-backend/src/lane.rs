@@ -12,6 +12,7 @@ use thiserror::Error;
 
 use crate::backend::Backend;
 use crate::durability::Durability;
+use crate::recorder::LaneRecorder;
 use crate::system::now;
 use crate::task::{self, Completion, Task};
 use crate::workers::Workers;
@@ -38,6 +39,7 @@ pub(crate) struct LaneState {
     changed: Condvar,
     /// Set once this process has answered anything at all; all lanes share it.
     answered: Arc<AtomicBool>,
+    recorder: Option<LaneRecorder>,
 }
 
 struct Outbox {
@@ -49,9 +51,13 @@ struct Outbox {
 }
 
 impl LaneState {
-    pub(crate) fn new(transmitter: Transmitter, answered: Arc<AtomicBool>) -> Arc<Self> {
+    pub(crate) fn new(
+        transmitter: Transmitter,
+        answered: Arc<AtomicBool>,
+        recorder: Option<LaneRecorder>,
+    ) -> Arc<Self> {
         let outbox = Outbox { transmitter, outstanding: 0, awaited: false };
-        Arc::new(Self { outbox: Mutex::new(outbox), changed: Condvar::new(), answered })
+        Arc::new(Self { outbox: Mutex::new(outbox), changed: Condvar::new(), answered, recorder })
     }
 
     /// Sends what the predecessor left unsent.
@@ -93,6 +99,9 @@ impl LaneState {
         if transmitter.staged() == 0 {
             return Ok(());
         }
+        if let Some(recorder) = &self.recorder {
+            recorder.answering(transmitter);
+        }
         transmitter.send()?;
         if !self.answered.load(Ordering::Relaxed) && !self.answered.swap(true, Ordering::Relaxed) {
             transmitter.lane().ledger().header().first_answer_at.store(now(), Ordering::Relaxed);
@@ -118,6 +127,9 @@ impl LaneThread {
         loop {
             let rest = self.receiver.take(now(), &mut tickets)?;
             let served = !tickets.is_empty();
+            if let Some(recorder) = &self.state.recorder {
+                recorder.taken(&tickets, false);
+            }
             self.serve(&mut tickets).map_err(LaneError::Socket)?;
             match rest {
                 Rest::Empty => match self.receive()? {

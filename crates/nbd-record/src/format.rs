@@ -20,6 +20,8 @@
 //! `length` its pid); 2, it has taken a request; 3, a request is about to be answered (`length` is
 //! the NBD error). An answer has no other fields than lane and cookie.
 
+use std::fmt;
+
 use nbd_control::backend::ExportInfo;
 use nbd_ledger::layout::MAX_LANES;
 use nbd_proto::{CommandFlags, CommandType, NbdError, Request};
@@ -65,6 +67,20 @@ pub enum State {
     Full,
     /// It could not be written to: an errno.
     Failed(i32),
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Going => f.write_str("it goes on"),
+            Self::Stopped => f.write_str("it was stopped"),
+            Self::Full => f.write_str("its limit is reached"),
+            Self::Failed(errno) => {
+                let what = nix::errno::Errno::from_raw(*errno).desc();
+                write!(f, "it cannot be written to: {what}")
+            }
+        }
+    }
 }
 
 impl State {

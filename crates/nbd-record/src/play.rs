@@ -73,6 +73,44 @@ impl Report {
     }
 }
 
+/// So many requests are named at most.
+const NAMED: usize = 10;
+
+impl Report {
+    /// All of it in words.
+    #[must_use]
+    pub fn tell(&self, recording: &Recording) -> String {
+        let total = recording.requests.len();
+        let mut text = format!("{} of {total} requests replayed", self.count());
+        match &self.end {
+            End::Complete => {}
+            End::Gone => text += ", then the program closed a lane",
+            End::Stuck => text += ", then there was no answer any more",
+            End::Nonsense(what) => text = format!("{text}, then {what}"),
+        }
+        let more = |count: usize| match count.saturating_sub(NAMED) {
+            0 => String::new(),
+            more => format!("\n  and {more} more"),
+        };
+        if !self.in_flight.is_empty() {
+            text += "\nsent and not answered:";
+            for &index in self.in_flight.iter().take(NAMED) {
+                text = format!("{text}\n  {}", recording.describe(index));
+            }
+            text += &more(self.in_flight.len());
+        }
+        if !self.differences.is_empty() {
+            text += "\nanswered otherwise than when it was recorded:";
+            for Difference { index, then, now } in self.differences.iter().take(NAMED) {
+                let what = recording.describe(*index);
+                text = format!("{text}\n  {what}: {now} now, {then} then");
+            }
+            text += &more(self.differences.len());
+        }
+        text
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Progress {
     Unsent,

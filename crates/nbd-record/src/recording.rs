@@ -7,7 +7,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 
 use nbd_ledger::layout::MAX_PAYLOAD;
-use nbd_proto::{CommandType, NbdError, Request};
+use nbd_proto::{CommandFlags, CommandType, NbdError, Request};
 use thiserror::Error;
 
 use crate::format::{END, ENTRIES, ENTRY, Entry, Header, Kind, STATE, State, long};
@@ -174,6 +174,18 @@ impl Recording {
         let mut data = vec![0; recorded.request.payload_len() as usize];
         self.file.read_exact_at(&mut data, recorded.data)?;
         Ok(data)
+    }
+
+    /// A request in words, like `write 4096+512 (number 3, lane 0)`.
+    #[must_use]
+    pub fn describe(&self, index: usize) -> String {
+        let Recorded { lane, request, .. } = &self.requests[index];
+        let fua = if request.flags.contains(CommandFlags::FUA) { " FUA" } else { "" };
+        let range = match request.length {
+            0 => String::new(),
+            length => format!(" {}+{length}", request.offset),
+        };
+        format!("{}{fua}{range} (number {}, lane {lane})", request.command, index + 1)
     }
 
     /// How many backends there were.

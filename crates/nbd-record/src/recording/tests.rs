@@ -1,5 +1,4 @@
 use nbd_control::backend::ExportInfo;
-use nbd_proto::CommandFlags;
 
 use super::*;
 use crate::writer::{begin, stop};
@@ -72,8 +71,11 @@ fn a_recording_that_is_cut_anywhere_ends_with_the_last_whole_entry() {
             Err(error) => panic!("{cut}: {error}"),
             Ok(found) => {
                 assert!(whole.events.starts_with(&found.events), "{cut}");
-                assert_eq!(found.torn == 0, [0, 64, 128, 192, 1280, 1344, 2432, 2496]
-                    .contains(&(cut - ENTRIES)), "{cut}");
+                assert_eq!(
+                    found.torn == 0,
+                    [0, 64, 128, 192, 1280, 1344, 2432, 2496].contains(&(cut - ENTRIES)),
+                    "{cut}"
+                );
             }
         }
     }
