@@ -104,6 +104,9 @@ impl State {
 }
 
 impl Header {
+    /// Bytes of a recording in which nothing has happened yet.
+    pub const LENGTH: u64 = ENTRIES;
+
     pub(crate) fn encode(&self) -> [u8; ENTRIES as usize] {
         let mut bytes = [0; ENTRIES as usize];
         let mut put = |at: usize, field: &[u8]| bytes[at..at + field.len()].copy_from_slice(field);

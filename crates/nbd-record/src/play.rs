@@ -26,6 +26,8 @@ pub struct Options {
     pub patience: Option<Duration>,
     /// Which of the requests; `None` for all.
     pub chosen: Option<Vec<bool>>,
+    /// Keep what the program writes to itself.
+    pub quiet: bool,
 }
 
 /// How it ended.

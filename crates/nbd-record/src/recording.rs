@@ -4,10 +4,12 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
 
 use nbd_ledger::layout::MAX_PAYLOAD;
 use nbd_proto::{CommandFlags, CommandType, NbdError, Request};
+use nix::fcntl::OFlag;
 use thiserror::Error;
 
 use crate::format::{END, ENTRIES, ENTRY, Entry, Header, Kind, STATE, State, long};
@@ -70,6 +72,18 @@ pub struct Recording {
     pub events: Vec<Event>,
     /// Bytes at the end that are no whole entry.
     pub torn: u64,
+}
+
+/// Opens a recording that goes on, to write to it. Whatever is there by now, nothing else is
+/// opened: its path may lead through a directory that is not ours.
+pub fn reopen(path: &Path) -> Result<File, RecordingError> {
+    let flags = (OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits();
+    let file = File::options().read(true).write(true).custom_flags(flags).open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(RecordingError::Foreign);
+    }
+    header(&file)?;
+    Ok(file)
 }
 
 /// The header of a recording, and where the next entry belongs.

@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Child, Command, ExitStatus};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -52,7 +52,7 @@ pub fn ending(status: ExitStatus) -> String {
 /// Starts a program as a holder does, and plays a recording for it.
 pub fn run(recording: &Recording, program: &[String], options: &Options) -> io::Result<Outcome> {
     let (ours, theirs) = UnixStream::pair()?;
-    let mut child = start(program, theirs.into())?;
+    let mut child = start(program, theirs.into(), options.quiet)?;
     let played = serve(ours, recording, options);
     let is_hopeless = match &played {
         Ok(report) => matches!(report.end, End::Stuck | End::Nonsense(_)),
@@ -87,10 +87,15 @@ pub fn serve(
 }
 
 /// The program finds its holder as one that a holder starts, and has our terminal.
-fn start(program: &[String], holder: OwnedFd) -> io::Result<Child> {
+fn start(program: &[String], holder: OwnedFd, quiet: bool) -> io::Result<Child> {
     let (name, arguments) = program.split_first().ok_or(io::ErrorKind::InvalidInput)?;
     fcntl(holder.as_fd(), FcntlArg::F_SETFD(FdFlag::empty()))?;
-    Command::new(name).args(arguments).env(HOLDER_FD, holder.as_raw_fd().to_string()).spawn()
+    let mut command = Command::new(name);
+    command.args(arguments).env(HOLDER_FD, holder.as_raw_fd().to_string());
+    if quiet {
+        command.stdout(Stdio::null()).stderr(Stdio::null());
+    }
+    command.spawn()
 }
 
 /// Waits for the program's end, and kills it when that takes too long.
