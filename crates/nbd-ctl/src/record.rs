@@ -193,6 +193,9 @@ pub(crate) fn summary(recording: &Recording, path: &Path) -> String {
     let requests = count(recording.requests.len() as u32, "request");
     let backends = count(recording.lives() as u32, "backend");
     let mut text = format!("{}: {requests} of {backends}", path.display());
+    if recording.lives() == 0 {
+        text += "; its backends do not write down what they do, or have not begun";
+    }
     if recording.torn > 0 {
         text = format!("{text}; {} bytes at the end are no whole entry", recording.torn);
     }

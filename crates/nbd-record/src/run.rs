@@ -86,8 +86,8 @@ pub fn serve(
     Ok(play(recording, &lanes, options))
 }
 
-/// The program finds its holder as one that a holder starts, and has our terminal.
-fn start(program: &[String], holder: OwnedFd, quiet: bool) -> io::Result<Child> {
+/// Starts a program that finds its holder as one that a holder starts, and has our terminal.
+pub fn start(program: &[String], holder: OwnedFd, quiet: bool) -> io::Result<Child> {
     let (name, arguments) = program.split_first().ok_or(io::ErrorKind::InvalidInput)?;
     fcntl(holder.as_fd(), FcntlArg::F_SETFD(FdFlag::empty()))?;
     let mut command = Command::new(name);
