@@ -75,7 +75,7 @@ fn what_crashed_a_backend_crashes_it_again_until_one_request_is_left(api: Api) {
         .says(&["is being recorded to", "--stop"]);
     recorder.signal(SIGINT);
     let told = recorder.finish(LIMIT).succeeds();
-    told.says(&["of 3 backends", "more than one backend", &format!("read {FATAL}+4096")]);
+    told.says(&["of 3 backends", "had by another backend", &format!("read {FATAL}+4096")]);
     assert_eq!(device.status().recording, None);
     disk::write(&path, 4 * MIB, &[4; 4096]);
     device.detach();

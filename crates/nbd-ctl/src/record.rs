@@ -199,20 +199,22 @@ pub(crate) fn summary(recording: &Recording, path: &Path) -> String {
     if recording.torn > 0 {
         text = format!("{text}; {} bytes at the end are no whole entry", recording.torn);
     }
-    let fatal = recording.requests.iter().enumerate().filter(|(_, it)| it.backends > 1);
-    let fatal: Vec<usize> = fatal.map(|(index, _)| index).collect();
-    let unanswered: Vec<usize> = recording.unanswered().collect();
-    for (what, indices) in [
-        ("not answered", unanswered),
-        ("taken by more than one backend, as the one before it was lost", fatal),
-    ] {
-        if indices.is_empty() {
-            continue;
-        }
-        text = format!("{text}\n{what}: {}", count(indices.len() as u32, "request"));
+    let all = || recording.requests.iter().enumerate();
+    let list = |what: &str, indices: Vec<usize>| {
+        let mut text = match indices.len() {
+            0 => return String::new(),
+            number => format!("\n{what}: {}", count(number as u32, "request")),
+        };
         for &index in indices.iter().take(NAMED) {
             text = format!("{text}\n  {}", recording.describe(index));
         }
+        text
+    };
+    text += &list("not answered", recording.unanswered().collect());
+    let again = all().filter(|(_, it)| it.backends > 1);
+    text += &list("had by another backend when one was lost", again.map(|it| it.0).collect());
+    if recording.requests.len() <= NAMED {
+        text += &list("in all", all().map(|it| it.0).collect());
     }
     text
 }
