@@ -74,7 +74,9 @@ pub(crate) fn record(context: &Context, wanted: &Record) -> Result<(), Error> {
         Err(error) => Err(error),
     };
     say(&begun?);
-    let until = if wanted.background {
+    let until = if let Some(time) = wanted.time {
+        format!("{} s have passed, or Ctrl-C", time.as_secs_f64())
+    } else if wanted.background {
         format!("`nbd-ctl record --stop {device}`")
     } else {
         "Ctrl-C".into()

@@ -83,13 +83,13 @@ impl Report {
     #[must_use]
     pub fn tell(&self, recording: &Recording) -> String {
         let total = recording.requests.len();
-        let mut text = format!("{} of {total} requests replayed", self.count());
-        match &self.end {
-            End::Complete => {}
-            End::Gone => text += ", then the program closed a lane",
-            End::Stuck => text += ", then there was no answer any more",
-            End::Nonsense(what) => text = format!("{text}, then {what}"),
-        }
+        let sent = self.count();
+        let mut text = match &self.end {
+            End::Complete => format!("{sent} of {total} requests replayed"),
+            End::Gone => format!("{sent} of {total} requests sent, then the program has ended"),
+            End::Stuck => format!("{sent} of {total} requests sent, then there was no answer"),
+            End::Nonsense(what) => format!("{sent} of {total} requests sent, then {what}"),
+        };
         let more = |count: usize| match count.saturating_sub(NAMED) {
             0 => String::new(),
             more => format!("\n  and {more} more"),

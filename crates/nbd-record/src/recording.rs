@@ -22,7 +22,7 @@ pub enum RecordingError {
     #[error("is no recording of `nbd-ctl record`")]
     Foreign,
     /// The system says no.
-    #[error("cannot be read or written")]
+    #[error("cannot be opened, read or written")]
     Access(#[from] io::Error),
 }
 
