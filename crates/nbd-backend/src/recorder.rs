@@ -9,8 +9,8 @@ use nbd_ledger::Transmitter;
 use nbd_ledger::receive::Ticket;
 use nbd_record::{State, Writer};
 
+use crate::clock::now;
 use crate::lane::lock;
-use crate::system::now;
 
 /// The recording, common to all lanes.
 pub(crate) struct Recorder {
