@@ -49,8 +49,6 @@ pub enum Event {
     Life {
         /// Its process.
         pid: u32,
-        /// Whether it found requests that its predecessor had not answered.
-        inherits: bool,
     },
     /// A request was taken for the first time.
     Request(usize),
@@ -114,12 +112,12 @@ impl Recording {
         let mut recording =
             Self { file, header, state, requests: Vec::new(), events: Vec::new(), torn: 0 };
         let length = recording.file.metadata()?.len();
-        let mut waiting = HashMap::new();
+        let mut latest = HashMap::new();
         let mut at = ENTRIES;
         while let Some(entry) = recording.entry(at, length)? {
             let data = at + ENTRY as u64;
             at = data + u64::from(entry.data);
-            recording.take(&entry, data, &mut waiting);
+            recording.take(&entry, data, &mut latest);
         }
         recording.torn = length.saturating_sub(at);
         Ok(recording)
@@ -151,20 +149,22 @@ impl Recording {
         Ok(entry.filter(|entry| checksum.finalize() == entry.checksum))
     }
 
-    fn take(&mut self, entry: &Entry, data: u64, waiting: &mut HashMap<(u16, u64), usize>) {
+    /// `latest` has the latest request of each lane and cookie.
+    fn take(&mut self, entry: &Entry, data: u64, latest: &mut HashMap<(u16, u64), usize>) {
         match entry.kind {
-            Kind::Life { pid, .. } => {
-                self.events.push(Event::Life { pid, inherits: !waiting.is_empty() });
-            }
+            Kind::Life { pid, .. } => self.events.push(Event::Life { pid }),
             Kind::Answer { cookie, error } => {
-                if let Some(index) = waiting.remove(&(entry.lane, cookie)) {
+                let index = latest.get(&(entry.lane, cookie)).copied();
+                if let Some(index) = index.filter(|&index| self.requests[index].error.is_none()) {
                     self.requests[index].error = Some(error);
                     self.events.push(Event::Answer(index));
                 }
             }
             Kind::Request { request, before } => {
                 let key = (entry.lane, request.cookie);
-                if let Some(&index) = waiting.get(&key).filter(|_| before) {
+                if let Some(&index) = latest.get(&key).filter(|_| before) {
+                    // Its predecessor may have died between writing an answer down and giving it.
+                    self.requests[index].error = None;
                     self.requests[index].backends += 1;
                     return;
                 }
@@ -173,7 +173,7 @@ impl Recording {
                 if !is_kept || request.command == CommandType::DISC {
                     return;
                 }
-                waiting.insert(key, self.requests.len());
+                latest.insert(key, self.requests.len());
                 self.events.push(Event::Request(self.requests.len()));
                 let (lane, time) = (entry.lane, entry.time);
                 let error = None;

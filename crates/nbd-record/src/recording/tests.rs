@@ -49,11 +49,11 @@ fn what_was_written_is_read_and_a_request_that_had_two_backends_is_one() {
     assert_eq!(
         recording.events,
         [
-            Event::Life { pid: 100, inherits: false },
+            Event::Life { pid: 100 },
             Event::Request(0),
             Event::Answer(0),
             Event::Request(1),
-            Event::Life { pid: 101, inherits: true },
+            Event::Life { pid: 101 },
             Event::Answer(1),
         ]
     );
@@ -155,6 +155,22 @@ fn a_successor_writes_over_what_its_predecessor_left_half_written() {
     writer.commit();
     let recording = Recording::read(file).unwrap();
     assert_eq!((recording.torn, recording.lives()), (0, 3));
+}
+
+#[test]
+fn an_answer_that_was_written_down_and_not_given_is_none() {
+    let (file, _) = sample(1 << 20);
+    let mut writer = Writer::resume(file.try_clone().unwrap()).unwrap();
+    writer.life(3, 102, 8);
+    writer.request(1, &request(CommandType::WRITE, 2, 1024), &[7; 1024], true, 9);
+    writer.commit();
+    let recording = Recording::read(file.try_clone().unwrap()).unwrap();
+    assert_eq!(recording.unanswered().collect::<Vec<_>>(), [1]);
+    writer.answer(1, 2, NbdError::SUCCESS, 10);
+    writer.commit();
+    let recording = Recording::read(file).unwrap();
+    assert_eq!((recording.requests.len(), recording.requests[1].backends), (2, 3));
+    assert_eq!(recording.requests[1].error, Some(NbdError::SUCCESS));
 }
 
 #[test]
