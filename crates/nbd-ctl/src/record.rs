@@ -15,6 +15,7 @@ use crate::debug::on_itself;
 use crate::device::Device;
 use crate::error::Error;
 use crate::holder::Holder;
+use crate::inspect;
 use crate::render::count;
 use crate::table::size;
 
@@ -48,32 +49,19 @@ pub(crate) fn record(context: &Context, wanted: &Record) -> Result<(), Error> {
     let mut holder = Holder::connect(context, device)?;
     let status = told(&mut holder, device)?;
     clear(&mut holder, device, &status)?;
-    let path = fs::canonicalize(
-        wanted.file.parent().filter(|it| it != &Path::new("")).unwrap_or(Path::new(".")),
-    )
-    .map_err(|error| failed(&wanted.file, error.into()))?
-    .join(wanted.file.file_name().unwrap_or_default());
+    let path = absolute(&wanted.file)?;
     if let Some(needed) = on_itself(device, &[("the recording", path.clone())]) {
         return Err(Error::RecordsItself { device, needed });
     }
     let file = create(&path, device, &status, wanted.limit)?;
-    let name = path.display().to_string();
-    holder.send_with(&Request::Record { path: name.clone() }, &file)?;
-    let begun = match holder.answer(Some(BACKEND_LIMIT), "starting its backend anew, to record it")
-    {
-        Ok(Response::Done { text }) => Ok(text),
-        Ok(_) => Err(Error::Confused { device }),
-        Err(error @ Error::Refused(_))
-            if fs::metadata(&path).is_ok_and(|it| it.len() <= Header::LENGTH) =>
-        {
-            // Nothing was recorded, so there is nothing to keep.
-            let _ = fs::remove_file(&path);
-            let _ = end(context, device);
-            Err(error)
+    match begin(&mut holder, device, &path, &file) {
+        Ok(text) => say(&text),
+        Err(error) => {
+            give_up(context, device, &path, &file);
+            return Err(error);
         }
-        Err(error) => Err(error),
-    };
-    say(&begun?);
+    }
+    let name = path.display();
     let until = if let Some(time) = wanted.time {
         format!("{} s have passed, or Ctrl-C", time.as_secs_f64())
     } else if wanted.background {
@@ -87,6 +75,14 @@ pub(crate) fn record(context: &Context, wanted: &Record) -> Result<(), Error> {
     }
     watch(context, wanted, &file);
     finish(context, device, &path, &file)
+}
+
+/// Of a file that does not exist yet, for a holder in another directory.
+fn absolute(file: &Path) -> Result<PathBuf, Error> {
+    let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let folder = fs::canonicalize(folder.unwrap_or(Path::new(".")));
+    let folder = folder.map_err(|error| failed(file, error.into()))?;
+    Ok(folder.join(file.file_name().unwrap_or_default()))
 }
 
 /// Ends the recording that is under way.
@@ -132,6 +128,34 @@ fn create(path: &Path, device: Device, status: &Status, limit: u64) -> Result<Fi
     writer::begin(&file, &device.to_string(), status.export, status.lanes, limit)
         .map_err(|error| failed(path, error.into()))?;
     Ok(file)
+}
+
+fn begin(
+    holder: &mut Holder<'_>,
+    device: Device,
+    path: &Path,
+    file: &File,
+) -> Result<String, Error> {
+    holder.send_with(&Request::Record { path: path.display().to_string() }, file)?;
+    let doing = "starting its backend anew, to record it";
+    match holder.answer(Some(BACKEND_LIMIT), doing)? {
+        Response::Done { text } => Ok(text),
+        _ => Err(Error::Confused { device }),
+    }
+}
+
+/// Leaves nothing behind of a recording that has not begun, and an end to one that may have.
+fn give_up(context: &Context, device: Device, path: &Path, file: &File) {
+    let _ = writer::stop(file, State::Stopped);
+    if let Ok(context) = context.without_interrupts()
+        && inspect::of(&context, device)
+            .is_ok_and(|status| status.recording.as_deref() == path.to_str())
+    {
+        let _ = end(&context, device);
+    }
+    if file.metadata().is_ok_and(|meta| meta.len() <= Header::LENGTH) {
+        let _ = fs::remove_file(path);
+    }
 }
 
 /// Returns when the recording shall end, or has.
