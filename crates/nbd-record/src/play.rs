@@ -299,6 +299,7 @@ impl Player<'_> {
     }
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
 fn ended(error: io::Error) -> End {
     match error.kind() {
         io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => End::Stuck,

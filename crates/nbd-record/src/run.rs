@@ -87,6 +87,7 @@ pub fn serve(
 }
 
 /// Starts a program that finds its holder as one that a holder starts, and has our terminal.
+#[expect(clippy::needless_pass_by_value, reason = "the program shall be the only one to have it")]
 pub fn start(program: &[String], holder: OwnedFd, quiet: bool) -> io::Result<Child> {
     let (name, arguments) = program.split_first().ok_or(io::ErrorKind::InvalidInput)?;
     fcntl(holder.as_fd(), FcntlArg::F_SETFD(FdFlag::empty()))?;
