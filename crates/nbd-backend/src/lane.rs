@@ -14,6 +14,7 @@ use crate::backend::Backend;
 use crate::clock::now;
 use crate::durability::Durability;
 use crate::lull::Lull;
+use crate::recorder::LaneRecorder;
 use crate::task::{self, Completion, Task};
 use crate::workers::Workers;
 
@@ -39,6 +40,7 @@ pub(crate) struct LaneState {
     changed: Condvar,
     /// Set once this process has answered anything at all; all lanes share it.
     answered: Arc<AtomicBool>,
+    recorder: Option<LaneRecorder>,
 }
 
 struct Outbox {
@@ -50,9 +52,13 @@ struct Outbox {
 }
 
 impl LaneState {
-    pub(crate) fn new(transmitter: Transmitter, answered: Arc<AtomicBool>) -> Arc<Self> {
+    pub(crate) fn new(
+        transmitter: Transmitter,
+        answered: Arc<AtomicBool>,
+        recorder: Option<LaneRecorder>,
+    ) -> Arc<Self> {
         let outbox = Outbox { transmitter, outstanding: 0, awaited: false };
-        Arc::new(Self { outbox: Mutex::new(outbox), changed: Condvar::new(), answered })
+        Arc::new(Self { outbox: Mutex::new(outbox), changed: Condvar::new(), answered, recorder })
     }
 
     /// Sends what the predecessor left unsent.
@@ -94,6 +100,9 @@ impl LaneState {
         if transmitter.staged() == 0 {
             return Ok(());
         }
+        if let Some(recorder) = &self.recorder {
+            recorder.answering(transmitter);
+        }
         transmitter.send()?;
         if !self.answered.load(Ordering::Relaxed) && !self.answered.swap(true, Ordering::Relaxed) {
             transmitter.lane().ledger().header().first_answer_at.store(now(), Ordering::Relaxed);
@@ -121,6 +130,9 @@ impl LaneThread {
             let time = now();
             let rest = self.receiver.take(time, &mut tickets)?;
             let served = !tickets.is_empty();
+            if let Some(recorder) = &self.state.recorder {
+                recorder.taken(&tickets, false);
+            }
             self.serve(&mut tickets, time).map_err(LaneError::Socket)?;
             match rest {
                 Rest::Empty => match self.receive()? {

@@ -8,7 +8,9 @@
 //! Memory that must survive is a memfd deposited with the holder: [`Session::keep`].
 //!
 //! A started backend finds its holder through the environment. One that is run by hand, under a
-//! debugger perhaps, names the device: `NBD_JOIN=nbd0 gdb --args ./my-backend`.
+//! debugger perhaps, names the device: `NBD_JOIN=nbd0 gdb --args ./my-backend`. Or a recording of
+//! `nbd-ctl record`, and gets the same requests again without any device:
+//! `NBD_REPLAY=crash.nbdrec gdb --args ./my-backend`.
 
 mod backend;
 mod clock;
@@ -18,6 +20,8 @@ mod inheritance;
 mod join;
 mod lane;
 mod lull;
+mod recorder;
+mod replay;
 mod system;
 mod task;
 mod workers;

@@ -46,6 +46,14 @@ pub enum Request {
         /// For each lane the first number that is wanted; a lane that is not named begins at 0.
         from: Vec<u64>,
     },
+    /// Have backends write their requests to the file that comes along, from their next life on,
+    /// which begins at once if it can.
+    Record {
+        /// Its absolute path.
+        path: String,
+    },
+    /// Let them write to it no more.
+    EndRecording,
 }
 
 /// A holder's answer. A request gets exactly one, but `Notice` may come before it.

@@ -20,6 +20,7 @@ mod pick;
 mod poison;
 mod program;
 mod pump;
+mod recording;
 mod signals;
 mod stand_in;
 mod status;
