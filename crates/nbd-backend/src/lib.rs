@@ -16,6 +16,7 @@ mod engine;
 mod inheritance;
 mod join;
 mod lane;
+mod rehearsal;
 mod system;
 mod task;
 mod workers;
@@ -27,6 +28,7 @@ pub use join::{ENVIRONMENT, Endpoint, JOIN_VARIABLE, JoinError, Link, Session};
 pub use lane::AbortOnPanic;
 pub use nbd_control::backend::ExportInfo;
 pub use nbd_proto::Command;
+pub use rehearsal::rehearse;
 pub use task::{Completion, Task, inline};
 pub use workers::Workers;
 
@@ -40,6 +42,7 @@ use std::sync::Arc;
 pub fn run(description: &str, backend: impl Backend) -> ExitCode {
     let serve = || -> Result<(), Box<dyn std::error::Error>> {
         let link = Link::connect(&Endpoint::from_environment()?)?;
+        rehearse();
         let session = link.hello(description, &backend.geometry(), false)?;
         session.serve(Arc::new(backend))?;
         Ok(())

@@ -46,6 +46,11 @@ pub enum Request {
         /// For each lane the first number that is wanted; a lane that is not named begins at 0.
         from: Vec<u64>,
     },
+    /// Become another build of the holder, and answer as that.
+    Upgrade {
+        /// Its absolute path.
+        program: String,
+    },
 }
 
 /// A holder's answer. A request gets exactly one, but `Notice` may come before it.
