@@ -98,26 +98,22 @@ pub(crate) fn upgrade(
     device: Option<Device>,
     limit: Option<Duration>,
 ) -> Result<(), Error> {
-    let program = program::holder()?;
     match device {
-        Some(device) => upgrade_one(context, device, &program, limit),
-        None => each(context, |device| upgrade_one(context, device, &program, limit)),
+        Some(device) => upgrade_one(context, device, limit),
+        None => each(context, |device| upgrade_one(context, device, limit)),
     }
 }
 
-fn upgrade_one(
-    context: &Context,
-    device: Device,
-    program: &str,
-    limit: Option<Duration>,
-) -> Result<(), Error> {
-    let request = Request::Upgrade { program: program.into() };
-    let upgraded = order(context, device, &request, "changing to its new program", limit);
+fn upgrade_one(context: &Context, device: Device, limit: Option<Duration>) -> Result<(), Error> {
+    let mut holder = Holder::connect(context, device)?;
+    let request = Request::Upgrade { program: program::holder()? };
+    let limit = limit.unwrap_or(BACKEND_LIMIT);
+    let upgraded = holder.order(&request, Some(limit), "changing to its new program");
     if let Err(Error::Ended { .. }) = &upgraded {
         // The new program has died of it. The device is adopted as after any holder's death.
         Holder::connect(context, device)?;
     }
-    upgraded
+    upgraded.map(|text| tell(&text))
 }
 
 /// Has the holder do something that may take as long as a backend takes.
