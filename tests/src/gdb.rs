@@ -44,36 +44,15 @@ impl Gdb {
         gdb
     }
 
-    /// The same at a terminal of its own, as `script(1)` makes one.
-    #[track_caller]
-    #[must_use]
-    pub fn at_terminal(words: &[&str]) -> Self {
-        let mut command = Command::new("script");
-        // The words that follow are arguments of the shell that script starts; nothing of what is
-        // typed comes back as if it were an answer.
-        let gdb = format!(
-            "stty -echo; exec gdb -iex 'set editing off' {} --args {}",
-            options().join(" "),
-            words.join(" ")
-        );
-        command.args(["-q", "-e", "-c", &gdb, "/dev/null"]);
-        let mut gdb = Self::begin_session(command);
-        gdb.answer();
-        gdb
-    }
-
     #[track_caller]
     fn launch(mut command: Command, arguments: &[&str]) -> Self {
-        for option in options() {
-            command.arg(option.trim_matches('\''));
+        require_machine();
+        command.args(["-nx", "-q"]);
+        // What it would ask a person: breakpoints in libraries that are not loaded yet are wanted.
+        for setting in ["pagination off", "confirm off", "breakpoint pending on"] {
+            command.args(["-iex", &format!("set {setting}")]);
         }
         command.args(arguments);
-        Self::begin_session(command)
-    }
-
-    #[track_caller]
-    fn begin_session(command: Command) -> Self {
-        require_machine();
         let (running, keyboard) = converse(command);
         let mut gdb = Self { running, keyboard, read: 0, prompts: 0 };
         gdb.mark();
@@ -133,16 +112,6 @@ impl Gdb {
         self.answer()
     }
 
-    /// Presses Ctrl-C at the [terminal](Self::at_terminal), and waits for the prompt.
-    #[track_caller]
-    pub fn press_ctrl_c(&mut self) -> String {
-        assert!(self.is_busy(), "the program is stopped already");
-        self.keyboard.write_all(b"\x03").expect("a terminal");
-        // The terminal forgets what was typed and not read before.
-        self.mark();
-        self.answer()
-    }
-
     /// Kills the debugger itself, with no chance to tidy up.
     #[track_caller]
     pub fn kill(mut self) {
@@ -164,14 +133,6 @@ impl Drop for Gdb {
             eprintln!("gdb:\n{}{}", self.running.output(), self.running.words());
         }
     }
-}
-
-/// For a gdb that is alone with its commands: it reads no files, and does not ask back. Breakpoints in
-/// libraries that are not loaded yet are wanted.
-fn options() -> Vec<String> {
-    let settings = ["pagination off", "confirm off", "breakpoint pending on"];
-    let settings = settings.into_iter().flat_map(|it| ["-iex".into(), format!("'set {it}'")]);
-    ["-nx".into(), "-q".into()].into_iter().chain(settings).collect()
 }
 
 fn mark(number: u32) -> String {

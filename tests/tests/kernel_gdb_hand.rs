@@ -26,7 +26,6 @@ const BUG: u64 = SIZE / 4 * 3;
 kernel_tests!(
     a_backend_is_rebuilt_and_run_again_under_gdb_with_its_filesystem_mounted,
     an_assertion_that_fails_under_gdb_holds_io_until_the_bug_is_mended,
-    ctrl_c_at_a_terminal_brings_the_prompt_back_in_every_run,
 );
 
 /// A mounted ext4 with one file in it.
@@ -188,31 +187,4 @@ fn an_assertion_that_fails_under_gdb_holds_io_until_the_bug_is_mended(api: Api) 
     log.has_no_complaints();
     device.detach();
     next.finish(LIMIT).succeeds();
-}
-
-/// The terminal sends it to what runs in the foreground, and that is the backend.
-fn ctrl_c_at_a_terminal_brings_the_prompt_back_in_every_run(api: Api) {
-    let files = TempDir::new();
-    let spec = files.spec("disk.img", MIB);
-    let device = Device::attach(api, ["--no-spare", &spec]);
-    let name = device.name();
-    let mut gdb = Gdb::at_terminal(&[&program("nbd-serve"), "--join", &name, "--takeover", &spec]);
-    let mut backend = Some(device.backend());
-    for _ in 0..3 {
-        gdb.begin("run");
-        backend = wait_for("another one under gdb", LONG, || {
-            let now = device.status().backend;
-            (now.tracer_pid.is_some() && now.pid != backend).then_some(now.pid)
-        });
-        let answer = gdb.press_ctrl_c();
-        assert!(answer.contains("SIGINT"), "{answer}");
-        wait_for_state(&device, BackendState::Stopped);
-    }
-    let read = start_read(&device.path(), 0);
-    gdb.begin("continue");
-    read.finish(LIMIT).succeeds();
-    gdb.press_ctrl_c();
-    gdb.quit();
-    ctl(["restart", &name]).succeeds();
-    device.detach();
 }
