@@ -7,6 +7,7 @@
 //! | [`channel`] | a unix stream with a greeting, frames and passed descriptors |
 //! | [`backend`] | between a backend and its holder |
 //! | [`control`] | between nbd-ctl and a holder |
+//! | [`handover`] | from a holder to the program that it becomes |
 //! | [`status`] | what a holder tells about its device |
 //! | [`policy`] | what becomes of requests that no backend answers |
 //! | [`trace`] | requests that were executed |
@@ -18,6 +19,7 @@
 pub mod backend;
 pub mod channel;
 pub mod control;
+pub mod handover;
 pub mod policy;
 pub mod process;
 pub mod registry;

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser};
 use clap_complete::engine::{ArgValueCandidates, CompletionCandidate};
 use clap_complete::env::CompleteEnv;
-use nbd_backend::{Endpoint, JoinError, Link, ServeError, chain};
+use nbd_backend::{Endpoint, JoinError, Link, ServeError, chain, rehearse};
 use nbd_control::registry::Registry;
 use serde::Serialize;
 use thiserror::Error;
@@ -274,6 +274,7 @@ fn serve(link: Link, mut export: Export, cli: &Cli) -> Result<(), Error> {
         export.agree(&attached);
     }
     let description = export.description().to_owned();
+    rehearse();
     let mut session = link.hello(&description, &export.geometry(), cli.takeover)?;
     let backend = match export.settle(&mut session) {
         Ok(backend) => backend,
