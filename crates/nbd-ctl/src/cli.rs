@@ -225,6 +225,21 @@ Example:
         #[command(flatten)]
         limit: Limit,
     },
+    /// Give a device another size while it is in use
+    #[command(after_help = "\
+Grow what the device is made of first (`truncate -s`, `lvextend`, the other server's export), then
+the device, then the file system on it. The backend is started again to look how large its storage
+is by now; I/O waits meanwhile. mem: and cow: keep their size; exec: has it only after a new attach.
+
+To shrink is refused while the device is in use, and if a file system (ext, XFS, btrfs) or a partition
+on it needs more; make that smaller first. What it is made of is not touched. A device whose requests
+wait is not resized at all. The size survives backends and holders, not the detach.
+
+Example:
+  truncate -s 20G disk.img && nbd-ctl resize nbd0 --to-backend && resize2fs /dev/nbd0
+  nbd-ctl resize nbd0 15G
+  nbd-ctl resize nbd0 1G --force")]
+    Resize(ResizeArguments),
     /// Start gdb on a device's backend; I/O waits whenever gdb stops it
     #[command(
         override_usage = "nbd-ctl debug [OPTIONS] <DEVICE> [-- GDB-ARGUMENTS...]",
@@ -369,6 +384,24 @@ pub(crate) struct OrderArguments {
 }
 
 #[derive(Debug, Args)]
+#[command(group = one_of("to", ["size", "to_backend"]))]
+pub(crate) struct ResizeArguments {
+    /// nbd0, /dev/nbd0 or 0.
+    pub(crate) device: String,
+    /// The new size in bytes, or with K, M, G or T: at most what the backend has by now.
+    #[arg(value_parser = size)]
+    pub(crate) size: Option<u64>,
+    /// The size that the backend has by now.
+    #[arg(long)]
+    pub(crate) to_backend: bool,
+    /// Shrink a device that is in use, or whose file system or partitions need more.
+    #[arg(long)]
+    pub(crate) force: bool,
+    #[command(flatten)]
+    pub(crate) limit: Limit,
+}
+
+#[derive(Debug, Args)]
 #[command(group = one_of("which", ["device", "all"]))]
 pub(crate) struct DetachArguments {
     /// nbd0, /dev/nbd0 or 0.
@@ -499,6 +532,10 @@ fn seconds(text: &str) -> Result<Duration, String> {
         return Err("must be more than 0 and at most 100000000 seconds".into());
     }
     Ok(Duration::from_secs_f64(number))
+}
+
+fn size(text: &str) -> Result<u64, String> {
+    nbd_control::size::parse(text).map_err(|error| error.to_string())
 }
 
 fn milliseconds(text: &str) -> Result<f64, String> {

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use nbd_control::Channel;
+use nbd_control::backend::ExportInfo;
 use nbd_control::control::{Failure, FailureKind};
 use nbd_control::registry::{Registry, State};
 use nbd_ledger::{Inspector, Layout};
@@ -49,7 +50,9 @@ pub(crate) fn adopt(
     copy_descriptors(&mut holder, &sitter, &state)
         .map_err(|error| other(format!("{name}: cannot copy from its sitter: {error}")))?;
     holder.sitter = Some(Sitter { process: sitter, id: state.sitter, progress: None });
-    holder.export = Some(state.export);
+    // The driver may have been told another size that was not written down any more.
+    let size = Some(holder.device.size()).filter(|size| *size != 0).unwrap_or(state.export.size);
+    holder.export = Some(ExportInfo { size, ..state.export });
     holder.description.clone_from(&state.description);
     holder.io_timeout = state.io_timeout;
     holder.attached = true;

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use nbd_control::ChannelError;
-use nbd_control::backend::{FromBackend, FromHolder, Grant, Hello};
+use nbd_control::backend::{ExportInfo, FromBackend, FromHolder, Grant, Hello};
 use nbd_control::channel::Received;
 use nbd_control::control::{Failure, FailureKind};
 use nbd_ledger::{Inspector, Ledger, layout};
@@ -93,7 +93,8 @@ impl Holder {
 
     fn take_hello(&mut self, id: PeerId, hello: Hello) {
         let takeover = hello.takeover;
-        match self.check_hello(id, &hello) {
+        let checked = self.check_hello(id, &hello);
+        match checked.and_then(|process| self.check_growth(id, &hello).map(|()| process)) {
             Err(reason) => self.refuse(id, &reason),
             Ok(process) => {
                 if let Some(peer) = self.peers.get_mut(&id) {
@@ -126,9 +127,13 @@ impl Holder {
             return open(sender.pid());
         }
         check_export(&hello.export).map_err(|what| format!("{}: {what}", hello.description))?;
-        if let Some(expected) = self.export.filter(|expected| *expected != hello.export) {
+        let fits = |expected: &ExportInfo| {
+            let size = expected.size.min(hello.export.size);
+            ExportInfo { size, ..hello.export } == *expected
+        };
+        if let Some(expected) = self.export.filter(|expected| !fits(expected)) {
             let (found, name) = (&hello.export, self.device.name());
-            return Err(if found.size == expected.size {
+            return Err(if found.size >= expected.size {
                 format!(
                     "{}: block size {} and flags {:#x}, but {name} was attached with {} and {:#x}",
                     hello.description,
@@ -139,7 +144,7 @@ impl Holder {
                 )
             } else {
                 format!(
-                    "{}: {} bytes, but {name} was attached with {} bytes: detach and attach anew",
+                    "{}: {} bytes, but {name} has {}: make it as large, or first `nbd-ctl resize {name}`",
                     hello.description, found.size, expected.size
                 )
             });
@@ -157,6 +162,7 @@ impl Holder {
             return;
         };
         if !peer.stand_in {
+            self.note_surplus(peer);
             self.description = peer.description();
         }
         // First written down, then done: a holder that adopts the device must know of everybody

@@ -100,6 +100,7 @@ impl Holder {
             Request::Fail { kill } => self.order_fail(id, kill),
             Request::Pause { kill } => self.order_pause(id, kill),
             Request::Resume => self.order_resume(id),
+            Request::Resize { size, force } => self.order_resize(id, size, force),
             Request::Trace { from } => {
                 let trace = Response::Trace(Box::new(self.trace(&from)));
                 self.answer(id, &trace);

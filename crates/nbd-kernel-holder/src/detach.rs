@@ -56,12 +56,12 @@ impl Holder {
         )
     }
 
-    fn is_forced(&self) -> bool {
+    pub(crate) fn is_forced(&self) -> bool {
         self.pending_detach.is_some_and(|(_, force)| force)
     }
 
     fn flush_and_disconnect(&mut self) -> Result<(), Failure> {
-        self.check_unused()?;
+        self.check_unused("", "detach")?;
         self.tell_udev_leaving(true, UDEV);
         let done = self.flush_and_disconnect_unwatched();
         if done.is_err() {
@@ -147,7 +147,8 @@ impl Holder {
         self.errand_status.take()
     }
 
-    fn check_unused(&mut self) -> Result<(), Failure> {
+    /// Fails if somebody uses the device; `loss` is what that means for them, if it needs saying.
+    pub(crate) fn check_unused(&mut self, loss: &str, command: &str) -> Result<(), Failure> {
         let ours: Vec<i32> = [
             Some(nix::unistd::getpid().as_raw()),
             self.sitter.as_ref().map(|sitter| sitter.process.pid.as_raw()),
@@ -166,8 +167,9 @@ impl Holder {
             return Ok(());
         }
         let name = device.name();
+        let loss = if loss.is_empty() { String::new() } else { format!(" and {loss}") };
         let text = format!(
-            "{name} is {}: end that first, or use `nbd-ctl detach --force {name}`",
+            "{name} is {}{loss}: end that first, or use `nbd-ctl {command} --force {name}`",
             users.join(" and ")
         );
         Err(Failure::new(FailureKind::Busy, text))

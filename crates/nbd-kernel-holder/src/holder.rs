@@ -26,6 +26,7 @@ use crate::kernel::sitter::{self, Sitter};
 use crate::peers::Peer;
 use crate::poison::Poisoned;
 use crate::program;
+use crate::resize::{Growing, Resize};
 use crate::signals::Signals;
 use crate::status::{FirstSeen, Loss, monotonic};
 use crate::supervisor::{Action, Event, PeerId, Refusal, Supervisor};
@@ -81,6 +82,8 @@ pub(crate) struct Holder {
     pub(crate) clients: BTreeMap<u64, crate::control::Client>,
     pub(crate) pending_detach: Option<(u64, bool)>,
     pub(crate) replacing: Option<Vec<String>>,
+    pub(crate) pending_resize: Option<Resize>,
+    pub(crate) growing: Option<Growing>,
     pub(crate) io_timeout: Option<u64>,
     pub(crate) attached: bool,
     pub(crate) interrupted: bool,
@@ -148,6 +151,8 @@ impl Holder {
             clients: BTreeMap::new(),
             pending_detach: None,
             replacing: None,
+            pending_resize: None,
+            growing: None,
             io_timeout: None,
             attached: false,
             interrupted: false,
@@ -290,8 +295,13 @@ impl Holder {
         // Another program has to show that it fits; the present one's storage may have grown.
         let attached = self.export.filter(|_| program == self.settings.program);
         let survive = self.settings.survive_shutdown;
-        let started = program::start(program, user, attached, survive, &log)?;
-        let id = self.next_id();
+        let growing = self.growing.as_mut().filter(|growing| growing.peer.is_none());
+        let started = program::start(program, user, attached, growing.is_some(), survive, &log)?;
+        self.next_id += 1;
+        let id = self.next_id;
+        if let Some(growing) = growing {
+            growing.peer = Some(id);
+        }
         let mut peer = Peer::new(Some(started.channel), Some(started.process));
         peer.stamp = stamp;
         peer.program = program.to_vec();
@@ -301,7 +311,8 @@ impl Holder {
 
     /// Starts a spare when one is wanted, a little later than that.
     pub(crate) fn tend_spare(&mut self) {
-        if !self.supervisor.wants_spare() {
+        // One that is started while the size changes would have the old one.
+        if !self.supervisor.wants_spare() || self.pending_resize.is_some() {
             self.spare_due = None;
             return;
         }

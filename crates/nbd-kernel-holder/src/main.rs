@@ -20,6 +20,7 @@ mod pick;
 mod poison;
 mod program;
 mod pump;
+mod resize;
 mod service;
 mod signals;
 mod stand_in;
@@ -195,6 +196,7 @@ fn serve(mut holder: Holder) -> ExitCode {
         {
             return end;
         }
+        holder.settle_resize();
         if std::mem::take(&mut holder.interrupted) {
             return stop(&mut holder);
         }

@@ -16,6 +16,8 @@ impl Holder {
             Some(format!("{name} is not attached yet"))
         } else if self.failing.is_some() {
             Some(format!("{name}: what is in flight is just being answered with EIO"))
+        } else if self.pending_resize.is_some() {
+            Some(format!("{name} is just being resized"))
         } else {
             None
         }

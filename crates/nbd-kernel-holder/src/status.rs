@@ -74,6 +74,7 @@ impl Holder {
             (Some((_, false)), ..) => "detaching it: it writes back first",
             (None, Some(_), _) => "answering what is in flight with EIO",
             (None, None, Some(_)) => "replacing its backend",
+            (None, None, None) if self.pending_resize.is_some() => "resizing it",
             (None, None, None) => return None,
         };
         Some(words.into())

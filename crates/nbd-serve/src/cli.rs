@@ -253,9 +253,15 @@ fn endpoint(cli: &Cli) -> Result<Endpoint, Error> {
 }
 
 fn serve(link: Link, mut export: Export, cli: &Cli) -> Result<(), Error> {
-    // Only on the holder's word: whoever joins by hand with a larger file is in error.
-    if let Some(attached) = link.attached() {
-        export.agree(&attached);
+    match link.attached() {
+        Some(attached) if link.is_to_grow() => {
+            if let Err(error) = export.grow(&attached) {
+                link.fail(&chain(&error));
+                return Err(error.into());
+            }
+        }
+        Some(attached) => export.agree(&attached),
+        None => {}
     }
     let description = export.description().to_owned();
     let mut session = link.hello(&description, &export.geometry(), cli.takeover)?;
