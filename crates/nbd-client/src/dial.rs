@@ -160,7 +160,7 @@ impl Dialer {
             return;
         };
         if !matches!(server.stop(self.patience), Ok(Fence::Closed)) {
-            eprintln!("nbd-serve: {}: {}", self.name, Cause::Immortal);
+            tracing::error!("{}: {}", self.name, Cause::Immortal);
         }
     }
 

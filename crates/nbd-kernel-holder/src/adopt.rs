@@ -67,6 +67,14 @@ pub(crate) fn adopt(
     shield_sitter(&holder);
     adopt_backend(&mut holder, &state);
     holder.save_state();
+    tracing::info!(
+        device = %name,
+        event = "adopted",
+        sitter = state.sitter.pid,
+        backend = holder.supervisor.owner().and_then(|id| holder.peers.get(&id)).and_then(Peer::pid),
+        "adopted from holder {}, which is gone",
+        state.holder.pid
+    );
     holder.report = report.take();
     Ok(holder)
 }
@@ -76,7 +84,7 @@ fn shield_sitter(holder: &Holder) {
         return;
     };
     if let Err(errno) = sitter::shield(&sitter.process) {
-        holder.log(&format!("cannot keep debuggers off the sitter: {errno}"));
+        holder.warn(&format!("cannot keep debuggers off the sitter: {errno}"));
     }
 }
 

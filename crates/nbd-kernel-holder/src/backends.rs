@@ -22,6 +22,8 @@ use crate::{lanes, peers};
 /// How long a program that closed its connection may take to end.
 const LAST_BREATH: Duration = Duration::from_millis(200);
 const LONGEST_NAME: usize = 32;
+/// How each line of ours in a log begins.
+const OUR_WORDS: &str = "nbd-kernel-holder: ";
 
 impl Holder {
     /// A peer has sent something, or closed.
@@ -46,7 +48,7 @@ impl Holder {
         match received.message {
             // It has the lanes, so it must not be forgotten, whatever it says.
             FromBackend::Hello(_) if is_owner => {
-                self.log("ignored: the backend introduced itself twice");
+                self.warn("ignored: the backend introduced itself twice");
             }
             FromBackend::Hello(hello) => self.take_hello(id, hello),
             FromBackend::Keep { name } if is_owner => {
@@ -60,7 +62,7 @@ impl Holder {
             FromBackend::Ready { replayed } if is_owner => self.take_ready(id, replayed),
             FromBackend::Poisoned(poison) if is_owner => self.take_poison(&poison),
             FromBackend::Failed { reason, damaged } => {
-                self.log(&format!("the backend failed: {reason}"));
+                self.warn(&format!("the backend failed: {reason}"));
                 if let Some(peer) = self.peers.get_mut(&id) {
                     peer.last_words = Some(reason.clone());
                 }
@@ -82,7 +84,11 @@ impl Holder {
     }
 
     pub(crate) fn refuse(&mut self, id: PeerId, reason: &str) {
-        self.log(&format!("refused a backend: {reason}"));
+        tracing::warn!(
+            device = %self.device.name(),
+            event = "backend-refused",
+            "refused a backend: {reason}"
+        );
         self.last_failure = reason.into();
         if let Some(channel) = self.peers.get(&id).and_then(|peer| peer.channel.as_ref()) {
             let _ = channel.send(&FromHolder::Refusal { reason: reason.into() }, &[]);
@@ -255,7 +261,15 @@ impl Holder {
         self.apply(&Event::Ready { peer: id });
         let pid = self.peers.get(&id).and_then(Peer::pid).unwrap_or(0);
         if self.attached {
-            self.log(&format!("served by process {pid} again; {replayed} requests replayed"));
+            let recovered_ms = self.recovery().and_then(|recovery| recovery.ready_ms);
+            tracing::info!(
+                device = %self.device.name(),
+                event = "recovered",
+                pid,
+                replayed,
+                recovered_ms,
+                "served by process {pid} again; {replayed} requests replayed"
+            );
         }
         let text = format!("{} is served by process {pid}", self.device.name());
         self.answer_waiters(Waits::Backend, &Ok(text));
@@ -282,7 +296,7 @@ impl Holder {
         if self.replacing.is_some() && self.replacing.as_ref() == died {
             self.replacing = None;
             let text = format!("the former program is started again: {}", self.last_failure);
-            self.log(&text);
+            self.warn(&text);
             let failure = Failure::new(FailureKind::Other, text);
             self.answer_waiters(Waits::Backend, &Err(failure));
         }
@@ -310,7 +324,7 @@ impl Holder {
             Some(said) => format!("{reason}; it said: {said}"),
             None => reason,
         };
-        self.log(&self.last_failure);
+        self.warn(&self.last_failure);
         self.drop_peer(id);
         self.apply(&Event::Gone { peer: id });
     }
@@ -319,8 +333,7 @@ impl Holder {
     pub(crate) fn words_of_backends(&self) -> Vec<String> {
         let text = std::fs::read(self.registry.log(self.device.index)).unwrap_or_default();
         let text = String::from_utf8_lossy(&text);
-        let theirs =
-            text.lines().filter(|line| !line.is_empty() && !line.starts_with(crate::OUR_WORDS));
+        let theirs = text.lines().filter(|line| !line.is_empty() && !line.starts_with(OUR_WORDS));
         theirs.map(str::to_owned).collect()
     }
 
@@ -345,8 +358,7 @@ impl Holder {
         let pid = peer.pid().unwrap_or(0);
         let words = peer.last_words.take();
         let cause = ending.to_string();
-        let suspects = if ending.is_crash() { self.suspects() } else { String::new() };
-        self.log(&format!("backend {pid} {cause}{suspects}"));
+        self.log_loss(pid, &ending);
         self.last_failure = words.unwrap_or_else(|| match self.words_of_backends().pop() {
             Some(said) if !self.attached => format!("the backend {cause}; it said: {said}"),
             _ => format!("the backend {cause}"),
@@ -366,9 +378,35 @@ impl Holder {
         self.settle_pause();
     }
 
+    fn log_loss(&mut self, pid: i32, ending: &Ending) {
+        let suspects = if ending.is_crash() { self.suspects() } else { String::new() };
+        let (signal, status) = match *ending {
+            Ending::Killed(signal, _) => (Some(signal.as_str()), None),
+            Ending::Exited(status) => (None, Some(status)),
+            Ending::Unknown => (None, None),
+        };
+        let in_flight = self.in_flight().len();
+        let executing = self.executing().join(", ");
+        let executing = Some(executing.as_str()).filter(|text| !text.is_empty());
+        tracing::warn!(
+            device = %self.device.name(),
+            event = "backend-lost",
+            pid,
+            signal,
+            status,
+            in_flight,
+            executing,
+            "backend {pid} {ending}{suspects}"
+        );
+    }
+
     /// Ends the lanes of a device that no backend can serve: what is in flight gets EIO.
     pub(crate) fn fail_device(&mut self, reason: &str) {
-        self.log(&format!("the device has failed: {reason}; detach it and attach it anew"));
+        tracing::error!(
+            device = %self.device.name(),
+            event = "failed",
+            "the device has failed: {reason}; detach it and attach it anew"
+        );
         self.failed = Some(reason.into());
         for lane in &self.lanes {
             lanes::end(lane.as_fd());

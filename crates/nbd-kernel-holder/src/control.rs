@@ -56,7 +56,7 @@ impl Holder {
                     self.clients.remove(&id);
                 }
                 Err(error) => {
-                    self.log(&format!("a control connection failed: {error}"));
+                    self.warn(&format!("a control connection failed: {error}"));
                     let failure = Failure::new(FailureKind::Other, error.to_string());
                     self.answer(id, &Response::Failed(failure));
                     self.clients.remove(&id);
@@ -126,7 +126,7 @@ impl Holder {
             .map_err(|error| failed(FailureKind::Usage, error.to_string()))?;
         settings::change(&table, &changes).map_err(other)?;
         for text in assignments {
-            self.log(&format!("{text} was set"));
+            tracing::info!(device = %name, event = "set", setting = %text, "{text} was set");
         }
         let current = settings::load(&table).map_err(other)?;
         Ok(current.into_iter().map(|one| (one.name, one.kind.format(one.value))).collect())

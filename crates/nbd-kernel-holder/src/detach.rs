@@ -4,6 +4,7 @@ use std::os::fd::AsFd;
 use std::time::Duration;
 
 use nbd_control::control::{Failure, FailureKind};
+use nbd_control::status::TotalsStatus;
 use nix::fcntl::{Flock, FlockArg};
 
 use crate::holder::Holder;
@@ -33,6 +34,7 @@ impl Holder {
             self.flush_and_disconnect()?;
         }
         let waiting = if force { waiting } else { 0 };
+        let counted = self.totals();
         // The counts are the ledger's, which the teardown lets go of.
         let totals = match &self.failed {
             None => self.summary(),
@@ -40,12 +42,29 @@ impl Holder {
             Some(reason) => format!("it had failed ({reason})"),
         };
         self.teardown();
-        Ok(match waiting {
+        let text = match waiting {
             0 => format!("{name} is detached: {totals}"),
             count => format!(
                 "{name} is detached: {totals}; {count} requests in flight were failed with EIO"
             ),
-        })
+        };
+        let TotalsStatus { reads, writes, flushes, trims, errors, .. } = counted;
+        let TotalsStatus { read_bytes, written_bytes, .. } = counted;
+        tracing::info!(
+            device = %name,
+            event = "detached",
+            reads,
+            writes,
+            flushes,
+            trims,
+            errors,
+            read_bytes,
+            written_bytes,
+            given_up = waiting,
+            restarts = self.supervisor.restarts(),
+            "{text}"
+        );
+        Ok(text)
     }
 
     fn summary(&mut self) -> String {
@@ -193,7 +212,7 @@ impl Holder {
         self.control = None;
         self.join = None;
         if let Err(error) = self.registry.remove(self.device.index) {
-            self.log(&format!("cannot remove its registry entry: {error}"));
+            self.warn(&format!("cannot remove its registry entry: {error}"));
         }
     }
 
@@ -209,7 +228,7 @@ impl Holder {
         }
         self.pump_until(Some(STEP), None, |holder| holder.sitter_gone);
         if !self.sitter_gone {
-            self.log("the driver is slow to let go; clearing its sockets");
+            self.warn("the driver is slow to let go; clearing its sockets");
             let errand = errand::disconnect_now(&self.device, api);
             self.run_errand(errand, STEP);
             self.kill_sitter();
@@ -217,7 +236,7 @@ impl Holder {
         }
         let device = self.device.clone();
         if !self.pump_until(Some(STEP), Some(TICK), |_| device.is_clear()) {
-            self.log("somebody still has the device open; the driver clears it after them");
+            self.warn("somebody still has the device open; the driver clears it after them");
         }
     }
 

@@ -175,7 +175,12 @@ impl Holder {
     }
 
     pub(crate) fn log(&self, text: &str) {
-        eprintln!("{}{}: {text}", crate::OUR_WORDS, self.device.name());
+        tracing::info!(device = %self.device.name(), "{text}");
+    }
+
+    /// Something that somebody should look after.
+    pub(crate) fn warn(&self, text: &str) {
+        tracing::warn!(device = %self.device.name(), "{text}");
     }
 
     /// Tells the operator something that is no reason to stop.
@@ -248,7 +253,11 @@ impl Holder {
                     self.hopeless.get_or_insert(text);
                     return;
                 }
-                self.log(&format!("giving up on the backend: {text}"));
+                tracing::error!(
+                    device = %self.device.name(),
+                    event = "gave-up",
+                    "giving up on the backend: {text}"
+                );
                 let failure = Failure::new(FailureKind::Other, text);
                 self.answer_waiters(Waits::Backend, &Err(failure));
             }
@@ -281,7 +290,7 @@ impl Holder {
             Err(error) => {
                 let name = program.first().cloned().unwrap_or_default();
                 self.last_failure = format!("cannot start {name}: {error}");
-                self.log(&self.last_failure);
+                self.warn(&self.last_failure);
                 self.apply(&Event::StartFailed);
             }
         }
@@ -297,6 +306,8 @@ impl Holder {
         let survive = self.settings.survive_shutdown;
         let growing = self.growing.as_mut().filter(|growing| growing.peer.is_none());
         let started = program::start(program, user, attached, growing.is_some(), survive, &log)?;
+        let pid = started.process.pid.as_raw();
+        tracing::debug!(device = %self.device.name(), pid, ?program, "a backend is started");
         self.next_id += 1;
         let id = self.next_id;
         if let Some(growing) = growing {
@@ -328,7 +339,7 @@ impl Holder {
         match self.launch(&program) {
             Ok(id) => self.supervisor.started_spare(id),
             Err(error) => {
-                self.log(&format!("cannot start a spare backend: {error}"));
+                self.warn(&format!("cannot start a spare backend: {error}"));
                 self.supervisor.lose_spare();
             }
         }
@@ -367,7 +378,7 @@ impl Holder {
         if let Some((&id, _)) = overdue {
             let seconds = patience.as_secs();
             self.last_failure = format!("the backend did not introduce itself within {seconds} s");
-            self.log(&self.last_failure);
+            self.warn(&self.last_failure);
             self.drop_peer(id);
             self.apply(&Event::Gone { peer: id });
         }
@@ -420,7 +431,7 @@ impl Holder {
         };
         let written = self.registry.write_state(&state);
         if let Err(error) = &written {
-            self.log(&format!("cannot write its state, so it could not be adopted: {error}"));
+            self.warn(&format!("cannot write its state, so it could not be adopted: {error}"));
         }
         written.is_ok()
     }

@@ -70,7 +70,12 @@ impl Holder {
         let response = match self.resize(asked) {
             Ok(text) => Response::Done { text },
             Err(failure) => {
-                self.log(&format!("not resized: {}", failure.text));
+                tracing::warn!(
+                    device = %self.device.name(),
+                    event = "not-resized",
+                    "not resized: {}",
+                    failure.text
+                );
                 Response::Failed(failure)
             }
         };
@@ -104,7 +109,13 @@ impl Holder {
         }
         self.settle_udev(UDEV);
         let text = format!("{} has {} now, after {}", self.device.name(), Size(size), Size(now));
-        self.log(&text);
+        tracing::info!(
+            device = %self.device.name(),
+            event = "resized",
+            size,
+            before = now,
+            "{text}"
+        );
         Ok(text)
     }
 

@@ -162,7 +162,7 @@ impl Holder {
         sum
     }
 
-    fn recovery(&self) -> Option<RecoveryStatus> {
+    pub(crate) fn recovery(&self) -> Option<RecoveryStatus> {
         let loss = self.loss.as_ref()?;
         let header = self.inspector.as_ref()?.header();
         let recovered = header.generation.load(Ordering::Acquire) > loss.generation;

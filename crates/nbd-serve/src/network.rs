@@ -161,7 +161,7 @@ pub(crate) fn serve(args: &NetworkArgs, texts: &[OsString]) -> Result<(), Networ
     }
     let listeners = Listeners::new(listeners);
     for address in listeners.addresses() {
-        eprintln!("nbd-serve: serving {} on {address}", served.join(", "));
+        tracing::info!("serving {} on {address}", served.join(", "));
     }
     let server = Server::new(exports, security, limits(args));
     let served = server.serve(listeners, stop.as_fd());

@@ -214,7 +214,7 @@ impl Source for Probe {
 
     fn tell(&self) {
         for note in &self.notes {
-            eprintln!("nbd-serve: {}: {note}", self.spec.path.display());
+            tracing::info!("{}: {note}", self.spec.path.display());
         }
     }
 }

@@ -401,7 +401,7 @@ fn drain_aside(connection: Arc<Connection>) {
     let failing = Arc::clone(&connection);
     let thread = std::thread::Builder::new().name("drain".into()).spawn(move || connection.drain());
     if let Err(error) = thread {
-        eprintln!("nbd-serve: {}: dropped: cannot start a thread: {error}", failing.socket.peer());
+        tracing::error!("{}: dropped: cannot start a thread: {error}", failing.socket.peer());
         failing.socket.shutdown();
         failing.drain();
     }
