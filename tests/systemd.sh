@@ -19,13 +19,13 @@ fail() {
 step() { echo "-- $*"; }
 # Only a hang meets the limit.
 until_true() {
-	local what=$1 end=$((SECONDS + 60))
+	local what=$1 end=$((SECONDS + 300))
 	shift
 	while [[ $SECONDS -lt $end ]]; do
 		"$@" >/dev/null 2>&1 && return
 		sleep 0.1
 	done
-	fail "not within 60 s: $what"
+	fail "not within 300 s: $what"
 }
 
 boot() {

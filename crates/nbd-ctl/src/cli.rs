@@ -236,7 +236,7 @@ on it needs more; make that smaller first. What it is made of is not touched. A 
 wait is not resized at all. The size survives backends and holders, not the detach.
 
 Example:
-  truncate -s 20G disk.img && nbd-ctl resize nbd0 --to-backend && resize2fs /dev/nbd0
+  nbd-ctl resize nbd0 --to-backend   # after truncate -s 20G disk.img; then resize2fs /dev/nbd0
   nbd-ctl resize nbd0 15G
   nbd-ctl resize nbd0 1G --force")]
     Resize(ResizeArguments),

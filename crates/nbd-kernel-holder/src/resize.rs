@@ -175,7 +175,7 @@ impl Holder {
         self.growing = Some(Growing { least, peer: None, offered: None });
         self.due = None;
         self.apply(&Event::Restart);
-        let came = self.pump_until(Some(LOOK), Some(TICK), |holder| {
+        let came = self.pump_until(Some(LOOK), None, |holder| {
             !holder.is_growing()
                 || holder.is_grown()
                 || holder.failed.is_some()
