@@ -16,6 +16,7 @@ use std::io;
 use std::os::fd::AsFd;
 
 use nix::sys::stat::fstat;
+use tracing_journald::{Priority, PriorityMappings};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
@@ -55,7 +56,16 @@ pub fn init(program: &str, filter: Option<Filter>, output: Output) {
         _ => None,
     };
     let journal = journal.map(|layer| {
-        layer.with_field_prefix(Some(FIELDS.into())).with_syslog_identifier(program.into())
+        // As everybody else's information, which is no notice.
+        let priorities = PriorityMappings {
+            info: Priority::Informational,
+            debug: Priority::Debug,
+            ..PriorityMappings::new()
+        };
+        layer
+            .with_field_prefix(Some(FIELDS.into()))
+            .with_syslog_identifier(program.into())
+            .with_priority_mappings(priorities)
     });
     let lines = journal.is_none().then(|| Lines::new(program));
     let registry = tracing_subscriber::registry().with(filter.targets()).with(journal).with(lines);
