@@ -8,29 +8,37 @@
 //! Memory that must survive is a memfd deposited with the holder: [`Session::keep`].
 //!
 //! A started backend finds its holder through the environment. One that is run by hand, under a
-//! debugger perhaps, names the device: `NBD_JOIN=nbd0 gdb --args ./my-backend`.
+//! debugger perhaps, names the device: `NBD_JOIN=nbd0 gdb --args ./my-backend`. Or a recording of
+//! `nbd-ctl record`, and gets the same requests again without any device:
+//! `NBD_REPLAY=crash.nbdrec gdb --args ./my-backend`.
 //!
 //! What goes wrong is told as events of `tracing`. [`run`] prints them; a program that does without it
 //! has to make itself a subscriber, or hears nothing.
 
 mod backend;
+mod clock;
 mod durability;
 mod engine;
 mod inheritance;
 mod join;
 mod lane;
+mod lull;
+mod recorder;
+mod replay;
 mod system;
 mod task;
 mod workers;
 
 pub use backend::{Backend, Capabilities, Extent, Geometry, ZeroOptions};
+pub use clock::now;
 pub use durability::{Durability, ProcessDurability, remember};
 pub use engine::{Outcome, ServeError};
 pub use join::{ENVIRONMENT, Endpoint, JOIN_VARIABLE, JoinError, Link, Session};
 pub use lane::AbortOnPanic;
+pub use lull::Lull;
 pub use nbd_control::backend::ExportInfo;
 pub use nbd_proto::Command;
-pub use task::{Completion, Task, inline};
+pub use task::{Completion, Task, inline, patiently};
 pub use workers::Workers;
 
 use std::process::ExitCode;

@@ -53,6 +53,14 @@ pub enum Request {
         /// Make it smaller although it is in use, or something on it needs the space.
         force: bool,
     },
+    /// Have backends write their requests to the file that comes along, from their next life on,
+    /// which begins at once if it can.
+    Record {
+        /// Its absolute path.
+        path: String,
+    },
+    /// Let them write to it no more.
+    EndRecording,
 }
 
 /// A holder's answer. A request gets exactly one, but `Notice` may come before it.

@@ -1,4 +1,5 @@
-//! What the project's processes say to each other, and where they find each other.
+//! What the project's processes say to each other and to those who run them, and where they find
+//! each other.
 //!
 //! | module | idea |
 //! |---|---|
@@ -12,6 +13,7 @@
 //! | [`registry`] | the runtime directory |
 //! | [`size`] | sizes as people write them |
 //! | [`settings`] | what can be changed of a backend while it runs |
+//! | [`service`] | what a service manager wants to hear |
 //! | [`process`] | naming a process so that a reused pid is not mistaken for it |
 
 pub mod backend;
@@ -20,6 +22,7 @@ pub mod control;
 pub mod policy;
 pub mod process;
 pub mod registry;
+pub mod service;
 pub mod settings;
 pub mod size;
 pub mod status;

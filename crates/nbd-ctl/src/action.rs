@@ -7,13 +7,17 @@ use clap::ValueEnum;
 
 use nbd_control::control::Request;
 
-use crate::cli::{AttachArguments, Command, DetachArguments, Limit, TraceArguments, Until};
+use crate::cli::{
+    AttachArguments, Command, DetachArguments, Limit, RecordArguments, TraceArguments, Until,
+};
 use crate::config::{Config, default_file, is_name};
 use crate::debug::Debug;
 use crate::device::Device;
 use crate::error::Error;
 use crate::metrics::{Address, address};
 use crate::program;
+use crate::record::Record;
+use crate::replay::Replay;
 use crate::why::Target;
 
 /// Something to do.
@@ -59,6 +63,11 @@ pub(crate) enum Action {
         limit: Option<Duration>,
     },
     Debug(Debug),
+    Record(Record),
+    StopRecording {
+        device: Device,
+    },
+    Replay(Replay),
     /// What the holder does by itself.
     Order {
         device: Device,
@@ -132,6 +141,26 @@ impl Action {
             }) => Self::Detach(Detach { device: optional(device)?, force, limit: timeout }),
             Command::Status { device, json } => Self::Status { device: optional(device)?, json },
             Command::Trace(wanted) => Self::Trace { device: wanted.device.parse()?, wanted },
+            Command::Record(RecordArguments { stop: true, device, .. }) => {
+                Self::StopRecording { device: device.parse()? }
+            }
+            Command::Record(RecordArguments { device, file, limit, time, background, .. }) => {
+                Self::Record(Record {
+                    device: device.parse()?,
+                    file: file.unwrap_or_default(),
+                    limit,
+                    time,
+                    background,
+                })
+            }
+            Command::Replay(wanted) => Self::Replay(Replay {
+                file: wanted.file,
+                program: backend(wanted.spec, wanted.program)?,
+                one_by_one: wanted.one_by_one,
+                minimise: wanted.minimise,
+                before: wanted.before,
+                limit: wanted.limit.timeout,
+            }),
             Command::Why { target, json } => {
                 Self::Why { target: target.as_deref().map(str::parse).transpose()?, json }
             }

@@ -154,6 +154,50 @@ Example:
   nbd-ctl trace nbd0 --follow --kind write --slower-than 50
   nbd-ctl trace nbd0 --range 1048576+4096 --json | jq .took_ms")]
     Trace(TraceArguments),
+    /// Write down the requests of a device with their data, to replay them after a crash
+    #[command(
+        override_usage = "\
+nbd-ctl record [OPTIONS] DEVICE FILE
+       nbd-ctl record --stop DEVICE",
+        after_help = "\
+Starts the backend anew, as a recording begins with a backend's life; one that joined by hand is to
+be ended and run again by yourself. A request is in FILE before it is executed, so whatever crashes
+the backend is there. When backends die, the recording goes on with the next one. It ends when the
+limit is reached or FILE cannot be written to; the device goes on. To replay it you need the storage
+as it was before: copy it while the device is paused.
+
+Example:
+  nbd-ctl pause nbd0 && cp disk.img before.img; nbd-ctl resume nbd0
+  nbd-ctl record nbd0 crash.nbdrec
+  nbd-ctl record nbd0 crash.nbdrec --limit 10G --background
+  nbd-ctl record --stop nbd0"
+    )]
+    Record(RecordArguments),
+    /// Send the requests of a recording to a backend, without a device
+    #[command(
+        override_usage = "\
+nbd-ctl replay FILE
+       nbd-ctl replay [OPTIONS] FILE SPEC
+       nbd-ctl replay [OPTIONS] FILE -- PROGRAM [ARGUMENTS]...",
+        after_help = "\
+Starts any backend as a holder does and plays the kernel for it; needs neither root nor the driver.
+Requests that overlapped may overlap again, all others keep their order. Without SPEC or PROGRAM it
+tells what is in FILE. The storage is changed by it: give it a copy, or cow:.
+
+Exit status:
+  0  replayed to the end, with the recorded results; with --minimise: OUT is written
+  1  failed; with --minimise also: the backend does not crash
+  7  the backend ended before it was told to
+  8  replayed to the end, and results differ from the recorded ones
+
+Example:
+  nbd-ctl replay crash.nbdrec
+  nbd-ctl replay crash.nbdrec cow:before.img+diff.cow
+  nbd-ctl replay crash.nbdrec -- gdb -ex run --args ./my-backend copy.img
+  nbd-ctl replay crash.nbdrec --minimise small.nbdrec --before 'cp before.img copy.img' -- \\
+      ./my-backend copy.img"
+    )]
+    Replay(ReplayArguments),
     /// List the attached devices
     #[command(after_help = "\
 The member \"entry\" of a JSON object is attached, orphaned (its holder is gone: nbd-ctl adopt),
@@ -450,6 +494,51 @@ pub(crate) struct TraceArguments {
     pub(crate) json: bool,
 }
 
+#[derive(Debug, Args)]
+pub(crate) struct RecordArguments {
+    /// nbd0, /dev/nbd0 or 0.
+    pub(crate) device: String,
+    /// The recording, a new file that only its owner may read.
+    #[arg(required_unless_present = "stop", conflicts_with = "stop")]
+    pub(crate) file: Option<PathBuf>,
+    /// End the recording that is under way, and tell what is in it.
+    #[arg(long, conflicts_with_all = ["limit", "time", "background"])]
+    pub(crate) stop: bool,
+    /// End it when FILE would become larger: bytes, or with K, M, G or T.
+    #[arg(long, value_name = "SIZE", value_parser = size, default_value = "1G")]
+    pub(crate) limit: u64,
+    /// End it after so many seconds.
+    #[arg(long = "for", value_name = "SECONDS", value_parser = seconds, conflicts_with = "background")]
+    pub(crate) time: Option<Duration>,
+    /// Return while it goes on.
+    #[arg(long)]
+    pub(crate) background: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ReplayArguments {
+    /// The recording.
+    pub(crate) file: PathBuf,
+    /// What nbd-serve shall serve, like file:copy.img.
+    #[arg(conflicts_with = "program")]
+    pub(crate) spec: Option<String>,
+    /// Your own backend and its arguments.
+    #[arg(last = true)]
+    pub(crate) program: Vec<String>,
+    /// Send each request only when the one before it is answered.
+    #[arg(long)]
+    pub(crate) one_by_one: bool,
+    /// Find the fewest requests with which the backend still ends in the same way, and write them
+    /// to this new file.
+    #[arg(long, value_name = "OUT")]
+    pub(crate) minimise: Option<PathBuf>,
+    /// Run this by sh before each attempt, to bring the storage into its former state.
+    #[arg(long, value_name = "COMMAND")]
+    pub(crate) before: Option<String>,
+    #[command(flatten)]
+    pub(crate) limit: Limit,
+}
+
 /// A command, by the name that traces and statuses give it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Kind {
@@ -526,6 +615,19 @@ fn one_of<const N: usize>(name: &'static str, arguments: [&'static str; N]) -> A
     ArgGroup::new(name).required(true).args(arguments)
 }
 
+fn size(text: &str) -> Result<u64, String> {
+    let (number, shift) = match text.char_indices().last() {
+        Some((at, 'K' | 'k')) => (&text[..at], 10),
+        Some((at, 'M' | 'm')) => (&text[..at], 20),
+        Some((at, 'G' | 'g')) => (&text[..at], 30),
+        Some((at, 'T' | 't')) => (&text[..at], 40),
+        _ => (text, 0),
+    };
+    let number: Option<u64> = number.parse().ok();
+    let size = number.and_then(|number| number.checked_mul(1 << shift));
+    size.filter(|size| *size > 0).ok_or_else(|| "use a number of bytes, like 512M or 10G".into())
+}
+
 fn seconds(text: &str) -> Result<Duration, String> {
     let number: f64 = text.parse().map_err(|_| "not a number of seconds")?;
     if !(number > 0.0 && number <= 1e8) {
@@ -571,6 +673,14 @@ mod tests {
         assert_eq!("7+512".parse(), Ok(Range { offset: 7, length: 512 }));
         for wrong in ["", "7", "7+", "+7", "7+0", "-1+1", "1-2", "1+2+3"] {
             assert!(wrong.parse::<Range>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn sizes_have_units() {
+        assert_eq!((size("1"), size("10k"), size("2T")), (Ok(1), Ok(10 << 10), Ok(2 << 40)));
+        for wrong in ["", "0", "G", "-1", "1.5G", "18446744073709551615K", "1GB", "1\u{b5}"] {
+            assert!(size(wrong).is_err(), "{wrong}");
         }
     }
 

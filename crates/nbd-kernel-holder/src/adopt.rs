@@ -16,6 +16,7 @@ use crate::kernel::Device;
 use crate::kernel::sitter::{self, KEEPSAKES, LANES, LEDGER, Sitter};
 use crate::peers::Peer;
 use crate::program;
+use crate::recording::Recording;
 use crate::supervisor::{Event, Kind};
 use crate::system::Process;
 
@@ -65,6 +66,12 @@ pub(crate) fn adopt(
     holder.control = Some(control);
     holder.join = Some(join);
     shield_sitter(&holder);
+    if let Some(path) = &state.recording {
+        match Recording::reopen(path) {
+            Ok(recording) => holder.recording = Some(recording),
+            Err(error) => holder.log(&format!("no longer recorded: {path} {error}")),
+        }
+    }
     adopt_backend(&mut holder, &state);
     holder.save_state();
     tracing::info!(

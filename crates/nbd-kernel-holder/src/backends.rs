@@ -10,6 +10,7 @@ use nbd_control::channel::Received;
 use nbd_control::control::{Failure, FailureKind};
 use nbd_ledger::{Inspector, Ledger, layout};
 use nbd_proto::TransmissionFlags;
+use nbd_record::KEEPSAKE;
 
 use crate::control::Waits;
 use crate::holder::Holder;
@@ -185,20 +186,26 @@ impl Holder {
     }
 
     fn send_grant(&self, id: PeerId) -> Option<Result<(), ChannelError>> {
+        let peer = self.peers.get(&id)?;
+        let keepsakes = self.keepsakes.iter().map(|(name, fd)| (&**name, fd));
+        // A stand-in executes nothing, so there is nothing to execute again.
+        let recording = self.recording.as_ref().filter(|_| !peer.stand_in);
+        let recording = recording.map(|recording| (KEEPSAKE, &recording.file));
+        let (names, kept): (Vec<_>, Vec<_>) = keepsakes.chain(recording).unzip();
         let grant = FromHolder::Grant(Grant {
             device: self.device.name(),
             lanes: self.layout.lanes,
             ring: self.layout.ring,
             transmit: self.layout.transmit,
             max_payload: self.layout.max_payload,
-            keepsakes: self.keepsakes.iter().map(|(name, _)| name.clone()).collect(),
+            keepsakes: names.into_iter().map(Into::into).collect(),
             crashed: self.loss.as_ref().is_some_and(|loss| loss.crashed),
             poison_limit: self.settings.poison_limit,
         });
         let mut descriptors = vec![self.ledger.as_ref()?.as_fd()];
         descriptors.extend(self.lanes.iter().map(AsFd::as_fd));
-        descriptors.extend(self.keepsakes.iter().map(|(_, fd)| fd.as_fd()));
-        let channel = self.peers.get(&id)?.channel.as_ref()?;
+        descriptors.extend(kept.into_iter().map(AsFd::as_fd));
+        let channel = peer.channel.as_ref()?;
         Some(channel.send(&grant, &descriptors))
     }
 
@@ -236,6 +243,9 @@ impl Holder {
         let fd = fd.ok_or("a keepsake without a descriptor")?;
         if name.is_empty() || name.len() > LONGEST_NAME {
             return Err(format!("a keepsake's name has 1 to {LONGEST_NAME} bytes"));
+        }
+        if name == KEEPSAKE {
+            return Err(format!("{KEEPSAKE} is what a recording of the operator's is called"));
         }
         if self.sitter.is_some() {
             return Err("keepsakes are taken only before the device is attached".into());

@@ -3,6 +3,7 @@
 use std::fs::File;
 
 use nbd_control::Channel;
+use nbd_control::channel::Received;
 use nbd_control::control::{Failure, FailureKind, Request, Response};
 use nbd_control::settings;
 
@@ -51,7 +52,7 @@ impl Holder {
             };
             match client.channel.try_receive::<Request>() {
                 Ok(None) => return,
-                Ok(Some(received)) => self.serve_client(id, received.message),
+                Ok(Some(received)) => self.serve_client(id, received),
                 Err(nbd_control::ChannelError::Closed) => {
                     self.clients.remove(&id);
                 }
@@ -65,8 +66,8 @@ impl Holder {
         }
     }
 
-    fn serve_client(&mut self, id: u64, request: Request) {
-        match request {
+    fn serve_client(&mut self, id: u64, received: Received<Request>) {
+        match received.message {
             Request::Status => {
                 let status = Response::Status(Box::new(self.status()));
                 self.answer(id, &status);
@@ -101,6 +102,10 @@ impl Holder {
             Request::Pause { kill } => self.order_pause(id, kill),
             Request::Resume => self.order_resume(id),
             Request::Resize { size, force } => self.order_resize(id, size, force),
+            Request::Record { path } => {
+                self.order_recording(id, path, received.descriptors.into_iter().next());
+            }
+            Request::EndRecording => self.end_recording(id),
             Request::Trace { from } => {
                 let trace = Response::Trace(Box::new(self.trace(&from)));
                 self.answer(id, &trace);

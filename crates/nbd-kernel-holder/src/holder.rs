@@ -26,6 +26,7 @@ use crate::kernel::sitter::{self, Sitter};
 use crate::peers::Peer;
 use crate::poison::Poisoned;
 use crate::program;
+use crate::recording::Recording;
 use crate::resize::{Growing, Resize};
 use crate::signals::Signals;
 use crate::status::{FirstSeen, Loss, monotonic};
@@ -69,6 +70,8 @@ pub(crate) struct Holder {
     /// The driver's ends, until it has them.
     pub(crate) kernel_ends: Vec<OwnedFd>,
     pub(crate) keepsakes: Vec<(String, OwnedFd)>,
+    /// What requests are written to, if they are.
+    pub(crate) recording: Option<Recording>,
     pub(crate) export: Option<ExportInfo>,
     pub(crate) description: String,
     pub(crate) supervisor: Supervisor,
@@ -138,6 +141,7 @@ impl Holder {
             lanes: Vec::new(),
             kernel_ends: Vec::new(),
             keepsakes: Vec::new(),
+            recording: None,
             export: None,
             description: String::new(),
             peers: BTreeMap::new(),
@@ -427,6 +431,7 @@ impl Holder {
             restarts: self.supervisor.restarts(),
             on_backend_loss: self.settings.on_backend_loss.to_string(),
             paused: self.supervisor.is_paused(),
+            recording: self.recording.as_ref().map(|recording| recording.path.clone()),
             stand_in: owner.is_some_and(|peer| peer.stand_in),
         };
         let written = self.registry.write_state(&state);

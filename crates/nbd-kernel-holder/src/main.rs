@@ -20,8 +20,8 @@ mod pick;
 mod poison;
 mod program;
 mod pump;
+mod recording;
 mod resize;
-mod service;
 mod signals;
 mod stand_in;
 mod status;
@@ -185,7 +185,7 @@ fn announce(holder: &mut Holder, daemon: bool) {
     let path = holder.device.path().display().to_string();
     if !daemon {
         println!("{path}");
-        service::ready(&path);
+        nbd_control::service::ready(&format!("holds {path}"));
         return;
     }
     holder.report(&Report::Ready { path });
@@ -243,7 +243,7 @@ fn detach_for(holder: &mut Holder, asked: (u64, bool)) -> Option<ExitCode> {
 
 /// Somebody wants this process to end.
 fn stop(holder: &mut Holder) -> ExitCode {
-    service::stopping();
+    nbd_control::service::stopping();
     match holder.detach(false) {
         Ok(_) => ExitCode::SUCCESS,
         Err(failure) => {

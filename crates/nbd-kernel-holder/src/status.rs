@@ -56,6 +56,7 @@ impl Holder {
             lanes: self.lanes.len() as u32,
             on_backend_loss: self.settings.on_backend_loss.to_string(),
             under_way: self.under_way(),
+            recording: self.recording.as_ref().map(|recording| recording.path.clone()),
             holder_pid: nix::unistd::getpid().as_raw(),
             sitter_pid,
             sitter_tracer_pid: process::tracer(sitter_pid),

@@ -38,7 +38,8 @@ SPEC is one of
       tls-certificates=DIRECTORY, tls-hostname=NAME, tls-verify-peer=0
   exec:COMMAND            a server that is started here, and again when it dies: one that talks
                           on stdin and stdout, or listens on $unixsocket if COMMAND has that
-  exec+listen:COMMAND     one that is given a listening socket, as by systemd
+  exec+listen:COMMAND     one that is given a listening socket, as by systemd. Options stand before
+                          the colon: exec,retry=60: or exec+listen,connections=4,retry=60:
   cow:BASE+DIFF           BASE, a path or a SPEC, is only read; changes go to the file DIFF,
                           which is made if there is none
   null:SIZE               zeroes, whatever is written
@@ -76,6 +77,11 @@ By hand it takes over a device that is attached already, here under a debugger:
   nbd-serve --join nbd0 file:disk.img
   gdb --args nbd-serve --join nbd0 --takeover file:disk.img
 
+With --replay it is given the requests of a recording again, without a device; SPEC is changed by it:
+  gdb --args nbd-serve --replay crash.nbdrec file:copy.img
+  nbd-serve --replay crash.nbdrec cow:before.img+diff.cow
+nbd-ctl replay does the same from outside, and finds the fewest requests that cause a crash.
+
 With --listen it serves NBD clients instead, one export or several, until SIGTERM or SIGINT:
   nbd-serve --listen unix:/run/nbd.sock file:disk.img
   nbd-serve --listen tcp:localhost:10809 root=file:root.img scratch=mem:1G
@@ -83,7 +89,8 @@ With --listen it serves NBD clients instead, one export or several, until SIGTER
   nbdinfo nbd+unix:///?socket=/run/nbd.sock
   nbd-client -unix /run/nbd.sock /dev/nbd0
 
-Exit status: 0 the device was detached or the server was asked to stop, 1 failure, 2 wrong usage.";
+Exit status: 0 the device was detached, the server was asked to stop, or all was replayed; 1 failure;
+2 wrong usage.";
 
 /// Serves a file, a block device, memory or another NBD server to the kernel's NBD driver, or to
 /// NBD clients.
@@ -101,12 +108,20 @@ pub struct Cli {
     #[arg(long, conflicts_with = "listen")]
     pub takeover: bool,
 
+    /// Execute the requests of this recording of `nbd-ctl record`, in place of a device's.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["join", "takeover", "listen"])]
+    pub replay: Option<PathBuf>,
+
+    /// Replay each request only when the one before it is answered.
+    #[arg(long, requires = "replay")]
+    pub one_by_one: bool,
+
     /// Where relative paths in SPEC begin [default: the working directory].
     #[arg(long, value_name = "DIR")]
     pub directory: Option<PathBuf>,
 
     /// Print size and properties of the device that SPEC would make, as JSON, and exit.
-    #[arg(long, conflicts_with_all = ["join", "takeover", "listen"])]
+    #[arg(long, conflicts_with_all = ["join", "takeover", "listen", "replay"])]
     pub print_geometry: bool,
 
     /// Log this and what is more important: error, warn, info, debug, trace, off; also by crate, like
@@ -263,9 +278,10 @@ fn parse_only(specs: &[OsString]) -> Result<Spec, Error> {
 }
 
 fn endpoint(cli: &Cli) -> Result<Endpoint, Error> {
-    let endpoint = match &cli.join {
-        Some(device) => Endpoint::of_device(&Registry::new(None), device),
-        None => Endpoint::from_environment(),
+    let endpoint = match (&cli.replay, &cli.join) {
+        (Some(path), _) => Ok(Endpoint::Replay { path: path.clone(), one_by_one: cli.one_by_one }),
+        (None, Some(device)) => Endpoint::of_device(&Registry::new(None), device),
+        (None, None) => Endpoint::from_environment(),
     };
     endpoint.map_err(|error| match error {
         JoinError::NoEndpoint => {

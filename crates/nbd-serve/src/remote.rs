@@ -77,7 +77,7 @@ impl Source for RemoteExport {
     /// A connection of its own, that is closed again, tells the size. One that is in use may go on
     /// telling the old one.
     fn grow(&mut self, _size: u64) -> Result<(), ExportError> {
-        if matches!(self.target, Target::Exec(_) | Target::ExecListen(_)) {
+        if matches!(self.target, Target::Program(_)) {
             // A second program would find its storage in use.
             return Ok(());
         }

@@ -6,9 +6,10 @@ use std::net::Shutdown;
 use nbd_proto::CommandType as Type;
 use nbd_proto::handshake::ReplyStyle;
 use nbd_proto::{CommandFlags, NbdError, TransmissionFlags};
+use nbd_server::Limits;
 use nbd_server::testing::{Answer, Outcome};
 
-use crate::world::{SIZE, SLOW, STYLES, World};
+use crate::world::{Disk, SIZE, SLOW, STYLES, World};
 
 fn pattern(length: usize) -> Vec<u8> {
     (0..length).map(|at| (at / 512) as u8 ^ at as u8 | 1).collect()
@@ -44,6 +45,16 @@ fn each_command_in_each_style() {
         client.ask(Type::DISC, 0, 0, 0);
         client.expect_end();
     }
+}
+
+#[test]
+fn a_spinning_disk_is_told_to_clients() {
+    let is_told = |world: World| {
+        let client = world.client(ReplyStyle::Simple);
+        client.established.flags.contains(TransmissionFlags::ROTATIONAL)
+    };
+    assert!(is_told(World::with(Disk::spinning(), Limits::default())));
+    assert!(!is_told(World::new()));
 }
 
 #[test]
@@ -216,4 +227,24 @@ fn clients_see_each_others_writes() {
             }
         }
     }
+}
+
+#[test]
+fn who_waits_alone_for_long_is_waited_for_until_something_comes_beside() {
+    let world = World::new();
+    let mut client = world.client(ReplyStyle::Simple);
+    let flush = |client: &mut nbd_server::testing::RawClient| {
+        assert_eq!(client.call(Type::FLUSH, 0, 0), Outcome::Done);
+    };
+    (0..12).for_each(|_| flush(&mut client));
+    let by_workers = world.disk.flushed_by_workers();
+    assert_eq!(by_workers, [[true; 4], [true; 4], [false; 4]].concat());
+    client.ask(Type::READ, 1, SLOW, 512);
+    world.disk.wait_for_slow_read();
+    client.ask(Type::READ, 2, 0, 64);
+    world.disk.open();
+    assert_eq!(client.answer(512).cookie, 1);
+    assert_eq!(client.answer(64).cookie, 2);
+    flush(&mut client);
+    assert_eq!(world.disk.flushed_by_workers(), [true]);
 }

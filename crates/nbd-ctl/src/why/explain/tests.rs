@@ -17,6 +17,7 @@ fn status(state: BackendState) -> Status {
         lanes: 1,
         on_backend_loss: "hold".into(),
         under_way: None,
+        recording: None,
         holder_pid: 10,
         sitter_pid: 11,
         sitter_tracer_pid: None,
