@@ -615,19 +615,6 @@ fn one_of<const N: usize>(name: &'static str, arguments: [&'static str; N]) -> A
     ArgGroup::new(name).required(true).args(arguments)
 }
 
-fn size(text: &str) -> Result<u64, String> {
-    let (number, shift) = match text.char_indices().last() {
-        Some((at, 'K' | 'k')) => (&text[..at], 10),
-        Some((at, 'M' | 'm')) => (&text[..at], 20),
-        Some((at, 'G' | 'g')) => (&text[..at], 30),
-        Some((at, 'T' | 't')) => (&text[..at], 40),
-        _ => (text, 0),
-    };
-    let number: Option<u64> = number.parse().ok();
-    let size = number.and_then(|number| number.checked_mul(1 << shift));
-    size.filter(|size| *size > 0).ok_or_else(|| "use a number of bytes, like 512M or 10G".into())
-}
-
 fn seconds(text: &str) -> Result<Duration, String> {
     let number: f64 = text.parse().map_err(|_| "not a number of seconds")?;
     if !(number > 0.0 && number <= 1e8) {
