@@ -166,7 +166,10 @@ mod tests {
             ```sh no-run=needs-a-printer\nlpr\n```\n```text\n$ no\n```\n";
         let blocks = blocks(text);
         assert_eq!(blocks.len(), 4);
-        assert_eq!((blocks[0].line, blocks[0].steps()[0].command.as_str()), (4, "truncate -s 1M a"));
+        assert_eq!(
+            (blocks[0].line, blocks[0].steps()[0].command.as_str()),
+            (4, "truncate -s 1M a")
+        );
         let steps = blocks[1].steps();
         assert_eq!((steps[0].line, steps[0].command.as_str()), (7, "cat <<end\na…\nend"));
         assert_eq!((&steps[0].expected, steps[1].input.as_str()), (&lines("a"), "run\n"));
@@ -176,7 +179,11 @@ mod tests {
 
     #[test]
     fn a_line_of_sh_may_go_on() {
-        let block = Block { language: "sh".into(), lines: lines("# why\na \\\n  b\n\nc"), ..Block::default() };
+        let block = Block {
+            language: "sh".into(),
+            lines: lines("# why\na \\\n  b\n\nc"),
+            ..Block::default()
+        };
         let commands: Vec<_> = block.steps().into_iter().map(|step| step.command).collect();
         assert_eq!(commands, ["a \\\n  b", "c"]);
     }

@@ -13,6 +13,8 @@ use crate::temp::TempDir;
 
 /// Only a command that hangs takes so long.
 const PATIENCE: Duration = Duration::from_secs(150);
+/// What python3 is on somebody's own PATH may be a script that is slow to start.
+const SYSTEM: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// One shell for one page, in a directory of its own. When it is dropped, what it has started is
 /// ended, and what it has mounted and attached is taken away.
@@ -44,7 +46,7 @@ impl Session {
         let path = std::env::var("PATH").unwrap_or_default();
         bash.args(["--norc", "--noprofile"])
             .current_dir(files.join("here"))
-            .env("PATH", format!("{}:{path}:/usr/sbin:/sbin", bin_dir().display()))
+            .env("PATH", format!("{}:{SYSTEM}:{path}", bin_dir().display()))
             .env("TERM", "dumb");
         let (shell, stdin) = converse(bash);
         Self { shell, stdin, files, count: 0 }

@@ -9,7 +9,7 @@ use nbd_tests::page::{blocks, pages, root};
 
 /// All that somebody may read.
 fn texts() -> Vec<(String, String)> {
-    let more = ["CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"].map(|name| name.into());
+    let more = ["CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"].map(Into::into);
     let paths = pages().into_iter().chain(more);
     let read = |path: &Path| fs::read_to_string(root().join(path)).expect("a page");
     paths.map(|path| (path.display().to_string(), read(&path))).collect()
@@ -89,11 +89,7 @@ fn every_fence_says_what_is_in_it() {
             let at = format!("{name}:{}", block.line);
             assert!(!block.language.is_empty(), "{at}: a fence without a language");
             if block.has_commands() {
-                assert_eq!(
-                    block.no_run.as_deref().is_some_and(str::is_empty),
-                    false,
-                    "{at}: no-run without a reason"
-                );
+                assert!(block.no_run.as_deref() != Some(""), "{at}: no-run without a reason");
                 continue;
             }
             for line in &block.lines {

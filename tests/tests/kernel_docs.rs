@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
+use std::time::Instant;
 
 use nbd_tests::ctl::require_machine;
 use nbd_tests::page::{blocks, pages, root};
@@ -18,9 +19,12 @@ fn every_command_does_what_the_page_says() {
     let (mut ran, mut not_run, mut wrong) = (0, BTreeMap::<String, usize>::new(), Vec::new());
     for page in pages().iter().filter(|page| only.as_ref().is_none_or(|only| page.ends_with(only)))
     {
-        let before = ran;
+        let (before, began) = (ran, Instant::now());
         wrong.extend(run_page(page, &mut ran, &mut not_run));
-        report(&format!("{}: {} commands", page.display(), ran - before));
+        if ran > before {
+            let took = began.elapsed().as_secs_f64();
+            report(&format!("{}: {} commands in {took:.1} s", page.display(), ran - before));
+        }
     }
     for (reason, count) in not_run {
         report(&format!("{count} commands were not run: {reason}"));
@@ -30,11 +34,7 @@ fn every_command_does_what_the_page_says() {
 }
 
 /// A page's commands up to the first that is wrong, as the others may depend on it.
-fn run_page(
-    page: &Path,
-    ran: &mut usize,
-    not_run: &mut BTreeMap<String, usize>,
-) -> Option<String> {
+fn run_page(page: &Path, ran: &mut usize, not_run: &mut BTreeMap<String, usize>) -> Option<String> {
     let text = fs::read_to_string(root().join(page)).expect("a page");
     let mut session = None;
     for block in blocks(&text).iter().filter(|block| block.has_commands()) {
