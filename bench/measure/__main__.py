@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 
-from . import machine, native, report
+from . import machine, native, report, scaling
 from .contestants import DEVICES
 from .points import POINTS, QUICK
 
@@ -25,12 +25,13 @@ def arguments():
         "rounds, and writes ratios with their spread to docs/performance.md.",
         epilog="examples:\n  scripts/bench --quick\n  scripts/bench --level device --points 'read 4k' --rounds 7\n"
         "  scripts/bench --level server --client fio --only 'mem|limit memory'\n"
-        "  scripts/bench --report target/bench/last.json\n\n"
+        "  scripts/bench --scaling --quick\n  scripts/bench --report target/bench/last.json\n\n"
         "A point is named like 'read 4k 16': 4 KiB reads at random places, 16 in flight. Raw numbers\n"
         "are kept below target/bench. Exit status: 0 done, 1 failed, 2 wrong usage.",
     )
     add = parser.add_argument
     add("--quick", action="store_true", help="a sensible table in about five minutes")
+    add("--scaling", action="store_true", help="how cost grows: requests in flight, connections, lanes, devices, sizes")
     add("--level", action="append", choices=["device", "server"], help="only this level (default both)")
     add("--points", metavar="REGEX", help="only points whose names match")
     add("--only", metavar="REGEX", help="only contestants whose names match, among them those on request")
@@ -71,8 +72,10 @@ def devices(plan, native_driver):
         if native_driver:
             done = subprocess.run(command, env={**os.environ, **variables})
         else:
-            expected = plan["rounds"] * len(plan["points"]) * len(plan["contestants"]) * (plan["seconds"] + 3)
-            machine_command = [os.path.join(ROOT, "scripts", "vm"), "-m", "4G", "-t", str(int(expected * 3 + 600))]
+            steps = 20 if plan["scaling"] else len(plan["points"])
+            expected = plan["rounds"] * steps * len(plan["contestants"]) * (plan["seconds"] + 3)
+            machine_command = [os.path.join(ROOT, "scripts", "vm"), "-m", "4G", "-t", str(int(expected * 3 + 600)),
+                               "--nbds-max", str(scaling.MOST_DEVICES)]
             machine_command += ["--share", shared]
             for name, value in variables.items():
                 machine_command += ["-e", f"{name}={value}"]
@@ -84,6 +87,8 @@ def devices(plan, native_driver):
 
 
 def measure(options, parser):
+    if options.scaling and options.points:
+        parser.error("--points has no meaning with --scaling, which has points of its own")
     levels = options.level or ["device", "server"]
     names = [point.name for point in POINTS]
     names = matching(names, options.points, parser) if options.points else names
@@ -103,11 +108,12 @@ def measure(options, parser):
         "transports": options.transport or (["unix"] if options.quick else ["unix", "tcp"]),
         "client": options.client,
         "lanes": options.lanes,
+        "scaling": options.scaling,
         "servers": [c.name for c in native.SERVERS if re.search(only, c.name)] if options.only else [],
     }
     records = []
     if "server" in levels:
-        records += native.measure(plan, points)
+        records += scaling.servers(plan) if options.scaling else native.measure(plan, points)
     if "device" in levels:
         contestants = [c.name for c in DEVICES if re.search(only, c.name)]
         there = {**plan, "points": [p.name for p in points if p.storage == "ram"], "contestants": contestants}

@@ -68,6 +68,13 @@ class Device:
     def _by_netlink(self, lanes):
         self._ours("netlink", lanes)
 
+    def roots(self):
+        """Those that all of its processes descend from."""
+        if self.contestant.role != "ours":
+            return [self.pid]
+        ctl = self.place.program("nbd-ctl")
+        return [json.loads(run(ctl, "status", self.path, "--json"))["holder_pid"]]
+
     def stop(self):
         if self.contestant.role == "ours":
             run(self.place.program("nbd-ctl"), "detach", "--force", self.path)
@@ -81,18 +88,24 @@ class Device:
 FIO = {"fsync": ["--rw=randwrite", "--fsync=1"], "trim": ["--rw=randtrim"]}
 
 
-def measure(device, point, seconds):
-    """One point on one device: what fio says, and what the server's processes used for it."""
-    usage = Usage(device.pid)
+def fio(paths, point, seconds):
+    """One point on one device or several, each with its own jobs."""
     pattern = FIO.get(point.pattern, [f"--rw={point.pattern}", "--rwmixread=70"])
     said = run(
-        "fio", "--name=point", f"--filename={device.path}", "--direct=1", "--ioengine=libaio",
+        "fio", "--direct=1", "--ioengine=libaio",
         *pattern, f"--bs={point.block}", f"--iodepth={point.depth}", f"--numjobs={point.jobs}",
         "--time_based", f"--runtime={round(seconds * 1000)}ms", "--group_reporting", "--randrepeat=1",
         "--norandommap", "--output-format=json", "--lat_percentiles=1", "--clat_percentiles=0",
+        *(word for path in paths for word in (f"--name={os.path.basename(path)}", f"--filename={path}")),
     )
-    used = usage.until_now()
-    return result(json.loads(said[said.index("{"):])["jobs"][0], used)
+    return json.loads(said[said.index("{"):])["jobs"][0]
+
+
+def measure(device, point, seconds):
+    """What fio says, and what the server's processes used for it."""
+    usage = Usage(device.pid)
+    job = fio([device.path], point, seconds)
+    return result(job, usage.until_now())
 
 
 def result(job, used):
@@ -113,3 +126,17 @@ def result(job, used):
         "p999_us": percentiles.get("99.900000", 0) / 1000,
         **used,
     }
+
+
+def warm(path):
+    """Reads all of it once: the first touch of a page is slow in user-mode Linux."""
+    run("dd", f"if={path}", "of=/dev/null", "bs=1M", "iflag=direct", "status=none")
+
+
+def fill(path, size):
+    """Data everywhere, so that nobody is measured reading holes."""
+    block = os.urandom(1 << 20)
+    with open(path, "r+b" if os.path.exists(path) else "w+b", buffering=0) as file:
+        for _ in range(size >> 20):
+            file.write(block)
+        os.fsync(file.fileno())

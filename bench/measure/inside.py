@@ -5,8 +5,9 @@ import os
 import sys
 import tempfile
 
+from . import scaling
 from .contestants import DEVICES, Place
-from .device import Device, measure, run
+from .device import Device, fill, measure, warm
 from .points import POINTS
 from .rounds import interleaved
 
@@ -17,6 +18,8 @@ def main(plan_path, result_path):
     os.makedirs("/run/lock", exist_ok=True)
     by_name = {contestant.name: contestant for contestant in DEVICES}
     points = [point for point in POINTS if point.name in plan["points"]]
+    if plan["scaling"]:
+        return write(result_path, scaling.devices(plan))
     base = tempfile.mkdtemp(dir="/dev/shm")
     size = plan["size"]
     devices = {}
@@ -37,25 +40,15 @@ def main(plan_path, result_path):
             return measure(devices[name], point, plan["seconds"])
 
         records = interleaved(points, list(devices), plan["rounds"], one, "device")
-        with open(result_path, "w") as file:
-            json.dump(records, file)
+        write(result_path, records)
     finally:
         for device in devices.values():
             device.stop()
 
 
-def warm(path):
-    """Reads all of it once: the first touch of a page is slow in user-mode Linux."""
-    run("dd", f"if={path}", "of=/dev/null", "bs=1M", "iflag=direct", "status=none")
-
-
-def fill(path, size):
-    """Data everywhere, so that nobody is measured reading holes."""
-    block = os.urandom(1 << 20)
-    with open(path, "r+b" if os.path.exists(path) else "w+b", buffering=0) as file:
-        for _ in range(size >> 20):
-            file.write(block)
-        os.fsync(file.fileno())
+def write(path, records):
+    with open(path, "w") as file:
+        json.dump(records, file)
 
 
 if __name__ == "__main__":

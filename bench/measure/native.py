@@ -8,8 +8,7 @@ import time
 from contextlib import ExitStack
 
 from .contestants import ON_REQUEST, SERVERS, Place, Server, free_port
-from .device import FIO, result, run
-from .inside import fill
+from .device import FIO, fill, result, run
 from .processes import Usage
 from .rounds import interleaved
 

@@ -41,6 +41,26 @@ def ratios(numbers, level, folder, roles):
     return _save(pyplot, figure, folder, level)
 
 
+def growth(numbers, level, folder):
+    """Requests a second, processor time and memory along an axis."""
+    pyplot = _pyplot()
+    if pyplot is None or not numbers.points:
+        return None
+    kinds = (("kIOPS", lambda p, n: numbers.of(p, n, "iops"), 1e-3),
+             ("CPU µs/request", lambda p, n: numbers.each(p, n, "cpu_s"), 1e6),
+             ("resident MiB", lambda p, n: numbers.of(p, n, "resident_kib"), 1 / 1024))
+    figure, axes = pyplot.subplots(1, len(kinds), figsize=(12, 3.4))
+    for axis, (label, values, scale) in zip(axes, kinds):
+        for name in numbers.names:
+            found = [(place, median(v) * scale) for place, p in enumerate(numbers.points) if (v := values(p, name))]
+            axis.plot(*zip(*found), marker="o", markersize=3, linewidth=1, label=name)
+        axis.set_xticks(range(len(numbers.points)), numbers.points, fontsize=7)
+        axis.set_title(label, fontsize=8)
+        axis.set_yscale("log")
+    axes[0].legend(fontsize=6)
+    return _save(pyplot, figure, folder, level)
+
+
 def _save(pyplot, figure, folder, name):
     os.makedirs(folder, exist_ok=True)
     file = "".join(letter if letter.isalnum() else "-" for letter in name) + ".svg"

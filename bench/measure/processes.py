@@ -57,6 +57,18 @@ def resident_kib(pids):
     return sum(status(pid, "VmRSS") for pid in pids)
 
 
+def pss_kib(pids):
+    """Resident memory; pages that several of them map are shared out among them."""
+    total = 0
+    for pid in pids:
+        try:
+            with open(f"/proc/{pid}/smaps_rollup") as lines:
+                total += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+        except OSError:
+            pass
+    return total
+
+
 def status(path, field):
     try:
         with open(f"/proc/{path}/status") as lines:

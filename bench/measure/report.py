@@ -5,10 +5,10 @@ from statistics import median
 
 from . import plots
 from .contestants import DEVICES, SERVERS
-from .points import POINTS
+from .scaling import IDLE_SECONDS
 
-BEGIN = "<!-- measured: begin, written by scripts/bench -->"
-END = "<!-- measured: end -->"
+BEGIN = "<!-- measured: begin, written by scripts/bench{} -->"
+END = "<!-- measured: end{} -->"
 ROLES = {c.name: (c.role, c.family) for c in (*SERVERS, *DEVICES)}
 
 # What the issue asks of the server level over a unix socket, against the best peer of the point.
@@ -29,8 +29,8 @@ class Numbers:
         self.table = {(r["point"], r["contestant"], r["round"]): r for r in self.good}
         names = {r["contestant"] for r in self.good}
         self.names = [name for name in dict.fromkeys(r["contestant"] for r in records) if name in names]
-        found = {r["point"] for r in self.good}
-        self.points = [point.name for point in POINTS if point.name in found]
+        # Each point comes as often as there are rounds, always in the same order.
+        self.points = list(dict.fromkeys(r["point"] for r in self.good))
         self.rounds = sorted({r["round"] for r in self.good})
 
     def of(self, point, name, field):
@@ -154,12 +154,46 @@ def costs(numbers):
             *table(["ours", "point", "peer", "ratio", ""], rows)]
 
 
-def render(raw, folder):
+def growth(numbers):
+    """How each contestant does at each step of an axis. Ratios say more than numbers."""
+    rows = []
+    fields = (("kIOPS", "iops", 1e-3, 1), ("resident MiB", "resident_kib", 1 / 1024, 1),
+              ("µs of processor time while idle, a second", "idle_cpu_s", 1e6 / IDLE_SECONDS, 0),
+              ("ms to attach, each", "attach_s", 1e3, 0))
+    for name in numbers.names:
+        for label, field, scale, digits in fields:
+            values = [numbers.of(point, name, field) for point in numbers.points]
+            if any(values):
+                rows.append([name, label, *(f"{median(v) * scale:.{digits}f}" if v else "–" for v in values)])
+        each = [numbers.each(point, name, "cpu_s") for point in numbers.points]
+        if any(each):
+            rows.append([name, "CPU µs/request", *(f"{median(v) * 1e6:.1f}" if v else "–" for v in each)])
+    return ["", *table(["who", "", *numbers.points], rows)]
+
+
+def render_scaling(raw, folder):
+    lines = heading(raw)
+    for level in dict.fromkeys(record["level"] for record in raw["records"]):
+        numbers = Numbers([r for r in raw["records"] if r["level"] == level])
+        lines += [f"### {level[0].upper()}{level[1:]} ({len(numbers.rounds)} rounds, medians)"]
+        picture = plots.growth(numbers, level, folder)
+        if picture:
+            lines += ["", f"![{level}]({picture})"]
+        lines += [*growth(numbers), ""]
+    return lines
+
+
+def heading(raw):
     machine = ", ".join(f"{key}: {value}" for key, value in raw["machine"].items())
-    lines = [BEGIN, "", f"Measured {raw['date']} with `{raw['command']}`.", "", f"Machine: {machine}.", ""]
+    lines = ["", f"Measured {raw['date']} with `{raw['command']}`.", "", f"Machine: {machine}.", ""]
     failed = [r for r in raw["records"] if "failed" in r or r.get("errors")]
     if failed:
         lines += [f"{len(failed)} of {len(raw['records'])} measurements failed; the raw numbers say why.", ""]
+    return lines
+
+
+def render(raw, folder):
+    lines = heading(raw)
     for level in dict.fromkeys(record["level"] for record in raw["records"]):
         numbers = Numbers([r for r in raw["records"] if r["level"] == level])
         where = "in the virtual machine, fio" if level == "device" else "on this machine"
@@ -172,20 +206,22 @@ def render(raw, folder):
         lines += costs(numbers)
         lines += absolute(numbers)
         lines += [""]
-    lines += [END]
     return lines
 
 
 def write(raw, path):
     """Replaces the measured part of a file, and leaves what people wrote there."""
+    scaling = raw["plan"].get("scaling", False)
+    begin, end = (marker.format(" --scaling" if scaling else "") for marker in (BEGIN, END))
     try:
         with open(path) as file:
-            before, _, rest = file.read().partition(BEGIN)
-            after = rest.partition(END)[2]
+            before, _, rest = file.read().partition(begin)
+            after = rest.partition(end)[2]
     except FileNotFoundError:
         before, after = "# Performance\n\n", "\n"
     folder = os.path.join(os.path.dirname(os.path.abspath(path)), "performance")
-    text = before + "\n".join(render(raw, folder)) + after
+    lines = (render_scaling if scaling else render)(raw, folder)
+    text = before + "\n".join([begin, *lines, end]) + after
     with open(path + ".new", "w") as file:
         file.write(text)
     os.replace(path + ".new", path)

@@ -59,6 +59,13 @@ pub trait Backend: Send + Sync + 'static {
         false
     }
 
+    /// Whether this command waits for nothing but the storage of this machine, and not long. Then it
+    /// may be executed where it was received while there is nothing else to do. Never for what
+    /// other processes or machines answer: they may be gone.
+    fn is_local(&self, _command: &Command) -> bool {
+        false
+    }
+
     /// What is allocated and what reads as zeroes, from `offset` on: at least one extent, none of
     /// them empty, no more than `length` bytes together; with `one` a single extent. May block.
     fn extents(&self, _offset: u64, length: u64, _one: bool) -> io::Result<Vec<Extent>> {

@@ -11,9 +11,11 @@ use nbd_proto::Export;
 use thiserror::Error;
 
 use crate::backend::Backend;
+use crate::clock::now;
 use crate::inheritance::{Inheritance, Predecessor};
 use crate::lane::{LaneError, LaneState, LaneThread, is_closed};
-use crate::system::{now, stay_in_memory};
+use crate::lull::Lull;
+use crate::system::stay_in_memory;
 use crate::workers::Workers;
 
 /// How serving ended without an error.
@@ -88,7 +90,8 @@ impl Engine {
                 .or_else(ignore_closed)
                 .map_err(|error| failed(index, LaneError::Socket(error)))?;
             let (backend, workers) = (Arc::clone(backend), Arc::clone(&workers));
-            let thread = LaneThread { receiver, state, backend, workers, export };
+            let thread =
+                LaneThread { receiver, state, backend, workers, export, lull: Lull::default() };
             lanes.push((thread, Inheritance::sort(recovery.tickets, predecessor)));
         }
         let header = ledger.header();

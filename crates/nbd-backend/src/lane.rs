@@ -11,8 +11,9 @@ use nbd_proto::{Command, Export, NbdError, Rejection};
 use thiserror::Error;
 
 use crate::backend::Backend;
+use crate::clock::now;
 use crate::durability::Durability;
-use crate::system::now;
+use crate::lull::Lull;
 use crate::task::{self, Completion, Task};
 use crate::workers::Workers;
 
@@ -64,7 +65,7 @@ impl LaneState {
         let mut outbox = lock(&self.outbox);
         let sent = self
             .make_room(&mut outbox.transmitter, ticket.request().length)
-            .map(|()| stage(&mut outbox.transmitter, ticket, answer))
+            .map(|()| stage(&mut outbox.transmitter, ticket, answer, now()))
             .and_then(|()| self.send(&mut outbox.transmitter));
         outbox.outstanding -= 1;
         if outbox.awaited {
@@ -108,20 +109,25 @@ pub(crate) struct LaneThread {
     pub(crate) backend: Arc<dyn Backend>,
     pub(crate) workers: Arc<Workers>,
     pub(crate) export: Export,
+    pub(crate) lull: Lull,
 }
 
 impl LaneThread {
     /// Serves until the kernel disconnects. `tickets` are those that a predecessor left.
     pub(crate) fn run(mut self, mut tickets: Vec<Ticket>) -> Result<(), LaneError> {
         let _abort = AbortOnPanic;
-        self.serve(&mut tickets).map_err(LaneError::Socket)?;
+        self.serve(&mut tickets, now()).map_err(LaneError::Socket)?;
         loop {
-            let rest = self.receiver.take(now(), &mut tickets)?;
+            let time = now();
+            let rest = self.receiver.take(time, &mut tickets)?;
             let served = !tickets.is_empty();
-            self.serve(&mut tickets).map_err(LaneError::Socket)?;
+            self.serve(&mut tickets, time).map_err(LaneError::Socket)?;
             match rest {
                 Rest::Empty => match self.receive()? {
-                    Arrival::Bytes => {}
+                    Arrival::Bytes => {
+                        let state = &self.state;
+                        self.lull.arrived(|| lock(&state.outbox).outstanding == 0);
+                    }
                     Arrival::Closed => return Ok(()),
                 },
                 Rest::Starved if served => {}
@@ -185,24 +191,33 @@ impl LaneThread {
     }
 
     /// Executes or hands on a batch, and sends the answers that are there.
-    fn serve(&mut self, tickets: &mut Vec<Ticket>) -> io::Result<()> {
+    ///
+    /// `time` is when the batch was taken. Each request begins when the one before it was done, so
+    /// that the clock, which is a slow system call on some machines, is read once for each.
+    fn serve(&mut self, tickets: &mut Vec<Ticket>, mut time: u64) -> io::Result<()> {
         if tickets.is_empty() {
             return Ok(());
         }
         let state = Arc::clone(&self.state);
         let mut handed_on = Vec::new();
         let mut outbox = lock(&state.outbox);
-        let time = now();
+        let alone = tickets.len() == 1 && outbox.outstanding == 0;
         for ticket in tickets.drain(..) {
             state.make_room(&mut outbox.transmitter, ticket.request().length)?;
             match ticket.request().check(&self.export) {
-                Err(rejection) => reject(&mut outbox.transmitter, ticket, &rejection),
+                Err(rejection) => reject(&mut outbox.transmitter, ticket, &rejection, time),
                 Ok(command) => {
                     let transmitter = &mut outbox.transmitter;
-                    if let Some(ticket) = self.inline(transmitter, ticket, &command, time) {
-                        outbox.outstanding += 1;
-                        let lane = Arc::clone(&state);
-                        handed_on.push(Box::new(LaneTask { ticket, command, lane }));
+                    match self.inline(transmitter, ticket, &command, time, alone) {
+                        Ok(done_at) => time = done_at,
+                        Err(ticket) => {
+                            outbox.outstanding += 1;
+                            if alone && self.backend.is_local(&command) {
+                                self.lull.watch();
+                            }
+                            let lane = Arc::clone(&state);
+                            handed_on.push(Box::new(LaneTask { ticket, command, lane }));
+                        }
                     }
                 }
             }
@@ -220,34 +235,39 @@ impl LaneThread {
         }
     }
 
-    /// Executes a command here if it does not wait for anything, or gives the ticket back.
+    /// Executes a command here if it does not wait for anything, or if it is alone and will probably
+    /// stay so; and tells when that was done, or gives the ticket back.
     fn inline(
-        &self,
+        &mut self,
         transmitter: &mut Transmitter,
         ticket: Ticket,
         command: &Command,
         time: u64,
-    ) -> Option<Ticket> {
+        alone: bool,
+    ) -> Result<u64, Ticket> {
         let room = match *command {
             Command::Read { length, .. } => transmitter.room_for_data(length),
             _ => &mut [],
         };
-        let done = task::inline(
-            &*self.backend,
-            &**ticket.lane().ledger(),
-            command,
-            ticket.payload(),
-            room,
-            || ticket.begin(time),
-        );
+        let (backend, payload) = (&*self.backend, ticket.payload());
+        let ledger = &**ticket.lane().ledger();
+        let begin = || ticket.begin(time);
+        let mut done = task::inline(backend, ledger, command, payload, room, begin);
+        if done.is_none() && alone && self.lull.is_likely() {
+            done = task::patiently(backend, ledger, command, payload, room, begin);
+            if done.is_some() {
+                self.lull.waited(ticket.lane().socket());
+            }
+        }
         let answer = match (done, command) {
-            (None, _) => return Some(ticket),
+            (None, _) => return Err(ticket),
             (Some(Ok(())), Command::Read { .. }) => Answer::DataInPlace,
             (Some(Ok(())), _) => Answer::Done,
             (Some(Err(error)), _) => Answer::Error(error),
         };
-        stage(transmitter, ticket, answer);
-        None
+        let done_at = now();
+        stage(transmitter, ticket, answer, done_at);
+        Ok(done_at)
     }
 }
 
@@ -292,22 +312,22 @@ pub(crate) fn is_closed(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset)
 }
 
-fn reject(transmitter: &mut Transmitter, ticket: Ticket, rejection: &Rejection) {
+fn reject(transmitter: &mut Transmitter, ticket: Ticket, rejection: &Rejection, time: u64) {
     eprintln!("nbd-backend: refused {:?}: {rejection}", ticket.request());
     let error = match rejection.error() {
         NbdError::SUCCESS => NbdError::EINVAL,
         error => error,
     };
-    stage(transmitter, ticket, Answer::Error(error));
+    stage(transmitter, ticket, Answer::Error(error), time);
 }
 
-/// Stages an answer and leaves a trace of it.
-fn stage(transmitter: &mut Transmitter, ticket: Ticket, answer: Answer<'_>) {
+/// Stages an answer and leaves a trace of it; `time` is when its execution was over.
+fn stage(transmitter: &mut Transmitter, ticket: Ticket, answer: Answer<'_>, time: u64) {
     let error = match answer {
         Answer::Error(error) => error,
         Answer::Done | Answer::Data(_) | Answer::DataInPlace => NbdError::SUCCESS,
     };
-    transmitter.record(&ticket, error, now());
+    transmitter.record(&ticket, error, time);
     transmitter.stage(ticket, answer);
 }
 

@@ -11,23 +11,27 @@
 //! debugger perhaps, names the device: `NBD_JOIN=nbd0 gdb --args ./my-backend`.
 
 mod backend;
+mod clock;
 mod durability;
 mod engine;
 mod inheritance;
 mod join;
 mod lane;
+mod lull;
 mod system;
 mod task;
 mod workers;
 
 pub use backend::{Backend, Capabilities, Extent, Geometry, ZeroOptions};
+pub use clock::now;
 pub use durability::{Durability, ProcessDurability, remember};
 pub use engine::{Outcome, ServeError};
 pub use join::{ENVIRONMENT, Endpoint, JOIN_VARIABLE, JoinError, Link, Session};
 pub use lane::AbortOnPanic;
+pub use lull::Lull;
 pub use nbd_control::backend::ExportInfo;
 pub use nbd_proto::Command;
-pub use task::{Completion, Task, inline};
+pub use task::{Completion, Task, inline, patiently};
 pub use workers::Workers;
 
 use std::process::ExitCode;

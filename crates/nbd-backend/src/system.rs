@@ -1,16 +1,8 @@
 //! Memory and scheduling favours that a server of the memory it lives in should ask for.
 #![allow(unsafe_code)]
 
-use nix::time::{ClockId, clock_gettime};
-
 /// `linux/prctl.h`, since 5.6; the libc crate does not have it.
 const PR_SET_IO_FLUSHER: libc::c_int = 57;
-
-/// `CLOCK_MONOTONIC` in nanoseconds: the ledger's clock, common to all processes.
-pub(crate) fn now() -> u64 {
-    clock_gettime(ClockId::CLOCK_MONOTONIC)
-        .map_or(0, |time| time.tv_sec() as u64 * 1_000_000_000 + time.tv_nsec() as u64)
-}
 
 /// Keeps writeback from waiting for itself: the kernel may need this process in order to free
 /// memory, so the process must neither be swapped out nor start I/O when it allocates. Both are

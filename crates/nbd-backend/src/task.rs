@@ -112,6 +112,29 @@ pub fn inline(
     }
 }
 
+/// Executes a command here, however long it takes, if the backend agrees; else `None`.
+///
+/// The arguments are those of [`inline`], which has tried before.
+pub fn patiently(
+    backend: &dyn Backend,
+    durability: &dyn Durability,
+    command: &Command,
+    payload: &[u8],
+    room: &mut [u8],
+    begin: impl FnOnce(),
+) -> Option<Result<(), NbdError>> {
+    if matches!(command, Command::BlockStatus { .. }) || !backend.is_local(command) {
+        return None;
+    }
+    begin();
+    Some(match *command {
+        Command::Read { offset, .. } => {
+            backend.read_at(room, offset).map_err(|error| to_nbd(command, &error))
+        }
+        _ => execute(backend, durability, command, payload),
+    })
+}
+
 /// Executes any command that returns no data. `payload` is a write's.
 fn execute(
     backend: &dyn Backend,

@@ -8,10 +8,10 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
-use nbd_backend::{Backend, Command, Extent, Geometry, ZeroOptions};
+use nbd_backend::{Backend, Command, Extent, Geometry, ZeroOptions, now};
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, PosixFadviseAdvice, fallocate, posix_fadvise};
 use nix::sys::statfs::{FsType, TMPFS_MAGIC, fstatfs};
@@ -26,6 +26,9 @@ use crate::system;
 const QUICK: u64 = 1 << 20;
 /// Writing a part of a page may mean to read the rest of it first.
 const PAGE: u64 = 4096;
+
+/// How long a file that had its whole size is believed to have it, in nanoseconds.
+const MOMENT: u64 = 1_000_000;
 
 /// Most extents in one answer; whoever asked asks on from there.
 const MOST_EXTENTS: usize = 1024;
@@ -60,6 +63,8 @@ pub(crate) struct FileExport {
     can_peek: AtomicBool,
     /// Until the kernel says that it does not know RWF_DSYNC here.
     can_write_durably: AtomicBool,
+    /// When the file had its whole size last.
+    whole_at: AtomicU64,
     /// Memory only: mapped with the first command, after the engine has locked its own.
     mapped: OnceLock<Option<Mapped>>,
 }
@@ -87,6 +92,7 @@ impl FileExport {
             pace: Pace::default(),
             can_peek: AtomicBool::new(!direct),
             can_write_durably: AtomicBool::new(kind != Kind::Memory),
+            whole_at: AtomicU64::new(0),
             mapped: OnceLock::new(),
         }
     }
@@ -113,14 +119,18 @@ impl FileExport {
     }
 
     /// Fails if a range ends behind the end of the file. A write there would make the file grow
-    /// back, and what was cut off would then read as zeroes as if nothing had happened.
-    fn check_end(&self, end: u64) -> io::Result<()> {
+    /// back, and what was cut off would then read as zeroes as if nothing had happened. Returns the
+    /// file's size, if it matters.
+    fn check_end(&self, end: u64) -> io::Result<u64> {
         if self.kind != Kind::Regular {
-            return Ok(());
+            return Ok(self.geometry.size);
         }
         let size = self.file.metadata()?.len();
+        if size < self.geometry.size {
+            self.whole_at.store(0, Ordering::Relaxed);
+        }
         if end <= size {
-            return Ok(());
+            return Ok(size);
         }
         Err(io::Error::other(format!(
             "{} was truncated while it was served: it has {size} bytes instead of {}; what was \
@@ -128,6 +138,20 @@ impl FileExport {
             self.path.display(),
             self.geometry.size
         )))
+    }
+
+    /// The same, without asking for the size before each write: where it was right a moment ago, it
+    /// is believed. A write in that moment may make a truncated file grow, but never to its old
+    /// size, since the one that ends there always asks; so the next question finds it out.
+    fn check_end_at(&self, end: u64, now: u64) -> io::Result<()> {
+        let age = now.wrapping_sub(self.whole_at.load(Ordering::Relaxed));
+        if self.kind != Kind::Regular || age < MOMENT && end < self.geometry.size {
+            return Ok(());
+        }
+        if self.check_end(end)? >= self.geometry.size {
+            self.whole_at.store(now, Ordering::Relaxed);
+        }
+        Ok(())
     }
 
     fn read_once(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
@@ -219,15 +243,17 @@ impl Backend for FileExport {
         if self.kind == Kind::Memory {
             return self.write_memory(data, offset);
         }
-        self.check_end(offset + data.len() as u64)?;
+        let end = offset + data.len() as u64;
         if !self.direct {
-            let begun = Instant::now();
+            let begun = now();
+            self.check_end_at(end, begun)?;
             let written = self.write_once(data, offset, fua);
             if !fua {
-                self.pace.took(begun.elapsed());
+                self.pace.took(Duration::from_nanos(now().saturating_sub(begun)));
             }
             return written;
         }
+        self.check_end(end)?;
         if aligned::is_aligned(data) {
             return self.write_once(data, offset, fua);
         }
@@ -338,6 +364,12 @@ impl Backend for FileExport {
             }
             _ => false,
         }
+    }
+
+    fn is_local(&self, command: &Command) -> bool {
+        let waits =
+            matches!(command, Command::Read { .. } | Command::Write { .. } | Command::Flush);
+        waits && command.range().1 <= QUICK
     }
 }
 

@@ -127,6 +127,10 @@ impl Backend for Layered {
         self.around.is_none() && self.inner.is_quick(&shifted(command, self.start))
     }
 
+    fn is_local(&self, command: &Command) -> bool {
+        self.around.is_none() && self.inner.is_local(&shifted(command, self.start))
+    }
+
     fn extents(&self, offset: u64, length: u64, one: bool) -> io::Result<Vec<Extent>> {
         let mut extents = Vec::new();
         self.run(Command::BlockStatus { offset, length, one }, &[], || {

@@ -5,12 +5,13 @@
 //! stops its own connection and no other.
 
 use std::io;
+use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use nbd_backend::{Completion, Durability, Task, inline};
+use nbd_backend::{Completion, Durability, Lull, Task, inline, patiently};
 use nbd_net::socket::Socket;
-use nbd_proto::{Command, CommandType, Export as Rules};
+use nbd_proto::{Command, CommandType, Export as Rules, NbdError};
 use thiserror::Error;
 
 use crate::export::Export;
@@ -53,8 +54,15 @@ pub(crate) struct Connection {
 /// The outbox under its lock.
 pub(crate) struct SharedOutbox {
     pub(crate) outbox: Outbox,
+    pub(crate) lull: Lull,
     /// Whether the receiving thread waits for a change.
     pub(crate) is_awaited: bool,
+}
+
+impl SharedOutbox {
+    pub(crate) fn new(outbox: Outbox) -> Self {
+        Self { outbox, lull: Lull::default(), is_awaited: false }
+    }
 }
 
 /// Why the receiving thread stopped taking requests.
@@ -103,8 +111,10 @@ impl Connection {
     fn serve(self: &Arc<Self>, inbox: &mut Inbox) -> Result<Step, ConnectionError> {
         let mut handed_on = Vec::new();
         let mut guard = self.lock();
+        let SharedOutbox { outbox, lull, .. } = &mut *guard;
+        lull.arrived(|| outbox.outstanding == 0);
         let step = loop {
-            match self.take(&mut guard.outbox, inbox) {
+            match self.take(&mut guard, inbox) {
                 Ok(Taken::Answered) => {}
                 Ok(Taken::HandedOn(task)) => handed_on.push(task),
                 Ok(Taken::Nothing(step)) => break Ok(step),
@@ -125,7 +135,7 @@ impl Connection {
     /// Takes one request.
     fn take(
         self: &Arc<Self>,
-        outbox: &mut Outbox,
+        shared: &mut SharedOutbox,
         inbox: &mut Inbox,
     ) -> Result<Taken, ProtocolError> {
         let head = Header::len(self.replies.style);
@@ -141,10 +151,11 @@ impl Connection {
         if inbox.bytes().len() < length {
             return Ok(Taken::Nothing(Step::Receive(length)));
         }
+        let outbox = &shared.outbox;
         if outbox.outstanding > 0 && self.is_full(outbox, inbox.bytes()) {
             return Ok(Taken::Nothing(Step::Full));
         }
-        let taken = self.execute(outbox, inbox, &header, head..length);
+        let taken = self.execute(shared, inbox, &header, head..length);
         inbox.consume(length);
         Ok(if is_kept { taken } else { Taken::Nothing(Step::Skip(u64::from(payload_len))) })
     }
@@ -152,11 +163,12 @@ impl Connection {
     /// Executes a request if that does not wait for anything.
     fn execute(
         self: &Arc<Self>,
-        outbox: &mut Outbox,
+        shared: &mut SharedOutbox,
         inbox: &Inbox,
         header: &Header,
         payload: std::ops::Range<usize>,
     ) -> Taken {
+        let outbox = &mut shared.outbox;
         let to = header.address();
         let data = &inbox.bytes()[payload.clone()];
         let checked = if self.is_stopping.load(Ordering::Relaxed) {
@@ -174,8 +186,20 @@ impl Connection {
                 return Taken::Answered;
             }
         };
-        if self.inline(outbox, to, &command, data) {
-            return Taken::Answered;
+        let alone = outbox.outstanding == 0 && outbox.staged() == 0;
+        let alone = alone && inbox.bytes().len() == payload.end;
+        let patient = alone && shared.lull.is_likely();
+        match self.inline(outbox, to, &command, data, patient) {
+            None => {}
+            Some(has_waited) => {
+                if has_waited {
+                    shared.lull.waited(self.socket.as_fd());
+                }
+                return Taken::Answered;
+            }
+        }
+        if alone && self.export.backend().is_local(&command) {
+            shared.lull.watch();
         }
         outbox.outstanding += 1;
         outbox.outstanding_bytes += header.data_len();
@@ -184,42 +208,63 @@ impl Connection {
         Taken::HandedOn(Box::new(NetworkTask { connection, to, command, payload }))
     }
 
-    /// Executes a command and stages its answer, if the command does not wait for anything.
-    fn inline(&self, outbox: &mut Outbox, to: Address, command: &Command, data: &[u8]) -> bool {
-        let (backend, durability) = (self.export.backend(), self.export.durability());
+    /// Executes a command and stages its answer, if the command does not wait for anything, or if it
+    /// may and we are `patient`. Tells whether that was needed.
+    fn inline(
+        &self,
+        outbox: &mut Outbox,
+        to: Address,
+        command: &Command,
+        data: &[u8],
+        patient: bool,
+    ) -> Option<bool> {
         let Command::Read { length, .. } = *command else {
-            let Some(done) = inline(backend, durability, command, data, &mut [], || ()) else {
-                return false;
-            };
+            let (done, has_waited) = self.attempt(command, data, &mut [], patient)?;
             outbox.stage(
                 &self.answer(to, done.map_or_else(Completion::Error, |()| Completion::Done)),
             );
-            return true;
+            return Some(has_waited);
         };
         if length > QUICK {
-            return false;
+            return None;
         }
         if length == 0 {
             outbox.stage(&self.answer(to, Completion::Done));
-            return true;
+            return Some(false);
         }
         let head = self.replies.data_head_len();
         let room = outbox.room(head + length as usize);
         let (head_room, data_room) = room.split_at_mut(head);
-        match inline(backend, durability, command, &[], data_room, || ()) {
-            None => return false,
-            Some(Err(error)) => outbox.stage(&self.answer(to, Completion::Error(error))),
-            Some(Ok(())) if self.is_hole(data_room) => {
+        let (done, has_waited) = self.attempt(command, &[], data_room, patient)?;
+        match done {
+            Err(error) => outbox.stage(&self.answer(to, Completion::Error(error))),
+            Ok(()) if self.is_hole(data_room) => {
                 let mut reply = Vec::new();
                 self.replies.hole(to, length, &mut reply);
                 outbox.stage(&reply);
             }
-            Some(Ok(())) => {
+            Ok(()) => {
                 self.replies.data_head(to, length, head_room);
                 outbox.advance(head + length as usize);
             }
         }
-        true
+        Some(has_waited)
+    }
+
+    /// What came of a command that was executed here, and whether it was waited for.
+    fn attempt(
+        &self,
+        command: &Command,
+        data: &[u8],
+        room: &mut [u8],
+        patient: bool,
+    ) -> Option<(Result<(), NbdError>, bool)> {
+        let (backend, durability) = (self.export.backend(), self.export.durability());
+        let done = inline(backend, durability, command, data, room, || ());
+        if done.is_some() || !patient {
+            return Some((done?, false));
+        }
+        Some((patiently(backend, durability, command, data, room, || ())?, true))
     }
 
     fn is_hole(&self, data: &[u8]) -> bool {

@@ -75,7 +75,7 @@ fn converse(context: &Context, socket: Arc<Socket>) -> Result<(), SessionError> 
         limits,
         socket,
         is_stopping: Arc::clone(&context.is_stopping),
-        shared: Mutex::new(SharedOutbox { outbox: Outbox::new(sender), is_awaited: false }),
+        shared: Mutex::new(SharedOutbox::new(Outbox::new(sender))),
         changed: Condvar::new(),
     });
     Ok(connection.run(&mut Inbox::new(receiver, &rest))?)

@@ -80,6 +80,11 @@ fn worker_threads_at_random_moments() {
     assert!(left > 40, "only {left} of 400 kills met requests");
 }
 
+#[test]
+fn commands_that_others_never_come_beside_are_waited_for_where_they_were_received() {
+    assert_eq!(threads::flushes_of_workers(20), 8);
+}
+
 /// Not a test: the program of the processes that the tests kill.
 #[test]
 #[ignore = "started by the other tests"]

@@ -13,7 +13,8 @@ use crate::script::{DEVICE, Manner};
 /// A write is stored in pieces of this size, so that a backend may die in the middle of one.
 const PIECE: usize = 512;
 
-/// The device's bytes, and behind them those that have been made durable.
+/// The device's bytes, behind them those that have been made durable, and behind these a byte for
+/// each flush that a worker has executed.
 pub(crate) struct Memory {
     file: File,
     manner: Manner,
@@ -85,7 +86,13 @@ impl Backend for Memory {
     fn flush(&self) -> io::Result<()> {
         let mut all = vec![0; DEVICE as usize];
         self.file.read_exact_at(&mut all, 0)?;
-        self.file.write_all_at(&all, DEVICE)
+        self.file.write_all_at(&all, DEVICE)?;
+        let is_worker =
+            std::thread::current().name().is_some_and(|name| name.starts_with("worker-"));
+        if is_worker {
+            self.file.write_all_at(&[1], self.file.metadata()?.len())?;
+        }
+        Ok(())
     }
 
     fn trim(&self, offset: u64, length: u64, fua: bool) -> io::Result<()> {
@@ -98,6 +105,10 @@ impl Backend for Memory {
 
     fn is_quick(&self, _command: &Command) -> bool {
         self.manner == Manner::Inline
+    }
+
+    fn is_local(&self, _command: &Command) -> bool {
+        self.manner == Manner::Workers
     }
 
     fn start(&self, task: Box<dyn Task>) -> Option<Box<dyn Task>> {

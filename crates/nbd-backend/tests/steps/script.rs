@@ -93,6 +93,12 @@ pub(crate) fn one_by_one() -> Scenario {
     scenario("one by one", all.iter().flat_map(|&wish| [ask(&[wish]), Step::Settle]).collect())
 }
 
+/// Flushes, each by itself, for workers.
+pub(crate) fn flushes(count: usize) -> Scenario {
+    let steps = (0..count).flat_map(|_| [ask(&[FLUSH]), Step::Settle]).collect();
+    Scenario { manner: Manner::Workers, ..scenario("flushes", steps) }
+}
+
 /// Many at once: taken by one receive and answered by one transmission, one of them refused.
 pub(crate) fn at_once() -> Scenario {
     let zeroes = durable(wish(CommandType::WRITE_ZEROES, 16, 1024));

@@ -8,11 +8,21 @@ use std::ops::RangeInclusive;
 use std::time::{Duration, Instant};
 
 use crate::process::Process;
-use crate::script::{Manner, Random, Scenario, Step, mixture};
+use crate::script::{Manner, Random, Scenario, Step, flushes, mixture};
 use crate::world::World;
 
 /// Bounds for the longest life of a backend, in microseconds.
 const LIVES: RangeInclusive<u64> = 500..=10_000_000;
+
+/// How many of so many flushes, one by one, are executed by workers.
+pub(crate) fn flushes_of_workers(count: usize) -> u64 {
+    let world = World::new(&flushes(count));
+    let storage = world.storage.try_clone().expect("a duplicate");
+    let length = || storage.metadata().expect("its size").len();
+    let before = length();
+    Process::start(&world).serve_to_the_end(world);
+    length() - before
+}
 
 /// Kills so many backends, one after the other, on one device. Returns the number of requests
 /// that were answered, and how many of the dead had left some to their successors.

@@ -146,12 +146,39 @@ fn a_file_truncated_under_us_reads_as_an_error_and_never_as_zeroes() {
     truncated(export.read_at(&mut buffer, MIB - 4096));
     // This one would make the file grow back, with zeroes where data was.
     truncated(export.write_at(&buffer, MIB - 4096, false));
+    truncated(export.write_at(&buffer, MIB - 8192, false));
     truncated(export.write_zeroes_by_hand(MIB - 4096, 4096));
     export.trim(MIB - 4096, 4096, false).unwrap();
     truncated(export.read_at(&mut buffer, MIB - 4096));
     // What is left is as good as before.
     assert_eq!(read(&export, 0, 4096), pattern(4096, 5));
     export.write_at(&buffer, 0, true).unwrap();
+}
+
+#[test]
+fn a_truncation_is_noticed_a_moment_later_at_most_even_if_writes_were_quicker() {
+    let directory = Directory::new();
+    let export = file(&directory, MIB);
+    export.check_end_at(4096, 7 * MOMENT).unwrap();
+    export.file.set_len(4096).unwrap();
+    export.check_end_at(MIB - 512, 8 * MOMENT - 1).unwrap();
+    // The one that would make it whole again always asks.
+    export.check_end_at(MIB, 8 * MOMENT - 1).unwrap_err();
+    export.check_end_at(MIB - 512, 8 * MOMENT - 1).unwrap_err();
+    export.file.set_len(MIB).unwrap();
+    export.check_end_at(MIB - 512, 9 * MOMENT).unwrap();
+    export.file.set_len(4096).unwrap();
+    export.check_end_at(MIB - 512, 10 * MOMENT).unwrap_err();
+    export.check_end_at(4096, 10 * MOMENT).unwrap();
+}
+
+#[test]
+fn only_reads_writes_and_flushes_of_a_file_are_waited_for() {
+    let directory = Directory::new();
+    let export = file(&directory, MIB);
+    assert!(export.is_local(&Command::Flush) && export.is_local(&write(4096, true)));
+    assert!(!export.is_local(&write(2 * QUICK, true)));
+    assert!(!export.is_local(&Command::Trim { offset: 0, length: 4096, fua: false }));
 }
 
 #[test]

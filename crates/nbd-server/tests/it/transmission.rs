@@ -217,3 +217,23 @@ fn clients_see_each_others_writes() {
         }
     }
 }
+
+#[test]
+fn who_waits_alone_for_long_is_waited_for_until_something_comes_beside() {
+    let world = World::new();
+    let mut client = world.client(ReplyStyle::Simple);
+    let flush = |client: &mut nbd_server::testing::RawClient| {
+        assert_eq!(client.call(Type::FLUSH, 0, 0), Outcome::Done);
+    };
+    (0..12).for_each(|_| flush(&mut client));
+    let by_workers = world.disk.flushed_by_workers();
+    assert_eq!(by_workers, [[true; 4], [true; 4], [false; 4]].concat());
+    client.ask(Type::READ, 1, SLOW, 512);
+    world.disk.wait_for_slow_read();
+    client.ask(Type::READ, 2, 0, 64);
+    world.disk.open();
+    assert_eq!(client.answer(512).cookie, 1);
+    assert_eq!(client.answer(64).cookie, 2);
+    flush(&mut client);
+    assert_eq!(world.disk.flushed_by_workers(), [true]);
+}

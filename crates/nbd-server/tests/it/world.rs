@@ -28,6 +28,10 @@ pub(crate) struct Disk {
     is_open: Mutex<bool>,
     opened: Condvar,
     geometry: Geometry,
+    /// By name, the threads that flushed.
+    flushers: Mutex<Vec<String>>,
+    /// How many slow reads have begun.
+    begun: Mutex<u32>,
 }
 
 impl Disk {
@@ -49,6 +53,8 @@ impl Disk {
             is_open: Mutex::new(false),
             opened: Condvar::new(),
             geometry: Geometry { size: SIZE, block_size, capabilities },
+            flushers: Mutex::default(),
+            begun: Mutex::default(),
         })
     }
 
@@ -56,6 +62,18 @@ impl Disk {
     pub(crate) fn open(&self) {
         *self.is_open.lock().unwrap() = true;
         self.opened.notify_all();
+    }
+
+    /// Waits until a slow read has begun.
+    pub(crate) fn wait_for_slow_read(&self) {
+        let begun = self.begun.lock().unwrap();
+        drop(self.opened.wait_while(begun, |begun| *begun == 0).unwrap());
+    }
+
+    /// For each flush since the last call: whether a worker executed it.
+    pub(crate) fn flushed_by_workers(&self) -> Vec<bool> {
+        let names = std::mem::take(&mut *self.flushers.lock().unwrap());
+        names.iter().map(|name| name.starts_with("worker-")).collect()
     }
 
     pub(crate) fn content(&self) -> Vec<u8> {
@@ -81,6 +99,8 @@ impl Backend for Shared {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
         failing(offset)?;
         if offset == SLOW {
+            *self.0.begun.lock().unwrap() += 1;
+            self.0.opened.notify_all();
             let is_open = self.0.is_open.lock().unwrap();
             drop(self.0.opened.wait_while(is_open, |is_open| !*is_open).unwrap());
         }
@@ -94,6 +114,16 @@ impl Backend for Shared {
         let at = offset as usize;
         self.0.data.lock().unwrap()[at..at + data.len()].copy_from_slice(data);
         Ok(())
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        let name = std::thread::current().name().unwrap_or_default().into();
+        self.0.flushers.lock().unwrap().push(name);
+        Ok(())
+    }
+
+    fn is_local(&self, command: &Command) -> bool {
+        matches!(command, Command::Flush | Command::Read { .. })
     }
 
     fn trim(&self, offset: u64, length: u64, _fua: bool) -> io::Result<()> {
