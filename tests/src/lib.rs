@@ -14,6 +14,7 @@
 //! | [`gdb`] | a debugger, and that its prompt comes back |
 //! | [`kernel_log`] | what the driver had to say meanwhile |
 //! | [`disk`], [`mount`], [`tree`] | bytes on a device, file systems and something to put on them |
+//! | [`page`], [`session`] | commands of the documentation, and a shell that types them |
 //! | [`nbdkit`] | a server that somebody else runs |
 //! | [`process`], [`temp`], [`random`], [`wait`] | odds and ends |
 
@@ -27,8 +28,10 @@ pub mod kernel_log;
 pub mod killer;
 pub mod mount;
 pub mod nbdkit;
+pub mod page;
 pub mod process;
 pub mod random;
+pub mod session;
 pub mod stall;
 pub mod temp;
 pub mod tree;

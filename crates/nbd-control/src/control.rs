@@ -68,6 +68,18 @@ pub enum Request {
     },
 }
 
+impl Request {
+    /// Whether nothing is different after it, so that onlookers may ask it.
+    #[must_use]
+    pub fn only_looks(&self) -> bool {
+        match self {
+            Self::Status | Self::WaitReady | Self::Trace { .. } => true,
+            Self::Set { assignments } => assignments.is_empty(),
+            _ => false,
+        }
+    }
+}
+
 /// A holder's answer. A request gets exactly one, but `Notice` may come before it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Response {

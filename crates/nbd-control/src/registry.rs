@@ -3,7 +3,7 @@
 //! ```text
 //! /run/nbd/            0755
 //!   lock               flock: held while a free device is picked
-//!   nbd0/              0700, root's
+//!   nbd0/              0700, root's; 0710 if a group may look
 //!     control          nbd-ctl connects here
 //!     state.json       what a new holder needs to adopt the device
 //!     gdb.py           commands for gdb, left by nbd-ctl debug
@@ -63,6 +63,12 @@ pub struct State {
     pub keepsakes: Vec<String>,
     /// The user that backends run as.
     pub user: Option<String>,
+    /// How backends are confined: `local` or `network`.
+    #[serde(default)]
+    pub sandbox: Option<String>,
+    /// The group that may look.
+    #[serde(default)]
+    pub group: Option<String>,
     /// When to start a lost backend again.
     pub restart: String,
     /// How many failures in a row are too many.

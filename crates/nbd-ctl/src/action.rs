@@ -254,11 +254,19 @@ pub(crate) fn check_attach(arguments: AttachArguments) -> Result<Attach, Error> 
     add("--on-backend-loss", arguments.on_backend_loss.map(|what| what.to_string()));
     add("--user", arguments.user);
     add("--name", arguments.name.clone());
+    add("--group", arguments.group);
     add("--ready-timeout", arguments.ready_timeout.map(|n| n.to_string()));
     // Not for a backend of the user's own: it may be a script that is edited while it is served,
     // and a spare would be what it was before.
     if arguments.spec.is_some() && !arguments.no_spare {
         options.push("--warm-spare".into());
+    }
+    if let Some(kind) = &arguments.sandbox {
+        if !options.iter().any(|option| option == "--user") {
+            let text = "--sandbox needs --user: root's files need no privileges to be reached";
+            return Err(Error::Usage(text.into()));
+        }
+        options.push(format!("--sandbox={kind}"));
     }
     if arguments.survive_shutdown {
         options.push("--survive-shutdown".into());

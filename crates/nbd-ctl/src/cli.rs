@@ -432,6 +432,14 @@ pub(crate) struct AttachArguments {
     /// The user that backends run as.
     #[arg(long)]
     pub(crate) user: Option<String>,
+    /// Confine backends: namespaces of their own, no privileges, a filter of system calls, and
+    /// with local, the default, no network. Needs --user.
+    #[arg(long, value_name = "KIND", num_args = 0..=1, require_equals = true,
+          default_missing_value = "local", value_parser = ["local", "network"])]
+    pub(crate) sandbox: Option<String>,
+    /// Let members of this group look: list, status, why, trace, metrics [default: root only].
+    #[arg(long)]
+    pub(crate) group: Option<String>,
     /// How long attaching may take [default: 30; no limit with --external].
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) ready_timeout: Option<u32>,
@@ -620,7 +628,7 @@ pub(crate) enum Restart {
 impl AttachArguments {
     /// Whether anything is given that a file with devices would say.
     pub(crate) fn has_options(&self) -> bool {
-        let texts = [&self.device, &self.user, &self.name];
+        let texts = [&self.device, &self.user, &self.name, &self.sandbox, &self.group];
         let numbers = [self.lanes, self.restart_limit, self.poison_limit, self.ready_timeout];
         texts.iter().any(|text| text.is_some())
             || numbers.iter().any(Option::is_some)

@@ -55,6 +55,9 @@ struct Entry {
     #[serde(default = "yes")]
     spare: bool,
     user: Option<String>,
+    #[serde(default, deserialize_with = "sandbox")]
+    sandbox: Option<String>,
+    group: Option<String>,
     #[serde(default, deserialize_with = "seconds")]
     ready_timeout: Option<u32>,
     #[serde(default)]
@@ -193,6 +196,8 @@ impl Entry {
             on_backend_loss: self.on_backend_loss,
             no_spare: !self.spare,
             user: self.user.clone(),
+            sandbox: self.sandbox.clone(),
+            group: self.group.clone(),
             ready_timeout: self.ready_timeout,
             survive_shutdown: self.survive_shutdown,
             name: Some(name.into()),
@@ -239,6 +244,14 @@ fn choice<'de, T: ValueEnum, D: Deserializer<'de>>(from: D) -> Result<Option<T>,
 fn on_backend_loss<'de, D: Deserializer<'de>>(from: D) -> Result<Option<OnBackendLoss>, D::Error> {
     let text = String::deserialize(from)?;
     text.parse().map(Some).map_err(de::Error::custom)
+}
+
+fn sandbox<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
+    let text = String::deserialize(from)?;
+    match ["local", "network"].contains(&text.as_str()) {
+        true => Ok(Some(text)),
+        false => Err(de::Error::custom("use local or network")),
+    }
 }
 
 fn device<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Device>, D::Error> {

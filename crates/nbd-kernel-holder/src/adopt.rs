@@ -5,6 +5,7 @@ use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::net::UnixListener;
 use std::time::Duration;
 
+use clap::ValueEnum;
 use nbd_control::Channel;
 use nbd_control::backend::{ExportInfo, Hello};
 use nbd_control::control::{Failure, FailureKind, Response};
@@ -14,7 +15,7 @@ use nbd_control::registry::{Registry, State};
 use nbd_ledger::{Inspector, Layout, layout};
 use nix::fcntl::{Flock, FlockArg};
 
-use crate::args::{KernelApi, RestartWhen};
+use crate::args::{KernelApi, RestartWhen, Sandbox};
 use crate::control::Client;
 use crate::holder::{Holder, Settings, listen};
 use crate::kernel::Device;
@@ -53,6 +54,7 @@ pub(crate) fn adopt(
         listen(&holder.registry.join_socket(index), owner).map(|join| (control, join))
     });
     let (control, join) = sockets.map_err(|error| other(format!("{name}: {error}")))?;
+    holder.admit_group().map_err(|error| other(format!("{name}: {error}")))?;
     holder.control = Some(control);
     holder.join = Some(join);
     shield_sitter(&holder);
@@ -207,6 +209,18 @@ fn settings_of(registry: &Registry, state: &State) -> Result<Settings, Failure> 
             Some((user.clone(), uid, gid))
         }
     };
+    let group = match &state.group {
+        None => None,
+        Some(name) => {
+            let gid = program::look_up_group(name)
+                .map_err(|error| other(format!("group {name}: {error}")))?;
+            Some((name.clone(), gid))
+        }
+    };
+    let sandbox = match &state.sandbox {
+        None => None,
+        Some(name) => Some(Sandbox::from_str(name, false).map_err(other)?),
+    };
     Ok(Settings {
         api: match state.kernel_api.as_str() {
             "netlink" => KernelApi::Netlink,
@@ -225,6 +239,8 @@ fn settings_of(registry: &Registry, state: &State) -> Result<Settings, Failure> 
         name: registry.name(state.index),
         survive_shutdown: state.survive_shutdown,
         user,
+        sandbox,
+        group,
         lanes: state.lanes,
         patience: Some(PATIENCE),
     })

@@ -55,6 +55,14 @@ pub(crate) struct Args {
     /// Run backends as this user
     #[arg(long, value_name = "USER")]
     pub(crate) user: Option<String>,
+    /// Confine the backends that are started: namespaces of their own, no privileges to get back,
+    /// a filter of system calls; local: no network either
+    #[arg(long, value_enum, value_name = "KIND", num_args = 0..=1, require_equals = true,
+          default_missing_value = "local", requires = "user")]
+    pub(crate) sandbox: Option<Sandbox>,
+    /// Let members of this group look: status, why, trace, metrics
+    #[arg(long, value_name = "GROUP")]
+    pub(crate) group: Option<String>,
     /// Give up attaching after so long [default: 30; no limit with --external]
     #[arg(long, value_name = "SECONDS")]
     pub(crate) ready_timeout: Option<u64>,
@@ -108,6 +116,24 @@ pub(crate) enum RestartWhen {
     Always,
     /// Not at all: wait for one to join, or for `nbd-ctl restart`.
     Never,
+}
+
+/// How much a backend is confined.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Sandbox {
+    /// Without a network.
+    Local,
+    /// With the machine's network, for backends in front of other servers.
+    Network,
+}
+
+impl Sandbox {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Local => "local",
+            Self::Network => "network",
+        }
+    }
 }
 
 impl KernelApi {

@@ -53,6 +53,7 @@ impl Holder {
     }
 
     fn try_attach(&mut self) -> Result<(), AttachError> {
+        self.admit_group().map_err(|error| AttachError::failed(format!("--group: {error}")))?;
         let owner = self.settings.user.as_ref().map(|(_, uid, gid)| (*uid, *gid));
         let socket = self.registry.join_socket(self.device.index);
         let join = listen(&socket, owner);

@@ -1,6 +1,7 @@
 //! Conversations with nbd-ctl.
 
 use std::fs::File;
+use std::os::unix::net::UnixStream;
 
 use nbd_control::Channel;
 use nbd_control::channel::Received;
@@ -9,17 +10,21 @@ use nbd_control::settings;
 
 use crate::holder::{Holder, peer_uid};
 use crate::supervisor::Event;
+use crate::system::peer_groups;
 
 /// A connected nbd-ctl.
 #[derive(Debug)]
 pub(crate) struct Client {
     pub(crate) channel: Channel,
     waits: Option<Waits>,
+    /// It is a member of the group, and neither root nor us.
+    only_looks: bool,
 }
 
 impl Client {
+    /// One that may give orders.
     pub(crate) fn new(channel: Channel) -> Self {
-        Self { channel, waits: None }
+        Self { channel, waits: None, only_looks: false }
     }
 }
 
@@ -42,13 +47,23 @@ impl Holder {
             return;
         };
         let me = nix::unistd::geteuid().as_raw();
-        if !peer_uid(&stream).is_some_and(|uid| uid == 0 || uid == me) {
+        let is_owner = peer_uid(&stream).is_some_and(|uid| uid == 0 || uid == me);
+        if !is_owner && !self.is_member(&stream) {
             return;
         }
         if let Ok(channel) = Channel::new(stream) {
             let id = self.next_id();
-            self.clients.insert(id, Client::new(channel));
+            self.clients.insert(id, Client { only_looks: !is_owner, ..Client::new(channel) });
         }
+    }
+
+    /// Whether whoever connected is in the group that may look. That the kernel let them connect
+    /// says as much; but directories and sockets have been given wrong modes before.
+    fn is_member(&self, stream: &UnixStream) -> bool {
+        let Some((_, gid)) = &self.settings.group else {
+            return false;
+        };
+        peer_groups(stream).contains(&gid.as_raw())
     }
 
     pub(crate) fn hear_client(&mut self, id: u64) {
@@ -73,6 +88,12 @@ impl Holder {
     }
 
     fn serve_client(&mut self, id: u64, received: Received<Request>) {
+        let only_looks = self.clients.get(&id).is_none_or(|client| client.only_looks);
+        if only_looks && !received.message.only_looks() {
+            let name = self.device.name();
+            let text = format!("{name}: its group may look; for orders it takes root");
+            return self.answer(id, &Response::Failed(Failure::new(FailureKind::Other, text)));
+        }
         match received.message {
             Request::Status => {
                 let status = Response::Status(Box::new(self.status()));

@@ -91,7 +91,7 @@ impl Holder {
         let log = self.registry.log(self.device.index);
         let program = ["/proc/self/exe", "--stand-in"].map(String::from);
         let survive = self.settings.survive_shutdown;
-        match program::start(&program, user, self.export, false, survive, &log) {
+        match program::start(&program, user, self.export, false, survive, &log, None) {
             Ok(started) => {
                 let id = self.next_id();
                 let mut peer = Peer::new(Some(started.channel), Some(started.process));

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::OpenOptions;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::{Duration, Instant};
 
@@ -18,7 +19,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{Gid, Uid};
 
-use crate::args::{KernelApi, RestartWhen};
+use crate::args::{KernelApi, RestartWhen, Sandbox};
 use crate::control::Waits;
 use crate::fail::Failing;
 use crate::kernel::Device;
@@ -28,6 +29,7 @@ use crate::poison::Poisoned;
 use crate::program;
 use crate::recording::Recording;
 use crate::resize::{Growing, Resize};
+use crate::sandbox::Cell;
 use crate::signals::Signals;
 use crate::status::{FirstSeen, Loss, monotonic};
 use crate::supervisor::{Action, Event, PeerId, Refusal, Supervisor};
@@ -49,6 +51,8 @@ pub(crate) struct Settings {
     pub(crate) name: Option<String>,
     pub(crate) survive_shutdown: bool,
     pub(crate) user: Option<(String, Uid, Gid)>,
+    pub(crate) sandbox: Option<Sandbox>,
+    pub(crate) group: Option<(String, Gid)>,
     pub(crate) lanes: u32,
     pub(crate) patience: Option<Duration>,
 }
@@ -315,8 +319,10 @@ impl Holder {
         // Another program has to show that it fits; the present one's storage may have grown.
         let attached = self.export.filter(|_| program == self.settings.program);
         let survive = self.settings.survive_shutdown;
+        let cell = self.cell()?;
         let growing = self.growing.as_mut().filter(|growing| growing.peer.is_none());
-        let started = program::start(program, user, attached, growing.is_some(), survive, &log)?;
+        let grows = growing.is_some();
+        let started = program::start(program, user, attached, grows, survive, &log, cell)?;
         let pid = started.process.pid.as_raw();
         tracing::debug!(device = %self.device.name(), pid, ?program, "a backend is started");
         self.next_id += 1;
@@ -329,6 +335,12 @@ impl Holder {
         peer.program = program.to_vec();
         self.peers.insert(id, peer);
         Ok(id)
+    }
+
+    /// What backends are confined in, if they are.
+    fn cell(&self) -> std::io::Result<Option<Cell>> {
+        let directory = self.registry.directory();
+        self.settings.sandbox.map(|sandbox| Cell::new(sandbox, directory)).transpose()
     }
 
     /// Starts a spare when one is wanted, a little later than that.
@@ -429,6 +441,8 @@ impl Holder {
             lanes: self.layout.lanes,
             keepsakes: self.keepsakes.iter().map(|(name, _)| name.clone()).collect(),
             user: self.settings.user.as_ref().map(|(name, _, _)| name.clone()),
+            sandbox: self.settings.sandbox.map(|sandbox| sandbox.name().into()),
+            group: self.settings.group.as_ref().map(|(name, _)| name.clone()),
             restart: self.settings.restart.name().into(),
             restart_limit: self.settings.restart_limit,
             poison_limit: self.settings.poison_limit,
@@ -473,6 +487,23 @@ pub(crate) fn listen(
     }
     listener.set_nonblocking(true)?;
     Ok(listener)
+}
+
+impl Holder {
+    /// Lets the members of the group reach the control socket, if there is a group.
+    pub(crate) fn admit_group(&self) -> std::io::Result<()> {
+        let Some((_, gid)) = &self.settings.group else {
+            return Ok(());
+        };
+        let index = self.device.index;
+        let paths =
+            [(self.registry.control_socket(index), 0o660), (self.registry.folder(index), 0o710)];
+        for (path, mode) in paths {
+            std::os::unix::fs::chown(&path, None, Some(gid.as_raw()))?;
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
+        }
+        Ok(())
+    }
 }
 
 /// The credentials of a connected peer's process.

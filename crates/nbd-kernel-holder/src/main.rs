@@ -22,6 +22,7 @@ mod program;
 mod pump;
 mod recording;
 mod resize;
+mod sandbox;
 mod signals;
 mod stand_in;
 mod status;
@@ -187,6 +188,13 @@ fn validate(args: &Args) -> Result<Settings, Failure> {
             Err(error) => return fail(FailureKind::Usage, format!("--user {name}: {error}")),
         },
     };
+    let group = match &args.group {
+        None => None,
+        Some(name) => match program::look_up_group(name) {
+            Ok(gid) => Some((name.clone(), gid)),
+            Err(error) => return fail(FailureKind::Usage, format!("--group {name}: {error}")),
+        },
+    };
     let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     Ok(Settings {
         api: args.kernel_api,
@@ -199,6 +207,8 @@ fn validate(args: &Args) -> Result<Settings, Failure> {
         name: args.name.clone(),
         survive_shutdown: args.survive_shutdown,
         user,
+        sandbox: args.sandbox,
+        group,
         lanes: args.lanes.unwrap_or(cpus.min(4) as u32),
         patience: args.patience(),
     })

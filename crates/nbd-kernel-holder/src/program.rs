@@ -11,8 +11,9 @@ use std::process::{Command, Stdio};
 
 use nbd_control::Channel;
 use nbd_control::backend::{EXPORT_VARIABLE, ExportInfo, GROW_VARIABLE, HOLDER_FD};
-use nix::unistd::{Gid, Uid, User};
+use nix::unistd::{Gid, Group, Uid, User};
 
+use crate::sandbox::Cell;
 use crate::system::{Process, prepare_program};
 
 /// A log longer than this is put aside when a backend is started.
@@ -42,6 +43,14 @@ pub(crate) fn look_up(user: &str) -> io::Result<(Uid, Gid)> {
     }
 }
 
+/// The id of a group by name.
+pub(crate) fn look_up_group(group: &str) -> io::Result<Gid> {
+    match Group::from_name(group)? {
+        Some(group) => Ok(group.gid),
+        None => Err(io::Error::new(io::ErrorKind::NotFound, "no such group")),
+    }
+}
+
 /// Starts a backend. What it says goes to `log`. One that shall survive the shutdown is called
 /// by a name that systemd spares. With `grows` it is asked for its present size.
 pub(crate) fn start(
@@ -51,6 +60,7 @@ pub(crate) fn start(
     grows: bool,
     survive_shutdown: bool,
     log: &Path,
+    cell: Option<Cell>,
 ) -> io::Result<Started> {
     let (name, arguments) =
         program.split_first().ok_or(io::Error::new(io::ErrorKind::InvalidInput, "no program"))?;
@@ -76,7 +86,7 @@ pub(crate) fn start(
     if grows {
         command.env(GROW_VARIABLE, "1");
     }
-    prepare_program(&mut command, theirs.as_raw_fd(), user);
+    prepare_program(&mut command, theirs.as_raw_fd(), user, cell);
     let child = command.spawn()?;
     let process = Process::open(child.id().cast_signed())?;
     // Not ours to inherit: the holder is never killed for memory, a backend may be.

@@ -3,9 +3,11 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
+use crate::sandbox::Cell;
 use nix::unistd::{ForkResult, Gid, Pid, Uid, fork};
 
 /// A child process, or one that is none of ours, and a descriptor that tells of its death.
@@ -146,7 +148,12 @@ fn close_range(first: RawFd, last: RawFd) -> io::Result<()> {
 
 /// Makes `fd` survive into the program that `command` starts, in a session of its own, as the
 /// given user, with the memory favours that a server of its machine's memory needs.
-pub(crate) fn prepare_program(command: &mut Command, fd: RawFd, user: Option<(Uid, Gid)>) {
+pub(crate) fn prepare_program(
+    command: &mut Command,
+    fd: RawFd,
+    user: Option<(Uid, Gid)>,
+    cell: Option<Cell>,
+) {
     let child = move || {
         // SAFETY: only async-signal-safe system calls on plain numbers and a local structure.
         // The favours are tried and may be refused.
@@ -156,6 +163,9 @@ pub(crate) fn prepare_program(command: &mut Command, fd: RawFd, user: Option<(Ui
             libc::prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0);
             let all = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
             libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const all);
+        }
+        if let Some(cell) = &cell {
+            cell.enter()?;
         }
         if let Some((uid, gid)) = user {
             // SAFETY: as above. Groups first, as only root may change them.
@@ -168,8 +178,29 @@ pub(crate) fn prepare_program(command: &mut Command, fd: RawFd, user: Option<(Ui
                 return Err(io::Error::last_os_error());
             }
         }
-        Ok(())
+        match &cell {
+            Some(cell) => cell.lock(),
+            None => Ok(()),
+        }
     };
     // SAFETY: the closure allocates nothing and takes no lock.
     unsafe { command.pre_exec(child) };
+}
+
+/// The groups of a connected peer's process when it connected, its first one among them.
+pub(crate) fn peer_groups(stream: &UnixStream) -> Vec<u32> {
+    const MOST: usize = 1024;
+    let mut groups = vec![0u32; MOST];
+    let mut length = (MOST * size_of::<u32>()) as libc::socklen_t;
+    // SAFETY: the kernel writes at most `length` bytes to the vector, which has so many, and then
+    // how many they were.
+    let result = unsafe {
+        let place = groups.as_mut_ptr().cast();
+        let (level, option) = (libc::SOL_SOCKET, libc::SO_PEERGROUPS);
+        libc::getsockopt(stream.as_raw_fd(), level, option, place, &raw mut length)
+    };
+    groups.truncate(if result == 0 { length as usize / size_of::<u32>() } else { 0 });
+    let peer = nix::sys::socket::getsockopt(stream, nix::sys::socket::sockopt::PeerCredentials);
+    groups.extend(peer.ok().map(|peer| peer.gid()));
+    groups
 }

@@ -148,6 +148,8 @@ impl World {
             lanes: 1,
             keepsakes: Vec::new(),
             user: None,
+            sandbox: None,
+            group: None,
             restart: "always".into(),
             restart_limit: 5,
             poison_limit: 3,

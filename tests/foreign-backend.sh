@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# The backend in pure Python against the kernel's driver: killed under verified load, followed by
-# itself, and then replaced by nbd-serve with requests in flight. Proof that
-# docs/backend-protocol.md says enough.
+# A backend without our crates (examples/python, examples/c) against the kernel's driver: killed
+# under verified load, followed by itself, and then replaced by nbd-serve with requests in flight.
+# Proof that docs/backend-protocol.md says enough.
 #
 # Run it as root where the nbd driver is, for example
-#   scripts/vm -t 300 -e NBD_BIN_DIR="$PWD/target/debug" -- tests/python-backend.sh
+#   scripts/vm -t 300 -e NBD_BIN_DIR="$PWD/target/debug" -- tests/foreign-backend.sh c
+# The argument: python or c.
 # NBD_BIN_DIR: where nbd-ctl, nbd-kernel-holder and nbd-serve are (default: target/debug).
 # NBD_KERNEL_API: ioctl (default) or netlink. KILLS: how often (default 8).
 set -euo pipefail
@@ -15,15 +16,22 @@ api=${NBD_KERNEL_API:-ioctl}
 kills=${KILLS:-8}
 size=48M
 
-say() { printf 'python-backend: %s\n' "$*"; }
+language=${1:-}
+say() { printf '%s backend: %s\n' "$language" "$*"; }
 fail() { say "FAILED: $*"; exit 1; }
 for tool in nbd-ctl nbd-serve nbd-kernel-holder python3 fio cmp; do
 	command -v "$tool" >/dev/null || fail "$tool is needed"
 done
+work=$(mktemp -d /dev/shm/foreign-backend.XXXXXX)
 # What starts python3 may be a slow script; the holder had better start the program itself.
 python=$(python3 -c 'import sys; print(sys.executable)')
-
-work=$(mktemp -d /dev/shm/python-backend.XXXXXX)
+case $language in
+python) program=("$python" "$here/examples/python/backend.py") ;;
+c)
+	cc -std=c11 -O2 -Wall -Wextra -Wconversion -Werror -o "$work/backend" "$here/examples/c/backend.c"
+	program=("$work/backend") ;;
+*) fail "which one: python or c?" ;;
+esac
 device='' loads=()
 clean_up() {
 	status=$?
@@ -86,8 +94,8 @@ stop_in_the_middle() {
 }
 
 truncate -s "$size" "$work/disk.img"
-device=$(nbd-ctl attach --kernel-api "$api" --restart always -- "$python" "$here/examples/python/backend.py" "$work/disk.img")
-say "$device is served by Python over $api"
+device=$(nbd-ctl attach --kernel-api "$api" --restart always -- "${program[@]}" "$work/disk.img")
+say "$device is served by ${program[0]##*/} over $api"
 
 head -c 8M /dev/urandom >"$work/data"
 dd if="$work/data" of="$device" bs=1M seek=32 oflag=direct conv=fsync status=none
@@ -97,7 +105,7 @@ nbd-ctl trace "$device" --kind write --range "$((39 << 20))+4096" --json | grep 
 	fail "the flight recorder shows no write"
 say "and recorded"
 
-kill_under_load "the Python backend"
+kill_under_load "the backend"
 
 start_load
 stop_in_the_middle || fail "it was never stopped with a request unanswered"
@@ -107,10 +115,10 @@ replayed=$(field "['last_recovery']['replayed']")
 [[ $replayed -gt 0 ]] || fail "nbd-serve found no request unanswered"
 say "nbd-serve took over and executed $replayed requests again"
 stop_in_the_middle || sleep 1
-nbd-ctl replace "$device" --timeout 60 -- "$python" "$here/examples/python/backend.py" "$work/disk.img"
-say "and Python from nbd-serve; it executed $(field "['last_recovery']['replayed']") again"
+nbd-ctl replace "$device" --timeout 60 -- "${program[@]}" "$work/disk.img"
+say "and it took over from nbd-serve; it executed $(field "['last_recovery']['replayed']") again"
 end_load "during the replacements"
-kill_under_load "its Python successor"
+kill_under_load "its successor"
 
 dd if="$device" bs=1M skip=32 count=8 iflag=direct status=none | cmp - "$work/data"
 dd if="$device" of="$work/copy" bs=1M iflag=direct status=none
