@@ -21,6 +21,7 @@ mod join;
 mod lane;
 mod lull;
 mod recorder;
+mod rehearsal;
 mod replay;
 mod system;
 mod task;
@@ -35,6 +36,7 @@ pub use lane::AbortOnPanic;
 pub use lull::Lull;
 pub use nbd_control::backend::ExportInfo;
 pub use nbd_proto::Command;
+pub use rehearsal::rehearse;
 pub use task::{Completion, Task, inline, patiently};
 pub use workers::Workers;
 
@@ -48,6 +50,7 @@ use std::sync::Arc;
 pub fn run(description: &str, backend: impl Backend) -> ExitCode {
     let serve = || -> Result<(), Box<dyn std::error::Error>> {
         let link = Link::connect(&Endpoint::from_environment()?)?;
+        rehearse();
         let session = link.hello(description, &backend.geometry(), false)?;
         session.serve(Arc::new(backend))?;
         Ok(())

@@ -58,6 +58,8 @@ impl Server {
         for variable in nbd_backend::ENVIRONMENT {
             command.env_remove(variable);
         }
+        // Nor is it the service whose manager waits to hear that it is ready.
+        command.env_remove("NOTIFY_SOCKET");
         // Signals of a terminal are for us, and what it starts is to end with it.
         command.process_group(0);
         system::die_with_this_thread(&mut command);

@@ -54,6 +54,11 @@ pub enum Request {
     },
     /// Let them write to it no more.
     EndRecording,
+    /// Become another build of the holder, and answer as that.
+    Upgrade {
+        /// Its absolute path.
+        program: String,
+    },
 }
 
 /// A holder's answer. A request gets exactly one, but `Notice` may come before it.

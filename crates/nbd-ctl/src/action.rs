@@ -62,6 +62,11 @@ pub(crate) enum Action {
         program: Option<Vec<String>>,
         limit: Option<Duration>,
     },
+    Upgrade {
+        /// `None` for all.
+        device: Option<Device>,
+        limit: Option<Duration>,
+    },
     Debug(Debug),
     Record(Record),
     StopRecording {
@@ -173,6 +178,9 @@ impl Action {
                 program: replacement(spec, program)?,
                 limit: limit.timeout,
             },
+            Command::Upgrade { device, all: _, limit } => {
+                Self::Upgrade { device: optional(device)?, limit: limit.timeout }
+            }
             Command::Fail(order) => Self::Order {
                 device: order.device.parse()?,
                 request: Request::Fail { kill: order.kill },

@@ -327,6 +327,27 @@ Example:
         #[arg(long)]
         json: bool,
     },
+    /// Let the holder become another build of itself; I/O goes on meanwhile
+    #[command(
+        group = one_of("whose", ["device", "all"]),
+        after_help = "\
+The new build is the nbd-kernel-holder that nbd-ctl attach would start. It is asked first whether
+it can take over; if not, the present one goes on. Process, backend and device stay the same; for a
+new build of nbd-serve there is nbd-ctl replace.
+
+Example:
+  nbd-ctl upgrade nbd0
+  nbd-ctl upgrade --all"
+    )]
+    Upgrade {
+        /// nbd0, /dev/nbd0 or 0.
+        device: Option<String>,
+        /// The holders of all devices.
+        #[arg(long)]
+        all: bool,
+        #[command(flatten)]
+        limit: Limit,
+    },
     /// Start a new holder for a device whose holder is gone
     #[command(after_help = "\
 I/O goes on without a holder, but nobody starts a lost backend again. Every other command that

@@ -93,6 +93,7 @@ fn run() -> Result<(), Error> {
         Action::Replace { device, program, limit } => {
             change::replace(&context, device, program, limit)
         }
+        Action::Upgrade { device, limit } => change::upgrade(&context, device, limit),
         Action::Order { device, request, doing, limit } => {
             change::order(&context, device, &request, doing, limit)
         }

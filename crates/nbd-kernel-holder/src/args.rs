@@ -67,11 +67,18 @@ pub(crate) struct Args {
     /// Tell the parent about progress on this descriptor, and become a daemon when ready
     #[arg(long, value_name = "FD", hide = true)]
     pub(crate) report_fd: Option<RawFd>,
+    /// Go on as the holder that this process was, with what it left under this descriptor
+    #[arg(long, value_name = "FD", hide = true)]
+    pub(crate) take_over: Option<RawFd>,
+    /// Tell whether this program could do that for a device
+    #[arg(long, value_name = "DEVICE", value_parser = device_index, hide = true)]
+    pub(crate) can_take_over: Option<u32>,
     /// Be the backend that answers every request with EIO
     #[arg(long, hide = true)]
     pub(crate) stand_in: bool,
     /// The backend to start
-    #[arg(last = true, required_unless_present_any = ["external", "adopt", "stand_in"])]
+    #[arg(last = true, required_unless_present_any =
+          ["external", "adopt", "stand_in", "take_over", "can_take_over"])]
     pub(crate) program: Vec<String>,
 }
 

@@ -351,9 +351,13 @@ impl Holder {
         let cause = ending.to_string();
         let suspects = if ending.is_crash() { self.suspects() } else { String::new() };
         self.log(&format!("backend {pid} {cause}{suspects}"));
-        self.last_failure = words.unwrap_or_else(|| match self.words_of_backends().pop() {
-            Some(said) if !self.attached => format!("the backend {cause}; it said: {said}"),
-            _ => format!("the backend {cause}"),
+        self.last_failure = words.unwrap_or_else(|| {
+            // Reading the log takes time, and requests wait once there are any.
+            let said = if self.attached { None } else { self.words_of_backends().pop() };
+            match said {
+                Some(said) => format!("the backend {cause}; it said: {said}"),
+                None => format!("the backend {cause}"),
+            }
         });
         self.abandon_replacement(id);
         self.note_loss(cause, ending.is_crash());

@@ -17,6 +17,12 @@ pub(crate) struct Client {
     waits: Option<Waits>,
 }
 
+impl Client {
+    pub(crate) fn new(channel: Channel) -> Self {
+        Self { channel, waits: None }
+    }
+}
+
 /// What a client waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Waits {
@@ -41,7 +47,7 @@ impl Holder {
         }
         if let Ok(channel) = Channel::new(stream) {
             let id = self.next_id();
-            self.clients.insert(id, Client { channel, waits: None });
+            self.clients.insert(id, Client::new(channel));
         }
     }
 
@@ -96,6 +102,13 @@ impl Holder {
             Request::WaitReady if self.supervisor.is_ready() && self.attached => {
                 let text = format!("{} is being served", self.device.name());
                 self.answer(id, &Response::Done { text });
+            }
+            Request::Upgrade { program } if self.pending_upgrade.is_none() => {
+                self.pending_upgrade = Some((id, program));
+            }
+            Request::Upgrade { .. } => {
+                let text = format!("{}: another upgrade was asked for", self.device.name());
+                self.answer(id, &Response::Failed(Failure::new(FailureKind::Busy, text)));
             }
             Request::WaitReady => self.await_for(id, Waits::Backend),
             Request::Fail { kill } => self.order_fail(id, kill),

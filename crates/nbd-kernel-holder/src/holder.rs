@@ -83,6 +83,8 @@ pub(crate) struct Holder {
     pub(crate) orphans: Vec<Process>,
     pub(crate) clients: BTreeMap<u64, crate::control::Client>,
     pub(crate) pending_detach: Option<(u64, bool)>,
+    /// Who wants this process to become which program.
+    pub(crate) pending_upgrade: Option<(u64, String)>,
     pub(crate) replacing: Option<Vec<String>>,
     pub(crate) io_timeout: Option<u64>,
     pub(crate) attached: bool,
@@ -106,6 +108,8 @@ pub(crate) struct Holder {
     pub(crate) due: Option<Instant>,
     /// When the spare may be started: not while its elder sibling needs the processor.
     pub(crate) spare_due: Option<Instant>,
+    /// When the owner was killed, or looked at whether it is dead.
+    pub(crate) fence_looked: Instant,
     /// Until then nobody is let in who connects.
     pub(crate) deaf_until: Option<Instant>,
     me: ProcessId,
@@ -151,6 +155,7 @@ impl Holder {
             poisoned: Poisoned::default(),
             clients: BTreeMap::new(),
             pending_detach: None,
+            pending_upgrade: None,
             replacing: None,
             io_timeout: None,
             attached: false,
@@ -166,6 +171,7 @@ impl Holder {
             stand_in_due: None,
             due: None,
             spare_due: None,
+            fence_looked: Instant::now(),
             deaf_until: None,
             me: ProcessId::of(nix::unistd::getpid().as_raw())
                 .ok_or(std::io::Error::other("/proc is not mounted"))?,
@@ -233,6 +239,7 @@ impl Holder {
             Action::Grant(id) => self.grant(id),
             Action::Refuse(id, why) => self.refuse(id, &self.refusal(why)),
             Action::KillOwner => {
+                self.fence_looked = Instant::now();
                 if let Some(owner) = self.supervisor.owner().and_then(|id| self.peers.get(&id)) {
                     owner.kill();
                 }

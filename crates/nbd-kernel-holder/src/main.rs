@@ -21,7 +21,6 @@ mod poison;
 mod program;
 mod pump;
 mod recording;
-mod service;
 mod signals;
 mod stand_in;
 mod status;
@@ -29,6 +28,7 @@ mod supervisor;
 mod system;
 mod trace;
 mod udev;
+mod upgrade;
 
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
@@ -54,7 +54,10 @@ fn main() -> ExitCode {
     if args.stand_in {
         return stand_in::run();
     }
-    system::close_inherited(args.report_fd);
+    system::close_inherited(args.report_fd.or(args.take_over));
+    if let Some(index) = args.can_take_over {
+        return tell_abilities(&Registry::new(args.runtime_dir), index);
+    }
     let report = match args.report_fd.map(open_report).transpose() {
         Ok(report) => report,
         Err(text) => {
@@ -65,7 +68,10 @@ fn main() -> ExitCode {
     let daemon = report.is_some();
     match start(&args, report) {
         Ok(mut holder) => {
-            announce(&mut holder, daemon);
+            // Who asked for an upgrade was told already, and others are not to notice.
+            if args.take_over.is_none() {
+                announce(&mut holder, daemon);
+            }
             serve(holder)
         }
         Err(Stopped::Interrupted) => ExitCode::from(INTERRUPTED),
@@ -76,6 +82,20 @@ fn main() -> ExitCode {
                 None => eprintln!("nbd-kernel-holder: {}", failure.text),
             }
             ExitCode::from(code)
+        }
+    }
+}
+
+/// Tells a holder whether it could become this program.
+fn tell_abilities(registry: &Registry, index: u32) -> ExitCode {
+    match upgrade::answer(registry, index) {
+        Ok(text) => {
+            println!("{text}");
+            ExitCode::SUCCESS
+        }
+        Err(text) => {
+            eprintln!("nbd-kernel-holder: {text}");
+            ExitCode::FAILURE
         }
     }
 }
@@ -102,6 +122,9 @@ fn start(args: &Args, mut report: Option<Channel>) -> Result<Holder, Stopped> {
     // Best effort: the process that holds the device together should be the last one to go.
     let _ = std::fs::write("/proc/self/oom_score_adj", "-1000");
     let registry = Registry::new(args.runtime_dir.clone());
+    if let Some(fd) = args.take_over {
+        return adopt::take_over(registry, fd).map_err(|failure| Stopped::Failed(failure, report));
+    }
     if let Some(index) = args.adopt {
         return adopt::adopt(registry, index, &mut report)
             .map_err(|failure| Stopped::Failed(failure, report));
@@ -177,7 +200,7 @@ fn announce(holder: &mut Holder, daemon: bool) {
     let path = holder.device.path().display().to_string();
     if !daemon {
         println!("{path}");
-        service::ready(&path);
+        nbd_control::service::ready(&format!("holds {path}"));
         return;
     }
     holder.report(&Report::Ready { path });
@@ -188,8 +211,12 @@ fn announce(holder: &mut Holder, daemon: bool) {
 fn serve(mut holder: Holder) -> ExitCode {
     loop {
         // A detach by force may have come while one without it was being refused.
-        if holder.pending_detach.is_none() {
+        if holder.pending_detach.is_none() && holder.pending_upgrade.is_none() {
             holder.pump(None);
+        }
+        if let Some((client, program)) = holder.pending_upgrade.take() {
+            let failure = holder.upgrade(client, &program);
+            holder.answer(client, &Response::Failed(failure));
         }
         if let Some(asked) = holder.pending_detach
             && let Some(end) = detach_for(&mut holder, asked)
@@ -233,7 +260,7 @@ fn detach_for(holder: &mut Holder, asked: (u64, bool)) -> Option<ExitCode> {
 
 /// Somebody wants this process to end.
 fn stop(holder: &mut Holder) -> ExitCode {
-    service::stopping();
+    nbd_control::service::stopping();
     match holder.detach(false) {
         Ok(text) => {
             holder.log(&text);

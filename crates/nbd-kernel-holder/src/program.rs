@@ -13,7 +13,6 @@ use nbd_control::Channel;
 use nbd_control::backend::{EXPORT_VARIABLE, ExportInfo, HOLDER_FD};
 use nix::unistd::{Gid, Uid, User};
 
-use crate::service;
 use crate::system::{Process, prepare_program};
 
 /// A log longer than this is put aside when a backend is started.
@@ -63,7 +62,7 @@ pub(crate) fn start(
     command
         .args(arguments)
         .env(HOLDER_FD, theirs.as_raw_fd().to_string())
-        .env_remove(service::SOCKET)
+        .env_remove(nbd_control::service::SOCKET)
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
         .stderr(log);

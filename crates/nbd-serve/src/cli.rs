@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser};
 use clap_complete::engine::{ArgValueCandidates, CompletionCandidate};
 use clap_complete::env::CompleteEnv;
-use nbd_backend::{Endpoint, JoinError, Link, ServeError, chain};
+use nbd_backend::{Endpoint, JoinError, Link, ServeError, chain, rehearse};
 use nbd_control::registry::Registry;
 use serde::Serialize;
 use thiserror::Error;
@@ -34,7 +34,8 @@ SPEC is one of
       tls-certificates=DIRECTORY, tls-hostname=NAME, tls-verify-peer=0
   exec:COMMAND            a server that is started here, and again when it dies: one that talks
                           on stdin and stdout, or listens on $unixsocket if COMMAND has that
-  exec+listen:COMMAND     one that is given a listening socket, as by systemd
+  exec+listen:COMMAND     one that is given a listening socket, as by systemd. Options stand before
+                          the colon: exec,retry=60: or exec+listen,connections=4,retry=60:
   cow:BASE+DIFF           BASE, a path or a SPEC, is only read; changes go to the file DIFF,
                           which is made if there is none
   null:SIZE               zeroes, whatever is written
@@ -273,6 +274,7 @@ fn serve(link: Link, mut export: Export, cli: &Cli) -> Result<(), Error> {
         export.agree(&attached);
     }
     let description = export.description().to_owned();
+    rehearse();
     let mut session = link.hello(&description, &export.geometry(), cli.takeover)?;
     let backend = match export.settle(&mut session) {
         Ok(backend) => backend,

@@ -4,7 +4,7 @@
 //! file:PATH[,ro][,direct][,create=SIZE][,block=BYTES]
 //! mem:SIZE[,block=BYTES]      null: and pattern: likewise
 //! nbd://HOST[:PORT]/[EXPORT]  and the other NBD URIs
-//! exec:COMMAND, exec+listen:COMMAND
+//! exec[,retry=SECONDS][,connections=N]:COMMAND, and exec+listen likewise
 //! cow:BASE+DIFF               see `cow`
 //! LAYER[:OPTIONS]@SPEC        see `layer`
 //! ```
@@ -153,9 +153,19 @@ fn is_spec(text: &[u8]) -> bool {
     SCHEMES.iter().any(begins) || layer::split(text).is_some()
 }
 
+/// The scheme of a program with options, which stand before the colon: `exec,retry=60:nbdkit -s`.
+pub(crate) fn program(text: &[u8]) -> Option<&'static str> {
+    let head = &text[..text.iter().position(|byte| *byte == b':')?];
+    let scheme = head.split(|byte| *byte == b',').next()?;
+    ["exec", "exec+listen"].into_iter().find(|known| known.as_bytes() == scheme)
+}
+
 fn split_scheme(text: &OsStr) -> Result<(&str, &[u8]), SpecError> {
     let bytes = text.as_bytes();
     let colon = bytes.iter().position(|byte| *byte == b':');
+    if let Some(scheme) = program(bytes) {
+        return Ok((scheme, &bytes[colon.unwrap_or_default() + 1..]));
+    }
     let is_letter = |byte: &u8| byte.is_ascii_alphanumeric() || *byte == b'+';
     let is_word = |word: &&[u8]| !word.is_empty() && word.iter().all(is_letter);
     let word = colon.map(|colon| &bytes[..colon]).filter(is_word);

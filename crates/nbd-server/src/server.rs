@@ -17,6 +17,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::export::{Export, Exports};
 use crate::limits::Limits;
+use crate::memory::Memory;
 use crate::session::{self, Context};
 
 /// A server: some exports, and the clients that use them.
@@ -49,7 +50,8 @@ impl Server {
         let list = exports.into_iter().map(Arc::new).collect();
         let is_stopping = Arc::new(AtomicBool::new(false));
         let exports = Exports { list, limits };
-        let context = Arc::new(Context { exports, tls, policy, is_stopping });
+        let memory = Memory::new(limits.memory);
+        let context = Arc::new(Context { exports, memory, tls, policy, is_stopping });
         Self { context, clients: Arc::default() }
     }
 

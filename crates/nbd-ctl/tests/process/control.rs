@@ -40,6 +40,11 @@ fn requests_are_what_was_typed() {
         assert_eq!(holder.join().unwrap(), request);
     }
     let world = World::new();
+    let holder = world.answers(0, vec![done("")]);
+    let mut command = world.command(&["upgrade", "nbd0"]);
+    Ran::from(command.env("NBD_HOLDER_PROGRAM", "/bin/true").output().unwrap()).succeeded("", "");
+    assert_eq!(holder.join().unwrap(), Request::Upgrade { program: "/bin/true".into() });
+    let world = World::new();
     let serve = world.executable("nbd-serve", "#!/bin/sh\n");
     let holder = world.answers(0, vec![done("")]);
     let mut command = world.command(&["replace", "nbd0", "file:a.img"]);
