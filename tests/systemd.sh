@@ -75,6 +75,41 @@ starts_when_ready() {
 	dd if=/srv/data of=/dev/disk/by-nbd/disk conv=fsync status=none || fail "writing"
 }
 
+# The last entry of this event, as JSON; empty if there is none.
+event() { journalctl -o json -n 1 --no-pager "NBD_EVENT=$1" 2>/dev/null; }
+is_logged() { [[ -n $(event "$1") ]]; }
+
+logs_to_the_journal() {
+	step "the journal has events with their fields"
+	until_true "an entry" is_logged ready
+	is "$(event ready | jq -r '.NBD_DEVICE, .NBD_SIZE, .PRIORITY, .SYSLOG_IDENTIFIER' | xargs)" \
+		"$(field disk .device) $((64 << 20)) 6 nbd-kernel-holder" "ready"
+	local backend
+	backend=$(field disk .backend.pid)
+	kill -KILL "$backend"
+	nbd-ctl wait disk || fail "no other backend"
+	until_true "an entry" is_logged recovered
+	is "$(event backend-lost | jq -r '.NBD_PID, .NBD_SIGNAL, .PRIORITY' | xargs)" "$backend SIGKILL 4" "the loss"
+	is "$(event recovered | jq -r '.NBD_PID')" "$(field disk .backend.pid)" "the recovery"
+}
+
+resizes() {
+	step "udev hears of another size"
+	local device
+	device=$(field disk .device)
+	udevadm monitor --kernel --property --subsystem-match=block >/run/events 2>&1 &
+	local monitor=$!
+	until_true "the monitor" grep -q "KERNEL" /run/events
+	truncate -s 80M /srv/disk.img
+	nbd-ctl resize disk --to-backend || fail "resize"
+	is "$(blockdev --getsize64 "/dev/$device")" $((80 << 20)) "the size"
+	until_true "an event" grep -q "RESIZE=1" /run/events
+	kill $monitor
+	udevadm settle
+	is "$(readlink -f /dev/disk/by-nbd/disk)" "/dev/$device" "the link"
+	nbd-ctl resize disk 64M || fail "shrink"
+}
+
 survives_its_holder() {
 	step "a killed holder is replaced, and nobody notices"
 	local first sitter
@@ -117,6 +152,8 @@ stops_in_order() {
 	udevadm settle
 	[[ ! -e /dev/disk/by-nbd/disk ]] || fail "its link is left"
 	[[ ! -e /run/nbd/$device ]] || fail "its entry is left"
+	until_true "an entry" is_logged detached
+	[[ $(event detached | jq -r .NBD_READS) -gt 0 ]] || fail "totals without the test read"
 	! compgen -G "/run/udev/watch/b$(cat "/sys/block/$device/dev")" >/dev/null || fail "its watch is left"
 }
 
@@ -178,6 +215,8 @@ inside() {
 	for api in netlink ioctl; do
 		install_files "$api"
 		starts_when_ready "$api"
+		logs_to_the_journal
+		resizes
 		survives_its_holder
 		refuses_while_mounted
 		stops_in_order

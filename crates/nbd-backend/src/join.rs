@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nbd_control::backend::{
-    EXPORT_VARIABLE, ExportInfo, FromBackend, FromHolder, Grant, HOLDER_FD, Hello,
+    EXPORT_VARIABLE, ExportInfo, FromBackend, FromHolder, GROW_VARIABLE, Grant, HOLDER_FD, Hello,
 };
 use nbd_control::registry::Registry;
 use nbd_control::{Channel, ChannelError};
@@ -25,7 +25,8 @@ use crate::replay::Replay;
 pub const JOIN_VARIABLE: &str = "NBD_JOIN";
 
 /// The environment variables that are meant for one backend, and not for what it starts.
-pub const ENVIRONMENT: [&str; 4] = [HOLDER_FD, EXPORT_VARIABLE, JOIN_VARIABLE, REPLAY_VARIABLE];
+pub const ENVIRONMENT: [&str; 5] =
+    [HOLDER_FD, EXPORT_VARIABLE, GROW_VARIABLE, JOIN_VARIABLE, REPLAY_VARIABLE];
 
 /// How long the holder may take for an acknowledgement.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -130,6 +131,7 @@ impl Endpoint {
 pub struct Link {
     channel: Channel,
     attached: Option<ExportInfo>,
+    is_to_grow: bool,
     replay: Option<Replay>,
 }
 
@@ -155,13 +157,21 @@ impl Link {
             }
         };
         let channel = Channel::new(stream)?;
-        Ok(Self { channel, attached, replay })
+        let is_to_grow = attached.is_some() && std::env::var_os(GROW_VARIABLE).is_some();
+        Ok(Self { channel, attached, is_to_grow, replay })
     }
 
     /// What was attached, if this process was started to succeed another one. A backend whose
-    /// storage has changed since then should go on serving that, or will be refused.
+    /// storage has grown since then should go on serving that, unless it
+    /// [is to grow](Self::is_to_grow).
     pub fn attached(&self) -> Option<ExportInfo> {
         self.attached
+    }
+
+    /// Whether this process was started for its present size, as the device is to grow
+    /// (`nbd-ctl resize`).
+    pub fn is_to_grow(&self) -> bool {
+        self.is_to_grow
     }
 
     /// Introduces the backend and waits for the lanes: until the predecessor is dead, however

@@ -81,7 +81,7 @@ impl LaneState {
         match sent {
             Err(error) if !is_closed(&error) => {
                 // The request counts as answered and its reply is not sent. A successor sends it.
-                eprintln!("nbd-backend: cannot answer, so a successor must: {error}");
+                tracing::error!("cannot answer, so a successor must: {error}");
                 std::process::abort();
             }
             // A closed socket is the lane's thread's business: it receives nothing more.
@@ -325,7 +325,7 @@ pub(crate) fn is_closed(error: &io::Error) -> bool {
 }
 
 fn reject(transmitter: &mut Transmitter, ticket: Ticket, rejection: &Rejection, time: u64) {
-    eprintln!("nbd-backend: refused {:?}: {rejection}", ticket.request());
+    tracing::warn!("refused {:?}: {rejection}", ticket.request());
     let error = match rejection.error() {
         NbdError::SUCCESS => NbdError::EINVAL,
         error => error,

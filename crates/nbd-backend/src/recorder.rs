@@ -24,7 +24,7 @@ impl Recorder {
         let mut writer = match Writer::resume(File::from(file)) {
             Ok(writer) => writer,
             Err(error) => {
-                eprintln!("nbd-backend: not recorded: the recording {}", crate::chain(&error));
+                tracing::warn!("not recorded: the recording {}", crate::chain(&error));
                 return None;
             }
         };
@@ -43,7 +43,7 @@ impl Recorder {
         add(&mut writer);
         let state = writer.commit();
         if state != State::Going && !self.is_over.swap(true, Ordering::Relaxed) {
-            eprintln!("nbd-backend: the recording is over: {state}; the device goes on");
+            tracing::warn!("the recording is over: {state}; the device goes on");
         }
     }
 }

@@ -35,7 +35,7 @@ impl Replay {
     /// Says how it went, once all has been answered.
     pub(crate) fn end(self) {
         if let Ok(words) = self.0.join() {
-            eprintln!("nbd-backend: {words}");
+            tracing::info!("{words}");
         }
     }
 }

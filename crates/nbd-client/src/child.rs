@@ -167,7 +167,7 @@ fn pass_on(reader: PipeReader, name: String) -> io::Result<()> {
         let mut reader = BufReader::new(reader);
         let mut line = Vec::new();
         while reader.read_until(b'\n', &mut line).is_ok_and(|count| count > 0) {
-            eprintln!("nbd-serve: {name}: {}", String::from_utf8_lossy(&line).trim_end());
+            tracing::info!("{name}: {}", String::from_utf8_lossy(&line).trim_end());
             line.clear();
         }
     };

@@ -157,7 +157,7 @@ impl Dialer {
             return;
         };
         if !matches!(server.stop(self.patience), Ok(Fence::Closed)) {
-            eprintln!("nbd-serve: {}: {}", self.name, Cause::Immortal);
+            tracing::error!("{}: {}", self.name, Cause::Immortal);
         }
     }
 

@@ -92,7 +92,7 @@ impl Remote {
         }
         if let Err(error) = self.shared.start_links(None, left) {
             // Nobody would ever connect. A successor may find more room.
-            eprintln!("nbd-serve: cannot start a thread: {error}");
+            tracing::error!("cannot start a thread: {error}");
             std::process::abort();
         }
     }
@@ -181,7 +181,7 @@ impl Shared {
     }
 
     pub(crate) fn note(&self, text: &str) {
-        eprintln!("nbd-serve: {}: {text}", self.dialer.name());
+        tracing::info!("{}: {text}", self.dialer.name());
     }
 }
 

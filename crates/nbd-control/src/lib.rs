@@ -12,6 +12,7 @@
 //! | [`policy`] | what becomes of requests that no backend answers |
 //! | [`trace`] | requests that were executed |
 //! | [`registry`] | the runtime directory |
+//! | [`size`] | sizes as people write them |
 //! | [`settings`] | what can be changed of a backend while it runs |
 //! | [`service`] | what a service manager wants to hear |
 //! | [`process`] | naming a process so that a reused pid is not mistaken for it |
@@ -25,6 +26,7 @@ pub mod process;
 pub mod registry;
 pub mod service;
 pub mod settings;
+pub mod size;
 pub mod status;
 pub mod trace;
 pub mod wire;

@@ -199,6 +199,12 @@ impl Action {
                 doing: "waiting for a backend",
                 limit: limit.timeout,
             },
+            Command::Resize(resize) => Self::Order {
+                device: resize.device.parse()?,
+                request: Request::Resize { size: resize.size, force: resize.force },
+                doing: "resizing it",
+                limit: resize.limit.timeout,
+            },
             Command::Debug { device, source, yes, arguments } => {
                 Self::Debug(Debug { device: device.parse()?, sources: source, yes, arguments })
             }

@@ -1,4 +1,4 @@
-//! `nbd-ctl detach`, `restart`, `replace`, `upgrade`, `fail`, `pause` and `resume`.
+//! `nbd-ctl detach`, `restart`, `replace`, `upgrade`, `fail`, `pause`, `resume` and `resize`.
 
 use std::time::Duration;
 

@@ -269,6 +269,21 @@ Example:
         #[command(flatten)]
         limit: Limit,
     },
+    /// Give a device another size while it is in use
+    #[command(after_help = "\
+Grow what the device is made of first (`truncate -s`, `lvextend`, the other server's export), then
+the device, then the file system on it. The backend is started again to look how large its storage
+is by now; I/O waits meanwhile. mem: and cow: keep their size; exec: has it only after a new attach.
+
+To shrink is refused while the device is in use, and if a file system (ext, XFS, btrfs) or a partition
+on it needs more; make that smaller first. What it is made of is not touched. A device whose requests
+wait is not resized at all. The size survives backends and holders, not the detach.
+
+Example:
+  nbd-ctl resize nbd0 --to-backend   # after truncate -s 20G disk.img; then resize2fs /dev/nbd0
+  nbd-ctl resize nbd0 15G
+  nbd-ctl resize nbd0 1G --force")]
+    Resize(ResizeArguments),
     /// Start gdb on a device's backend; I/O waits whenever gdb stops it
     #[command(
         override_usage = "nbd-ctl debug [OPTIONS] <DEVICE> [-- GDB-ARGUMENTS...]",
@@ -429,6 +444,24 @@ pub(crate) struct OrderArguments {
     /// Kill a backend that is in the way.
     #[arg(long)]
     pub(crate) kill: bool,
+    #[command(flatten)]
+    pub(crate) limit: Limit,
+}
+
+#[derive(Debug, Args)]
+#[command(group = one_of("to", ["size", "to_backend"]))]
+pub(crate) struct ResizeArguments {
+    /// nbd0, /dev/nbd0 or 0.
+    pub(crate) device: String,
+    /// The new size in bytes, or with K, M, G or T: at most what the backend has by now.
+    #[arg(value_parser = size)]
+    pub(crate) size: Option<u64>,
+    /// The size that the backend has by now.
+    #[arg(long)]
+    pub(crate) to_backend: bool,
+    /// Shrink a device that is in use, or whose file system or partitions need more.
+    #[arg(long)]
+    pub(crate) force: bool,
     #[command(flatten)]
     pub(crate) limit: Limit,
 }
@@ -603,25 +636,16 @@ fn one_of<const N: usize>(name: &'static str, arguments: [&'static str; N]) -> A
     ArgGroup::new(name).required(true).args(arguments)
 }
 
-fn size(text: &str) -> Result<u64, String> {
-    let (number, shift) = match text.char_indices().last() {
-        Some((at, 'K' | 'k')) => (&text[..at], 10),
-        Some((at, 'M' | 'm')) => (&text[..at], 20),
-        Some((at, 'G' | 'g')) => (&text[..at], 30),
-        Some((at, 'T' | 't')) => (&text[..at], 40),
-        _ => (text, 0),
-    };
-    let number: Option<u64> = number.parse().ok();
-    let size = number.and_then(|number| number.checked_mul(1 << shift));
-    size.filter(|size| *size > 0).ok_or_else(|| "use a number of bytes, like 512M or 10G".into())
-}
-
 fn seconds(text: &str) -> Result<Duration, String> {
     let number: f64 = text.parse().map_err(|_| "not a number of seconds")?;
     if !(number > 0.0 && number <= 1e8) {
         return Err("must be more than 0 and at most 100000000 seconds".into());
     }
     Ok(Duration::from_secs_f64(number))
+}
+
+fn size(text: &str) -> Result<u64, String> {
+    nbd_control::size::parse(text).map_err(|error| error.to_string())
 }
 
 fn milliseconds(text: &str) -> Result<f64, String> {

@@ -6,7 +6,7 @@ use std::os::unix::net::UnixListener;
 use std::time::Duration;
 
 use nbd_control::Channel;
-use nbd_control::backend::Hello;
+use nbd_control::backend::{ExportInfo, Hello};
 use nbd_control::control::{Failure, FailureKind, Response};
 use nbd_control::handover::Handover;
 use nbd_control::process::ProcessId;
@@ -60,6 +60,14 @@ pub(crate) fn adopt(
     let left = Left { peer: Peer::new(None, None), joined: false, loss };
     adopt_backend(&mut holder, &state, left);
     holder.save_state();
+    tracing::info!(
+        device = %holder.device.name(),
+        event = "adopted",
+        sitter = state.sitter.pid,
+        backend = holder.supervisor.owner().and_then(|id| holder.peers.get(&id)).and_then(Peer::pid),
+        "adopted from holder {}, which is gone",
+        state.holder.pid
+    );
     holder.report = report.take();
     Ok(holder)
 }
@@ -138,7 +146,9 @@ fn rebuild(registry: Registry, state: &State) -> Result<Holder, Failure> {
     copy_descriptors(&mut holder, &sitter, state)
         .map_err(|error| other(format!("{name}: cannot copy from its sitter: {error}")))?;
     holder.sitter = Some(Sitter { process: sitter, id: state.sitter, progress: None });
-    holder.export = Some(state.export);
+    // The driver may have been told another size that was not written down any more.
+    let size = Some(holder.device.size()).filter(|size| *size != 0).unwrap_or(state.export.size);
+    holder.export = Some(ExportInfo { size, ..state.export });
     holder.description.clone_from(&state.description);
     holder.io_timeout = state.io_timeout;
     holder.attached = true;
@@ -166,7 +176,7 @@ fn shield_sitter(holder: &Holder) {
         return;
     };
     if let Err(errno) = sitter::shield(&sitter.process) {
-        holder.log(&format!("cannot keep debuggers off the sitter: {errno}"));
+        holder.warn(&format!("cannot keep debuggers off the sitter: {errno}"));
     }
 }
 

@@ -63,7 +63,7 @@ impl Holder {
                     self.clients.remove(&id);
                 }
                 Err(error) => {
-                    self.log(&format!("a control connection failed: {error}"));
+                    self.warn(&format!("a control connection failed: {error}"));
                     let failure = Failure::new(FailureKind::Other, error.to_string());
                     self.answer(id, &Response::Failed(failure));
                     self.clients.remove(&id);
@@ -114,6 +114,7 @@ impl Holder {
             Request::Fail { kill } => self.order_fail(id, kill),
             Request::Pause { kill } => self.order_pause(id, kill),
             Request::Resume => self.order_resume(id),
+            Request::Resize { size, force } => self.order_resize(id, size, force),
             Request::Record { path } => {
                 self.order_recording(id, path, received.descriptors.into_iter().next());
             }
@@ -143,7 +144,7 @@ impl Holder {
             .map_err(|error| failed(FailureKind::Usage, error.to_string()))?;
         settings::change(&table, &changes).map_err(other)?;
         for text in assignments {
-            self.log(&format!("{text} was set"));
+            tracing::info!(device = %name, event = "set", setting = %text, "{text} was set");
         }
         let current = settings::load(&table).map_err(other)?;
         Ok(current.into_iter().map(|one| (one.name, one.kind.format(one.value))).collect())

@@ -27,6 +27,7 @@ use crate::peers::Peer;
 use crate::poison::Poisoned;
 use crate::program;
 use crate::recording::Recording;
+use crate::resize::{Growing, Resize};
 use crate::signals::Signals;
 use crate::status::{FirstSeen, Loss, monotonic};
 use crate::supervisor::{Action, Event, PeerId, Refusal, Supervisor};
@@ -86,6 +87,8 @@ pub(crate) struct Holder {
     /// Who wants this process to become which program.
     pub(crate) pending_upgrade: Option<(u64, String)>,
     pub(crate) replacing: Option<Vec<String>>,
+    pub(crate) pending_resize: Option<Resize>,
+    pub(crate) growing: Option<Growing>,
     pub(crate) io_timeout: Option<u64>,
     pub(crate) attached: bool,
     pub(crate) interrupted: bool,
@@ -157,6 +160,8 @@ impl Holder {
             pending_detach: None,
             pending_upgrade: None,
             replacing: None,
+            pending_resize: None,
+            growing: None,
             io_timeout: None,
             attached: false,
             interrupted: false,
@@ -180,7 +185,12 @@ impl Holder {
     }
 
     pub(crate) fn log(&self, text: &str) {
-        eprintln!("{}{}: {text}", crate::OUR_WORDS, self.device.name());
+        tracing::info!(device = %self.device.name(), "{text}");
+    }
+
+    /// Something that somebody should look after.
+    pub(crate) fn warn(&self, text: &str) {
+        tracing::warn!(device = %self.device.name(), "{text}");
     }
 
     /// Tells the operator something that is no reason to stop.
@@ -254,7 +264,11 @@ impl Holder {
                     self.hopeless.get_or_insert(text);
                     return;
                 }
-                self.log(&format!("giving up on the backend: {text}"));
+                tracing::error!(
+                    device = %self.device.name(),
+                    event = "gave-up",
+                    "giving up on the backend: {text}"
+                );
                 let failure = Failure::new(FailureKind::Other, text);
                 self.answer_waiters(Waits::Backend, &Err(failure));
             }
@@ -287,7 +301,7 @@ impl Holder {
             Err(error) => {
                 let name = program.first().cloned().unwrap_or_default();
                 self.last_failure = format!("cannot start {name}: {error}");
-                self.log(&self.last_failure);
+                self.warn(&self.last_failure);
                 self.apply(&Event::StartFailed);
             }
         }
@@ -301,8 +315,15 @@ impl Holder {
         // Another program has to show that it fits; the present one's storage may have grown.
         let attached = self.export.filter(|_| program == self.settings.program);
         let survive = self.settings.survive_shutdown;
-        let started = program::start(program, user, attached, survive, &log)?;
-        let id = self.next_id();
+        let growing = self.growing.as_mut().filter(|growing| growing.peer.is_none());
+        let started = program::start(program, user, attached, growing.is_some(), survive, &log)?;
+        let pid = started.process.pid.as_raw();
+        tracing::debug!(device = %self.device.name(), pid, ?program, "a backend is started");
+        self.next_id += 1;
+        let id = self.next_id;
+        if let Some(growing) = growing {
+            growing.peer = Some(id);
+        }
         let mut peer = Peer::new(Some(started.channel), Some(started.process));
         peer.stamp = stamp;
         peer.program = program.to_vec();
@@ -312,7 +333,8 @@ impl Holder {
 
     /// Starts a spare when one is wanted, a little later than that.
     pub(crate) fn tend_spare(&mut self) {
-        if !self.supervisor.wants_spare() {
+        // One that is started while the size changes would have the old one.
+        if !self.supervisor.wants_spare() || self.pending_resize.is_some() {
             self.spare_due = None;
             return;
         }
@@ -328,7 +350,7 @@ impl Holder {
         match self.launch(&program) {
             Ok(id) => self.supervisor.started_spare(id),
             Err(error) => {
-                self.log(&format!("cannot start a spare backend: {error}"));
+                self.warn(&format!("cannot start a spare backend: {error}"));
                 self.supervisor.lose_spare();
             }
         }
@@ -367,7 +389,7 @@ impl Holder {
         if let Some((&id, _)) = overdue {
             let seconds = patience.as_secs();
             self.last_failure = format!("the backend did not introduce itself within {seconds} s");
-            self.log(&self.last_failure);
+            self.warn(&self.last_failure);
             self.drop_peer(id);
             self.apply(&Event::Gone { peer: id });
         }
@@ -421,7 +443,7 @@ impl Holder {
         };
         let written = self.registry.write_state(&state);
         if let Err(error) = &written {
-            self.log(&format!("cannot write its state, so it could not be adopted: {error}"));
+            self.warn(&format!("cannot write its state, so it could not be adopted: {error}"));
         }
         written.is_ok()
     }

@@ -21,6 +21,7 @@ mod poison;
 mod program;
 mod pump;
 mod recording;
+mod resize;
 mod signals;
 mod stand_in;
 mod status;
@@ -41,9 +42,10 @@ use nbd_control::registry::Registry;
 use args::Args;
 use attach::AttachError;
 use holder::{Holder, Settings};
+use nbd_log::Output;
 
-/// How each of our lines in a log begins.
-const OUR_WORDS: &str = "nbd-kernel-holder: ";
+/// How our lines in a log begin, with a colon behind it.
+const PROGRAM: &str = "nbd-kernel-holder";
 /// How often to look for another device when somebody else took the picked one.
 const TRIES: usize = 5;
 /// Exit status after a signal during attach.
@@ -52,16 +54,23 @@ const INTERRUPTED: u8 = 130;
 fn main() -> ExitCode {
     let args = Args::parse();
     if args.stand_in {
+        nbd_log::init("nbd-kernel-holder --stand-in", args.filter(), Output::Stderr);
         return stand_in::run();
     }
     system::close_inherited(args.report_fd.or(args.take_over));
     if let Some(index) = args.can_take_over {
         return tell_abilities(&Registry::new(args.runtime_dir), index);
     }
+    // The words of a daemon are in its device's folder, where nbd-ctl and people look for them.
+    let output = match args.report_fd {
+        Some(_) => Output::Stderr,
+        None => Output::JournalOrStderr,
+    };
+    nbd_log::init(PROGRAM, args.filter(), output);
     let report = match args.report_fd.map(open_report).transpose() {
         Ok(report) => report,
         Err(text) => {
-            eprintln!("nbd-kernel-holder: --report-fd: {text}");
+            tracing::error!("--report-fd: {text}");
             return ExitCode::from(FailureKind::Usage.exit_code());
         }
     };
@@ -79,7 +88,7 @@ fn main() -> ExitCode {
             let code = failure.kind.exit_code();
             match report {
                 Some(report) => drop(report.send(&Report::Failed(failure), &[])),
-                None => eprintln!("nbd-kernel-holder: {}", failure.text),
+                None => tracing::error!(event = "attach-failed", "{}", failure.text),
             }
             ExitCode::from(code)
         }
@@ -223,14 +232,17 @@ fn serve(mut holder: Holder) -> ExitCode {
         {
             return end;
         }
+        holder.settle_resize();
         if std::mem::take(&mut holder.interrupted) {
             return stop(&mut holder);
         }
         if holder.dropped || (holder.sitter_gone && holder.failed.is_none() && !holder.is_netlink())
         {
-            holder.log(
+            tracing::error!(
+                device = %holder.device.name(),
+                event = "dropped",
                 "the driver has dropped the device: it was disconnected by somebody else, or its \
-                 sitter was stopped or killed",
+                 sitter was stopped or killed"
             );
             holder.teardown();
             return ExitCode::FAILURE;
@@ -242,7 +254,6 @@ fn serve(mut holder: Holder) -> ExitCode {
 fn detach_for(holder: &mut Holder, asked: (u64, bool)) -> Option<ExitCode> {
     match holder.detach(asked.1) {
         Ok(text) => {
-            holder.log(&text);
             // Perhaps another one than at the beginning: see `Request::Detach`.
             let client = holder.pending_detach.map_or(asked.0, |(client, _)| client);
             holder.answer(client, &Response::Done { text });
@@ -262,12 +273,9 @@ fn detach_for(holder: &mut Holder, asked: (u64, bool)) -> Option<ExitCode> {
 fn stop(holder: &mut Holder) -> ExitCode {
     nbd_control::service::stopping();
     match holder.detach(false) {
-        Ok(text) => {
-            holder.log(&text);
-            ExitCode::SUCCESS
-        }
+        Ok(_) => ExitCode::SUCCESS,
         Err(failure) => {
-            holder.log(&format!(
+            holder.warn(&format!(
                 "asked to stop: {}; the device stays as it is, and `nbd-ctl` adopts it",
                 failure.text
             ));

@@ -10,7 +10,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use nbd_control::Channel;
-use nbd_control::backend::{EXPORT_VARIABLE, ExportInfo, HOLDER_FD};
+use nbd_control::backend::{EXPORT_VARIABLE, ExportInfo, GROW_VARIABLE, HOLDER_FD};
 use nix::unistd::{Gid, Uid, User};
 
 use crate::system::{Process, prepare_program};
@@ -43,11 +43,12 @@ pub(crate) fn look_up(user: &str) -> io::Result<(Uid, Gid)> {
 }
 
 /// Starts a backend. What it says goes to `log`. One that shall survive the shutdown is called
-/// by a name that systemd spares.
+/// by a name that systemd spares. With `grows` it is asked for its present size.
 pub(crate) fn start(
     program: &[String],
     user: Option<(Uid, Gid)>,
     attached: Option<ExportInfo>,
+    grows: bool,
     survive_shutdown: bool,
     log: &Path,
 ) -> io::Result<Started> {
@@ -71,6 +72,9 @@ pub(crate) fn start(
     }
     if let Some(export) = attached {
         command.env(EXPORT_VARIABLE, export.to_variable());
+    }
+    if grows {
+        command.env(GROW_VARIABLE, "1");
     }
     prepare_program(&mut command, theirs.as_raw_fd(), user);
     let child = command.spawn()?;

@@ -191,7 +191,7 @@ impl Holder {
                 let id = self.next_id();
                 self.peers.insert(id, Peer::new(Some(channel), None));
             }
-            Err(error) => self.log(&format!("a backend that joined failed: {error}")),
+            Err(error) => self.warn(&format!("a backend that joined failed: {error}")),
         }
     }
 

@@ -75,6 +75,7 @@ impl Holder {
             (Some((_, false)), ..) => "detaching it: it writes back first",
             (None, Some(_), _) => "answering what is in flight with EIO",
             (None, None, Some(_)) => "replacing its backend",
+            (None, None, None) if self.pending_resize.is_some() => "resizing it",
             (None, None, None) => return None,
         };
         Some(words.into())
@@ -162,7 +163,7 @@ impl Holder {
         sum
     }
 
-    fn recovery(&self) -> Option<RecoveryStatus> {
+    pub(crate) fn recovery(&self) -> Option<RecoveryStatus> {
         let loss = self.loss.as_ref()?;
         let header = self.inspector.as_ref()?.header();
         let recovered = header.generation.load(Ordering::Acquire) > loss.generation;

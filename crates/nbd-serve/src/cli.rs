@@ -10,6 +10,7 @@ use clap_complete::engine::{ArgValueCandidates, CompletionCandidate};
 use clap_complete::env::CompleteEnv;
 use nbd_backend::{Endpoint, JoinError, Link, ServeError, chain, rehearse};
 use nbd_control::registry::Registry;
+use nbd_log::{Filter, Output};
 use serde::Serialize;
 use thiserror::Error;
 
@@ -17,6 +18,9 @@ use crate::export::{Export, ExportError};
 use crate::network::{self, NetworkArgs, NetworkError};
 use crate::spec::{Spec, SpecError};
 use crate::tools;
+
+/// How lines of the log begin.
+pub(crate) const PROGRAM: &str = "nbd-serve";
 
 const AFTER_HELP: &str = "\
 SPEC is one of
@@ -120,6 +124,15 @@ pub struct Cli {
     #[arg(long, conflicts_with_all = ["join", "takeover", "listen", "replay"])]
     pub print_geometry: bool,
 
+    /// Log this and what is more important: error, warn, info, debug, trace, off; also by crate, like
+    /// info,nbd_client=debug [default: $NBD_LOG, else info].
+    #[arg(long, value_name = "LEVEL")]
+    pub log_level: Option<Filter>,
+
+    /// Log more: debug, and trace if it is given twice.
+    #[arg(short, long, action = clap::ArgAction::Count, conflicts_with = "log_level")]
+    pub verbose: u8,
+
     /// Serving the network.
     #[command(flatten)]
     pub network: NetworkArgs,
@@ -129,6 +142,13 @@ pub struct Cli {
     /// export without a name is the default one.
     #[arg(value_name = "[NAME=]SPEC", required = true)]
     pub specs: Vec<OsString>,
+}
+
+impl Cli {
+    /// What the command line says about the log.
+    fn filter(&self) -> Option<Filter> {
+        self.log_level.clone().or_else(|| Filter::verbose(self.verbose))
+    }
 }
 
 /// Why the program ended without success.
@@ -181,10 +201,13 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     if let Some(code) = tools::main(&arguments) {
         return code;
     }
-    match Cli::try_parse_from(arguments).map_or_else(|error| refuse(&error), |cli| run(&cli)) {
+    let cli = Cli::try_parse_from(arguments);
+    let filter = cli.as_ref().ok().and_then(Cli::filter);
+    nbd_log::init(PROGRAM, filter, Output::JournalOrStderr);
+    match cli.map_or_else(|error| refuse(&error), |cli| run(&cli)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("nbd-serve: {}", chain(&error));
+            tracing::error!("{}", chain(&error));
             ExitCode::from(error.exit_code())
         }
     }
@@ -269,9 +292,15 @@ fn endpoint(cli: &Cli) -> Result<Endpoint, Error> {
 }
 
 fn serve(link: Link, mut export: Export, cli: &Cli) -> Result<(), Error> {
-    // Only on the holder's word: whoever joins by hand with a larger file is in error.
-    if let Some(attached) = link.attached() {
-        export.agree(&attached);
+    match link.attached() {
+        Some(attached) if link.is_to_grow() => {
+            if let Err(error) = export.grow(&attached) {
+                link.fail(&chain(&error));
+                return Err(error.into());
+            }
+        }
+        Some(attached) => export.agree(&attached),
+        None => {}
     }
     let description = export.description().to_owned();
     rehearse();
@@ -284,7 +313,7 @@ fn serve(link: Link, mut export: Export, cli: &Cli) -> Result<(), Error> {
         }
     };
     if cli.join.is_some() {
-        eprintln!("nbd-serve: {}: serving {description}", session.device());
+        tracing::info!("{}: serving {description}", session.device());
     }
     match session.serve(backend) {
         Ok(_) => Ok(()),

@@ -175,7 +175,7 @@ pub(crate) fn serve(args: &NetworkArgs, texts: &[OsString]) -> Result<(), Networ
     let listeners = Listeners::new(listeners);
     let places: Vec<_> = listeners.addresses().iter().map(ToString::to_string).collect();
     for place in &places {
-        eprintln!("nbd-serve: serving {} on {place}", served.join(", "));
+        tracing::info!("serving {} on {place}", served.join(", "));
     }
     service::ready(&format!("serving {} on {}", served.join(", "), places.join(", ")));
     let server = Server::new(exports, security, limits(args));

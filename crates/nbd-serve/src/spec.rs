@@ -313,6 +313,12 @@ fn similar(word: &str, known: &[&'static str]) -> Option<&'static str> {
 }
 
 impl FileSpec {
+    /// The same for a device that has grown since its file was made.
+    pub(crate) fn grown_to(mut self, size: u64) -> Self {
+        self.create = self.create.map(|create| create.max(size));
+        self
+    }
+
     /// The block size of the file that `create` makes, known before there is any; so it does not
     /// depend on what the file system says of the file later.
     pub(crate) fn block_of_new_file(&self) -> u32 {

@@ -161,7 +161,7 @@ impl Outbox {
         if !self.has_refused && !matches!(refusal, Refused::Stopping) {
             self.has_refused = true;
             let peer = self.sender.socket().peer();
-            eprintln!("nbd-serve: {peer}: {refusal}; later ones are refused without a word here");
+            tracing::warn!("{peer}: {refusal}; later ones are refused without a word here");
         }
     }
 

@@ -83,7 +83,7 @@ impl Server {
         let most = self.context.exports.limits.connections;
         let socket = Arc::new(socket);
         let Some(guard) = self.clients.enter(Arc::clone(&socket), most) else {
-            eprintln!("nbd-serve: {}: turned away: {most} clients are connected", socket.peer());
+            tracing::warn!("{}: turned away: {most} clients are connected", socket.peer());
             return;
         };
         let context = Arc::clone(&self.context);
@@ -94,7 +94,7 @@ impl Server {
             drop(guard);
         };
         if let Err(error) = std::thread::Builder::new().name("client".into()).spawn(serve) {
-            eprintln!("nbd-serve: {peer}: turned away: cannot start a thread: {error}");
+            tracing::warn!("{peer}: turned away: cannot start a thread: {error}");
         }
     }
 }
@@ -141,7 +141,7 @@ impl Clients {
             return;
         }
         for socket in self.lock().values() {
-            eprintln!("nbd-serve: {}: requests are stuck and are abandoned", socket.peer());
+            tracing::warn!("{}: requests are stuck and are abandoned", socket.peer());
         }
         self.is_abandoned.store(true, Ordering::Relaxed);
         self.left.notify_all();

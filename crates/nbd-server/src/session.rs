@@ -51,7 +51,7 @@ pub(crate) enum SessionError {
 pub(crate) fn serve(context: &Context, socket: Arc<Socket>) {
     let peer = socket.peer();
     if let Err(error) = converse(context, socket) {
-        eprintln!("nbd-serve: {peer}: {}", nbd_backend::chain(&error));
+        tracing::warn!("{peer}: {}", nbd_backend::chain(&error));
     }
     context.memory.trim();
 }

@@ -54,8 +54,8 @@ impl Connection {
                 Ok(false) if left.is_some_and(|left| left <= limit) => return false,
                 Ok(false) if self.memory.is_wanted() && self.lock().outbox.holds_memory() => {
                     let peer = self.socket.peer();
-                    eprintln!(
-                        "nbd-serve: {peer}: left replies unread for too long, while others waited \
+                    tracing::warn!(
+                        "{peer}: left replies unread for too long, while others waited \
                          for the memory"
                     );
                     return false;
@@ -72,7 +72,7 @@ pub(super) fn drain_aside(connection: Arc<Connection>) {
     let failing = Arc::clone(&connection);
     let thread = std::thread::Builder::new().name("drain".into()).spawn(move || connection.drain());
     if let Err(error) = thread {
-        eprintln!("nbd-serve: {}: dropped: cannot start a thread: {error}", failing.socket.peer());
+        tracing::error!("{}: dropped: cannot start a thread: {error}", failing.socket.peer());
         failing.socket.shutdown();
         failing.drain();
     }
