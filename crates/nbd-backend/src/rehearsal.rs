@@ -15,7 +15,7 @@ use nbd_ledger::{Layout, Ledger};
 use nbd_proto::{Command, CommandFlags, CommandType, Request};
 
 use crate::backend::{Backend, Capabilities, Geometry};
-use crate::engine::Engine;
+use crate::engine::{Engine, Granted};
 use crate::inheritance::Predecessor;
 
 const BLOCK: u32 = 4096;
@@ -61,7 +61,8 @@ fn perform() -> Result<(), Box<dyn std::error::Error>> {
     let export = backend.geometry().export(layout.max_payload);
     let predecessor = Predecessor { crashed: false, poison_limit: 0 };
     let sockets = vec![OwnedFd::from(lane)];
-    Engine::recover(ledger, sockets, &layout, export, &backend, predecessor)?.run()?;
+    let granted = Granted { ledger, sockets, layout, recording: None };
+    Engine::recover(granted, export, &backend, predecessor)?.run()?;
     Ok(())
 }
 

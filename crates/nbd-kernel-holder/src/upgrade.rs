@@ -19,13 +19,13 @@ use nbd_control::Channel;
 use nbd_control::control::{Failure, FailureKind};
 use nbd_control::handover::{Handover, abilities};
 use nbd_control::registry::Registry;
+use nbd_control::service;
 use nbd_ledger::layout;
 use nix::errno::Errno;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
 
 use crate::holder::Holder;
-use crate::service;
 use crate::supervisor::Event;
 use crate::system::{self, Process};
 
