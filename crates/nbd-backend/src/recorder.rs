@@ -48,7 +48,8 @@ impl Recorder {
     }
 }
 
-/// The recording, as one lane sees it.
+/// The recording, as one lane sees it. Its functions are cold: inlined, they cost those who do not
+/// record registers and moves.
 pub(crate) struct LaneRecorder {
     recorder: Arc<Recorder>,
     lane: u32,
@@ -66,6 +67,8 @@ impl LaneRecorder {
     }
 
     /// Requests were taken, by a predecessor `before` perhaps, and none of them is executed yet.
+    #[cold]
+    #[inline(never)]
     pub(crate) fn taken(&self, tickets: &[Ticket], before: bool) {
         self.recorder.write(|writer| {
             let time = now();
@@ -77,6 +80,8 @@ impl LaneRecorder {
 
     /// The requests that were executed since the last time are about to be answered. Their results
     /// are those that the flight recorder has. Called by whoever holds the transmitter's lock.
+    #[cold]
+    #[inline(never)]
     pub(crate) fn answering(&self, transmitter: &Transmitter) {
         let told = self.told.swap(transmitter.recorded(), Ordering::Relaxed);
         self.recorder.write(|writer| {
