@@ -18,7 +18,7 @@ man -w nbd-ctl-attach nbd-ctl-devices nbd-backend-protocol >/dev/null || fail "a
 for file in bash-completion/completions/nbd-ctl zsh/vendor-completions/_nbd-ctl fish/vendor_completions.d/nbd-ctl.fish; do
 	[[ -s /usr/share/$file ]] || fail "no $file"
 done
-systemd-analyze verify /usr/lib/systemd/system/nbd-holder@x.service || fail "the unit"
+systemd-analyze verify /usr/lib/systemd/system/nbd-{holder@x.service,serve@x.service,serve@x.socket} || fail "the units"
 
 echo "-- use"
 printf '[disk]\nexport = "mem:16M"\nuser = "nbd-serve"\n' >>/etc/nbd-ctl/devices.toml

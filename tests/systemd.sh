@@ -11,7 +11,7 @@ export XDG_RUNTIME_DIR=/run SYSTEMD_COLORS=0 SYSTEMD_PAGER=
 
 fail() {
 	echo "FAILED: $*" >&2
-	systemctl status --no-pager -n 0 'nbd-holder@*' >&2
+	systemctl status --no-pager -n 0 'nbd-holder@*' 'nbd-serve@*' >&2
 	tail -n 40 "$log" >&2
 	cat /run/nbd/nbd*/log 2>/dev/null >&2
 	exit 1
@@ -19,13 +19,13 @@ fail() {
 step() { echo "-- $*"; }
 # Only a hang meets the limit.
 until_true() {
-	local what=$1 end=$((SECONDS + 60))
+	local what=$1 end=$((SECONDS + 240))
 	shift
 	while [[ $SECONDS -lt $end ]]; do
 		"$@" >/dev/null 2>&1 && return
 		sleep 0.1
 	done
-	fail "not within 60 s: $what"
+	fail "not within 240 s: $what"
 }
 
 boot() {
@@ -40,7 +40,7 @@ boot() {
 install_files() {
 	install -m 755 "$bin"/nbd-{ctl,kernel-holder,serve} /usr/bin
 	install -m 644 -D "$here/packaging/59-nbd-ctl.rules" /usr/lib/udev/rules.d/59-nbd-ctl.rules
-	install -m 644 -D "$here/packaging/nbd-holder@.service" /usr/lib/systemd/system/nbd-holder@.service
+	install -m 644 -D -t /usr/lib/systemd/system "$here"/packaging/*@.service "$here"/packaging/*@.socket
 	mkdir -p /etc/nbd-ctl /srv
 	cat >/etc/nbd-ctl/devices.toml <<-TOML
 		[disk]
@@ -73,6 +73,41 @@ starts_when_ready() {
 	[[ $(systemctl show -P StatusText nbd-holder@disk) == "holds /dev/nbd"* ]] || fail "the status text"
 	dd if=/dev/urandom of=/srv/data bs=1M count=8 status=none
 	dd if=/srv/data of=/dev/disk/by-nbd/disk conv=fsync status=none || fail "writing"
+}
+
+# The last entry of this event, as JSON; empty if there is none.
+event() { journalctl -o json -n 1 --no-pager "NBD_EVENT=$1" 2>/dev/null; }
+is_logged() { [[ -n $(event "$1") ]]; }
+
+logs_to_the_journal() {
+	step "the journal has events with their fields"
+	until_true "an entry" is_logged ready
+	is "$(event ready | jq -r '.NBD_DEVICE, .NBD_SIZE, .PRIORITY, .SYSLOG_IDENTIFIER' | xargs)" \
+		"$(field disk .device) $((64 << 20)) 6 nbd-kernel-holder" "ready"
+	local backend
+	backend=$(field disk .backend.pid)
+	kill -KILL "$backend"
+	nbd-ctl wait disk || fail "no other backend"
+	until_true "an entry" is_logged recovered
+	is "$(event backend-lost | jq -r '.NBD_PID, .NBD_SIGNAL, .PRIORITY' | xargs)" "$backend SIGKILL 4" "the loss"
+	is "$(event recovered | jq -r '.NBD_PID')" "$(field disk .backend.pid)" "the recovery"
+}
+
+resizes() {
+	step "udev hears of another size"
+	local device
+	device=$(field disk .device)
+	udevadm monitor --kernel --property --subsystem-match=block >/run/events 2>&1 &
+	local monitor=$!
+	until_true "the monitor" grep -q "KERNEL" /run/events
+	truncate -s 80M /srv/disk.img
+	nbd-ctl resize disk --to-backend || fail "resize"
+	is "$(blockdev --getsize64 "/dev/$device")" $((80 << 20)) "the size"
+	until_true "an event" grep -q "RESIZE=1" /run/events
+	kill $monitor
+	udevadm settle
+	is "$(readlink -f /dev/disk/by-nbd/disk)" "/dev/$device" "the link"
+	nbd-ctl resize disk 64M || fail "shrink"
 }
 
 survives_its_holder() {
@@ -117,6 +152,8 @@ stops_in_order() {
 	udevadm settle
 	[[ ! -e /dev/disk/by-nbd/disk ]] || fail "its link is left"
 	[[ ! -e /run/nbd/$device ]] || fail "its entry is left"
+	until_true "an entry" is_logged detached
+	[[ $(event detached | jq -r .NBD_READS) -gt 0 ]] || fail "totals without the test read"
 	! compgen -G "/run/udev/watch/b$(cat "/sys/block/$device/dev")" >/dev/null || fail "its watch is left"
 }
 
@@ -147,10 +184,39 @@ attaches_all() {
 	nbd-ctl detach --all || fail "detach --all"
 }
 
+serves_the_network() {
+	step "clients start a server by its socket, which systemd keeps"
+	local socket=/run/nbd-serve/net.sock uri pid
+	uri="nbd+unix:///?socket=$socket"
+	printf '%s\n' 'EXPORTS="mem:1M small=mem:64K"' 'OPTIONS=--read-only' >/etc/nbd-ctl/serve-net.conf
+	systemctl start nbd-serve@net.socket || fail "the socket"
+	! systemctl -q is-active nbd-serve@net || fail "it runs before anybody asks for it"
+	is "$(timeout 60 nbdinfo --size "$uri")" 1048576 "the size"
+	systemctl -q is-active nbd-serve@net || fail "it does not run"
+	[[ $(systemctl show -P StatusText nbd-serve@net) == "serving mem:1M, small=mem:64K on unix:$socket" ]] ||
+		fail "the status text: $(systemctl show -P StatusText nbd-serve@net)"
+	timeout 60 nbdinfo --is read-only "$uri" || fail "its options"
+	pid=$(systemctl show -P MainPID nbd-serve@net)
+	systemctl stop nbd-serve@net || fail "stop"
+	is "$(systemctl show -P Result nbd-serve@net)" success "the result"
+	is "$(timeout 60 nbdinfo --size "nbd+unix:///small?socket=$socket")" 65536 "the size after a stop"
+	[[ $(systemctl show -P MainPID nbd-serve@net) != "$pid" ]] || fail "it was not started anew"
+	systemctl stop nbd-serve@net.socket nbd-serve@net || fail "the end"
+	[[ ! -e $socket ]] || fail "the socket is left"
+	echo 'EXPORTS=file:/srv/no/such/file' >/etc/nbd-ctl/serve-net.conf
+	! systemctl start nbd-serve@net 2>/dev/null || fail "it started without a file"
+	systemctl stop nbd-serve@net.socket nbd-serve@net
+	systemctl reset-failed
+}
+
 inside() {
+	install_files netlink
+	serves_the_network
 	for api in netlink ioctl; do
 		install_files "$api"
 		starts_when_ready "$api"
+		logs_to_the_journal
+		resizes
 		survives_its_holder
 		refuses_while_mounted
 		stops_in_order

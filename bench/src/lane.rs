@@ -1,21 +1,16 @@
 //! Playing the holder for a backend, so that its lanes can be measured without a kernel driver.
 
 use std::error::Error;
-use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use nbd_control::Channel;
-use nbd_control::backend::{FromBackend, FromHolder, Grant, HOLDER_FD};
-use nbd_ledger::{Layout, Ledger};
-use nix::sys::socket::{setsockopt, sockopt};
+use nbd_control::backend::HOLDER_FD;
+use nbd_record::stage::Stage;
 
 use crate::end::End;
 
-/// What the holder gives its lanes to buffer.
-const BUFFER: usize = 4 << 20;
 /// A backend under a debugger or a simulator takes its time.
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -23,7 +18,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 #[derive(Debug)]
 pub struct Lanes {
     child: Child,
-    _channel: Channel,
+    _stage: Stage,
     /// Size of its device.
     pub size: u64,
 }
@@ -43,28 +38,10 @@ impl Lanes {
             .stdin(OwnedFd::from(theirs))
             .stdout(Stdio::null())
             .spawn()?;
-        let mut channel = Channel::new(ours)?;
-        let FromBackend::Hello(hello) = channel.receive_within(PATIENCE)?.message else {
-            return Err("the backend did not introduce itself".into());
-        };
-        let layout = Layout::with_lanes(u32::try_from(count)?);
-        let mut descriptors = vec![Ledger::create(&layout)?];
-        let mut ends = Vec::new();
-        for _ in 0..count {
-            let (server, kernel) = pair()?;
-            descriptors.push(server.into());
-            ends.push(End::Unix(kernel));
-        }
-        let descriptors: Vec<BorrowedFd<'_>> = descriptors.iter().map(AsFd::as_fd).collect();
-        channel.send(&FromHolder::Grant(grant(&layout)), &descriptors)?;
-        loop {
-            match channel.receive_within(PATIENCE)?.message {
-                FromBackend::Keep { .. } => channel.send(&FromHolder::Kept, &[])?,
-                FromBackend::Ready { .. } => break,
-                other => return Err(format!("the backend said {other:?}").into()),
-            }
-        }
-        Ok((Self { child, _channel: channel, size: hello.export.size }, ends))
+        let mut stage = Stage::meet(ours, Some(PATIENCE))?;
+        let ends = stage.grant(u32::try_from(count)?, None)?;
+        let size = stage.hello.export.size;
+        Ok((Self { child, _stage: stage, size }, ends.into_iter().map(End::Unix).collect()))
     }
 
     /// The backend's process.
@@ -77,28 +54,5 @@ impl Lanes {
     pub fn end(mut self) -> Result<(), Box<dyn Error>> {
         let status = self.child.wait()?;
         if status.success() { Ok(()) } else { Err(format!("the backend failed: {status}").into()) }
-    }
-}
-
-fn pair() -> io::Result<(UnixStream, UnixStream)> {
-    let (server, kernel) = UnixStream::pair()?;
-    for end in [&server, &kernel] {
-        // Only root may have more than the system's limit.
-        setsockopt(end, sockopt::SndBufForce, &BUFFER)
-            .or_else(|_| setsockopt(end, sockopt::SndBuf, &BUFFER))?;
-    }
-    Ok((server, kernel))
-}
-
-fn grant(layout: &Layout) -> Grant {
-    Grant {
-        device: "nbd0".into(),
-        lanes: layout.lanes,
-        ring: layout.ring,
-        transmit: layout.transmit,
-        max_payload: layout.max_payload,
-        keepsakes: Vec::new(),
-        crashed: false,
-        poison_limit: 0,
     }
 }

@@ -243,7 +243,7 @@ class File:
     def __init__(self, path):
         self.path, self.fd = path, os.open(path, os.O_RDWR | os.O_CLOEXEC)
         self.size = os.fstat(self.fd).st_size // 512 * 512
-        if attached := os.environ.get("NBD_EXPORT"):
+        if (attached := os.environ.get("NBD_EXPORT")) and "NBD_GROW" not in os.environ:
             self.size = min(self.size, int(attached.split(":")[0]))  # it may have grown since
 
     def settle(self, holder, kept):

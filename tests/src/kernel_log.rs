@@ -5,12 +5,14 @@ use std::io::{ErrorKind, Read, Seek, SeekFrom};
 use std::os::unix::fs::OpenOptionsExt;
 
 /// What the driver says in the normal course of events.
-const USUAL: [&str; 6] = [
+const USUAL: [&str; 8] = [
     "detected capacity change",
     "NBD_DISCONNECT",
     "Disconnected due to user request",
     "shutting down sockets",
     "mounted filesystem",
+    "resizing filesystem",
+    "resized filesystem",
     "unmounting filesystem",
 ];
 const O_NONBLOCK: i32 = 0o4000;

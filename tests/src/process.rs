@@ -89,6 +89,17 @@ pub fn ticks(pid: i32) -> u64 {
     of(14) + of(15)
 }
 
+/// How often the threads of a process have been scheduled, as far as they then waited or were
+/// interrupted.
+#[must_use]
+pub fn switches(pid: i32) -> u64 {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).expect("a process").flatten();
+    let of = |path: &Path| {
+        field(path, "voluntary_ctxt_switches:") + field(path, "nonvoluntary_ctxt_switches:")
+    };
+    threads.map(|thread| of(&thread.path().join("status"))).sum()
+}
+
 /// The effective user that a process runs as.
 #[must_use]
 pub fn user(pid: i32) -> u32 {

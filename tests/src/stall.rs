@@ -58,3 +58,14 @@ fn watch(index: u32, stop: &AtomicBool, longest: &AtomicU64) {
         }
     }
 }
+
+/// Median, 99th percentile and the longest of some times, in words.
+#[must_use]
+pub fn spread(mut times: Vec<Duration>) -> String {
+    times.sort_unstable();
+    let at = |part: usize| {
+        let index = (times.len() * part / 100).min(times.len().saturating_sub(1));
+        times.get(index).map_or(0.0, |time| time.as_secs_f64() * 1e3)
+    };
+    format!("median {:.1} ms, p99 {:.1} ms, worst {:.1} ms", at(50), at(99), at(100))
+}

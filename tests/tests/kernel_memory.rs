@@ -1,4 +1,6 @@
-//! How much memory a device's processes take.
+//! What a device's processes take while nobody uses it: memory, and no time at all.
+
+use std::time::Duration;
 
 use nbd_control::status::Status;
 use nbd_tests::device::Device;
@@ -11,8 +13,14 @@ use nbd_tests::{Api, kernel_tests, report};
 const MIB: u64 = 1 << 20;
 const HOLDER_AND_SITTER: u64 = 6 * 1024;
 const BACKEND: u64 = 8 * 1024;
+/// How long nothing may happen.
+const IDLE: Duration = Duration::from_secs(5);
 
-kernel_tests!(holder_sitter_and_idle_backend_are_small, all_memory_that_io_needs_is_locked,);
+kernel_tests!(
+    holder_sitter_and_idle_backend_are_small,
+    all_memory_that_io_needs_is_locked,
+    an_idle_device_never_wakes_up,
+);
 
 fn holder_sitter_and_idle_backend_are_small(api: Api) {
     let files = TempDir::new();
@@ -69,5 +77,28 @@ fn all_memory_that_io_needs_is_locked(api: Api) {
         let (locked, resident) = (locked(pid), Memory::of(pid).rss);
         assert!(locked > resident / 2, "{pid}: {locked} of {resident} KiB");
     }
+    device.detach();
+}
+
+/// No timer ticks anywhere: none of its threads is scheduled a single time.
+fn an_idle_device_never_wakes_up(api: Api) {
+    let files = TempDir::new();
+    let device = Device::attach(api, [files.spec("disk.img", MIB)]);
+    disk::write(&device.path(), 0, &[7; 4096]);
+    let status = device.status();
+    wait_until("the spare has started", LONG, || spares(&status).iter().any(|pid| is_idle(*pid)));
+    let all = || {
+        let mut pids = process::children(status.holder_pid);
+        pids.push(status.holder_pid);
+        pids.into_iter().map(|pid| (pid, process::switches(pid))).collect::<Vec<_>>()
+    };
+    // Those who look at a new device may take a while to leave it alone.
+    let mut before = all();
+    wait_until("five seconds in which nothing happens", LONG, || {
+        std::thread::sleep(IDLE);
+        let now = all();
+        std::mem::replace(&mut before, now.clone()) == now
+    });
+    report(&format!("{}: {} processes idle for {IDLE:?}", api.name(), before.len()));
     device.detach();
 }

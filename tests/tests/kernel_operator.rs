@@ -10,15 +10,17 @@ use nbd_control::registry::Registry;
 use nbd_tests::command::run;
 use nbd_tests::ctl::{ctl, start_ctl};
 use nbd_tests::device::Device;
+use nbd_tests::disk;
 use nbd_tests::process::signal;
 use nbd_tests::temp::TempDir;
 use nbd_tests::wait::{LONG, wait_for, wait_until};
 use nbd_tests::{Api, kernel_tests};
-use nix::sys::signal::Signal::{SIGINT, SIGKILL};
+use nix::sys::signal::Signal::{SIGINT, SIGKILL, SIGSTOP};
 
 kernel_tests!(
     counters_are_those_of_a_known_run,
     a_device_is_known_by_its_name,
+    the_log_has_events_to_alert_on,
     the_doctor_finds_and_mends_what_a_killed_holder_leaves,
 );
 
@@ -90,6 +92,47 @@ fn a_device_is_known_by_its_name(api: Api) {
         .says(&["no device date; it has data"]);
     device.detach();
     ctl(["status", "data"]).fails_with(2);
+}
+
+/// The fields of the only or latest event of this name.
+#[track_caller]
+fn event(log: &str, name: &str) -> BTreeMap<String, String> {
+    let wanted = format!(" event={name}");
+    let line = log.lines().rfind(|line| line.contains(&wanted));
+    let line = line.unwrap_or_else(|| panic!("no event {name} in {log}"));
+    let (_, fields) = line.split_once(&wanted).expect("an event");
+    let fields = fields.split(' ').filter_map(|word| word.split_once('='));
+    fields.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
+}
+
+fn the_log_has_events_to_alert_on(api: Api) {
+    let device = Device::attach(api, ["mem:4M"]);
+    let name = device.name();
+    let first = device.backend();
+    let ready = event(&device.log(), "ready");
+    assert_eq!((&*ready["size"], &*ready["backend"]), ("4194304", &*first.to_string()));
+
+    // It has a request and does not answer any more.
+    assert!(signal(first, SIGSTOP));
+    let read = disk::start_read(&device.path(), 0);
+    wait_until("a request", LONG, || !device.status().in_flight.is_empty());
+    assert!(signal(first, SIGKILL));
+    read.finish(LONG).succeeds();
+    let log = device.log();
+    let lost = event(&log, "backend-lost");
+    assert_eq!((&*lost["pid"], &*lost["signal"]), (&*first.to_string(), "SIGKILL"));
+    assert_ne!(lost["in_flight"], "0");
+    let recovered = event(&log, "recovered");
+    assert_eq!(recovered["pid"], device.backend().to_string());
+    assert!(recovered["recovered_ms"].parse::<f64>().expect("a time") > 0.0);
+    assert!(
+        log.contains(&format!("nbd-kernel-holder: {name}: backend {first} killed by SIGKILL "))
+    );
+
+    ctl(["pause", &name]).succeeds();
+    ctl(["resume", &name]).succeeds();
+    event(&device.log(), "resumed");
+    device.detach();
 }
 
 fn the_doctor_finds_and_mends_what_a_killed_holder_leaves(api: Api) {

@@ -119,6 +119,18 @@ fn an_io_error_below_is_an_io_error_above_and_passes(api: Api) {
     under.end();
 }
 
+/// Waits until `nbd-ctl why` says so, by a word and in words.
+#[track_caller]
+fn wait_verdict(name: &str, verdict: &str, words: &str) {
+    let mut told = serde_json::Value::Null;
+    wait_until(verdict, LONG, || {
+        let output = ctl(["why", name, "--json"]).succeeds().stdout;
+        told = serde_json::from_str(&output).expect("JSON");
+        told["verdict"] == verdict
+    });
+    assert!(told["cause"].as_str().is_some_and(|cause| cause.contains(words)), "{told}");
+}
+
 /// Its thread sleeps in the kernel, where not even SIGKILL reaches it.
 fn a_read_that_blocks_for_ever_holds_up_no_detach(api: Api) {
     let files = TempDir::new();
@@ -132,6 +144,9 @@ fn a_read_that_blocks_for_ever_holds_up_no_detach(api: Api) {
         status.in_flight.iter().any(|read| read.stage == Stage::Executing)
     });
     let name = device.name();
+    wait_verdict(&name, "blocked", "waits in the kernel for its own storage");
+    ctl(["pause", &name, "--timeout", "1"]).fails_with(5);
+    wait_verdict(&name, "fencing", "before it is nobody else may serve");
     ctl(["detach", &name]).fails_with(4).says(&["opened by dd", "--force"]);
     ctl(["detach", "--force", &name]).succeeds().says(&["failed with EIO"]);
     read.finish(LIMIT).fails_with(1).says(&["Input/output error"]);

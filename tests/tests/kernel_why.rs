@@ -25,6 +25,8 @@ kernel_tests!(
     a_lost_holder_and_a_lost_sitter_are_told,
     a_request_that_crashes_backends_is_suspected,
     a_writer_through_a_filesystem_is_found,
+    a_slow_backend_and_one_that_starts_are_told_apart,
+    a_stopped_holder_and_what_dead_processes_left_are_told,
 );
 
 fn json(target: &str) -> Value {
@@ -187,5 +189,53 @@ fn a_writer_through_a_filesystem_is_found(api: Api) {
     device.signal_backend(SIGCONT);
     write.finish(LIMIT).succeeds();
     mount.unmount();
+    device.detach();
+}
+
+fn a_slow_backend_and_one_that_starts_are_told_apart(api: Api) {
+    let files = TempDir::new();
+    let late = files.join("late");
+    let (image, serve) = (files.spec("disk.img", 4 * MIB), program("nbd-serve"));
+    // It starts late if the file is there.
+    let script = format!("while [ -e {} ]; do sleep 0.1; done; exec \"$0\" \"$1\"", late.display());
+    let spec = format!("delay:read=0s@{image}");
+    let device = Device::attach(api, ["--", "/bin/sh", "-c", &script, &serve, &spec]);
+    let name = device.name();
+    ctl(["set", &name, "delay.read=600s"]).succeeds();
+    let read = stuck_read(&device);
+    wait_verdict(&device, "slow");
+    wait_words(&name, &["is slow to answer", "being executed", "nbd-ctl restart"]);
+    ctl(["set", &name, "delay.read=0s"]).succeeds();
+
+    fs::write(&late, "").expect("a file");
+    device.signal_backend(SIGKILL);
+    wait_verdict(&device, "starting");
+    wait_words(&name, &["is not serving yet", "nothing is lost", "nbd-ctl fail"]);
+    fs::remove_file(&late).expect("a file to remove");
+    read.finish(LIMIT).succeeds();
+    device.detach();
+}
+
+fn a_stopped_holder_and_what_dead_processes_left_are_told(api: Api) {
+    let files = TempDir::new();
+    let device = Device::attach(api, [files.spec("disk.img", 4 * MIB)]);
+    let state = device.state().expect("a state");
+    let processes = device.processes();
+    assert!(signal(state.holder.pid, SIGSTOP));
+    wait_verdict(&device, "holder-silent");
+    let cont = format!("kill -CONT {}", state.holder.pid);
+    wait_words(&device.name(), &["I/O does not need", &cont]);
+    assert!(signal(state.holder.pid, SIGCONT));
+    wait_verdict(&device, "nothing");
+    if api == Api::Ioctl {
+        for process in &processes {
+            signal(process.pid, SIGKILL);
+        }
+        wait_verdict(&device, "stale");
+        wait_words(&device.name(), &["all its processes are gone", "nbd-ctl detach"]);
+        ctl(["detach", &device.name()]).fails_with(3);
+        device.has_left_nothing(&processes);
+        return;
+    }
     device.detach();
 }

@@ -18,7 +18,8 @@ use crate::task::Task;
 /// reached the storage's owner (the page cache, another process) when the method returns:
 /// an asynchronous write that lands after this process died could undo its successor's.
 pub trait Backend: Send + Sync + 'static {
-    /// Size, block size and capabilities. Must never change while a device is attached.
+    /// Size, block size and capabilities. Must never change while this process serves a device; a
+    /// successor may have a larger size, which `nbd-ctl resize` can give to the device.
     fn geometry(&self) -> Geometry;
 
     /// Fills `buffer` from `offset`. May block.

@@ -69,8 +69,8 @@ pub fn remember(durability: &dyn Durability, command: &Command, error: NbdError)
         return;
     }
     if durability.failed_flush().is_none() {
-        eprintln!(
-            "nbd-backend: a flush failed ({error}): data may be lost, so this and every later \
+        tracing::error!(
+            "a flush failed ({error}): data may be lost, so this and every later \
              flush is answered with an error until the export is opened anew"
         );
     }

@@ -15,6 +15,7 @@ use crate::clock::now;
 use crate::inheritance::{Inheritance, Predecessor};
 use crate::lane::{LaneError, LaneState, LaneThread, is_closed};
 use crate::lull::Lull;
+use crate::recorder::{LaneRecorder, Recorder};
 use crate::system::stay_in_memory;
 use crate::workers::Workers;
 
@@ -62,6 +63,15 @@ impl ServeError {
     }
 }
 
+/// What the holder has granted.
+pub(crate) struct Granted {
+    pub(crate) ledger: OwnedFd,
+    pub(crate) sockets: Vec<OwnedFd>,
+    pub(crate) layout: Layout,
+    /// What requests are written to.
+    pub(crate) recording: Option<OwnedFd>,
+}
+
 /// A backend that has recovered and is not receiving yet.
 pub(crate) struct Engine {
     lanes: Vec<(LaneThread, Inheritance)>,
@@ -70,21 +80,28 @@ pub(crate) struct Engine {
 impl Engine {
     /// Maps the ledger, checks it, and finishes what a predecessor had half sent.
     pub(crate) fn recover(
-        ledger: OwnedFd,
-        sockets: Vec<OwnedFd>,
-        layout: &Layout,
+        granted: Granted,
         export: Export,
         backend: &Arc<dyn Backend>,
         predecessor: Predecessor,
     ) -> Result<Self, ServeError> {
         stay_in_memory();
-        let ledger = Ledger::open(ledger, layout)?;
+        let Granted { ledger, sockets, layout, recording } = granted;
+        let ledger = Ledger::open(ledger, &layout)?;
+        let header = ledger.header();
+        let generation = header.generation.load(Ordering::Relaxed).wrapping_add(1);
+        let recorder = recording.and_then(|file| Recorder::open(file, generation));
         let answered = Arc::new(AtomicBool::new(false));
         let workers = Workers::new(Arc::clone(backend));
         let mut lanes = Vec::new();
         for (index, socket) in (0u32..).zip(sockets) {
             let (receiver, transmitter, recovery) = ledger.open_lane(index, socket)?;
-            let state = LaneState::new(transmitter, Arc::clone(&answered));
+            let recorder =
+                recorder.as_ref().map(|recorder| LaneRecorder::new(recorder, &transmitter));
+            if let Some(recorder) = &recorder {
+                recorder.taken(&recovery.tickets, true);
+            }
+            let state = LaneState::new(transmitter, Arc::clone(&answered), recorder);
             state
                 .finish()
                 .or_else(ignore_closed)
@@ -94,10 +111,8 @@ impl Engine {
                 LaneThread { receiver, state, backend, workers, export, lull: Lull::default() };
             lanes.push((thread, Inheritance::sort(recovery.tickets, predecessor)));
         }
-        let header = ledger.header();
         header.first_answer_at.store(0, Ordering::Relaxed);
         header.ready_at.store(now(), Ordering::Relaxed);
-        let generation = header.generation.load(Ordering::Relaxed).wrapping_add(1);
         header.generation.store(generation, Ordering::Release);
         Ok(Self { lanes })
     }

@@ -63,8 +63,8 @@ impl Inheritance {
     /// come before anything else is executed on any lane.
     pub(crate) fn settle(self, lane: &mut LaneThread) -> Vec<Ticket> {
         for ticket in self.poisoned {
-            eprintln!(
-                "nbd-backend: given up: {:?} crashed {} backends",
+            tracing::error!(
+                "given up: {:?} crashed {} backends",
                 ticket.request(),
                 ticket.crashes()
             );

@@ -8,22 +8,25 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nbd_control::backend::{
-    EXPORT_VARIABLE, ExportInfo, FromBackend, FromHolder, Grant, HOLDER_FD, Hello,
+    EXPORT_VARIABLE, ExportInfo, FromBackend, FromHolder, GROW_VARIABLE, Grant, HOLDER_FD, Hello,
 };
 use nbd_control::registry::Registry;
 use nbd_control::{Channel, ChannelError};
 use nbd_ledger::{Layout, layout};
+use nbd_record::{KEEPSAKE, REPLAY_VARIABLE, RecordingError};
 use thiserror::Error;
 
 use crate::backend::{Backend, Geometry};
-use crate::engine::{Engine, Outcome, ServeError};
+use crate::engine::{Engine, Granted, Outcome, ServeError};
 use crate::inheritance::Predecessor;
+use crate::replay::Replay;
 
 /// The environment variable by which a backend started by hand names its device.
 pub const JOIN_VARIABLE: &str = "NBD_JOIN";
 
 /// The environment variables that are meant for one backend, and not for what it starts.
-pub const ENVIRONMENT: [&str; 3] = [HOLDER_FD, EXPORT_VARIABLE, JOIN_VARIABLE];
+pub const ENVIRONMENT: [&str; 5] =
+    [HOLDER_FD, EXPORT_VARIABLE, GROW_VARIABLE, JOIN_VARIABLE, REPLAY_VARIABLE];
 
 /// How long the holder may take for an acknowledgement.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -51,6 +54,15 @@ pub enum JoinError {
         #[source]
         source: io::Error,
     },
+    /// The recording to replay cannot be used.
+    #[error("{}", .path.display())]
+    Recording {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: RecordingError,
+    },
     /// The holder says no.
     #[error("{0}")]
     Refused(String),
@@ -69,6 +81,13 @@ pub enum Endpoint {
     Inherited(RawFd),
     /// It listens on this socket.
     Socket(PathBuf),
+    /// There is none: the requests come from a recording of `nbd-ctl record`.
+    Replay {
+        /// The recording.
+        path: PathBuf,
+        /// Whether each waits until the one before it is answered.
+        one_by_one: bool,
+    },
 }
 
 impl Endpoint {
@@ -92,11 +111,15 @@ impl Endpoint {
         Some(registry.read_state(index).ok()??.export)
     }
 
-    /// The holder that started us, or that of the device named by [`JOIN_VARIABLE`].
+    /// The holder that started us, or the recording named by `NBD_REPLAY`, or the holder of the
+    /// device named by [`JOIN_VARIABLE`].
     pub fn from_environment() -> Result<Self, JoinError> {
         if let Ok(text) = std::env::var(HOLDER_FD) {
             let fd = text.parse().ok().filter(|fd| *fd > 2);
             return fd.map(Self::Inherited).ok_or(JoinError::BadDescriptor(text));
+        }
+        if let Some(path) = std::env::var_os(REPLAY_VARIABLE) {
+            return Ok(Self::Replay { path: path.into(), one_by_one: false });
         }
         let device = std::env::var(JOIN_VARIABLE).map_err(|_| JoinError::NoEndpoint)?;
         Self::of_device(&Registry::new(None), &device)
@@ -108,12 +131,20 @@ impl Endpoint {
 pub struct Link {
     channel: Channel,
     attached: Option<ExportInfo>,
+    is_to_grow: bool,
+    replay: Option<Replay>,
 }
 
 impl Link {
     /// Connects.
     pub fn connect(endpoint: &Endpoint) -> Result<Self, JoinError> {
+        let mut replay = None;
         let (stream, attached) = match endpoint {
+            Endpoint::Replay { path, one_by_one } => {
+                let (stream, player) = Replay::begin(path, *one_by_one)?;
+                replay = Some(player);
+                (stream, None)
+            }
             Endpoint::Inherited(fd) => {
                 let told = std::env::var(EXPORT_VARIABLE).ok();
                 let told = told.and_then(|text| ExportInfo::from_variable(&text));
@@ -126,13 +157,21 @@ impl Link {
             }
         };
         let channel = Channel::new(stream)?;
-        Ok(Self { channel, attached })
+        let is_to_grow = attached.is_some() && std::env::var_os(GROW_VARIABLE).is_some();
+        Ok(Self { channel, attached, is_to_grow, replay })
     }
 
     /// What was attached, if this process was started to succeed another one. A backend whose
-    /// storage has changed since then should go on serving that, or will be refused.
+    /// storage has grown since then should go on serving that, unless it
+    /// [is to grow](Self::is_to_grow).
     pub fn attached(&self) -> Option<ExportInfo> {
         self.attached
+    }
+
+    /// Whether this process was started for its present size, as the device is to grow
+    /// (`nbd-ctl resize`).
+    pub fn is_to_grow(&self) -> bool {
+        self.is_to_grow
     }
 
     /// Introduces the backend and waits for the lanes: until the predecessor is dead, however
@@ -163,8 +202,12 @@ impl Link {
         }
         let ledger = descriptors.next().ok_or(JoinError::Protocol("no ledger"))?;
         let sockets = descriptors.by_ref().take(grant.lanes as usize).collect();
-        let keepsakes = grant.keepsakes.iter().cloned().zip(descriptors).collect();
-        Ok(Session { channel: self.channel, grant, ledger, sockets, keepsakes })
+        let mut keepsakes: Vec<_> = grant.keepsakes.iter().cloned().zip(descriptors).collect();
+        // Not one of the backend's own.
+        let recording = keepsakes.extract_if(.., |(name, _)| name == KEEPSAKE).next();
+        let recording = recording.map(|(_, file)| file);
+        let (channel, replay) = (self.channel, self.replay);
+        Ok(Session { channel, grant, ledger, sockets, keepsakes, recording, replay })
     }
 
     /// Tells the holder that there will be no backend, and why.
@@ -202,6 +245,8 @@ pub struct Session {
     ledger: OwnedFd,
     sockets: Vec<OwnedFd>,
     keepsakes: Vec<(String, OwnedFd)>,
+    recording: Option<OwnedFd>,
+    replay: Option<Replay>,
 }
 
 impl Session {
@@ -239,7 +284,7 @@ impl Session {
     /// Recovers what the predecessor left and serves until the device is detached.
     #[expect(clippy::needless_pass_by_value, reason = "callers have just made it")]
     pub fn serve(self, backend: Arc<dyn Backend>) -> Result<Outcome, ServeError> {
-        let Self { channel, grant, ledger, sockets, .. } = self;
+        let Self { channel, grant, ledger, sockets, recording, replay, .. } = self;
         let layout = Layout {
             lanes: grant.lanes,
             ring: grant.ring,
@@ -248,17 +293,22 @@ impl Session {
         };
         let export = backend.geometry().export(grant.max_payload);
         let predecessor = Predecessor { crashed: grant.crashed, poison_limit: grant.poison_limit };
-        let served = Engine::recover(ledger, sockets, &layout, export, &backend, predecessor)
-            .and_then(|engine| {
-                // A holder that died is no reason not to serve; the next one adopts us.
-                for poison in engine.poisoned() {
-                    let _ = channel.send(&FromBackend::Poisoned(poison), &[]);
-                }
-                let _ = channel.send(&FromBackend::Ready { replayed: engine.replayed() }, &[]);
-                engine.run()
-            });
+        let granted = Granted { ledger, sockets, layout, recording };
+        let served = Engine::recover(granted, export, &backend, predecessor).and_then(|engine| {
+            // A holder that died is no reason not to serve; the next one adopts us.
+            for poison in engine.poisoned() {
+                let _ = channel.send(&FromBackend::Poisoned(poison), &[]);
+            }
+            let _ = channel.send(&FromBackend::Ready { replayed: engine.replayed() }, &[]);
+            engine.run()
+        });
         match &served {
-            Ok(_) => backend.close(),
+            Ok(_) => {
+                if let Some(replay) = replay {
+                    replay.end();
+                }
+                backend.close();
+            }
             Err(error) => {
                 let _ = channel.send(&failure(&crate::chain(error), error.is_final()), &[]);
             }

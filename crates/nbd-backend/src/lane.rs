@@ -14,6 +14,7 @@ use crate::backend::Backend;
 use crate::clock::now;
 use crate::durability::Durability;
 use crate::lull::Lull;
+use crate::recorder::LaneRecorder;
 use crate::task::{self, Completion, Task};
 use crate::workers::Workers;
 
@@ -39,6 +40,7 @@ pub(crate) struct LaneState {
     changed: Condvar,
     /// Set once this process has answered anything at all; all lanes share it.
     answered: Arc<AtomicBool>,
+    recorder: Option<LaneRecorder>,
 }
 
 struct Outbox {
@@ -50,9 +52,13 @@ struct Outbox {
 }
 
 impl LaneState {
-    pub(crate) fn new(transmitter: Transmitter, answered: Arc<AtomicBool>) -> Arc<Self> {
+    pub(crate) fn new(
+        transmitter: Transmitter,
+        answered: Arc<AtomicBool>,
+        recorder: Option<LaneRecorder>,
+    ) -> Arc<Self> {
         let outbox = Outbox { transmitter, outstanding: 0, awaited: false };
-        Arc::new(Self { outbox: Mutex::new(outbox), changed: Condvar::new(), answered })
+        Arc::new(Self { outbox: Mutex::new(outbox), changed: Condvar::new(), answered, recorder })
     }
 
     /// Sends what the predecessor left unsent.
@@ -75,7 +81,7 @@ impl LaneState {
         match sent {
             Err(error) if !is_closed(&error) => {
                 // The request counts as answered and its reply is not sent. A successor sends it.
-                eprintln!("nbd-backend: cannot answer, so a successor must: {error}");
+                tracing::error!("cannot answer, so a successor must: {error}");
                 std::process::abort();
             }
             // A closed socket is the lane's thread's business: it receives nothing more.
@@ -93,6 +99,9 @@ impl LaneState {
     fn send(&self, transmitter: &mut Transmitter) -> io::Result<()> {
         if transmitter.staged() == 0 {
             return Ok(());
+        }
+        if let Some(recorder) = &self.recorder {
+            recorder.answering(transmitter);
         }
         transmitter.send()?;
         if !self.answered.load(Ordering::Relaxed) && !self.answered.swap(true, Ordering::Relaxed) {
@@ -121,6 +130,9 @@ impl LaneThread {
             let time = now();
             let rest = self.receiver.take(time, &mut tickets)?;
             let served = !tickets.is_empty();
+            if let Some(recorder) = &self.state.recorder {
+                recorder.taken(&tickets, false);
+            }
             self.serve(&mut tickets, time).map_err(LaneError::Socket)?;
             match rest {
                 Rest::Empty => match self.receive()? {
@@ -313,7 +325,7 @@ pub(crate) fn is_closed(error: &io::Error) -> bool {
 }
 
 fn reject(transmitter: &mut Transmitter, ticket: Ticket, rejection: &Rejection, time: u64) {
-    eprintln!("nbd-backend: refused {:?}: {rejection}", ticket.request());
+    tracing::warn!("refused {:?}: {rejection}", ticket.request());
     let error = match rejection.error() {
         NbdError::SUCCESS => NbdError::EINVAL,
         error => error,

@@ -8,7 +8,12 @@
 //! Memory that must survive is a memfd deposited with the holder: [`Session::keep`].
 //!
 //! A started backend finds its holder through the environment. One that is run by hand, under a
-//! debugger perhaps, names the device: `NBD_JOIN=nbd0 gdb --args ./my-backend`.
+//! debugger perhaps, names the device: `NBD_JOIN=nbd0 gdb --args ./my-backend`. Or a recording of
+//! `nbd-ctl record`, and gets the same requests again without any device:
+//! `NBD_REPLAY=crash.nbdrec gdb --args ./my-backend`.
+//!
+//! What goes wrong is told as events of `tracing`. [`run`] prints them; a program that does without it
+//! has to make itself a subscriber, or hears nothing.
 
 mod backend;
 mod clock;
@@ -18,6 +23,9 @@ mod inheritance;
 mod join;
 mod lane;
 mod lull;
+mod recorder;
+mod rehearsal;
+mod replay;
 mod system;
 mod task;
 mod workers;
@@ -31,6 +39,7 @@ pub use lane::AbortOnPanic;
 pub use lull::Lull;
 pub use nbd_control::backend::ExportInfo;
 pub use nbd_proto::Command;
+pub use rehearsal::rehearse;
 pub use task::{Completion, Task, inline, patiently};
 pub use workers::Workers;
 
@@ -38,12 +47,17 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 /// Serves `backend` until its device is detached: connects to the holder that the environment
-/// names, and reports errors on stderr. All of `main` for most backends.
+/// names, and reports errors on stderr, unless the program has a subscriber of `tracing`'s to tell
+/// them to. All of `main` for most backends.
 ///
 /// `description` tells people what is served; it starts with a word and a colon by custom.
 pub fn run(description: &str, backend: impl Backend) -> ExitCode {
+    let program = std::env::args_os().next().map(std::path::PathBuf::from).unwrap_or_default();
+    let program = program.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    nbd_log::init(&program, None, nbd_log::Output::Stderr);
     let serve = || -> Result<(), Box<dyn std::error::Error>> {
         let link = Link::connect(&Endpoint::from_environment()?)?;
+        rehearse();
         let session = link.hello(description, &backend.geometry(), false)?;
         session.serve(Arc::new(backend))?;
         Ok(())
@@ -51,7 +65,7 @@ pub fn run(description: &str, backend: impl Backend) -> ExitCode {
     match serve() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("{description}: {}", chain(&*error));
+            tracing::error!("{description}: {}", chain(&*error));
             ExitCode::FAILURE
         }
     }

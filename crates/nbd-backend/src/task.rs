@@ -170,7 +170,7 @@ fn to_nbd(command: &Command, error: &io::Error) -> NbdError {
     match (nbd, command) {
         // The specification keeps ENOTSUP for this question, which is no failure.
         (NbdError::ENOTSUP, Command::WriteZeroes { fast_only: true, .. }) => return nbd,
-        _ => eprintln!("nbd-backend: {command:?} failed: {error}"),
+        _ => tracing::warn!("{command:?} failed: {error}"),
     }
     if nbd == NbdError::ENOTSUP { NbdError::EINVAL } else { nbd }
 }

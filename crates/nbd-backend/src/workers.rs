@@ -50,7 +50,7 @@ impl Workers {
             Ok(_) => queue.threads += 1,
             Err(error) if queue.threads == 0 => {
                 // Nobody would ever execute the task. A successor may find more room.
-                eprintln!("nbd-backend: cannot start a worker thread: {error}");
+                tracing::error!("cannot start a worker thread: {error}");
                 std::process::abort();
             }
             Err(_) => self.work.notify_one(),

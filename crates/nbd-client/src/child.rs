@@ -58,6 +58,8 @@ impl Server {
         for variable in nbd_backend::ENVIRONMENT {
             command.env_remove(variable);
         }
+        // Nor is it the service whose manager waits to hear that it is ready.
+        command.env_remove("NOTIFY_SOCKET");
         // Signals of a terminal are for us, and what it starts is to end with it.
         command.process_group(0);
         system::die_with_this_thread(&mut command);
@@ -165,7 +167,7 @@ fn pass_on(reader: PipeReader, name: String) -> io::Result<()> {
         let mut reader = BufReader::new(reader);
         let mut line = Vec::new();
         while reader.read_until(b'\n', &mut line).is_ok_and(|count| count > 0) {
-            eprintln!("nbd-serve: {name}: {}", String::from_utf8_lossy(&line).trim_end());
+            tracing::info!("{name}: {}", String::from_utf8_lossy(&line).trim_end());
             line.clear();
         }
     };

@@ -145,12 +145,9 @@ impl Dialer {
                 let tls = if uri.tls { Some(credentials(uri)?) } else { None };
                 shake::hands(stream, &uri.export, tls.as_ref().map(|tls| (tls, uri.server_name())))
             }
-            Target::Exec(text) => {
-                let is_listening = text.contains("$unixsocket") || text.contains("${unixsocket}");
-                let manner = if is_listening { Manner::Path } else { Manner::Talk };
-                self.run(text, manner, deadline, is_first, news)
+            Target::Program(program) => {
+                self.run(&program.command, program.manner(), deadline, is_first, news)
             }
-            Target::ExecListen(text) => self.run(text, Manner::Listen, deadline, is_first, news),
         }
     }
 
@@ -160,7 +157,7 @@ impl Dialer {
             return;
         };
         if !matches!(server.stop(self.patience), Ok(Fence::Closed)) {
-            eprintln!("nbd-serve: {}: {}", self.name, Cause::Immortal);
+            tracing::error!("{}: {}", self.name, Cause::Immortal);
         }
     }
 

@@ -70,7 +70,7 @@ pub use options::{CONNECTION, Custodian, MOST_CONNECTIONS, Options, SERVER};
 pub use predecessor::Left;
 pub use remote::Remote;
 pub use shape::{ChangeError, ShapeError};
-pub use target::{Target, TargetError};
+pub use target::{Program, Target, TargetError};
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

@@ -125,7 +125,7 @@ impl Link {
         let mut news = News::default();
         let result = shared.dialer.dial(deadline, self.is_first(), &mut news);
         if let Some(status) = news.ended {
-            eprintln!("nbd-serve: {}: the program ended ({status})", shared.dialer.name());
+            tracing::warn!("{}: the program ended ({status})", shared.dialer.name());
         }
         if let Some(process) = &news.started {
             shared.keep(SERVER, process.as_fd());
@@ -146,7 +146,7 @@ impl Link {
     fn complain(&self, cause: &Cause) {
         let text = chain(cause);
         if self.is_first() && self.shared.roster.is_news(&text) {
-            eprintln!("nbd-serve: {}: {text}; trying again", self.shared.dialer.name());
+            tracing::warn!("{}: {text}; trying again", self.shared.dialer.name());
         }
     }
 
@@ -221,8 +221,10 @@ impl Link {
         let name = self.shared.dialer.name();
         if let Change::Out { waiting } = change {
             let waiting = waiting + jobs.len();
-            eprintln!(
-                "nbd-serve: {name}: connection lost: {}; {waiting} requests wait",
+            tracing::warn!(
+                event = "connection-lost",
+                waiting,
+                "{name}: connection lost: {}; {waiting} requests wait",
                 chain(&lost)
             );
         }
@@ -233,8 +235,8 @@ impl Link {
         };
         if !is_out && !jobs.is_empty() && roster.is_up() {
             let count = jobs.len();
-            eprintln!(
-                "nbd-serve: {name}: one of several connections lost: {}; {count} requests go over \
+            tracing::warn!(
+                "{name}: one of several connections lost: {}; {count} requests go over \
                  the others",
                 chain(&lost)
             );

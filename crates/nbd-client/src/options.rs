@@ -20,9 +20,9 @@ pub(crate) const USUAL_CONNECTIONS: u32 = 1;
 /// How to deal with a server.
 #[derive(Clone)]
 pub struct Options {
-    /// How long requests wait for a server that is gone. A URI that says so has precedence.
+    /// How long requests wait for a server that is gone. A target that says so has precedence.
     pub retry: Retry,
-    /// Connections, if the server allows several. A URI that says so has precedence.
+    /// Connections, if the server allows several. A target that says so has precedence.
     pub connections: Option<u32>,
     /// How long an attempt to connect and the handshake may take together. For programs that are
     /// started, this includes their start.

@@ -162,7 +162,7 @@ impl Reception<'_> {
             return;
         }
         let colon = if words.is_empty() { "" } else { ": " };
-        eprintln!("nbd-serve: {}: {command:?} failed: {error}{colon}{words:?}", self.name);
+        tracing::warn!("{}: {command:?} failed: {error}{colon}{words:?}", self.name);
     }
 }
 

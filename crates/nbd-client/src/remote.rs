@@ -67,10 +67,12 @@ impl Remote {
     }
 
     fn new(target: Target, mut options: Options, geometry: OnceLock<Geometry>) -> Self {
-        if let Target::Uri(uri) = &target {
-            options.retry = uri.retry.unwrap_or(options.retry);
-            options.connections = uri.connections.or(options.connections);
-        }
+        let (retry, connections) = match &target {
+            Target::Uri(uri) => (uri.retry, uri.connections),
+            Target::Program(program) => (program.retry, program.connections),
+        };
+        options.retry = retry.unwrap_or(options.retry);
+        options.connections = connections.or(options.connections);
         let shared = Shared {
             dialer: Dialer::new(target, options.fence_limit),
             roster: Roster::new(options.retry),
@@ -90,7 +92,7 @@ impl Remote {
         }
         if let Err(error) = self.shared.start_links(None, left) {
             // Nobody would ever connect. A successor may find more room.
-            eprintln!("nbd-serve: cannot start a thread: {error}");
+            tracing::error!("cannot start a thread: {error}");
             std::process::abort();
         }
     }
@@ -179,7 +181,7 @@ impl Shared {
     }
 
     pub(crate) fn note(&self, text: &str) {
-        eprintln!("nbd-serve: {}: {text}", self.dialer.name());
+        tracing::info!("{}: {text}", self.dialer.name());
     }
 }
 

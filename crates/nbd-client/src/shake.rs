@@ -3,7 +3,7 @@
 use std::io;
 
 use nbd_net::stream::Stream;
-use nbd_net::tls::ClientTls;
+use nbd_net::tls::{ClientTls, TlsError};
 use nbd_proto::TransmissionFlags;
 use nbd_proto::handshake::{Client, ClientProgress, Established, Wishes};
 
@@ -29,17 +29,27 @@ pub(crate) fn hands(
 ) -> Result<Agreed, Cause> {
     let mut handshake = Client::new(Wishes { tls: tls.is_some(), ..Wishes::new(export) });
     let (mut input, mut output) = (Vec::new(), Vec::new());
+    // With TLS 1.3 the server looks at our certificate when we are done, and may leave then.
+    let mut is_doubtful = false;
     loop {
         let (consumed, progress) = handshake.handle(&input, &mut output)?;
         input.drain(..consumed);
-        stream.write_all(&output).map_err(failed)?;
+        let doubt = |cause| match cause {
+            Cause::Torn if is_doubtful => TlsError::Closed.into(),
+            cause => cause,
+        };
+        stream.write_all(&output).map_err(failed).map_err(doubt)?;
         output.clear();
         match progress {
-            ClientProgress::More => read_more(&mut stream, &mut input)?,
+            ClientProgress::More => {
+                read_more(&mut stream, &mut input).map_err(doubt)?;
+                is_doubtful = false;
+            }
             ClientProgress::StartTls if !input.is_empty() => return Err(Cause::Impatient),
             ClientProgress::StartTls => {
                 if let Some((tls, server)) = tls {
                     stream = stream.into_tls_client(tls, server)?;
+                    is_doubtful = true;
                 }
                 handshake.secured();
             }
@@ -81,6 +91,8 @@ fn failed(error: io::Error) -> Cause {
         io::ErrorKind::BrokenPipe
         | io::ErrorKind::ConnectionReset
         | io::ErrorKind::UnexpectedEof => Cause::Torn,
+        // What TLS has to say comes wrapped.
+        io::ErrorKind::InvalidData => Cause::Tls(error.into()),
         _ => Cause::Io(error),
     }
 }

@@ -32,7 +32,7 @@ pub enum ShapeError {
 /// Why an export can not take the place of the one that was attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum ChangeError {
-    /// It has another size.
+    /// It is smaller.
     #[error(
         "the export has {now} bytes where the device has {attached}: give it its old size back, or detach \
          the device and attach it anew"
@@ -116,7 +116,8 @@ impl Shape {
 /// What is only a hint, like caching and extents, may go: it is done without.
 pub(crate) fn check_change(attached: &Geometry, now: &Geometry) -> Result<(), ChangeError> {
     let (old, new) = (&attached.capabilities, &now.capabilities);
-    if now.size != attached.size {
+    // One that has grown serves a device that has not, until `nbd-ctl resize`.
+    if now.size < attached.size {
         return Err(ChangeError::Size { attached: attached.size, now: now.size });
     }
     if new.read_only && !old.read_only {

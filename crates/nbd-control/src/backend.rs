@@ -31,6 +31,10 @@ pub struct ExportInfo {
 /// since then.
 pub const EXPORT_VARIABLE: &str = "NBD_EXPORT";
 
+/// The environment variable that asks a started successor for its present size, be it larger than
+/// that in [`EXPORT_VARIABLE`]: the device shall grow.
+pub const GROW_VARIABLE: &str = "NBD_GROW";
+
 impl ExportInfo {
     /// The value of [`EXPORT_VARIABLE`].
     #[must_use]
@@ -100,7 +104,8 @@ pub struct Hello {
     pub ledger_version: u32,
     /// What it serves, for people: `file:/srv/disk.img`.
     pub description: String,
-    /// What it serves. Must equal that of an attached device.
+    /// What it serves. Must equal that of an attached device, but for the size, which may be
+    /// larger: the device keeps its own.
     pub export: ExportInfo,
     /// Whether a backend that is alive shall be killed to make room.
     pub takeover: bool,

@@ -105,6 +105,19 @@ impl Channel {
         })
     }
 
+    /// Goes on with a conversation that another program of this process had begun and that was
+    /// [at rest](Self::is_at_rest).
+    #[must_use]
+    pub fn resume(stream: UnixStream) -> Self {
+        let (bytes, descriptors) = (Vec::new(), VecDeque::new());
+        Self { stream, bytes, descriptors, greeted: true, sender: None }
+    }
+
+    /// Whether the peer has introduced itself and no message is half received.
+    pub fn is_at_rest(&self) -> bool {
+        self.greeted && self.bytes.is_empty() && self.descriptors.is_empty()
+    }
+
     /// Asks the kernel to vouch for the sender of every message from now on.
     pub fn identify_senders(&self) -> Result<(), ChannelError> {
         Ok(setsockopt(&self.stream, sockopt::PassCred, &true)?)
@@ -336,6 +349,24 @@ mod tests {
         assert_eq!(right.receive_within::<Vec<u8>>(PATIENCE).unwrap().message, vec![1; 5000]);
         assert_eq!(right.receive_within::<Vec<u8>>(PATIENCE).unwrap().message.len(), 100_000);
         assert!(right.try_receive::<Vec<u8>>().unwrap().is_none());
+    }
+
+    #[test]
+    fn a_conversation_goes_on_where_it_was_left_at_rest() {
+        let (left, mut right) = pair();
+        assert!(!right.is_at_rest(), "nobody has introduced themselves");
+        left.send(&1u32, &[]).unwrap();
+        left.send(&2u32, &[]).unwrap();
+        assert_eq!(right.receive_within::<u32>(PATIENCE).unwrap().message, 1);
+        assert!(!right.is_at_rest(), "the second message is here");
+        assert_eq!(right.receive_within::<u32>(PATIENCE).unwrap().message, 2);
+        assert!(right.is_at_rest());
+
+        let (mut left, right) = (Channel::resume(left.stream), Channel::resume(right.stream));
+        right.send(&3u32, &[]).unwrap();
+        // Its greeting was not read before.
+        left.greeted = false;
+        assert_eq!(left.receive_within::<u32>(PATIENCE).unwrap().message, 3);
     }
 
     #[test]

@@ -46,6 +46,26 @@ pub enum Request {
         /// For each lane the first number that is wanted; a lane that is not named begins at 0.
         from: Vec<u64>,
     },
+    /// Give the device another size while it is in use.
+    Resize {
+        /// In bytes; nothing for the size that its backend has by now.
+        size: Option<u64>,
+        /// Make it smaller although it is in use, or something on it needs the space.
+        force: bool,
+    },
+    /// Have backends write their requests to the file that comes along, from their next life on,
+    /// which begins at once if it can.
+    Record {
+        /// Its absolute path.
+        path: String,
+    },
+    /// Let them write to it no more.
+    EndRecording,
+    /// Become another build of the holder, and answer as that.
+    Upgrade {
+        /// Its absolute path.
+        program: String,
+    },
 }
 
 impl Request {

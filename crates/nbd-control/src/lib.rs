@@ -1,4 +1,5 @@
-//! What the project's processes say to each other, and where they find each other.
+//! What the project's processes say to each other and to those who run them, and where they find
+//! each other.
 //!
 //! | module | idea |
 //! |---|---|
@@ -6,20 +7,26 @@
 //! | [`channel`] | a unix stream with a greeting, frames and passed descriptors |
 //! | [`backend`] | between a backend and its holder |
 //! | [`control`] | between nbd-ctl and a holder |
+//! | [`handover`] | from a holder to the program that it becomes |
 //! | [`status`] | what a holder tells about its device |
 //! | [`policy`] | what becomes of requests that no backend answers |
 //! | [`trace`] | requests that were executed |
 //! | [`registry`] | the runtime directory |
+//! | [`size`] | sizes as people write them |
 //! | [`settings`] | what can be changed of a backend while it runs |
+//! | [`service`] | what a service manager wants to hear |
 //! | [`process`] | naming a process so that a reused pid is not mistaken for it |
 
 pub mod backend;
 pub mod channel;
 pub mod control;
+pub mod handover;
 pub mod policy;
 pub mod process;
 pub mod registry;
+pub mod service;
 pub mod settings;
+pub mod size;
 pub mod status;
 pub mod trace;
 pub mod wire;

@@ -75,6 +75,9 @@ pub struct State {
     pub restart_limit: u32,
     /// How many crashes of backends by one request are too many; 0 is never.
     pub poison_limit: u32,
+    /// What requests are recorded to.
+    #[serde(default)]
+    pub recording: Option<String>,
     /// Whether systemd's last kill at shutdown shall leave the processes alone.
     #[serde(default)]
     pub survive_shutdown: bool,

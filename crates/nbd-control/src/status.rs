@@ -23,6 +23,8 @@ pub struct Status {
     pub on_backend_loss: String,
     /// What the operator has ordered and the holder is doing, like `detaching`.
     pub under_way: Option<String>,
+    /// The file to which backends write their requests: `nbd-ctl record`.
+    pub recording: Option<String>,
     /// The holder's process.
     pub holder_pid: i32,
     /// The process that keeps copies of everything, and sits in NBD_DO_IT with ioctl.

@@ -9,6 +9,8 @@ pub struct Trace {
     pub requests: Vec<Executed>,
     /// For each lane, what to ask for next. Nothing more is there if that is what was asked for.
     pub next: Vec<u64>,
+    /// The file to which requests are written with their data, if they are.
+    pub recording: Option<String>,
 }
 
 /// A request that was executed. Times are nanoseconds of `CLOCK_MONOTONIC`.

@@ -7,13 +7,17 @@ use clap::ValueEnum;
 
 use nbd_control::control::Request;
 
-use crate::cli::{AttachArguments, Command, DetachArguments, Limit, TraceArguments, Until};
+use crate::cli::{
+    AttachArguments, Command, DetachArguments, Limit, RecordArguments, TraceArguments, Until,
+};
 use crate::config::{Config, default_file, is_name};
 use crate::debug::Debug;
 use crate::device::Device;
 use crate::error::Error;
 use crate::metrics::{Address, address};
 use crate::program;
+use crate::record::Record;
+use crate::replay::Replay;
 use crate::why::Target;
 
 /// Something to do.
@@ -58,7 +62,17 @@ pub(crate) enum Action {
         program: Option<Vec<String>>,
         limit: Option<Duration>,
     },
+    Upgrade {
+        /// `None` for all.
+        device: Option<Device>,
+        limit: Option<Duration>,
+    },
     Debug(Debug),
+    Record(Record),
+    StopRecording {
+        device: Device,
+    },
+    Replay(Replay),
     /// What the holder does by itself.
     Order {
         device: Device,
@@ -132,6 +146,26 @@ impl Action {
             }) => Self::Detach(Detach { device: optional(device)?, force, limit: timeout }),
             Command::Status { device, json } => Self::Status { device: optional(device)?, json },
             Command::Trace(wanted) => Self::Trace { device: wanted.device.parse()?, wanted },
+            Command::Record(RecordArguments { stop: true, device, .. }) => {
+                Self::StopRecording { device: device.parse()? }
+            }
+            Command::Record(RecordArguments { device, file, limit, time, background, .. }) => {
+                Self::Record(Record {
+                    device: device.parse()?,
+                    file: file.unwrap_or_default(),
+                    limit,
+                    time,
+                    background,
+                })
+            }
+            Command::Replay(wanted) => Self::Replay(Replay {
+                file: wanted.file,
+                program: backend(wanted.spec, wanted.program)?,
+                one_by_one: wanted.one_by_one,
+                minimise: wanted.minimise,
+                before: wanted.before,
+                limit: wanted.limit.timeout,
+            }),
             Command::Why { target, json } => {
                 Self::Why { target: target.as_deref().map(str::parse).transpose()?, json }
             }
@@ -144,6 +178,9 @@ impl Action {
                 program: replacement(spec, program)?,
                 limit: limit.timeout,
             },
+            Command::Upgrade { device, all: _, limit } => {
+                Self::Upgrade { device: optional(device)?, limit: limit.timeout }
+            }
             Command::Fail(order) => Self::Order {
                 device: order.device.parse()?,
                 request: Request::Fail { kill: order.kill },
@@ -161,6 +198,12 @@ impl Action {
                 request: Request::Resume,
                 doing: "waiting for a backend",
                 limit: limit.timeout,
+            },
+            Command::Resize(resize) => Self::Order {
+                device: resize.device.parse()?,
+                request: Request::Resize { size: resize.size, force: resize.force },
+                doing: "resizing it",
+                limit: resize.limit.timeout,
             },
             Command::Debug { device, source, yes, arguments } => {
                 Self::Debug(Debug { device: device.parse()?, sources: source, yes, arguments })

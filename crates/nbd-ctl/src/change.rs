@@ -1,4 +1,4 @@
-//! `nbd-ctl detach`, `restart`, `replace`, `fail`, `pause` and `resume`.
+//! `nbd-ctl detach`, `restart`, `replace`, `upgrade`, `fail`, `pause`, `resume` and `resize`.
 
 use std::time::Duration;
 
@@ -10,6 +10,7 @@ use crate::device::Device;
 use crate::entry::devices;
 use crate::error::Error;
 use crate::holder::Holder;
+use crate::program;
 
 /// How long a detach may take unless the operator says otherwise. The holder gives a flush 60 s.
 const DETACH_LIMIT: Duration = Duration::from_secs(90);
@@ -40,33 +41,35 @@ fn detach_one(context: &Context, device: Device, wanted: &Detach) -> Result<(), 
     Ok(())
 }
 
-/// One that fails does not keep the others from being detached.
 fn detach_all(context: &Context, wanted: &Detach) -> Result<(), Error> {
+    each(context, |device| match detach_one(context, device, wanted) {
+        // What is stale is cleaned up now, and gone is what was asked for.
+        Err(error @ (Error::Stale { .. } | Error::NoDevice { .. })) => {
+            tell(&error.chain().unwrap_or_default());
+            Ok(())
+        }
+        result => result,
+    })
+}
+
+/// Does something to every device. One that fails does not keep it from the others.
+fn each(context: &Context, mut act: impl FnMut(Device) -> Result<(), Error>) -> Result<(), Error> {
     let mut failed = None;
     let all = devices(&context.registry)?;
     if all.is_empty() {
         say("nothing is attached");
     }
     for device in all {
-        match detach_one(context, device, wanted) {
+        match act(device) {
             Err(error @ Error::Interrupted(_)) => return Err(error),
             Err(error) => {
-                if let Some(text) = error.chain() {
-                    say(&text);
-                }
-                // What is stale is cleaned up now, and gone is what was asked for.
-                let gone = matches!(error, Error::Stale { .. } | Error::NoDevice { .. });
-                if !gone {
-                    failed.get_or_insert(error.exit_code());
-                }
+                tell(&error.chain().unwrap_or_default());
+                failed.get_or_insert(error.exit_code());
             }
             Ok(()) => {}
         }
     }
-    match failed {
-        Some(code) => Err(Error::Several(code)),
-        None => Ok(()),
-    }
+    failed.map_or(Ok(()), |code| Err(Error::Several(code)))
 }
 
 /// Has the backend killed and started anew.
@@ -87,6 +90,30 @@ pub(crate) fn replace(
 ) -> Result<(), Error> {
     let request = Request::Replace { program };
     order(context, device, &request, "replacing its backend", limit)
+}
+
+/// Has the holder, or all of them, become the program that a device would now be attached with.
+pub(crate) fn upgrade(
+    context: &Context,
+    device: Option<Device>,
+    limit: Option<Duration>,
+) -> Result<(), Error> {
+    match device {
+        Some(device) => upgrade_one(context, device, limit),
+        None => each(context, |device| upgrade_one(context, device, limit)),
+    }
+}
+
+fn upgrade_one(context: &Context, device: Device, limit: Option<Duration>) -> Result<(), Error> {
+    let mut holder = Holder::connect(context, device)?;
+    let request = Request::Upgrade { program: program::holder()? };
+    let limit = limit.unwrap_or(BACKEND_LIMIT);
+    let upgraded = holder.order(&request, Some(limit), "changing to its new program");
+    if let Err(Error::Ended { .. }) = &upgraded {
+        // The new program has died of it. The device is adopted as after any holder's death.
+        Holder::connect(context, device)?;
+    }
+    upgraded.map(|text| tell(&text))
 }
 
 /// Has the holder do something that may take as long as a backend takes.

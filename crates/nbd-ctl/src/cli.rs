@@ -154,6 +154,50 @@ Example:
   nbd-ctl trace nbd0 --follow --kind write --slower-than 50
   nbd-ctl trace nbd0 --range 1048576+4096 --json | jq .took_ms")]
     Trace(TraceArguments),
+    /// Write down the requests of a device with their data, to replay them after a crash
+    #[command(
+        override_usage = "\
+nbd-ctl record [OPTIONS] DEVICE FILE
+       nbd-ctl record --stop DEVICE",
+        after_help = "\
+Starts the backend anew, as a recording begins with a backend's life; one that joined by hand is to
+be ended and run again by yourself. A request is in FILE before it is executed, so whatever crashes
+the backend is there. When backends die, the recording goes on with the next one. It ends when the
+limit is reached or FILE cannot be written to; the device goes on. To replay it you need the storage
+as it was before: copy it while the device is paused.
+
+Example:
+  nbd-ctl pause nbd0 && cp disk.img before.img; nbd-ctl resume nbd0
+  nbd-ctl record nbd0 crash.nbdrec
+  nbd-ctl record nbd0 crash.nbdrec --limit 10G --background
+  nbd-ctl record --stop nbd0"
+    )]
+    Record(RecordArguments),
+    /// Send the requests of a recording to a backend, without a device
+    #[command(
+        override_usage = "\
+nbd-ctl replay FILE
+       nbd-ctl replay [OPTIONS] FILE SPEC
+       nbd-ctl replay [OPTIONS] FILE -- PROGRAM [ARGUMENTS]...",
+        after_help = "\
+Starts any backend as a holder does and plays the kernel for it; needs neither root nor the driver.
+Requests that overlapped may overlap again, all others keep their order. Without SPEC or PROGRAM it
+tells what is in FILE. The storage is changed by it: give it a copy, or cow:.
+
+Exit status:
+  0  replayed to the end, with the recorded results; with --minimise: OUT is written
+  1  failed; with --minimise also: the backend does not crash
+  7  the backend ended before it was told to
+  8  replayed to the end, and results differ from the recorded ones
+
+Example:
+  nbd-ctl replay crash.nbdrec
+  nbd-ctl replay crash.nbdrec cow:before.img+diff.cow
+  nbd-ctl replay crash.nbdrec -- gdb -ex run --args ./my-backend copy.img
+  nbd-ctl replay crash.nbdrec --minimise small.nbdrec --before 'cp before.img copy.img' -- \\
+      ./my-backend copy.img"
+    )]
+    Replay(ReplayArguments),
     /// List the attached devices
     #[command(after_help = "\
 The member \"entry\" of a JSON object is attached, orphaned (its holder is gone: nbd-ctl adopt),
@@ -225,6 +269,21 @@ Example:
         #[command(flatten)]
         limit: Limit,
     },
+    /// Give a device another size while it is in use
+    #[command(after_help = "\
+Grow what the device is made of first (`truncate -s`, `lvextend`, the other server's export), then
+the device, then the file system on it. The backend is started again to look how large its storage
+is by now; I/O waits meanwhile. mem: and cow: keep their size; exec: has it only after a new attach.
+
+To shrink is refused while the device is in use, and if a file system (ext, XFS, btrfs) or a partition
+on it needs more; make that smaller first. What it is made of is not touched. A device whose requests
+wait is not resized at all. The size survives backends and holders, not the detach.
+
+Example:
+  nbd-ctl resize nbd0 --to-backend   # after truncate -s 20G disk.img; then resize2fs /dev/nbd0
+  nbd-ctl resize nbd0 15G
+  nbd-ctl resize nbd0 1G --force")]
+    Resize(ResizeArguments),
     /// Start gdb on a device's backend; I/O waits whenever gdb stops it
     #[command(
         override_usage = "nbd-ctl debug [OPTIONS] <DEVICE> [-- GDB-ARGUMENTS...]",
@@ -282,6 +341,27 @@ Example:
         /// Print a JSON object.
         #[arg(long)]
         json: bool,
+    },
+    /// Let the holder become another build of itself; I/O goes on meanwhile
+    #[command(
+        group = one_of("whose", ["device", "all"]),
+        after_help = "\
+The new build is the nbd-kernel-holder that nbd-ctl attach would start. It is asked first whether
+it can take over; if not, the present one goes on. Process, backend and device stay the same; for a
+new build of nbd-serve there is nbd-ctl replace.
+
+Example:
+  nbd-ctl upgrade nbd0
+  nbd-ctl upgrade --all"
+    )]
+    Upgrade {
+        /// nbd0, /dev/nbd0 or 0.
+        device: Option<String>,
+        /// The holders of all devices.
+        #[arg(long)]
+        all: bool,
+        #[command(flatten)]
+        limit: Limit,
     },
     /// Start a new holder for a device whose holder is gone
     #[command(after_help = "\
@@ -377,6 +457,24 @@ pub(crate) struct OrderArguments {
 }
 
 #[derive(Debug, Args)]
+#[command(group = one_of("to", ["size", "to_backend"]))]
+pub(crate) struct ResizeArguments {
+    /// nbd0, /dev/nbd0 or 0.
+    pub(crate) device: String,
+    /// The new size in bytes, or with K, M, G or T: at most what the backend has by now.
+    #[arg(value_parser = size)]
+    pub(crate) size: Option<u64>,
+    /// The size that the backend has by now.
+    #[arg(long)]
+    pub(crate) to_backend: bool,
+    /// Shrink a device that is in use, or whose file system or partitions need more.
+    #[arg(long)]
+    pub(crate) force: bool,
+    #[command(flatten)]
+    pub(crate) limit: Limit,
+}
+
+#[derive(Debug, Args)]
 #[command(group = one_of("which", ["device", "all"]))]
 pub(crate) struct DetachArguments {
     /// nbd0, /dev/nbd0 or 0.
@@ -423,6 +521,51 @@ pub(crate) struct TraceArguments {
     /// Print a JSON object for each request, one a line.
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RecordArguments {
+    /// nbd0, /dev/nbd0 or 0.
+    pub(crate) device: String,
+    /// The recording, a new file that only its owner may read.
+    #[arg(required_unless_present = "stop", conflicts_with = "stop")]
+    pub(crate) file: Option<PathBuf>,
+    /// End the recording that is under way, and tell what is in it.
+    #[arg(long, conflicts_with_all = ["limit", "time", "background"])]
+    pub(crate) stop: bool,
+    /// End it when FILE would become larger: bytes, or with K, M, G or T.
+    #[arg(long, value_name = "SIZE", value_parser = size, default_value = "1G")]
+    pub(crate) limit: u64,
+    /// End it after so many seconds.
+    #[arg(long = "for", value_name = "SECONDS", value_parser = seconds, conflicts_with = "background")]
+    pub(crate) time: Option<Duration>,
+    /// Return while it goes on.
+    #[arg(long)]
+    pub(crate) background: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ReplayArguments {
+    /// The recording.
+    pub(crate) file: PathBuf,
+    /// What nbd-serve shall serve, like file:copy.img.
+    #[arg(conflicts_with = "program")]
+    pub(crate) spec: Option<String>,
+    /// Your own backend and its arguments.
+    #[arg(last = true)]
+    pub(crate) program: Vec<String>,
+    /// Send each request only when the one before it is answered.
+    #[arg(long)]
+    pub(crate) one_by_one: bool,
+    /// Find the fewest requests with which the backend still ends in the same way, and write them
+    /// to this new file.
+    #[arg(long, value_name = "OUT")]
+    pub(crate) minimise: Option<PathBuf>,
+    /// Run this by sh before each attempt, to bring the storage into its former state.
+    #[arg(long, value_name = "COMMAND")]
+    pub(crate) before: Option<String>,
+    #[command(flatten)]
+    pub(crate) limit: Limit,
 }
 
 /// A command, by the name that traces and statuses give it.
@@ -509,6 +652,10 @@ fn seconds(text: &str) -> Result<Duration, String> {
     Ok(Duration::from_secs_f64(number))
 }
 
+fn size(text: &str) -> Result<u64, String> {
+    nbd_control::size::parse(text).map_err(|error| error.to_string())
+}
+
 fn milliseconds(text: &str) -> Result<f64, String> {
     let number: Option<f64> = text.parse().ok();
     number.filter(|number| *number >= 0.0).ok_or_else(|| "must be a number from 0 on".into())
@@ -542,6 +689,14 @@ mod tests {
         assert_eq!("7+512".parse(), Ok(Range { offset: 7, length: 512 }));
         for wrong in ["", "7", "7+", "+7", "7+0", "-1+1", "1-2", "1+2+3"] {
             assert!(wrong.parse::<Range>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn sizes_have_units() {
+        assert_eq!((size("1"), size("10k"), size("2T")), (Ok(1), Ok(10 << 10), Ok(2 << 40)));
+        for wrong in ["", "0", "G", "-1", "1.5G", "18446744073709551615K", "1GB", "1\u{b5}"] {
+            assert!(size(wrong).is_err(), "{wrong}");
         }
     }
 

@@ -67,6 +67,12 @@ struct Entry {
 /// Why a file is of no use.
 #[derive(Debug, Error)]
 pub(crate) enum ConfigError {
+    #[error(
+        "{}: there is no such file: make one, with a table for each device as nbd-ctl-devices(5) tells, \
+         or name another by `check-config FILE`, `--config FILE` or {FILE_VARIABLE}",
+        path.display()
+    )]
+    Missing { path: PathBuf },
     #[error("{}: nbd-ctl-devices(5) says what belongs into it", path.display())]
     Read { path: PathBuf, source: std::io::Error },
     #[error("{}:{line}: {key}: {cause}", path.display())]
@@ -91,7 +97,10 @@ impl Config {
     /// Reads a file, and checks all of it.
     pub(crate) fn read(path: &Path) -> Result<Self, ConfigError> {
         let text = fs::read_to_string(path);
-        let text = text.map_err(|source| ConfigError::Read { path: path.into(), source })?;
+        let text = text.map_err(|source| match source.kind() {
+            std::io::ErrorKind::NotFound => ConfigError::Missing { path: path.into() },
+            _ => ConfigError::Read { path: path.into(), source },
+        })?;
         Self::parse(path, &text)
     }
 
@@ -328,6 +337,16 @@ mod tests {
             let error = parse(text).unwrap_err().to_string();
             let start = format!("f.toml:{line}: {says}");
             assert!(error.starts_with(&start), "{error}\n{start}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_not_there_is_told_with_the_way_out() {
+        let error = Config::read(Path::new("/nonexistent/f.toml")).unwrap_err().to_string();
+        for words in
+            ["/nonexistent/f.toml: there is no such file", "nbd-ctl-devices(5)", "--config"]
+        {
+            assert!(error.contains(words), "{error}");
         }
     }
 

@@ -71,15 +71,12 @@ fn backend(device: Device, status: &Status) -> Result<i32, Error> {
     }
 }
 
-/// Something that gdb reads or writes while it holds the backend.
-struct Needed {
-    what: &'static str,
-    path: PathBuf,
-}
+/// Something that is read or written while the backend cannot serve it: what, and where.
+type Needed = (&'static str, PathBuf);
 
 fn needed(gdb: &str, pid: i32, sources: &[PathBuf]) -> Vec<Needed> {
     let mut all = Vec::new();
-    let mut add = |what, path: PathBuf| all.push(Needed { what, path });
+    let mut add = |what, path: PathBuf| all.push((what, path));
     add("gdb", fs::canonicalize(gdb).unwrap_or_else(|_| gdb.into()));
     for path in mapped_files(pid) {
         add("the backend's program, libraries and symbols", path);
@@ -97,10 +94,10 @@ fn needed(gdb: &str, pid: i32, sources: &[PathBuf]) -> Vec<Needed> {
         ("the terminal or a redirection", "/proc/self/fd/1"),
         ("the terminal or a redirection", "/proc/self/fd/2"),
     ] {
-        all.extend(fs::read_link(link).map(|path| Needed { what, path }));
+        all.extend(fs::read_link(link).map(|path| (what, path)));
     }
     // gdb's settings and history.
-    all.extend(env::var_os("HOME").map(|home| Needed { what: "$HOME", path: home.into() }));
+    all.extend(env::var_os("HOME").map(|home| ("$HOME", home.into())));
     all
 }
 
@@ -117,7 +114,7 @@ fn mapped_files(pid: i32) -> BTreeSet<PathBuf> {
 }
 
 /// What of it is on the device.
-fn on_itself(device: Device, needed: &[Needed]) -> Option<String> {
+pub(crate) fn on_itself(device: Device, needed: &[Needed]) -> Option<String> {
     let footing = match Footing::of_this_process() {
         Ok(footing) => footing,
         Err(error) => {
@@ -129,8 +126,8 @@ fn on_itself(device: Device, needed: &[Needed]) -> Option<String> {
     };
     let found: Vec<String> = needed
         .iter()
-        .filter(|needed| footing.needs(device, &needed.path))
-        .map(|needed| format!("{} ({})", needed.path.display(), needed.what))
+        .filter(|(_, path)| footing.needs(device, path))
+        .map(|(what, path)| format!("{} ({what})", path.display()))
         .collect();
     (!found.is_empty()).then(|| found.join(", "))
 }

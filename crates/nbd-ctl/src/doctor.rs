@@ -1,14 +1,15 @@
 //! `nbd-ctl doctor`: what on this machine keeps devices from being attached, kept or let go.
 
+mod faults;
+mod rivals;
+
 use std::fs;
 use std::path::Path;
 
 use serde::Serialize;
 
 use crate::adopt::adopt;
-use crate::config::{Config, default_file};
 use crate::context::{Context, print};
-use crate::device::Device;
 use crate::entry::{Entry, clean, devices, probe};
 use crate::error::Error;
 use crate::inspect::print_json;
@@ -62,7 +63,7 @@ pub(crate) fn doctor(context: &Context, json: bool, fix: bool) -> Result<(), Err
     check_udev(&mut found);
     check_programs(&mut found);
     check_registry(context, fix, &mut found)?;
-    check_rivals(context, &mut found)?;
+    rivals::check(context, &mut found)?;
     if json {
         print_json(&found.0)?;
     } else {
@@ -104,13 +105,18 @@ fn check_driver(found: &mut Findings) {
 
 fn check_kernel(found: &mut Findings) {
     let release = read("/proc/sys/kernel/osrelease").unwrap_or_default();
-    let mut numbers = release.split(['.', '-']).map(|word| word.parse().unwrap_or(0));
-    let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
-    if version < KERNEL {
+    let version = read("/proc/sys/kernel/version").unwrap_or_default();
+    let version = faults::version(&release, &version);
+    if (version.0, version.1) < KERNEL {
         let text = format!("{release}: at least {}.{} is needed", KERNEL.0, KERNEL.1);
         return found.add("kernel", Level::Trouble, text);
     }
-    found.add("kernel", Level::Fine, release);
+    let (major, minor, patch) = version;
+    found.add("kernel", Level::Fine, format!("{release} ({major}.{minor}.{patch})"));
+    for fault in faults::of(version) {
+        let text = format!("until {}: {}", fault.cure(), fault.text);
+        found.add("kernel", Level::Warning, text);
+    }
 }
 
 fn check_rights(context: &Context, found: &mut Findings) {
@@ -217,82 +223,4 @@ fn check_registry(context: &Context, fix: bool, found: &mut Findings) -> Result<
         }
     }
     Ok(())
-}
-
-/// Others who have set devices up, or will.
-fn check_rivals(context: &Context, found: &mut Findings) -> Result<(), Error> {
-    let ours = devices(&context.registry)?;
-    let file = default_file();
-    let config = match Config::read(&file) {
-        Ok(config) => Some(config),
-        Err(_) if !file.exists() => None,
-        Err(error) => {
-            found.add("config", Level::Trouble, Error::from(error).chain().unwrap_or_default());
-            None
-        }
-    };
-    let wanted = |device: Device| config.as_ref().and_then(|config| config.owner_of(device));
-    for device in drivers_devices() {
-        let attribute = |name: &str| read(format!("/sys/block/{device}/{name}"));
-        let pid = attribute("pid");
-        let sitter = context.registry.read_state(device.0).ok().flatten();
-        let sitter = sitter.map(|state| state.sitter.pid.to_string());
-        match pid {
-            Some(pid)
-                if ours.contains(&device)
-                    && sitter.as_ref().is_some_and(|sitter| *sitter != pid) =>
-            {
-                let text = format!("{device}: set up by {} as well", describe(&pid));
-                found.add("rivals", Level::Trouble, text);
-            }
-            Some(_) if ours.contains(&device) => {}
-            Some(pid) => match wanted(device) {
-                Some(name) => {
-                    let text =
-                        format!("{device} is meant for {name}, and {} has it", describe(&pid));
-                    found.add("rivals", Level::Trouble, text);
-                }
-                None => {
-                    let text = format!("{device} is set up by {}", describe(&pid));
-                    found.add("rivals", Level::Fine, text);
-                }
-            },
-            None if !ours.contains(&device) && attribute("size").is_some_and(|it| it != "0") => {
-                let text = format!(
-                    "{device} has a size, but nobody has set it up: nbd-client -d {device}"
-                );
-                found.add("rivals", Level::Trouble, text);
-            }
-            None => {}
-        }
-    }
-    let table = read("/etc/nbdtab").unwrap_or_default();
-    for line in table.lines().filter(|line| !line.starts_with('#')) {
-        let device = line.split_ascii_whitespace().next().and_then(Device::literal);
-        if let Some(device) = device
-            && let Some(name) = wanted(device)
-        {
-            let text = format!("{device} is meant for {name}, and /etc/nbdtab has it too");
-            found.add("rivals", Level::Trouble, text);
-        }
-    }
-    Ok(())
-}
-
-fn describe(pid: &str) -> String {
-    match read(format!("/proc/{pid}/comm")) {
-        Some(name) => format!("{name} (pid {pid})"),
-        None => format!("pid {pid}, which is gone"),
-    }
-}
-
-fn drivers_devices() -> Vec<Device> {
-    let entries = fs::read_dir("/sys/block").into_iter().flatten().flatten();
-    let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
-    let mut found: Vec<_> = names
-        .filter(|name| name.starts_with("nbd"))
-        .filter_map(|name| Device::literal(&name))
-        .collect();
-    found.sort();
-    found
 }

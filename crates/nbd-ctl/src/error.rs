@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use nbd_control::ChannelError;
 use nbd_control::control::{Failure, FailureKind};
+use nbd_record::RecordingError;
+use nbd_record::stage::StageError;
 use thiserror::Error;
 
 use crate::config::ConfigError;
@@ -15,6 +17,9 @@ use crate::device::Device;
 
 /// Exit status after SIGINT or SIGTERM, as shells have it.
 const INTERRUPTED: u8 = 130;
+
+/// The program that was replayed for has crashed.
+const CRASHED: u8 = 7;
 
 /// Why a command came to nothing.
 #[derive(Debug, Error)]
@@ -79,6 +84,39 @@ pub(crate) enum Error {
         "{device}: gdb may wait for itself, as it needs this on {device}: {needed}; have it elsewhere, or go on with --yes"
     )]
     OnItself { device: Device, needed: String },
+    #[error(
+        "{device}: its backend would wait for itself, as this is on {device}: {needed}; have it elsewhere"
+    )]
+    RecordsItself { device: Device, needed: String },
+    #[error("{device} is being recorded to {path}: nbd-ctl record --stop {device} ends that")]
+    Recorded { device: Device, path: String },
+    #[error("{device} is not being recorded")]
+    NotRecorded { device: Device },
+    #[error("{}", path.display())]
+    Recording {
+        path: PathBuf,
+        #[source]
+        source: RecordingError,
+    },
+    #[error("{}: the recording was cut short: {why}; the device goes on", path.display())]
+    CutShort { path: PathBuf, why: String },
+    #[error("{program} {ending} before anything was replayed")]
+    NotPlayed {
+        program: String,
+        ending: String,
+        #[source]
+        source: StageError,
+    },
+    #[error("{program} {ending}")]
+    Crashed { program: String, ending: String },
+    #[error("no answer within {} s", .limit.as_secs_f64())]
+    NoAnswer { limit: Duration },
+    #[error(
+        "{program} does not crash; give it the storage as it was before the recording (--before), or try --one-by-one"
+    )]
+    NoCrash { program: String },
+    #[error("--before: {command}: {ending}")]
+    Prepare { command: String, ending: String },
     #[error("{device}: its holder{} is alive: there is nothing to adopt", pid(*holder))]
     HasHolder { device: Device, holder: Option<i32> },
     #[error("{device}: its holder is gone and it cannot be adopted: {}", path.display())]
@@ -134,6 +172,9 @@ pub(crate) enum Error {
 }
 
 impl Error {
+    /// Exit status if a replay's results are not those that were recorded.
+    pub(crate) const DIFFERENT: u8 = 8;
+
     /// The error and its causes in one line; `None` if there is nothing to add.
     pub(crate) fn chain(&self) -> Option<String> {
         if matches!(self, Self::Several(_)) {
@@ -153,6 +194,7 @@ impl Error {
         let kind = match self {
             Self::Interrupted(_) => return INTERRUPTED,
             Self::Several(code) => return *code,
+            Self::Crashed { .. } => return CRASHED,
             Self::Refused(failure) => failure.kind,
             Self::Usage(_) | Self::NotADevice { .. } => FailureKind::Usage,
             Self::NoDevice { .. } | Self::Stale { .. } => FailureKind::NoDevice,
@@ -161,10 +203,14 @@ impl Error {
             Self::HasHolder { .. }
             | Self::Traced { .. }
             | Self::OnItself { .. }
+            | Self::RecordsItself { .. }
+            | Self::Recorded { .. }
+            | Self::NotRecorded { .. }
             | Self::Attached { .. } => FailureKind::Busy,
             Self::Unsettled { .. }
             | Self::Silent { .. }
             | Self::NotGone { .. }
+            | Self::NoAnswer { .. }
             | Self::Locked { .. }
             | Self::AdoptionTimedOut { .. } => FailureKind::TimedOut,
             _ => FailureKind::Other,

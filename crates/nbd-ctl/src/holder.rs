@@ -1,5 +1,7 @@
 //! A conversation with the holder of a device.
 
+use std::fs::File;
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
@@ -96,6 +98,12 @@ impl<'a> Holder<'a> {
     /// Sends a request.
     pub(crate) fn send(&self, request: &Request) -> Result<(), Error> {
         let sent = self.channel.send(request, &[]);
+        sent.map_err(|error| talk(self.context, self.device, error))
+    }
+
+    /// Sends a request that a file belongs to.
+    pub(crate) fn send_with(&self, request: &Request, file: &File) -> Result<(), Error> {
+        let sent = self.channel.send(request, &[file.as_fd()]);
         sent.map_err(|error| talk(self.context, self.device, error))
     }
 

@@ -15,6 +15,7 @@
 //! | [`spawn`], [`program`] | starting a holder, finding programs |
 //! | [`attach`], [`adopt`], [`change`], [`wait`], [`inspect`], [`why`], [`trace`] | the commands |
 //! | [`set`] | settings of a backend |
+//! | [`record`], [`replay`] | requests with their data, and the same requests again |
 //! | [`doctor`], [`metrics`] | the machine, and numbers for monitoring |
 //! | [`debug`], [`footing`] | gdb on a backend, and what it must not stand on |
 //! | [`render`], [`table`] | values to text |
@@ -38,7 +39,9 @@ mod inspect;
 mod metrics;
 mod parse;
 mod program;
+mod record;
 mod render;
+mod replay;
 mod set;
 mod spawn;
 mod table;
@@ -81,12 +84,16 @@ fn run() -> Result<(), Error> {
         Action::Detach(wanted) => change::detach(&context, &wanted),
         Action::Status { device, json } => inspect::status(&context, device, json),
         Action::Trace { device, wanted } => trace::trace(&context, device, &wanted),
+        Action::Record(wanted) => record::record(&context, &wanted),
+        Action::StopRecording { device } => record::stop(&context, device),
+        Action::Replay(wanted) => replay::replay(&context, &wanted),
         Action::Why { target, json } => why::why(&context, target, json),
         Action::List { json } => inspect::list(&context, json),
         Action::Restart { device, limit } => change::restart(&context, device, limit),
         Action::Replace { device, program, limit } => {
             change::replace(&context, device, program, limit)
         }
+        Action::Upgrade { device, limit } => change::upgrade(&context, device, limit),
         Action::Order { device, request, doing, limit } => {
             change::order(&context, device, &request, doing, limit)
         }

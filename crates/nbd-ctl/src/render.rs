@@ -107,6 +107,9 @@ pub(crate) fn status(status: &Status) -> String {
         [] => add("program", "none: backends join from outside"),
         program => add("program", &command_line(program)),
     }
+    if let Some(path) = &status.recording {
+        add("recorded", &format!("requests and their data, to {path}"));
+    }
     add("restarts", &status.backend.restarts.to_string());
     if let Some(last) = &status.last_recovery {
         add("last loss", &recovery(last));
@@ -280,7 +283,7 @@ fn number(pid: Option<i32>) -> String {
     pid.map_or_else(|| NONE.to_string(), |pid| pid.to_string())
 }
 
-fn count(number: impl Into<u64>, one: &str) -> String {
+pub(crate) fn count(number: impl Into<u64>, one: &str) -> String {
     plural(number, one, &format!("{one}s"))
 }
 

@@ -17,6 +17,7 @@ fn example() -> Status {
         lanes: 2,
         on_backend_loss: "hold".into(),
         under_way: None,
+        recording: None,
         holder_pid: 812,
         sitter_pid: 813,
         sitter_tracer_pid: Some(812),

@@ -8,7 +8,7 @@ use nbd_control::trace::Executed;
 use serde::Serialize;
 
 use crate::cli::{Kind, TraceArguments};
-use crate::context::{Context, print};
+use crate::context::{Context, print, say};
 use crate::device::Device;
 use crate::error::Error;
 use crate::holder::Holder;
@@ -28,8 +28,9 @@ pub(crate) fn trace(
     let mut holder = Holder::connect(context, device)?;
     let mut from = Vec::new();
     let mut last = wanted.last;
+    let mut recording = None;
     loop {
-        let mut found = match fetch(&mut holder, device, &mut from) {
+        let mut found = match fetch(&mut holder, device, &mut from, &mut recording) {
             Ok(found) => found,
             // The device is gone, and with it what was recorded.
             Err(Error::Ended { .. }) if wanted.follow && !from.is_empty() => return Ok(()),
@@ -42,9 +43,13 @@ pub(crate) fn trace(
             found[skipped..].iter().map(|executed| line(executed, wanted.json)).collect();
         print(&lines?)?;
         if !wanted.follow || !context.sleep(PERIOD) {
-            return Ok(());
+            break;
         }
     }
+    if let Some(path) = recording {
+        say(&format!("requests are written down with their data: nbd-ctl replay {path}"));
+    }
+    Ok(())
 }
 
 /// All that is new.
@@ -52,6 +57,7 @@ fn fetch(
     holder: &mut Holder<'_>,
     device: Device,
     from: &mut Vec<u64>,
+    recording: &mut Option<String>,
 ) -> Result<Vec<Executed>, Error> {
     let mut found = Vec::new();
     loop {
@@ -62,6 +68,7 @@ fn fetch(
         found.extend(trace.requests);
         let is_all = trace.next == *from;
         from.clone_from(&trace.next);
+        *recording = trace.recording;
         if is_all {
             return Ok(found);
         }

@@ -1,23 +1,31 @@
-//! Taking over a device whose holder has died. Its I/O has not noticed: the backend has the
-//! lanes, and the sitter kept copies of all that a holder owns.
+//! Taking over a device whose holder has died, or has become this program. Its I/O has not noticed:
+//! the backend has the lanes, and the sitter kept copies of all that a holder owns.
 
+use std::os::fd::{OwnedFd, RawFd};
+use std::os::unix::net::UnixListener;
 use std::time::Duration;
 
 use clap::ValueEnum;
 use nbd_control::Channel;
-use nbd_control::control::{Failure, FailureKind};
+use nbd_control::backend::{ExportInfo, Hello};
+use nbd_control::control::{Failure, FailureKind, Response};
+use nbd_control::handover::Handover;
+use nbd_control::process::ProcessId;
 use nbd_control::registry::{Registry, State};
-use nbd_ledger::{Inspector, Layout};
+use nbd_ledger::{Inspector, Layout, layout};
 use nix::fcntl::{Flock, FlockArg};
 
 use crate::args::{KernelApi, RestartWhen, Sandbox};
+use crate::control::Client;
 use crate::holder::{Holder, Settings, listen};
 use crate::kernel::Device;
 use crate::kernel::sitter::{self, KEEPSAKES, LANES, LEDGER, Sitter};
 use crate::peers::Peer;
 use crate::program;
+use crate::recording::Recording;
 use crate::supervisor::{Event, Kind};
-use crate::system::Process;
+use crate::system::{self, Process};
+use crate::upgrade;
 
 /// How long a started backend may take to introduce itself.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -37,24 +45,10 @@ pub(crate) fn adopt(
     let _lock = Flock::lock(file, FlockArg::LockExclusive)
         .map_err(|(_, errno)| other(format!("cannot lock: {errno}")))?;
     let state = check_state(&registry, index)?;
-    let sitter = Process::open(state.sitter.pid)
-        .map_err(|error| other(format!("{name}: its sitter cannot be opened: {error}")))?;
-    let settings = settings_of(&registry, &state)?;
-    let layout = Layout::with_lanes(state.lanes);
-    let mut holder = Holder::new(registry, settings, Device::new(index))
-        .map_err(|error| other(error.to_string()))?;
-    holder.layout = layout;
+    let mut holder = rebuild(registry, &state)?;
     if report.is_some() {
         holder.redirect_output();
     }
-    copy_descriptors(&mut holder, &sitter, &state)
-        .map_err(|error| other(format!("{name}: cannot copy from its sitter: {error}")))?;
-    holder.sitter = Some(Sitter { process: sitter, id: state.sitter, progress: None });
-    holder.export = Some(state.export);
-    holder.description.clone_from(&state.description);
-    holder.io_timeout = state.io_timeout;
-    holder.attached = true;
-    holder.supervisor.set_attached(state.restarts);
     let owner = holder.settings.user.as_ref().map(|(_, uid, gid)| (*uid, *gid));
     let sockets = listen(&holder.registry.control_socket(index), None).and_then(|control| {
         listen(&holder.registry.join_socket(index), owner).map(|join| (control, join))
@@ -64,10 +58,119 @@ pub(crate) fn adopt(
     holder.control = Some(control);
     holder.join = Some(join);
     shield_sitter(&holder);
-    adopt_backend(&mut holder, &state);
+    let loss = ("lost while there was no holder".into(), false);
+    let left = Left { peer: Peer::new(None, None), joined: false, loss };
+    adopt_backend(&mut holder, &state, left);
     holder.save_state();
+    tracing::info!(
+        device = %holder.device.name(),
+        event = "adopted",
+        sitter = state.sitter.pid,
+        backend = holder.supervisor.owner().and_then(|id| holder.peers.get(&id)).and_then(Peer::pid),
+        "adopted from holder {}, which is gone",
+        state.holder.pid
+    );
     holder.report = report.take();
     Ok(holder)
+}
+
+/// Goes on as the holder that this process was before it became this program; what that one left
+/// is under the descriptor `fd`. Its sitter is traced by this process as before.
+pub(crate) fn take_over(registry: Registry, fd: RawFd) -> Result<Holder, Failure> {
+    let (left, descriptors) = receive(fd)?;
+    let name = Device::new(left.index).name();
+    let state = registry
+        .read_state(left.index)
+        .map_err(|error| other(format!("{name}: its state cannot be read: {error}")))?
+        .filter(|state| state.holder.pid == nix::unistd::getpid().as_raw())
+        .ok_or(other(format!("{name} is not held by this process")))?;
+    let mut holder = rebuild(registry, &state)?;
+    upgrade::admit_signals();
+    let mut sockets = descriptors.into_iter();
+    holder.control = sockets.next().map(UnixListener::from);
+    holder.join = sockets.next().map(UnixListener::from);
+    let mut channel = || sockets.next().map(|fd| Channel::resume(fd.into()));
+    let mut peer = Peer::new(left.backend.then(&mut channel).flatten(), None);
+    let client = left.client.then(channel).flatten();
+    holder.orphans.extend(left.orphans.iter().filter_map(|pid| Process::open(*pid).ok()));
+    let same = |backend: &ProcessId| ProcessId::of(backend.pid).as_ref() == Some(backend);
+    let child = state.backend.filter(|backend| !left.joined && same(backend));
+    peer.child = child.and_then(|child| Process::open(child.pid).ok());
+    peer.hello = Some(Hello {
+        ledger_version: layout::VERSION,
+        description: state.description.clone(),
+        export: state.export,
+        takeover: false,
+    });
+    let loss = left.loss.unwrap_or(("ended".into(), false));
+    adopt_backend(&mut holder, &state, Left { peer, joined: left.joined, loss });
+    holder.save_state();
+    greet(&mut holder, client);
+    Ok(holder)
+}
+
+fn receive(fd: RawFd) -> Result<(Handover, Vec<OwnedFd>), Failure> {
+    let left = system::inherited(fd)
+        .map_err(nbd_control::ChannelError::from)
+        .and_then(|fd| Channel::new(fd.into())?.receive_within::<Handover>(Duration::ZERO));
+    let left = left.map_err(|error| other(format!("what the former program left: {error}")))?;
+    Ok((left.message, left.descriptors))
+}
+
+/// Answers whoever has asked for the upgrade.
+fn greet(holder: &mut Holder, client: Option<Channel>) {
+    let program = std::env::current_exe().unwrap_or_default();
+    let text = format!(
+        "{}: its holder (pid {}) is {} {} now",
+        holder.device.name(),
+        nix::unistd::getpid(),
+        program.display(),
+        env!("CARGO_PKG_VERSION")
+    );
+    holder.log(&text);
+    if let Some(channel) = client {
+        let id = holder.next_id();
+        holder.clients.insert(id, Client::new(channel));
+        holder.answer(id, &Response::Done { text });
+    }
+}
+
+/// All but sockets and backend.
+fn rebuild(registry: Registry, state: &State) -> Result<Holder, Failure> {
+    let device = Device::new(state.index);
+    let name = device.name();
+    let sitter = Process::open(state.sitter.pid)
+        .map_err(|error| other(format!("{name}: its sitter cannot be opened: {error}")))?;
+    let settings = settings_of(&registry, state)?;
+    let mut holder =
+        Holder::new(registry, settings, device).map_err(|error| other(error.to_string()))?;
+    holder.layout = Layout::with_lanes(state.lanes);
+    copy_descriptors(&mut holder, &sitter, state)
+        .map_err(|error| other(format!("{name}: cannot copy from its sitter: {error}")))?;
+    holder.sitter = Some(Sitter { process: sitter, id: state.sitter, progress: None });
+    // The driver may have been told another size that was not written down any more.
+    let size = Some(holder.device.size()).filter(|size| *size != 0).unwrap_or(state.export.size);
+    holder.export = Some(ExportInfo { size, ..state.export });
+    holder.description.clone_from(&state.description);
+    holder.io_timeout = state.io_timeout;
+    holder.attached = true;
+    holder.supervisor.set_attached(state.restarts);
+    if let Some(path) = &state.recording {
+        match Recording::reopen(path) {
+            Ok(recording) => holder.recording = Some(recording),
+            Err(error) => holder.log(&format!("no longer recorded: {path} {error}")),
+        }
+    }
+    Ok(holder)
+}
+
+/// What is known of the backend.
+struct Left {
+    peer: Peer,
+    /// It came from outside.
+    joined: bool,
+    /// If it is dead: how it was lost, and whether by a fault of its own.
+    loss: (String, bool),
 }
 
 fn shield_sitter(holder: &Holder) {
@@ -75,7 +178,7 @@ fn shield_sitter(holder: &Holder) {
         return;
     };
     if let Err(errno) = sitter::shield(&sitter.process) {
-        holder.log(&format!("cannot keep debuggers off the sitter: {errno}"));
+        holder.warn(&format!("cannot keep debuggers off the sitter: {errno}"));
     }
 }
 
@@ -158,18 +261,21 @@ fn copy_descriptors(holder: &mut Holder, sitter: &Process, state: &State) -> std
 }
 
 /// A backend that lives goes on; for a dead one the usual policy holds.
-fn adopt_backend(holder: &mut Holder, state: &State) {
+fn adopt_backend(holder: &mut Holder, state: &State, left: Left) {
+    let Left { mut peer, joined, loss } = left;
     let id = holder.next_id();
-    let alive = state.backend.filter(nbd_control::process::ProcessId::is_alive);
+    // One that has died as our child is to be reaped, and tells how it ended.
+    let known = |backend: &ProcessId| peer.child.is_some() || backend.is_alive();
+    let alive = state.backend.filter(known);
     let process = alive.and_then(|backend| Process::open(backend.pid).ok());
     if state.paused {
         holder.supervisor.set_paused();
     }
-    let kind = if holder.settings.program.is_empty() { Kind::Joined } else { Kind::Program };
+    let from_outside = joined || holder.settings.program.is_empty();
+    let kind = if from_outside { Kind::Joined } else { Kind::Program };
     holder.supervisor.adopt(id, kind);
     match process {
         Some(process) => {
-            let mut peer = Peer::new(None, None);
             peer.process = Some(process);
             holder.peers.insert(id, peer);
             if state.stand_in || state.paused {
@@ -178,7 +284,7 @@ fn adopt_backend(holder: &mut Holder, state: &State) {
             }
         }
         None => {
-            holder.note_loss("lost while there was no holder".into(), false);
+            holder.note_loss(loss.0, loss.1);
             holder.apply(&Event::OwnerDead { clean: false, progressed: true });
         }
     }

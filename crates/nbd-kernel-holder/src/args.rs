@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
 use nbd_control::policy::OnBackendLoss;
+use nbd_log::Filter;
 
 /// Holds a kernel NBD device while its backend may come and go.
 ///
@@ -75,11 +76,25 @@ pub(crate) struct Args {
     /// Tell the parent about progress on this descriptor, and become a daemon when ready
     #[arg(long, value_name = "FD", hide = true)]
     pub(crate) report_fd: Option<RawFd>,
+    /// Go on as the holder that this process was, with what it left under this descriptor
+    #[arg(long, value_name = "FD", hide = true)]
+    pub(crate) take_over: Option<RawFd>,
+    /// Tell whether this program could do that for a device
+    #[arg(long, value_name = "DEVICE", value_parser = device_index, hide = true)]
+    pub(crate) can_take_over: Option<u32>,
     /// Be the backend that answers every request with EIO
     #[arg(long, hide = true)]
     pub(crate) stand_in: bool,
+    /// Log this and what is more important: error, warn, info, debug, trace, off [default: $NBD_LOG,
+    /// which backends inherit, else info]
+    #[arg(long, value_name = "LEVEL")]
+    pub(crate) log_level: Option<Filter>,
+    /// Log more: debug, and trace if it is given twice
+    #[arg(short, long, action = clap::ArgAction::Count, conflicts_with = "log_level")]
+    pub(crate) verbose: u8,
     /// The backend to start
-    #[arg(last = true, required_unless_present_any = ["external", "adopt", "stand_in"])]
+    #[arg(last = true, required_unless_present_any =
+          ["external", "adopt", "stand_in", "take_over", "can_take_over"])]
     pub(crate) program: Vec<String>,
 }
 
@@ -141,6 +156,11 @@ impl RestartWhen {
 }
 
 impl Args {
+    /// What the command line says about the log.
+    pub(crate) fn filter(&self) -> Option<Filter> {
+        self.log_level.clone().or_else(|| Filter::verbose(self.verbose))
+    }
+
     /// How long attaching may take.
     pub(crate) fn patience(&self) -> Option<Duration> {
         match (self.ready_timeout, self.external) {

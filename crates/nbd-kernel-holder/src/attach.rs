@@ -1,6 +1,6 @@
 //! From a program to a device that can be used.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nbd_control::control::{Failure, FailureKind, Report};
 use nix::errno::Errno;
@@ -9,6 +9,7 @@ use crate::args::KernelApi;
 use crate::holder::{Holder, describe_errno, listen};
 use crate::kernel::errand;
 use crate::kernel::sitter::{self, Setup, SetupError};
+use crate::peers::Peer;
 use crate::pick::Picked;
 use crate::system::Process;
 
@@ -59,6 +60,14 @@ impl Holder {
         self.join = Some(
             join.map_err(|error| AttachError::failed(format!("{}: {error}", socket.display())))?,
         );
+        let begun = Instant::now();
+        tracing::info!(
+            device = %self.device.name(),
+            event = "attach",
+            kernel_api = self.settings.api.name(),
+            program = self.settings.program.join(" "),
+            "being attached"
+        );
         self.await_backend()?;
         self.tell_udev_name();
         self.connect_kernel()?;
@@ -74,6 +83,19 @@ impl Holder {
         self.supervisor.set_attached(0);
         self.save_state();
         self.pass_on_words();
+        let export = self.export();
+        tracing::info!(
+            device = %self.device.name(),
+            event = "ready",
+            export = %self.description,
+            size = export.size,
+            block_size = export.block_size,
+            lanes = self.lanes.len(),
+            backend = self.supervisor.owner().and_then(|id| self.peers.get(&id)).and_then(Peer::pid),
+            took_ms = begun.elapsed().as_millis() as u64,
+            "{} can be used",
+            self.device.path().display()
+        );
         Ok(())
     }
 

@@ -5,11 +5,12 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use nbd_control::ChannelError;
-use nbd_control::backend::{FromBackend, FromHolder, Grant, Hello};
+use nbd_control::backend::{ExportInfo, FromBackend, FromHolder, Grant, Hello};
 use nbd_control::channel::Received;
 use nbd_control::control::{Failure, FailureKind};
 use nbd_ledger::{Inspector, Ledger, layout};
 use nbd_proto::TransmissionFlags;
+use nbd_record::KEEPSAKE;
 
 use crate::control::Waits;
 use crate::holder::Holder;
@@ -22,6 +23,8 @@ use crate::{lanes, peers};
 /// How long a program that closed its connection may take to end.
 const LAST_BREATH: Duration = Duration::from_millis(200);
 const LONGEST_NAME: usize = 32;
+/// How each line of ours in a log begins.
+const OUR_WORDS: &str = "nbd-kernel-holder: ";
 
 impl Holder {
     /// A peer has sent something, or closed.
@@ -46,7 +49,7 @@ impl Holder {
         match received.message {
             // It has the lanes, so it must not be forgotten, whatever it says.
             FromBackend::Hello(_) if is_owner => {
-                self.log("ignored: the backend introduced itself twice");
+                self.warn("ignored: the backend introduced itself twice");
             }
             FromBackend::Hello(hello) => self.take_hello(id, hello),
             FromBackend::Keep { name } if is_owner => {
@@ -60,7 +63,7 @@ impl Holder {
             FromBackend::Ready { replayed } if is_owner => self.take_ready(id, replayed),
             FromBackend::Poisoned(poison) if is_owner => self.take_poison(&poison),
             FromBackend::Failed { reason, damaged } => {
-                self.log(&format!("the backend failed: {reason}"));
+                self.warn(&format!("the backend failed: {reason}"));
                 if let Some(peer) = self.peers.get_mut(&id) {
                     peer.last_words = Some(reason.clone());
                 }
@@ -82,7 +85,11 @@ impl Holder {
     }
 
     pub(crate) fn refuse(&mut self, id: PeerId, reason: &str) {
-        self.log(&format!("refused a backend: {reason}"));
+        tracing::warn!(
+            device = %self.device.name(),
+            event = "backend-refused",
+            "refused a backend: {reason}"
+        );
         self.last_failure = reason.into();
         if let Some(channel) = self.peers.get(&id).and_then(|peer| peer.channel.as_ref()) {
             let _ = channel.send(&FromHolder::Refusal { reason: reason.into() }, &[]);
@@ -93,7 +100,8 @@ impl Holder {
 
     fn take_hello(&mut self, id: PeerId, hello: Hello) {
         let takeover = hello.takeover;
-        match self.check_hello(id, &hello) {
+        let checked = self.check_hello(id, &hello);
+        match checked.and_then(|process| self.check_growth(id, &hello).map(|()| process)) {
             Err(reason) => self.refuse(id, &reason),
             Ok(process) => {
                 if let Some(peer) = self.peers.get_mut(&id) {
@@ -126,9 +134,13 @@ impl Holder {
             return open(sender.pid());
         }
         check_export(&hello.export).map_err(|what| format!("{}: {what}", hello.description))?;
-        if let Some(expected) = self.export.filter(|expected| *expected != hello.export) {
+        let fits = |expected: &ExportInfo| {
+            let size = expected.size.min(hello.export.size);
+            ExportInfo { size, ..hello.export } == *expected
+        };
+        if let Some(expected) = self.export.filter(|expected| !fits(expected)) {
             let (found, name) = (&hello.export, self.device.name());
-            return Err(if found.size == expected.size {
+            return Err(if found.size >= expected.size {
                 format!(
                     "{}: block size {} and flags {:#x}, but {name} was attached with {} and {:#x}",
                     hello.description,
@@ -139,7 +151,7 @@ impl Holder {
                 )
             } else {
                 format!(
-                    "{}: {} bytes, but {name} was attached with {} bytes: detach and attach anew",
+                    "{}: {} bytes, but {name} has {}: make it as large, or first `nbd-ctl resize {name}`",
                     hello.description, found.size, expected.size
                 )
             });
@@ -157,6 +169,7 @@ impl Holder {
             return;
         };
         if !peer.stand_in {
+            self.note_surplus(peer);
             self.description = peer.description();
         }
         // First written down, then done: a holder that adopts the device must know of everybody
@@ -173,20 +186,26 @@ impl Holder {
     }
 
     fn send_grant(&self, id: PeerId) -> Option<Result<(), ChannelError>> {
+        let peer = self.peers.get(&id)?;
+        let keepsakes = self.keepsakes.iter().map(|(name, fd)| (&**name, fd));
+        // A stand-in executes nothing, so there is nothing to execute again.
+        let recording = self.recording.as_ref().filter(|_| !peer.stand_in);
+        let recording = recording.map(|recording| (KEEPSAKE, &recording.file));
+        let (names, kept): (Vec<_>, Vec<_>) = keepsakes.chain(recording).unzip();
         let grant = FromHolder::Grant(Grant {
             device: self.device.name(),
             lanes: self.layout.lanes,
             ring: self.layout.ring,
             transmit: self.layout.transmit,
             max_payload: self.layout.max_payload,
-            keepsakes: self.keepsakes.iter().map(|(name, _)| name.clone()).collect(),
+            keepsakes: names.into_iter().map(Into::into).collect(),
             crashed: self.loss.as_ref().is_some_and(|loss| loss.crashed),
             poison_limit: self.settings.poison_limit,
         });
         let mut descriptors = vec![self.ledger.as_ref()?.as_fd()];
         descriptors.extend(self.lanes.iter().map(AsFd::as_fd));
-        descriptors.extend(self.keepsakes.iter().map(|(_, fd)| fd.as_fd()));
-        let channel = self.peers.get(&id)?.channel.as_ref()?;
+        descriptors.extend(kept.into_iter().map(AsFd::as_fd));
+        let channel = peer.channel.as_ref()?;
         Some(channel.send(&grant, &descriptors))
     }
 
@@ -225,6 +244,9 @@ impl Holder {
         if name.is_empty() || name.len() > LONGEST_NAME {
             return Err(format!("a keepsake's name has 1 to {LONGEST_NAME} bytes"));
         }
+        if name == KEEPSAKE {
+            return Err(format!("{KEEPSAKE} is what a recording of the operator's is called"));
+        }
         if self.sitter.is_some() {
             return Err("keepsakes are taken only before the device is attached".into());
         }
@@ -249,7 +271,15 @@ impl Holder {
         self.apply(&Event::Ready { peer: id });
         let pid = self.peers.get(&id).and_then(Peer::pid).unwrap_or(0);
         if self.attached {
-            self.log(&format!("served by process {pid} again; {replayed} requests replayed"));
+            let recovered_ms = self.recovery().and_then(|recovery| recovery.ready_ms);
+            tracing::info!(
+                device = %self.device.name(),
+                event = "recovered",
+                pid,
+                replayed,
+                recovered_ms,
+                "served by process {pid} again; {replayed} requests replayed"
+            );
         }
         let text = format!("{} is served by process {pid}", self.device.name());
         self.answer_waiters(Waits::Backend, &Ok(text));
@@ -276,7 +306,7 @@ impl Holder {
         if self.replacing.is_some() && self.replacing.as_ref() == died {
             self.replacing = None;
             let text = format!("the former program is started again: {}", self.last_failure);
-            self.log(&text);
+            self.warn(&text);
             let failure = Failure::new(FailureKind::Other, text);
             self.answer_waiters(Waits::Backend, &Err(failure));
         }
@@ -304,7 +334,7 @@ impl Holder {
             Some(said) => format!("{reason}; it said: {said}"),
             None => reason,
         };
-        self.log(&self.last_failure);
+        self.warn(&self.last_failure);
         self.drop_peer(id);
         self.apply(&Event::Gone { peer: id });
     }
@@ -313,8 +343,7 @@ impl Holder {
     pub(crate) fn words_of_backends(&self) -> Vec<String> {
         let text = std::fs::read(self.registry.log(self.device.index)).unwrap_or_default();
         let text = String::from_utf8_lossy(&text);
-        let theirs =
-            text.lines().filter(|line| !line.is_empty() && !line.starts_with(crate::OUR_WORDS));
+        let theirs = text.lines().filter(|line| !line.is_empty() && !line.starts_with(OUR_WORDS));
         theirs.map(str::to_owned).collect()
     }
 
@@ -339,11 +368,14 @@ impl Holder {
         let pid = peer.pid().unwrap_or(0);
         let words = peer.last_words.take();
         let cause = ending.to_string();
-        let suspects = if ending.is_crash() { self.suspects() } else { String::new() };
-        self.log(&format!("backend {pid} {cause}{suspects}"));
-        self.last_failure = words.unwrap_or_else(|| match self.words_of_backends().pop() {
-            Some(said) if !self.attached => format!("the backend {cause}; it said: {said}"),
-            _ => format!("the backend {cause}"),
+        self.log_loss(pid, &ending);
+        self.last_failure = words.unwrap_or_else(|| {
+            // Reading the log takes time, and requests wait once there are any.
+            let said = if self.attached { None } else { self.words_of_backends().pop() };
+            match said {
+                Some(said) => format!("the backend {cause}; it said: {said}"),
+                None => format!("the backend {cause}"),
+            }
         });
         self.abandon_replacement(id);
         self.note_loss(cause, ending.is_crash());
@@ -360,9 +392,35 @@ impl Holder {
         self.settle_pause();
     }
 
+    fn log_loss(&mut self, pid: i32, ending: &Ending) {
+        let suspects = if ending.is_crash() { self.suspects() } else { String::new() };
+        let (signal, status) = match *ending {
+            Ending::Killed(signal, _) => (Some(signal.as_str()), None),
+            Ending::Exited(status) => (None, Some(status)),
+            Ending::Unknown => (None, None),
+        };
+        let in_flight = self.in_flight().len();
+        let executing = self.executing().join(", ");
+        let executing = Some(executing.as_str()).filter(|text| !text.is_empty());
+        tracing::warn!(
+            device = %self.device.name(),
+            event = "backend-lost",
+            pid,
+            signal,
+            status,
+            in_flight,
+            executing,
+            "backend {pid} {ending}{suspects}"
+        );
+    }
+
     /// Ends the lanes of a device that no backend can serve: what is in flight gets EIO.
     pub(crate) fn fail_device(&mut self, reason: &str) {
-        self.log(&format!("the device has failed: {reason}; detach it and attach it anew"));
+        tracing::error!(
+            device = %self.device.name(),
+            event = "failed",
+            "the device has failed: {reason}; detach it and attach it anew"
+        );
         self.failed = Some(reason.into());
         for lane in &self.lanes {
             lanes::end(lane.as_fd());

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::os::unix::net::UnixStream;
 
 use nbd_control::Channel;
+use nbd_control::channel::Received;
 use nbd_control::control::{Failure, FailureKind, Request, Response};
 use nbd_control::settings;
 
@@ -18,6 +19,13 @@ pub(crate) struct Client {
     waits: Option<Waits>,
     /// It is a member of the group, and neither root nor us.
     only_looks: bool,
+}
+
+impl Client {
+    /// One that may give orders.
+    pub(crate) fn new(channel: Channel) -> Self {
+        Self { channel, waits: None, only_looks: false }
+    }
 }
 
 /// What a client waits for.
@@ -45,7 +53,7 @@ impl Holder {
         }
         if let Ok(channel) = Channel::new(stream) {
             let id = self.next_id();
-            self.clients.insert(id, Client { channel, waits: None, only_looks: !is_owner });
+            self.clients.insert(id, Client { only_looks: !is_owner, ..Client::new(channel) });
         }
     }
 
@@ -65,12 +73,12 @@ impl Holder {
             };
             match client.channel.try_receive::<Request>() {
                 Ok(None) => return,
-                Ok(Some(received)) => self.serve_client(id, received.message),
+                Ok(Some(received)) => self.serve_client(id, received),
                 Err(nbd_control::ChannelError::Closed) => {
                     self.clients.remove(&id);
                 }
                 Err(error) => {
-                    self.log(&format!("a control connection failed: {error}"));
+                    self.warn(&format!("a control connection failed: {error}"));
                     let failure = Failure::new(FailureKind::Other, error.to_string());
                     self.answer(id, &Response::Failed(failure));
                     self.clients.remove(&id);
@@ -79,13 +87,14 @@ impl Holder {
         }
     }
 
-    fn serve_client(&mut self, id: u64, request: Request) {
-        if !request.only_looks() && self.clients.get(&id).is_none_or(|client| client.only_looks) {
+    fn serve_client(&mut self, id: u64, received: Received<Request>) {
+        let only_looks = self.clients.get(&id).is_none_or(|client| client.only_looks);
+        if only_looks && !received.message.only_looks() {
             let name = self.device.name();
             let text = format!("{name}: its group may look; for orders it takes root");
             return self.answer(id, &Response::Failed(Failure::new(FailureKind::Other, text)));
         }
-        match request {
+        match received.message {
             Request::Status => {
                 let status = Response::Status(Box::new(self.status()));
                 self.answer(id, &status);
@@ -115,10 +124,22 @@ impl Holder {
                 let text = format!("{} is being served", self.device.name());
                 self.answer(id, &Response::Done { text });
             }
+            Request::Upgrade { program } if self.pending_upgrade.is_none() => {
+                self.pending_upgrade = Some((id, program));
+            }
+            Request::Upgrade { .. } => {
+                let text = format!("{}: another upgrade was asked for", self.device.name());
+                self.answer(id, &Response::Failed(Failure::new(FailureKind::Busy, text)));
+            }
             Request::WaitReady => self.await_for(id, Waits::Backend),
             Request::Fail { kill } => self.order_fail(id, kill),
             Request::Pause { kill } => self.order_pause(id, kill),
             Request::Resume => self.order_resume(id),
+            Request::Resize { size, force } => self.order_resize(id, size, force),
+            Request::Record { path } => {
+                self.order_recording(id, path, received.descriptors.into_iter().next());
+            }
+            Request::EndRecording => self.end_recording(id),
             Request::Trace { from } => {
                 let trace = Response::Trace(Box::new(self.trace(&from)));
                 self.answer(id, &trace);
@@ -144,7 +165,7 @@ impl Holder {
             .map_err(|error| failed(FailureKind::Usage, error.to_string()))?;
         settings::change(&table, &changes).map_err(other)?;
         for text in assignments {
-            self.log(&format!("{text} was set"));
+            tracing::info!(device = %name, event = "set", setting = %text, "{text} was set");
         }
         let current = settings::load(&table).map_err(other)?;
         Ok(current.into_iter().map(|one| (one.name, one.kind.format(one.value))).collect())

@@ -4,6 +4,7 @@ use std::os::fd::AsFd;
 use std::time::Duration;
 
 use nbd_control::control::{Failure, FailureKind};
+use nbd_control::status::TotalsStatus;
 use nix::fcntl::{Flock, FlockArg};
 
 use crate::holder::Holder;
@@ -33,6 +34,7 @@ impl Holder {
             self.flush_and_disconnect()?;
         }
         let waiting = if force { waiting } else { 0 };
+        let counted = self.totals();
         // The counts are the ledger's, which the teardown lets go of.
         let totals = match &self.failed {
             None => self.summary(),
@@ -40,12 +42,29 @@ impl Holder {
             Some(reason) => format!("it had failed ({reason})"),
         };
         self.teardown();
-        Ok(match waiting {
+        let text = match waiting {
             0 => format!("{name} is detached: {totals}"),
             count => format!(
                 "{name} is detached: {totals}; {count} requests in flight were failed with EIO"
             ),
-        })
+        };
+        let TotalsStatus { reads, writes, flushes, trims, errors, .. } = counted;
+        let TotalsStatus { read_bytes, written_bytes, .. } = counted;
+        tracing::info!(
+            device = %name,
+            event = "detached",
+            reads,
+            writes,
+            flushes,
+            trims,
+            errors,
+            read_bytes,
+            written_bytes,
+            given_up = waiting,
+            restarts = self.supervisor.restarts(),
+            "{text}"
+        );
+        Ok(text)
     }
 
     fn summary(&mut self) -> String {
@@ -56,12 +75,12 @@ impl Holder {
         )
     }
 
-    fn is_forced(&self) -> bool {
+    pub(crate) fn is_forced(&self) -> bool {
         self.pending_detach.is_some_and(|(_, force)| force)
     }
 
     fn flush_and_disconnect(&mut self) -> Result<(), Failure> {
-        self.check_unused()?;
+        self.check_unused("", "detach")?;
         self.tell_udev_leaving(true, UDEV);
         let done = self.flush_and_disconnect_unwatched();
         if done.is_err() {
@@ -147,7 +166,8 @@ impl Holder {
         self.errand_status.take()
     }
 
-    fn check_unused(&mut self) -> Result<(), Failure> {
+    /// Fails if somebody uses the device; `loss` is what that means for them, if it needs saying.
+    pub(crate) fn check_unused(&mut self, loss: &str, command: &str) -> Result<(), Failure> {
         let ours: Vec<i32> = [
             Some(nix::unistd::getpid().as_raw()),
             self.sitter.as_ref().map(|sitter| sitter.process.pid.as_raw()),
@@ -166,8 +186,9 @@ impl Holder {
             return Ok(());
         }
         let name = device.name();
+        let loss = if loss.is_empty() { String::new() } else { format!(" and {loss}") };
         let text = format!(
-            "{name} is {}: end that first, or use `nbd-ctl detach --force {name}`",
+            "{name} is {}{loss}: end that first, or use `nbd-ctl {command} --force {name}`",
             users.join(" and ")
         );
         Err(Failure::new(FailureKind::Busy, text))
@@ -191,7 +212,7 @@ impl Holder {
         self.control = None;
         self.join = None;
         if let Err(error) = self.registry.remove(self.device.index) {
-            self.log(&format!("cannot remove its registry entry: {error}"));
+            self.warn(&format!("cannot remove its registry entry: {error}"));
         }
     }
 
@@ -207,7 +228,7 @@ impl Holder {
         }
         self.pump_until(Some(STEP), None, |holder| holder.sitter_gone);
         if !self.sitter_gone {
-            self.log("the driver is slow to let go; clearing its sockets");
+            self.warn("the driver is slow to let go; clearing its sockets");
             let errand = errand::disconnect_now(&self.device, api);
             self.run_errand(errand, STEP);
             self.kill_sitter();
@@ -215,7 +236,7 @@ impl Holder {
         }
         let device = self.device.clone();
         if !self.pump_until(Some(STEP), Some(TICK), |_| device.is_clear()) {
-            self.log("somebody still has the device open; the driver clears it after them");
+            self.warn("somebody still has the device open; the driver clears it after them");
         }
     }
 

@@ -54,7 +54,11 @@ impl Holder {
         let noted = waiting.into_iter().map(|request| (request.lane, request.cookie)).collect();
         let errors_before = self.totals().errors;
         self.failing = Some(Failing { noted, errors_before, ready: None, done: None });
-        self.log("what is in flight is to be answered with EIO");
+        tracing::warn!(
+            device = %self.device.name(),
+            event = "failing",
+            "what is in flight is to be answered with EIO"
+        );
         self.apply(&Event::Fail);
     }
 
@@ -87,7 +91,7 @@ impl Holder {
         let log = self.registry.log(self.device.index);
         let program = ["/proc/self/exe", "--stand-in"].map(String::from);
         let survive = self.settings.survive_shutdown;
-        match program::start(&program, user, self.export, survive, &log, None) {
+        match program::start(&program, user, self.export, false, survive, &log, None) {
             Ok(started) => {
                 let id = self.next_id();
                 let mut peer = Peer::new(Some(started.channel), Some(started.process));
@@ -97,7 +101,7 @@ impl Holder {
             }
             Err(error) => {
                 self.last_failure = format!("cannot start what answers with EIO: {error}");
-                self.log(&self.last_failure);
+                self.warn(&self.last_failure);
                 self.stand_in_due = Some(Instant::now() + PAUSE);
                 self.apply(&Event::NoStandIn);
             }
@@ -191,7 +195,12 @@ impl Holder {
     pub(crate) fn tend_loss(&mut self) {
         if self.loss_due().is_some_and(|due| Instant::now() >= due) {
             let seconds = self.unserved_since.map_or(0, |since| since.elapsed().as_secs());
-            self.log(&format!("there has been no backend for {seconds} s"));
+            tracing::warn!(
+                device = %self.device.name(),
+                event = "unserved",
+                seconds,
+                "there has been no backend for {seconds} s"
+            );
             self.apply(&Event::Unserved);
         }
     }

@@ -27,6 +27,8 @@ use crate::kernel::sitter::{self, Sitter};
 use crate::peers::Peer;
 use crate::poison::Poisoned;
 use crate::program;
+use crate::recording::Recording;
+use crate::resize::{Growing, Resize};
 use crate::sandbox::Cell;
 use crate::signals::Signals;
 use crate::status::{FirstSeen, Loss, monotonic};
@@ -72,6 +74,8 @@ pub(crate) struct Holder {
     /// The driver's ends, until it has them.
     pub(crate) kernel_ends: Vec<OwnedFd>,
     pub(crate) keepsakes: Vec<(String, OwnedFd)>,
+    /// What requests are written to, if they are.
+    pub(crate) recording: Option<Recording>,
     pub(crate) export: Option<ExportInfo>,
     pub(crate) description: String,
     pub(crate) supervisor: Supervisor,
@@ -84,7 +88,11 @@ pub(crate) struct Holder {
     pub(crate) orphans: Vec<Process>,
     pub(crate) clients: BTreeMap<u64, crate::control::Client>,
     pub(crate) pending_detach: Option<(u64, bool)>,
+    /// Who wants this process to become which program.
+    pub(crate) pending_upgrade: Option<(u64, String)>,
     pub(crate) replacing: Option<Vec<String>>,
+    pub(crate) pending_resize: Option<Resize>,
+    pub(crate) growing: Option<Growing>,
     pub(crate) io_timeout: Option<u64>,
     pub(crate) attached: bool,
     pub(crate) interrupted: bool,
@@ -107,6 +115,8 @@ pub(crate) struct Holder {
     pub(crate) due: Option<Instant>,
     /// When the spare may be started: not while its elder sibling needs the processor.
     pub(crate) spare_due: Option<Instant>,
+    /// When the owner was killed, or looked at whether it is dead.
+    pub(crate) fence_looked: Instant,
     /// Until then nobody is let in who connects.
     pub(crate) deaf_until: Option<Instant>,
     me: ProcessId,
@@ -139,6 +149,7 @@ impl Holder {
             lanes: Vec::new(),
             kernel_ends: Vec::new(),
             keepsakes: Vec::new(),
+            recording: None,
             export: None,
             description: String::new(),
             peers: BTreeMap::new(),
@@ -151,7 +162,10 @@ impl Holder {
             poisoned: Poisoned::default(),
             clients: BTreeMap::new(),
             pending_detach: None,
+            pending_upgrade: None,
             replacing: None,
+            pending_resize: None,
+            growing: None,
             io_timeout: None,
             attached: false,
             interrupted: false,
@@ -166,6 +180,7 @@ impl Holder {
             stand_in_due: None,
             due: None,
             spare_due: None,
+            fence_looked: Instant::now(),
             deaf_until: None,
             me: ProcessId::of(nix::unistd::getpid().as_raw())
                 .ok_or(std::io::Error::other("/proc is not mounted"))?,
@@ -174,7 +189,12 @@ impl Holder {
     }
 
     pub(crate) fn log(&self, text: &str) {
-        eprintln!("{}{}: {text}", crate::OUR_WORDS, self.device.name());
+        tracing::info!(device = %self.device.name(), "{text}");
+    }
+
+    /// Something that somebody should look after.
+    pub(crate) fn warn(&self, text: &str) {
+        tracing::warn!(device = %self.device.name(), "{text}");
     }
 
     /// Tells the operator something that is no reason to stop.
@@ -233,6 +253,7 @@ impl Holder {
             Action::Grant(id) => self.grant(id),
             Action::Refuse(id, why) => self.refuse(id, &self.refusal(why)),
             Action::KillOwner => {
+                self.fence_looked = Instant::now();
                 if let Some(owner) = self.supervisor.owner().and_then(|id| self.peers.get(&id)) {
                     owner.kill();
                 }
@@ -247,7 +268,11 @@ impl Holder {
                     self.hopeless.get_or_insert(text);
                     return;
                 }
-                self.log(&format!("giving up on the backend: {text}"));
+                tracing::error!(
+                    device = %self.device.name(),
+                    event = "gave-up",
+                    "giving up on the backend: {text}"
+                );
                 let failure = Failure::new(FailureKind::Other, text);
                 self.answer_waiters(Waits::Backend, &Err(failure));
             }
@@ -280,7 +305,7 @@ impl Holder {
             Err(error) => {
                 let name = program.first().cloned().unwrap_or_default();
                 self.last_failure = format!("cannot start {name}: {error}");
-                self.log(&self.last_failure);
+                self.warn(&self.last_failure);
                 self.apply(&Event::StartFailed);
             }
         }
@@ -295,8 +320,16 @@ impl Holder {
         let attached = self.export.filter(|_| program == self.settings.program);
         let survive = self.settings.survive_shutdown;
         let cell = self.cell()?;
-        let started = program::start(program, user, attached, survive, &log, cell)?;
-        let id = self.next_id();
+        let growing = self.growing.as_mut().filter(|growing| growing.peer.is_none());
+        let grows = growing.is_some();
+        let started = program::start(program, user, attached, grows, survive, &log, cell)?;
+        let pid = started.process.pid.as_raw();
+        tracing::debug!(device = %self.device.name(), pid, ?program, "a backend is started");
+        self.next_id += 1;
+        let id = self.next_id;
+        if let Some(growing) = growing {
+            growing.peer = Some(id);
+        }
         let mut peer = Peer::new(Some(started.channel), Some(started.process));
         peer.stamp = stamp;
         peer.program = program.to_vec();
@@ -312,7 +345,8 @@ impl Holder {
 
     /// Starts a spare when one is wanted, a little later than that.
     pub(crate) fn tend_spare(&mut self) {
-        if !self.supervisor.wants_spare() {
+        // One that is started while the size changes would have the old one.
+        if !self.supervisor.wants_spare() || self.pending_resize.is_some() {
             self.spare_due = None;
             return;
         }
@@ -328,7 +362,7 @@ impl Holder {
         match self.launch(&program) {
             Ok(id) => self.supervisor.started_spare(id),
             Err(error) => {
-                self.log(&format!("cannot start a spare backend: {error}"));
+                self.warn(&format!("cannot start a spare backend: {error}"));
                 self.supervisor.lose_spare();
             }
         }
@@ -367,7 +401,7 @@ impl Holder {
         if let Some((&id, _)) = overdue {
             let seconds = patience.as_secs();
             self.last_failure = format!("the backend did not introduce itself within {seconds} s");
-            self.log(&self.last_failure);
+            self.warn(&self.last_failure);
             self.drop_peer(id);
             self.apply(&Event::Gone { peer: id });
         }
@@ -418,11 +452,12 @@ impl Holder {
             restarts: self.supervisor.restarts(),
             on_backend_loss: self.settings.on_backend_loss.to_string(),
             paused: self.supervisor.is_paused(),
+            recording: self.recording.as_ref().map(|recording| recording.path.clone()),
             stand_in: owner.is_some_and(|peer| peer.stand_in),
         };
         let written = self.registry.write_state(&state);
         if let Err(error) = &written {
-            self.log(&format!("cannot write its state, so it could not be adopted: {error}"));
+            self.warn(&format!("cannot write its state, so it could not be adopted: {error}"));
         }
         written.is_ok()
     }

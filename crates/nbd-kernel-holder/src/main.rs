@@ -20,8 +20,9 @@ mod pick;
 mod poison;
 mod program;
 mod pump;
+mod recording;
+mod resize;
 mod sandbox;
-mod service;
 mod signals;
 mod stand_in;
 mod status;
@@ -29,6 +30,7 @@ mod supervisor;
 mod system;
 mod trace;
 mod udev;
+mod upgrade;
 
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
@@ -41,9 +43,10 @@ use nbd_control::registry::Registry;
 use args::Args;
 use attach::AttachError;
 use holder::{Holder, Settings};
+use nbd_log::Output;
 
-/// How each of our lines in a log begins.
-const OUR_WORDS: &str = "nbd-kernel-holder: ";
+/// How our lines in a log begin, with a colon behind it.
+const PROGRAM: &str = "nbd-kernel-holder";
 /// How often to look for another device when somebody else took the picked one.
 const TRIES: usize = 5;
 /// Exit status after a signal during attach.
@@ -52,20 +55,33 @@ const INTERRUPTED: u8 = 130;
 fn main() -> ExitCode {
     let args = Args::parse();
     if args.stand_in {
+        nbd_log::init("nbd-kernel-holder --stand-in", args.filter(), Output::Stderr);
         return stand_in::run();
     }
-    system::close_inherited(args.report_fd);
+    system::close_inherited(args.report_fd.or(args.take_over));
+    if let Some(index) = args.can_take_over {
+        return tell_abilities(&Registry::new(args.runtime_dir), index);
+    }
+    // The words of a daemon are in its device's folder, where nbd-ctl and people look for them.
+    let output = match args.report_fd {
+        Some(_) => Output::Stderr,
+        None => Output::JournalOrStderr,
+    };
+    nbd_log::init(PROGRAM, args.filter(), output);
     let report = match args.report_fd.map(open_report).transpose() {
         Ok(report) => report,
         Err(text) => {
-            eprintln!("nbd-kernel-holder: --report-fd: {text}");
+            tracing::error!("--report-fd: {text}");
             return ExitCode::from(FailureKind::Usage.exit_code());
         }
     };
     let daemon = report.is_some();
     match start(&args, report) {
         Ok(mut holder) => {
-            announce(&mut holder, daemon);
+            // Who asked for an upgrade was told already, and others are not to notice.
+            if args.take_over.is_none() {
+                announce(&mut holder, daemon);
+            }
             serve(holder)
         }
         Err(Stopped::Interrupted) => ExitCode::from(INTERRUPTED),
@@ -73,9 +89,23 @@ fn main() -> ExitCode {
             let code = failure.kind.exit_code();
             match report {
                 Some(report) => drop(report.send(&Report::Failed(failure), &[])),
-                None => eprintln!("nbd-kernel-holder: {}", failure.text),
+                None => tracing::error!(event = "attach-failed", "{}", failure.text),
             }
             ExitCode::from(code)
+        }
+    }
+}
+
+/// Tells a holder whether it could become this program.
+fn tell_abilities(registry: &Registry, index: u32) -> ExitCode {
+    match upgrade::answer(registry, index) {
+        Ok(text) => {
+            println!("{text}");
+            ExitCode::SUCCESS
+        }
+        Err(text) => {
+            eprintln!("nbd-kernel-holder: {text}");
+            ExitCode::FAILURE
         }
     }
 }
@@ -102,6 +132,9 @@ fn start(args: &Args, mut report: Option<Channel>) -> Result<Holder, Stopped> {
     // Best effort: the process that holds the device together should be the last one to go.
     let _ = std::fs::write("/proc/self/oom_score_adj", "-1000");
     let registry = Registry::new(args.runtime_dir.clone());
+    if let Some(fd) = args.take_over {
+        return adopt::take_over(registry, fd).map_err(|failure| Stopped::Failed(failure, report));
+    }
     if let Some(index) = args.adopt {
         return adopt::adopt(registry, index, &mut report)
             .map_err(|failure| Stopped::Failed(failure, report));
@@ -186,7 +219,7 @@ fn announce(holder: &mut Holder, daemon: bool) {
     let path = holder.device.path().display().to_string();
     if !daemon {
         println!("{path}");
-        service::ready(&path);
+        nbd_control::service::ready(&format!("holds {path}"));
         return;
     }
     holder.report(&Report::Ready { path });
@@ -197,22 +230,29 @@ fn announce(holder: &mut Holder, daemon: bool) {
 fn serve(mut holder: Holder) -> ExitCode {
     loop {
         // A detach by force may have come while one without it was being refused.
-        if holder.pending_detach.is_none() {
+        if holder.pending_detach.is_none() && holder.pending_upgrade.is_none() {
             holder.pump(None);
+        }
+        if let Some((client, program)) = holder.pending_upgrade.take() {
+            let failure = holder.upgrade(client, &program);
+            holder.answer(client, &Response::Failed(failure));
         }
         if let Some(asked) = holder.pending_detach
             && let Some(end) = detach_for(&mut holder, asked)
         {
             return end;
         }
+        holder.settle_resize();
         if std::mem::take(&mut holder.interrupted) {
             return stop(&mut holder);
         }
         if holder.dropped || (holder.sitter_gone && holder.failed.is_none() && !holder.is_netlink())
         {
-            holder.log(
+            tracing::error!(
+                device = %holder.device.name(),
+                event = "dropped",
                 "the driver has dropped the device: it was disconnected by somebody else, or its \
-                 sitter was stopped or killed",
+                 sitter was stopped or killed"
             );
             holder.teardown();
             return ExitCode::FAILURE;
@@ -224,7 +264,6 @@ fn serve(mut holder: Holder) -> ExitCode {
 fn detach_for(holder: &mut Holder, asked: (u64, bool)) -> Option<ExitCode> {
     match holder.detach(asked.1) {
         Ok(text) => {
-            holder.log(&text);
             // Perhaps another one than at the beginning: see `Request::Detach`.
             let client = holder.pending_detach.map_or(asked.0, |(client, _)| client);
             holder.answer(client, &Response::Done { text });
@@ -242,14 +281,11 @@ fn detach_for(holder: &mut Holder, asked: (u64, bool)) -> Option<ExitCode> {
 
 /// Somebody wants this process to end.
 fn stop(holder: &mut Holder) -> ExitCode {
-    service::stopping();
+    nbd_control::service::stopping();
     match holder.detach(false) {
-        Ok(text) => {
-            holder.log(&text);
-            ExitCode::SUCCESS
-        }
+        Ok(_) => ExitCode::SUCCESS,
         Err(failure) => {
-            holder.log(&format!(
+            holder.warn(&format!(
                 "asked to stop: {}; the device stays as it is, and `nbd-ctl` adopts it",
                 failure.text
             ));

@@ -16,6 +16,8 @@ impl Holder {
             Some(format!("{name} is not attached yet"))
         } else if self.failing.is_some() {
             Some(format!("{name}: what is in flight is just being answered with EIO"))
+        } else if self.pending_resize.is_some() {
+            Some(format!("{name} is just being resized"))
         } else {
             None
         }
@@ -56,7 +58,7 @@ impl Holder {
         let actions = self.supervisor.apply(&Event::Pause);
         // First written down: a holder that adopts the device must not start a backend.
         self.save_state();
-        self.log("paused");
+        tracing::info!(device = %self.device.name(), event = "paused", "paused");
         self.perform(&actions);
         self.settle_pause();
     }
@@ -82,7 +84,7 @@ impl Holder {
         self.unserved_since = Some(std::time::Instant::now());
         let actions = self.supervisor.apply(&Event::Resume);
         self.save_state();
-        self.log("resumed");
+        tracing::info!(device = %self.device.name(), event = "resumed", "resumed");
         let comes = !actions.is_empty() || self.supervisor.owner().is_some();
         self.perform(&actions);
         if !comes {

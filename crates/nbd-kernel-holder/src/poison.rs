@@ -41,30 +41,39 @@ impl Holder {
     pub(crate) fn take_poison(&mut self, poison: &Poison) {
         let command = CommandType(poison.command).to_string();
         let &Poison { lane, offset, crashes, .. } = poison;
-        let length = poison.length.into();
+        let length: u64 = poison.length.into();
         let cause = self.loss.as_ref().map_or_else(String::new, |loss| loss.cause.clone());
-        self.log(&format!(
+        tracing::error!(
+            device = %self.device.name(),
+            event = "poison",
+            command,
+            offset,
+            length,
+            crashes,
             "{command} {offset}+{length} has crashed {crashes} backends and is answered with EIO; \
              the last one {cause}"
-        ));
+        );
         let status = PoisonStatus { lane, command, offset, length, crashes, cause, ago_ms: 0.0 };
         self.poisoned.add(status);
     }
 
-    /// What a backend that crashed was executing, for the log.
-    pub(crate) fn suspects(&self) -> String {
-        let Some(inspector) = &self.inspector else {
-            return String::new();
-        };
+    /// What a backend that was lost was executing: the first few of it.
+    pub(crate) fn executing(&self) -> Vec<String> {
         let lanes = 0..self.lanes.len() as u32;
-        let executing: Vec<String> = lanes
-            .flat_map(|lane| inspector.in_flight(lane))
-            .filter(|slot| slot.started_at != 0)
-            .map(|slot| {
-                let request = slot.request;
-                format!("{} {}+{}", request.command, request.offset, request.length)
-            })
-            .collect();
+        let slots = self
+            .inspector
+            .iter()
+            .flat_map(|inspector| lanes.clone().flat_map(move |lane| inspector.in_flight(lane)));
+        let executing = slots.filter(|slot| slot.started_at != 0).map(|slot| {
+            let request = slot.request;
+            format!("{} {}+{}", request.command, request.offset, request.length)
+        });
+        executing.collect()
+    }
+
+    /// The same of one that crashed, as the end of a sentence.
+    pub(crate) fn suspects(&self) -> String {
+        let executing = self.executing();
         match executing.len() {
             0 => String::new(),
             count @ 1..=MOST_SUSPECTS => format!(

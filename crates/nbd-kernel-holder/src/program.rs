@@ -10,11 +10,10 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use nbd_control::Channel;
-use nbd_control::backend::{EXPORT_VARIABLE, ExportInfo, HOLDER_FD};
+use nbd_control::backend::{EXPORT_VARIABLE, ExportInfo, GROW_VARIABLE, HOLDER_FD};
 use nix::unistd::{Gid, Group, Uid, User};
 
 use crate::sandbox::Cell;
-use crate::service;
 use crate::system::{Process, prepare_program};
 
 /// A log longer than this is put aside when a backend is started.
@@ -53,11 +52,12 @@ pub(crate) fn look_up_group(group: &str) -> io::Result<Gid> {
 }
 
 /// Starts a backend. What it says goes to `log`. One that shall survive the shutdown is called
-/// by a name that systemd spares.
+/// by a name that systemd spares. With `grows` it is asked for its present size.
 pub(crate) fn start(
     program: &[String],
     user: Option<(Uid, Gid)>,
     attached: Option<ExportInfo>,
+    grows: bool,
     survive_shutdown: bool,
     log: &Path,
     cell: Option<Cell>,
@@ -73,7 +73,7 @@ pub(crate) fn start(
     command
         .args(arguments)
         .env(HOLDER_FD, theirs.as_raw_fd().to_string())
-        .env_remove(service::SOCKET)
+        .env_remove(nbd_control::service::SOCKET)
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
         .stderr(log);
@@ -82,6 +82,9 @@ pub(crate) fn start(
     }
     if let Some(export) = attached {
         command.env(EXPORT_VARIABLE, export.to_variable());
+    }
+    if grows {
+        command.env(GROW_VARIABLE, "1");
     }
     prepare_program(&mut command, theirs.as_raw_fd(), user, cell);
     let child = command.spawn()?;

@@ -19,8 +19,9 @@ use crate::kernel::sitter;
 use crate::peers::{self, Peer};
 use crate::supervisor::{Event, PeerId};
 
-/// How often a dying process is looked at.
-const FENCE_TICK: Duration = Duration::from_millis(2);
+/// How often a dying process is looked at, whose pidfd should tell long before. Not more often: what
+/// is looked at may be waiting for the same processor.
+const FENCE_TICK: Duration = Duration::from_millis(20);
 /// How long nobody is let in after there was no descriptor or memory left for somebody.
 const DEAF: Duration = Duration::from_millis(100);
 /// How long to wait if waiting itself is not possible.
@@ -74,7 +75,7 @@ impl Holder {
         let now = Instant::now();
         let due = self.due.map(|due| due.saturating_duration_since(now));
         let spare = self.spare_due.map(|due| due.saturating_duration_since(now));
-        let fence = self.fence_awaited().then_some(FENCE_TICK);
+        let fence = self.fence_due().map(|due| due.saturating_duration_since(now));
         let deaf = self.deaf_until.map(|until| until.saturating_duration_since(now));
         let orders = self.next_look();
         let wait = [limit, due, spare, fence, deaf, orders].into_iter().flatten().min();
@@ -84,7 +85,8 @@ impl Holder {
         if self.deaf_until.is_some_and(|until| Instant::now() >= until) {
             self.deaf_until = None;
         }
-        if self.fence_awaited() {
+        if self.fence_due().is_some_and(|due| Instant::now() >= due) {
+            self.fence_looked = Instant::now();
             self.check_fence();
         }
         if self.due.is_some_and(|due| Instant::now() >= due) {
@@ -189,7 +191,7 @@ impl Holder {
                 let id = self.next_id();
                 self.peers.insert(id, Peer::new(Some(channel), None));
             }
-            Err(error) => self.log(&format!("a backend that joined failed: {error}")),
+            Err(error) => self.warn(&format!("a backend that joined failed: {error}")),
         }
     }
 
@@ -228,14 +230,12 @@ impl Holder {
         self.sitter_gone = true;
     }
 
-    /// Whether somebody's death may go unannounced: a debugger can hold back the last threads of
-    /// a process that it traces, and with them the pidfd's word.
-    fn fence_awaited(&self) -> bool {
-        let owner = self.supervisor.owner().and_then(|id| self.peers.get(&id));
-        owner.is_some_and(|peer| {
-            let closed = peer.closed_at.is_some_and(|at| at.elapsed() < DYING);
-            self.supervisor.is_fencing() || closed
-        })
+    /// When to look whether somebody has died unannounced: a debugger can hold back the last threads
+    /// of a process that it traces, and with them the pidfd's word.
+    fn fence_due(&self) -> Option<Instant> {
+        let owner = self.supervisor.owner().and_then(|id| self.peers.get(&id))?;
+        let closed = owner.closed_at.is_some_and(|at| at.elapsed() < DYING);
+        (self.supervisor.is_fencing() || closed).then_some(self.fence_looked + FENCE_TICK)
     }
 
     fn check_fence(&mut self) {

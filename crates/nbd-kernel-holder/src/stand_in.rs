@@ -41,7 +41,7 @@ pub(crate) fn run() -> ExitCode {
     match serve() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("nbd-kernel-holder --stand-in: {}", chain(&*error));
+            tracing::error!("{}", chain(&*error));
             ExitCode::FAILURE
         }
     }

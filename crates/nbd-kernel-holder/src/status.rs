@@ -56,6 +56,7 @@ impl Holder {
             lanes: self.lanes.len() as u32,
             on_backend_loss: self.settings.on_backend_loss.to_string(),
             under_way: self.under_way(),
+            recording: self.recording.as_ref().map(|recording| recording.path.clone()),
             holder_pid: nix::unistd::getpid().as_raw(),
             sitter_pid,
             sitter_tracer_pid: process::tracer(sitter_pid),
@@ -74,6 +75,7 @@ impl Holder {
             (Some((_, false)), ..) => "detaching it: it writes back first",
             (None, Some(_), _) => "answering what is in flight with EIO",
             (None, None, Some(_)) => "replacing its backend",
+            (None, None, None) if self.pending_resize.is_some() => "resizing it",
             (None, None, None) => return None,
         };
         Some(words.into())
@@ -161,7 +163,7 @@ impl Holder {
         sum
     }
 
-    fn recovery(&self) -> Option<RecoveryStatus> {
+    pub(crate) fn recovery(&self) -> Option<RecoveryStatus> {
         let loss = self.loss.as_ref()?;
         let header = self.inspector.as_ref()?.header();
         let recovered = header.generation.load(Ordering::Acquire) > loss.generation;

@@ -252,6 +252,14 @@ impl Supervisor {
         self.owner.is_some_and(|owner| owner.ready && !owner.dying && owner.kind != Kind::StandIn)
     }
 
+    /// Whether nobody is about to be given the lanes or to lose them.
+    pub(crate) fn is_settled(&self) -> bool {
+        use Phase::{Down, Paused, Running, Waiting};
+        let serving = self.starting.is_some_and(|(_, purpose)| purpose == Purpose::Serve);
+        let calm = matches!(self.phase(), Running | Waiting | Down | Paused);
+        calm && !serving && self.candidate.is_none()
+    }
+
     /// Whether the owner's death is awaited because we caused it.
     pub(crate) fn is_fencing(&self) -> bool {
         self.owner.is_some_and(|owner| owner.dying)

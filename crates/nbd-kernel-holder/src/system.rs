@@ -131,6 +131,12 @@ pub(crate) fn close_inherited(kept: Option<RawFd>) {
     let _ = close_range(after, RawFd::MAX);
 }
 
+/// Lets the program that this process becomes have a descriptor.
+pub(crate) fn inherit(fd: BorrowedFd<'_>) -> nix::Result<()> {
+    let none = nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty());
+    nix::fcntl::fcntl(fd, none).map(drop)
+}
+
 fn close_range(first: RawFd, last: RawFd) -> io::Result<()> {
     // SAFETY: plain numbers. The objects that owned these descriptors are the parent's; the child
     // never drops them, as it ends with _exit.

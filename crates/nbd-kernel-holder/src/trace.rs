@@ -11,7 +11,8 @@ const MOST: usize = 1024;
 impl Holder {
     /// What was executed from these numbers on.
     pub(crate) fn trace(&self, from: &[u64]) -> Trace {
-        let mut trace = Trace::default();
+        let recording = self.recording.as_ref().map(|recording| recording.path.clone());
+        let mut trace = Trace { recording, ..Trace::default() };
         let Some(inspector) = &self.inspector else {
             return trace;
         };

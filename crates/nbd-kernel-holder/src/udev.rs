@@ -37,7 +37,7 @@ impl Holder {
         let name = self.settings.name.as_deref();
         let written = self.registry.write_properties(self.device.index, name, leaving);
         if let Err(error) = written {
-            self.log(&format!("cannot write down what udev should know: {error}"));
+            self.warn(&format!("cannot write down what udev should know: {error}"));
         }
     }
 

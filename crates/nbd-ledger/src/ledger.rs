@@ -15,7 +15,7 @@ use crate::layout::{
     FIRST_SEQUENCE, Header, LaneControl, Layout, MAGIC, Record, Slot, SlotIndex, TransmitRecord,
     VERSION,
 };
-use crate::map::{Map, Ring, TransmitArea};
+use crate::map::{Map, Ring, TransmitArea, Words};
 use crate::receive::Receiver;
 use crate::recover::{self, Recovery};
 use crate::transmit::Transmitter;
@@ -47,7 +47,7 @@ fn system(action: &'static str) -> impl FnOnce(nix::Error) -> LedgerError {
 /// A ledger that this process may write to: a backend's.
 #[derive(Debug)]
 pub struct Ledger {
-    map: Map,
+    map: Arc<Map>,
     file: OwnedFd,
     taken: Vec<AtomicBool>,
 }
@@ -72,7 +72,7 @@ impl Ledger {
         let map = Map::new(file.as_fd(), *layout, true).map_err(system("map"))?;
         audit::check_header(map.header(), layout)?;
         let taken = (0..layout.lanes).map(|_| AtomicBool::new(false)).collect();
-        Ok(Arc::new(Self { map, file, taken }))
+        Ok(Arc::new(Self { map: Arc::new(map), file, taken }))
     }
 
     /// Opens a lane whose server end is `socket`, checks all that the ledger says about it, and
@@ -100,6 +100,7 @@ impl Ledger {
         let findings = audit::check_lane(&self.map, index, &ring, area.as_slice())?;
         let lane = Arc::new(Lane {
             ledger: Arc::clone(self),
+            words: Words::new(&self.map, index),
             index,
             ring,
             socket,
@@ -154,6 +155,7 @@ fn write_initial_state(file: &std::fs::File, layout: &Layout) -> io::Result<()> 
 #[derive(Debug)]
 pub struct Lane {
     ledger: Arc<Ledger>,
+    words: Words,
     index: u32,
     pub(crate) ring: Ring,
     socket: OwnedFd,
@@ -179,15 +181,15 @@ impl Lane {
     }
 
     pub(crate) fn control(&self) -> &LaneControl {
-        self.ledger.map.lane(self.index)
+        self.words.control()
     }
 
     pub(crate) fn slot(&self, slot: SlotIndex) -> &Slot {
-        self.ledger.map.slot(self.index, slot)
+        self.words.slot(slot)
     }
 
     pub(crate) fn record(&self, number: u64) -> &Record {
-        self.ledger.map.record(self.index, number)
+        self.words.record(number)
     }
 
     pub(crate) fn is_free(&self, slot: SlotIndex) -> bool {

@@ -8,6 +8,7 @@
 use std::num::NonZeroUsize;
 use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
+use std::sync::Arc;
 
 use nix::sys::mman::{MapFlags, ProtFlags, mlock, mmap, mmap_anonymous, munmap};
 
@@ -145,6 +146,52 @@ impl Map {
         assert!(lane < self.layout.lanes, "lane beyond the ledger");
         let records = self.layout.lane(lane) + self.layout.records();
         self.at(records + number % u64::from(RECORDS) * size_of::<Record>() as u64)
+    }
+}
+
+/// A lane's words, looked up once: each request is told of at several places.
+#[derive(Debug)]
+pub(crate) struct Words {
+    control: NonNull<LaneControl>,
+    slots: NonNull<[Slot; SLOTS as usize]>,
+    records: NonNull<[Record; RECORDS as usize]>,
+    /// Keeps them where they are.
+    _map: Arc<Map>,
+}
+
+// SAFETY: the pointers are borrowed references in all but lifetime, to atomics in a mapping that
+// `_map` keeps, and a `Map` may be shared by threads.
+unsafe impl Send for Words {}
+// SAFETY: as above.
+unsafe impl Sync for Words {}
+
+impl Words {
+    pub(crate) fn new(map: &Arc<Map>, lane: u32) -> Self {
+        let start = map.layout.lane(lane);
+        Self {
+            control: map.lane(lane).into(),
+            slots: map.at::<[Slot; SLOTS as usize]>(start + map.layout.slots()).into(),
+            records: map.at::<[Record; RECORDS as usize]>(start + map.layout.records()).into(),
+            _map: Arc::clone(map),
+        }
+    }
+
+    pub(crate) fn control(&self) -> &LaneControl {
+        // SAFETY: made from a reference that lives as long as `_map`.
+        unsafe { self.control.as_ref() }
+    }
+
+    pub(crate) fn slot(&self, slot: SlotIndex) -> &Slot {
+        // SAFETY: as in `control`.
+        let slots = unsafe { self.slots.as_ref() };
+        &slots[slot.get()]
+    }
+
+    /// The record of the request with this number.
+    pub(crate) fn record(&self, number: u64) -> &Record {
+        // SAFETY: as in `control`.
+        let records = unsafe { self.records.as_ref() };
+        &records[(number % u64::from(RECORDS)) as usize]
     }
 }
 

@@ -151,7 +151,9 @@ impl Receiver {
     }
 
     fn offset_of(&self, position: u64) -> u64 {
-        (position - self.base) % self.lane.ledger().layout().ring
+        let (offset, ring) = (position - self.base, self.lane.ledger().layout().ring);
+        // Dividing is slow, and nearly always there is nothing to divide.
+        if offset < ring { offset } else { offset % ring }
     }
 
     /// Stream position of the oldest byte that is still needed.

@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 use nbd_proto::{NbdError, Request};
 
 use crate::inspect::Inspector;
-use crate::layout::RECORDS;
+use crate::layout::{RECORDS, Record};
 use crate::receive::{Ticket, decode_kind, encode_kind};
 use crate::transmit::Transmitter;
 
@@ -57,6 +57,17 @@ impl Transmitter {
         self.recorded = self.recorded.wrapping_add(1);
         self.lane.control().recorded.store(self.recorded, Ordering::Release);
     }
+
+    /// How many requests were recorded since attach.
+    pub fn recorded(&self) -> u64 {
+        self.recorded
+    }
+
+    /// The requests that were recorded from number `from` on, as far as they are still there.
+    pub fn recorded_from(&self, from: u64) -> impl Iterator<Item = Recorded> {
+        let oldest = self.recorded.saturating_sub(RECORDS.into());
+        (from.max(oldest)..self.recorded).map(|number| read(self.lane.record(number), number))
+    }
 }
 
 impl Inspector {
@@ -77,28 +88,31 @@ impl Inspector {
     }
 
     fn read(&self, lane: u32, number: u64) -> Recorded {
-        let record = self.map.record(lane, number);
-        let relaxed = Ordering::Relaxed;
-        let (flags, command) = decode_kind(record.kind.load(relaxed));
-        let recorded = Recorded {
-            number,
-            request: Request {
-                flags,
-                command,
-                cookie: record.cookie.load(relaxed),
-                offset: record.offset.load(relaxed),
-                length: record.length.load(relaxed),
-            },
-            received_at: record.received_at.load(relaxed),
-            started_at: record.started_at.load(relaxed),
-            finished_at: record.finished_at.load(relaxed),
-            attempts: record.attempts.load(relaxed),
-            error: NbdError(record.error.load(relaxed)),
-            generation: record.generation.load(relaxed),
-        };
+        let recorded = read(self.map.record(lane, number), number);
         // Before the caller looks again how far the writer has come.
         std::sync::atomic::fence(Ordering::Acquire);
         recorded
+    }
+}
+
+fn read(record: &Record, number: u64) -> Recorded {
+    let relaxed = Ordering::Relaxed;
+    let (flags, command) = decode_kind(record.kind.load(relaxed));
+    Recorded {
+        number,
+        request: Request {
+            flags,
+            command,
+            cookie: record.cookie.load(relaxed),
+            offset: record.offset.load(relaxed),
+            length: record.length.load(relaxed),
+        },
+        received_at: record.received_at.load(relaxed),
+        started_at: record.started_at.load(relaxed),
+        finished_at: record.finished_at.load(relaxed),
+        attempts: record.attempts.load(relaxed),
+        error: NbdError(record.error.load(relaxed)),
+        generation: record.generation.load(relaxed),
     }
 }
 

@@ -17,7 +17,7 @@ mod holder;
 pub(crate) const SECTION: &str = "8";
 
 /// Pages that are not about a command line: file name, title, and Markdown.
-pub(crate) const TEXTS: [(&str, &str, &str); 3] = [
+pub(crate) const TEXTS: [(&str, &str, &str); 4] = [
     (
         "nbd-ctl-devices.5",
         "the devices of a machine, by name",
@@ -27,6 +27,11 @@ pub(crate) const TEXTS: [(&str, &str, &str); 3] = [
         "nbd-backend-protocol.7",
         "what a backend exchanges with its holder and with the kernel",
         include_str!("../../../docs/backend-protocol.md"),
+    ),
+    (
+        "nbd-logs.7",
+        "what holders and backends log, and how much of it",
+        include_str!("../../../docs/logs.md"),
     ),
     (
         "nbd-security.7",

@@ -10,6 +10,8 @@ use thiserror::Error;
 
 /// The TCP port that IANA has assigned to NBD; used for vsock as well.
 pub const PORT: u16 = 10809;
+/// The CID of a server that is found under all of this machine's (VMADDR_CID_ANY).
+pub(crate) const ANY_CID: u32 = u32::MAX;
 
 /// Where a server is.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -84,6 +86,7 @@ impl fmt::Display for Address {
         match self {
             Self::Unix(path) => fmt_unix(path, f),
             Self::Tcp { host, port } => fmt_tcp(host, *port, f),
+            Self::Vsock { cid: ANY_CID, port } => write!(f, "vsock:{port}"),
             Self::Vsock { cid, port } => write!(f, "vsock:{cid}:{port}"),
         }
     }
@@ -244,6 +247,7 @@ mod tests {
         let tcp = Address::Tcp { host: "::1".into(), port: 1 };
         assert_eq!(tcp.to_string(), "tcp:[::1]:1");
         assert_eq!(Address::Vsock { cid: 2, port: 3 }.to_string(), "vsock:2:3");
+        assert_eq!(Address::Vsock { cid: ANY_CID, port: 3 }.to_string(), "vsock:3");
         assert_eq!(Address::Unix("\0name".into()).to_string(), "unix:@name");
     }
 

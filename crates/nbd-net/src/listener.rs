@@ -1,30 +1,26 @@
 //! Accepting connections: on sockets that we bind, on inherited ones, or a single one.
 
 mod accept;
+mod error;
 mod inherited;
 mod tcp;
 #[cfg(test)]
 mod tests;
 mod unix;
 
-use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, VsockAddr, bind, getsockname,
     listen, socket,
 };
-use thiserror::Error;
 
-use crate::address::{Address, Listen};
+use crate::address::{ANY_CID, Address, Listen};
 use crate::socket::Socket;
 
 pub use accept::Listeners;
-
-/// The CID that stands for all of ours (VMADDR_CID_ANY).
-const ANY_CID: u32 = u32::MAX;
+pub use error::ListenError;
 
 /// A source of connections.
 #[derive(Debug)]
@@ -41,62 +37,6 @@ enum Source {
     Many(OwnedFd),
     /// A connection that was there already; nothing once it is accepted.
     One(Mutex<Option<Socket>>),
-}
-
-/// Why we cannot listen.
-#[derive(Debug, Error)]
-pub enum ListenError {
-    /// A living server has the address.
-    #[error("cannot listen on {0}: another server does; stop it, or choose another address")]
-    InUse(Listen),
-    /// Where the unix socket should be, there is something else.
-    #[error("{0} is in the way and no socket: remove it, or choose another path")]
-    InTheWay(PathBuf),
-    /// Unix sockets must be near the root.
-    #[error("the path of the unix socket has {length} bytes, and 107 are the most: shorten {path}")]
-    LongPath {
-        /// The path.
-        path: PathBuf,
-        /// Its length.
-        length: usize,
-    },
-    /// The host's name has no address.
-    #[error("cannot look up the host of {listen}: check the name, or give an IP address")]
-    Lookup {
-        /// Where.
-        listen: Listen,
-        /// The resolver's answer.
-        #[source]
-        source: io::Error,
-    },
-    /// Another refusal of the system.
-    #[error("cannot listen on {listen}")]
-    Failed {
-        /// Where.
-        listen: Listen,
-        /// The system's answer.
-        #[source]
-        source: io::Error,
-    },
-    /// `-` without a socket.
-    #[error(
-        "stdin is no connected socket: `-` is for programs that are started for one connection; use unix:PATH to listen"
-    )]
-    Stdin(#[source] io::Error),
-    /// `systemd` without sockets.
-    #[error(
-        "no sockets were passed to this process (LISTEN_PID and LISTEN_FDS): start it from a systemd socket unit or with systemd-socket-activate, or use unix:PATH to listen"
-    )]
-    NotActivated,
-    /// A passed descriptor is of no use.
-    #[error("the passed descriptor {fd} is no stream socket: check the socket unit")]
-    Passed {
-        /// Its number.
-        fd: i32,
-        /// The system's answer.
-        #[source]
-        source: io::Error,
-    },
 }
 
 impl Listener {

@@ -16,6 +16,8 @@ use nix::sys::socket::{
 };
 use nix::sys::time::{TimeVal, TimeValLike};
 
+use crate::address::Address;
+
 pub(crate) use connect::family;
 pub use connect::{Attempts, ConnectError};
 
@@ -202,6 +204,9 @@ fn name_of_peer(fd: RawFd) -> nix::Result<String> {
         // An IPv4 client of a socket for both reads like one.
         let place = SocketAddr::new(place.ip().to_canonical(), place.port());
         return Ok(place.to_string());
+    }
+    if let Some(place) = peer.as_vsock_addr() {
+        return Ok(Address::Vsock { cid: place.cid(), port: place.port() }.to_string());
     }
     Ok(peer.to_string())
 }

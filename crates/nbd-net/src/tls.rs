@@ -13,25 +13,25 @@
 //! connection verifies certificates anew.
 
 mod accept_any;
+mod error;
 mod files;
 #[cfg(test)]
 mod tests;
 
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use rustls::client::danger::ServerCertVerifier;
 use rustls::client::{Resumption, WebPkiServerVerifier};
 use rustls::crypto::CryptoProvider;
-use rustls::pki_types::pem;
 use rustls::server::danger::ClientCertVerifier;
-use rustls::server::{NoServerSessionStorage, VerifierBuilderError, WebPkiClientVerifier};
+use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::{ALL_VERSIONS, ClientConfig, RootCertStore, ServerConfig, SupportedProtocolVersion};
-use thiserror::Error;
 
 use accept_any::AcceptAny;
 use files::Files;
+
+pub use error::{CredentialsError, TlsError};
 
 /// What a server needs to secure connections. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -43,121 +43,6 @@ pub struct ServerTls {
 #[derive(Clone, Debug)]
 pub struct ClientTls {
     pub(crate) config: Arc<ClientConfig>,
-}
-
-/// Why certificates cannot be used.
-#[derive(Debug, Error)]
-pub enum CredentialsError {
-    /// A file cannot be read.
-    #[error("cannot read {path}, which is needed for TLS")]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// The system's answer.
-        #[source]
-        source: io::Error,
-    },
-    /// A file has something else in it.
-    #[error(
-        "there is no {what} in {path}: it must be in PEM format, and keys must not be encrypted"
-    )]
-    Empty {
-        /// The file.
-        path: PathBuf,
-        /// What should be there.
-        what: &'static str,
-    },
-    /// A file is damaged.
-    #[error("{path} is no proper PEM file")]
-    Malformed {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        #[source]
-        source: pem::Error,
-    },
-    /// A certificate or key is not acceptable, or the two do not belong together.
-    #[error("the content of {path} cannot be used")]
-    Unusable {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: rustls::Error,
-    },
-    /// The authorities, or their lists of revoked certificates, are not acceptable.
-    #[error("the authorities in {directory} cannot be used (ca-cert.pem, ca-crl.pem)")]
-    Authorities {
-        /// Where they are.
-        directory: PathBuf,
-        /// Why.
-        #[source]
-        source: VerifierBuilderError,
-    },
-    /// A certificate without key, or the other way round.
-    #[error("{missing} is missing: a certificate and its key are of use together only")]
-    Incomplete {
-        /// The file.
-        missing: PathBuf,
-    },
-    /// The system trusts nobody.
-    #[error(
-        "this system has no certificates of authorities: install them (ca-certificates), or name a directory with a ca-cert.pem"
-    )]
-    NoAuthorities,
-    /// The cryptography was built in vain.
-    #[error("no cryptography fits TLS")]
-    Unavailable(#[source] rustls::Error),
-}
-
-/// Why a connection could not be secured.
-#[derive(Debug, Error)]
-pub enum TlsError {
-    /// The deadline has passed.
-    #[error("the peer did not finish the TLS handshake in time")]
-    TimedOut,
-    /// The connection has ended.
-    #[error("the peer closed the connection during the TLS handshake")]
-    Closed,
-    /// No certificate can be made out to this.
-    #[error("{0:?} is no name of a server: give a host name or an IP address (tls-hostname)")]
-    ServerName(String),
-    /// We do not accept the peer's certificate, or that it has none.
-    #[error("the peer's certificate is not acceptable (see ca-cert.pem and the host's name)")]
-    Certificate(#[source] rustls::Error),
-    /// The peer does not accept something of ours.
-    #[error("the peer has refused to secure the connection (does it accept our certificate?)")]
-    Refused(#[source] rustls::Error),
-    /// The peer speaks something else.
-    #[error("the peer does not speak TLS as it should")]
-    Protocol(#[source] rustls::Error),
-    /// The connection is broken.
-    #[error("TLS handshake failed")]
-    Io(#[source] io::Error),
-}
-
-impl From<rustls::Error> for TlsError {
-    fn from(error: rustls::Error) -> Self {
-        match error {
-            rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented => {
-                Self::Certificate(error)
-            }
-            rustls::Error::AlertReceived(_) => Self::Refused(error),
-            _ => Self::Protocol(error),
-        }
-    }
-}
-
-impl From<io::Error> for TlsError {
-    fn from(error: io::Error) -> Self {
-        match error.kind() {
-            io::ErrorKind::TimedOut => Self::TimedOut,
-            io::ErrorKind::UnexpectedEof
-            | io::ErrorKind::BrokenPipe
-            | io::ErrorKind::ConnectionReset => Self::Closed,
-            _ => Self::Io(error),
-        }
-    }
 }
 
 impl ServerTls {

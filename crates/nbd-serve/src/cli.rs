@@ -8,8 +8,9 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser};
 use clap_complete::engine::{ArgValueCandidates, CompletionCandidate};
 use clap_complete::env::CompleteEnv;
-use nbd_backend::{Endpoint, JoinError, Link, ServeError, chain};
+use nbd_backend::{Endpoint, JoinError, Link, ServeError, chain, rehearse};
 use nbd_control::registry::Registry;
+use nbd_log::{Filter, Output};
 use serde::Serialize;
 use thiserror::Error;
 
@@ -17,6 +18,9 @@ use crate::export::{Export, ExportError};
 use crate::network::{self, NetworkArgs, NetworkError};
 use crate::spec::{Spec, SpecError};
 use crate::tools;
+
+/// How lines of the log begin.
+pub(crate) const PROGRAM: &str = "nbd-serve";
 
 const AFTER_HELP: &str = "\
 SPEC is one of
@@ -34,7 +38,8 @@ SPEC is one of
       tls-certificates=DIRECTORY, tls-hostname=NAME, tls-verify-peer=0
   exec:COMMAND            a server that is started here, and again when it dies: one that talks
                           on stdin and stdout, or listens on $unixsocket if COMMAND has that
-  exec+listen:COMMAND     one that is given a listening socket, as by systemd
+  exec+listen:COMMAND     one that is given a listening socket, as by systemd. Options stand before
+                          the colon: exec,retry=60: or exec+listen,connections=4,retry=60:
   cow:BASE+DIFF           BASE, a path or a SPEC, is only read; changes go to the file DIFF,
                           which is made if there is none
   null:SIZE               zeroes, whatever is written
@@ -72,6 +77,11 @@ By hand it takes over a device that is attached already, here under a debugger:
   nbd-serve --join nbd0 file:disk.img
   gdb --args nbd-serve --join nbd0 --takeover file:disk.img
 
+With --replay it is given the requests of a recording again, without a device; SPEC is changed by it:
+  gdb --args nbd-serve --replay crash.nbdrec file:copy.img
+  nbd-serve --replay crash.nbdrec cow:before.img+diff.cow
+nbd-ctl replay does the same from outside, and finds the fewest requests that cause a crash.
+
 With --listen it serves NBD clients instead, one export or several, until SIGTERM or SIGINT:
   nbd-serve --listen unix:/run/nbd.sock file:disk.img
   nbd-serve --listen tcp:localhost:10809 root=file:root.img scratch=mem:1G
@@ -79,7 +89,8 @@ With --listen it serves NBD clients instead, one export or several, until SIGTER
   nbdinfo nbd+unix:///?socket=/run/nbd.sock
   nbd-client -unix /run/nbd.sock /dev/nbd0
 
-Exit status: 0 the device was detached or the server was asked to stop, 1 failure, 2 wrong usage.";
+Exit status: 0 the device was detached, the server was asked to stop, or all was replayed; 1 failure;
+2 wrong usage.";
 
 /// Serves a file, a block device, memory or another NBD server to the kernel's NBD driver, or to
 /// NBD clients.
@@ -97,13 +108,30 @@ pub struct Cli {
     #[arg(long, conflicts_with = "listen")]
     pub takeover: bool,
 
+    /// Execute the requests of this recording of `nbd-ctl record`, in place of a device's.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["join", "takeover", "listen"])]
+    pub replay: Option<PathBuf>,
+
+    /// Replay each request only when the one before it is answered.
+    #[arg(long, requires = "replay")]
+    pub one_by_one: bool,
+
     /// Where relative paths in SPEC begin [default: the working directory].
     #[arg(long, value_name = "DIR")]
     pub directory: Option<PathBuf>,
 
     /// Print size and properties of the device that SPEC would make, as JSON, and exit.
-    #[arg(long, conflicts_with_all = ["join", "takeover", "listen"])]
+    #[arg(long, conflicts_with_all = ["join", "takeover", "listen", "replay"])]
     pub print_geometry: bool,
+
+    /// Log this and what is more important: error, warn, info, debug, trace, off; also by crate, like
+    /// info,nbd_client=debug [default: $NBD_LOG, else info].
+    #[arg(long, value_name = "LEVEL")]
+    pub log_level: Option<Filter>,
+
+    /// Log more: debug, and trace if it is given twice.
+    #[arg(short, long, action = clap::ArgAction::Count, conflicts_with = "log_level")]
+    pub verbose: u8,
 
     /// Serving the network.
     #[command(flatten)]
@@ -114,6 +142,13 @@ pub struct Cli {
     /// export without a name is the default one.
     #[arg(value_name = "[NAME=]SPEC", required = true)]
     pub specs: Vec<OsString>,
+}
+
+impl Cli {
+    /// What the command line says about the log.
+    fn filter(&self) -> Option<Filter> {
+        self.log_level.clone().or_else(|| Filter::verbose(self.verbose))
+    }
 }
 
 /// Why the program ended without success.
@@ -166,10 +201,13 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     if let Some(code) = tools::main(&arguments) {
         return code;
     }
-    match Cli::try_parse_from(arguments).map_or_else(|error| refuse(&error), |cli| run(&cli)) {
+    let cli = Cli::try_parse_from(arguments);
+    let filter = cli.as_ref().ok().and_then(Cli::filter);
+    nbd_log::init(PROGRAM, filter, Output::JournalOrStderr);
+    match cli.map_or_else(|error| refuse(&error), |cli| run(&cli)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("nbd-serve: {}", chain(&error));
+            tracing::error!("{}", chain(&error));
             ExitCode::from(error.exit_code())
         }
     }
@@ -240,9 +278,10 @@ fn parse_only(specs: &[OsString]) -> Result<Spec, Error> {
 }
 
 fn endpoint(cli: &Cli) -> Result<Endpoint, Error> {
-    let endpoint = match &cli.join {
-        Some(device) => Endpoint::of_device(&Registry::new(None), device),
-        None => Endpoint::from_environment(),
+    let endpoint = match (&cli.replay, &cli.join) {
+        (Some(path), _) => Ok(Endpoint::Replay { path: path.clone(), one_by_one: cli.one_by_one }),
+        (None, Some(device)) => Endpoint::of_device(&Registry::new(None), device),
+        (None, None) => Endpoint::from_environment(),
     };
     endpoint.map_err(|error| match error {
         JoinError::NoEndpoint => {
@@ -253,11 +292,18 @@ fn endpoint(cli: &Cli) -> Result<Endpoint, Error> {
 }
 
 fn serve(link: Link, mut export: Export, cli: &Cli) -> Result<(), Error> {
-    // Only on the holder's word: whoever joins by hand with a larger file is in error.
-    if let Some(attached) = link.attached() {
-        export.agree(&attached);
+    match link.attached() {
+        Some(attached) if link.is_to_grow() => {
+            if let Err(error) = export.grow(&attached) {
+                link.fail(&chain(&error));
+                return Err(error.into());
+            }
+        }
+        Some(attached) => export.agree(&attached),
+        None => {}
     }
     let description = export.description().to_owned();
+    rehearse();
     let mut session = link.hello(&description, &export.geometry(), cli.takeover)?;
     let backend = match export.settle(&mut session) {
         Ok(backend) => backend,
@@ -267,7 +313,7 @@ fn serve(link: Link, mut export: Export, cli: &Cli) -> Result<(), Error> {
         }
     };
     if cli.join.is_some() {
-        eprintln!("nbd-serve: {}: serving {description}", session.device());
+        tracing::info!("{}: serving {description}", session.device());
     }
     match session.serve(backend) {
         Ok(_) => Ok(()),

@@ -226,8 +226,8 @@ fn check(path: &Path, kept: &File) -> Result<(), CowError> {
         Ok(named) if (named.dev(), named.ino()) == (left.dev(), left.ino()) => Ok(()),
         Ok(_) => Err(CowError::OtherFile),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            eprintln!(
-                "nbd-serve: {}: no longer exists; the device goes on with the deleted diff until \
+            tracing::warn!(
+                "{}: no longer exists; the device goes on with the deleted diff until \
                  it is detached",
                 path.display()
             );

@@ -115,8 +115,8 @@ impl<'a> Estate<'a> {
         match self.keeper.keep(settings::KEEPSAKE, table.as_fd()) {
             Ok(()) => {}
             // The device is in use already, without such layers so far.
-            Err(JoinError::Refused(_)) => eprintln!(
-                "nbd-serve: its settings cannot be changed by `nbd-ctl set`, because the device \
+            Err(JoinError::Refused(_)) => tracing::warn!(
+                "its settings cannot be changed by `nbd-ctl set`, because the device \
                  was attached without any"
             ),
             Err(source) => return Err(self.keep_failed(settings::KEEPSAKE, source)),

@@ -80,6 +80,11 @@ impl Export {
         self.source.agree(attached.size);
     }
 
+    /// Looks how large it is by now, for a device that is to grow.
+    pub(crate) fn grow(&mut self, attached: &ExportInfo) -> Result<(), ExportError> {
+        self.source.grow(attached.size)
+    }
+
     /// Takes over what the predecessor left, or makes sure that there is something to leave.
     pub(crate) fn settle(self, keeper: &mut dyn Keeper) -> Result<Arc<dyn Backend>, ExportError> {
         let (mut names, mut settings) = (Vec::new(), Vec::new());

@@ -5,7 +5,7 @@
 //! |---|---|
 //! | `cli` | the command line, and the way from it to a served device |
 //! | `network` | exports for the network: limits, TLS, signals |
-//! | `spec`, `size` | `file:disk.img,direct` to values and back; pure |
+//! | `spec` | `file:disk.img,direct` to values and back; pure |
 //! | `export`, `source` | a [`Backend`](nbd_backend::Backend) to be: its shape first, its storage later |
 //! | `estate` | what is left for a successor, under names that tell its place in the tree |
 //! | `probe` | what a path names now, and the shape of a device made of it |
@@ -48,7 +48,6 @@ mod powercut;
 mod probe;
 mod record;
 mod remote;
-mod size;
 mod source;
 mod spec;
 mod synthetic;
@@ -58,6 +57,8 @@ mod testing;
 mod tools;
 mod vault;
 mod window;
+
+use nbd_control::size;
 
 pub use cli::{Cli, main};
 pub use network::{NetworkArgs, TlsMode};

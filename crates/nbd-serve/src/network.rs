@@ -11,6 +11,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
+use nbd_control::service;
 use nbd_net::address::Listen;
 use nbd_net::listener::{ListenError, Listener, Listeners};
 use nbd_net::tls::{CredentialsError, ServerTls};
@@ -21,12 +22,14 @@ use thiserror::Error;
 
 use crate::export::{Export, ExportError};
 use crate::size;
-use crate::spec::{Spec, SpecError};
+use crate::spec::{self, Spec, SpecError};
 
 /// Longest name of an export (specification: "Conventions").
 const LONGEST_NAME: usize = 4096;
 /// What clients may rely on where nothing else is agreed on, and the most that headers can say.
 const PAYLOADS: std::ops::RangeInclusive<u64> = 4096..=1 << 30;
+/// With less memory than that clients would wait for each other all the time.
+const LEAST_MEMORY: u64 = 1 << 20;
 
 /// The part of the command line that is about the network.
 #[derive(Debug, Args)]
@@ -47,7 +50,7 @@ pub struct NetworkArgs {
     #[arg(long, requires = "listen")]
     pub read_only: bool,
 
-    /// Directory with server-cert.pem and server-key.pem.
+    /// Directory with server-cert.pem and server-key.pem. All files are read once, at the start.
     #[arg(long, value_name = "DIRECTORY", requires = "listen")]
     pub tls_certificates: Option<PathBuf>,
 
@@ -56,7 +59,8 @@ pub struct NetworkArgs {
     #[arg(long, value_name = "WHEN", requires = "listen")]
     pub tls: Option<TlsMode>,
 
-    /// Clients must have a certificate that is signed by one in ca-cert.pem.
+    /// Clients must have a certificate that is signed by one in ca-cert.pem, and that is not in
+    /// ca-crl.pem, if there is such a list of revoked certificates.
     #[arg(long, requires = "tls_certificates")]
     pub tls_verify_peer: bool,
 
@@ -67,6 +71,15 @@ pub struct NetworkArgs {
     /// Longest read or write that is served.
     #[arg(long, value_name = "SIZE", default_value = "64M", value_parser = parse_payload, requires = "listen")]
     pub max_payload: u32,
+
+    /// Memory for the data of requests under way, of all clients together; what is beyond that waits
+    /// for its turn.
+    ///
+    /// Small requests are served at once, whatever the others do: beside this memory each client has
+    /// buffers of its own, 4M at most. One that leaves replies unread or a request half sent for half
+    /// a minute, while others wait for the memory that is taken up by that, is dropped.
+    #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = parse_memory, requires = "listen")]
+    pub max_memory: u64,
 
     /// Seconds that a client has for the handshake.
     #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = parse_seconds, requires = "listen")]
@@ -160,9 +173,11 @@ pub(crate) fn serve(args: &NetworkArgs, texts: &[OsString]) -> Result<(), Networ
         listeners.extend(Listener::bind_with_mode(listen, args.socket_mode)?);
     }
     let listeners = Listeners::new(listeners);
-    for address in listeners.addresses() {
-        eprintln!("nbd-serve: serving {} on {address}", served.join(", "));
+    let places: Vec<_> = listeners.addresses().iter().map(ToString::to_string).collect();
+    for place in &places {
+        tracing::info!("serving {} on {place}", served.join(", "));
     }
+    service::ready(&format!("serving {} on {}", served.join(", "), places.join(", ")));
     let server = Server::new(exports, security, limits(args));
     let served = server.serve(listeners, stop.as_fd());
     backends.iter().for_each(|backend| backend.close());
@@ -174,6 +189,7 @@ fn limits(args: &NetworkArgs) -> Limits {
         connections: args.max_connections,
         handshake: args.handshake_timeout,
         idle: args.idle_timeout,
+        memory: args.max_memory,
         max_payload: args.max_payload,
         grace: args.grace,
         ..Limits::default()
@@ -206,9 +222,12 @@ fn stop_signal() -> io::Result<UnixStream> {
 }
 
 /// Takes `NAME=SPEC` apart. A specification starts with a word and a colon, so an equals sign
-/// before the first colon is not its own.
+/// before the first colon is not its own, but for options of a program.
 fn split_name(text: &OsStr) -> (&[u8], &OsStr) {
     let bytes = text.as_bytes();
+    if spec::program(bytes).is_some() {
+        return (&[], text);
+    }
     match bytes.iter().position(|byte| matches!(byte, b'=' | b':')) {
         Some(at) if bytes[at] == b'=' => (&bytes[..at], OsStr::from_bytes(&bytes[at + 1..])),
         _ => (&[], text),
@@ -248,6 +267,12 @@ fn parse_payload(text: &str) -> Result<u32, String> {
     }
 }
 
+fn parse_memory(text: &str) -> Result<u64, String> {
+    let size = size::parse(text).map_err(|error| error.to_string())?;
+    let fits = size >= LEAST_MEMORY;
+    fits.then_some(size).ok_or_else(|| "write a size from 1M, like 512M".into())
+}
+
 fn parse_seconds(text: &str) -> Result<Duration, String> {
     text.parse()
         .ok()
@@ -273,6 +298,8 @@ mod tests {
         assert_eq!(split("=mem:1G"), ("", "mem:1G"));
         assert_eq!(split("a/b c=mem:1G"), ("a/b c", "mem:1G"));
         assert_eq!(split("nonsense"), ("", "nonsense"));
+        assert_eq!(split("exec,retry=1:a"), ("", "exec,retry=1:a"));
+        assert_eq!(split("exec=exec,retry=1:a"), ("exec", "exec,retry=1:a"));
     }
 
     #[test]
@@ -301,6 +328,10 @@ mod tests {
         assert_eq!(parse_payload("64M"), Ok(64 << 20));
         for text in ["", "0", "1K", "2G", "x"] {
             assert!(parse_payload(text).is_err(), "{text}");
+        }
+        assert_eq!(parse_memory("1M"), Ok(1 << 20));
+        for text in ["", "0", "1023K", "x"] {
+            assert!(parse_memory(text).is_err(), "{text}");
         }
         assert_eq!(parse_seconds("0.5"), Ok(Duration::from_millis(500)));
         for text in ["", "0", "-1", "nan", "inf", "1s"] {

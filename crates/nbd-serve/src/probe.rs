@@ -115,7 +115,9 @@ fn examine(spec: FileSpec, metadata: &Metadata) -> Result<Probe, ProbeError> {
     let size = match spec.create {
         None => found,
         // See `adopt::extend`.
-        Some(create) if found == 0 || found == create => create,
+        Some(create) if found == 0 => create,
+        // It has grown since it was made.
+        Some(create) if found >= create => found,
         Some(create) => return Err(ProbeError::OtherSize { found, create }),
     };
     let mut notes = Vec::new();

@@ -74,6 +74,18 @@ impl Source for RemoteExport {
         self.geometry
     }
 
+    /// A connection of its own, that is closed again, tells the size. One that is in use may go on
+    /// telling the old one.
+    fn grow(&mut self, _size: u64) -> Result<(), ExportError> {
+        if matches!(self.target, Target::Program(_)) {
+            // A second program would find its storage in use.
+            return Ok(());
+        }
+        let looking = Remote::connect(self.target.clone(), Options::default());
+        self.geometry.size = looking.map_err(RemoteError::Client)?.geometry().size;
+        Ok(())
+    }
+
     fn keepsakes(&self, place: &str, names: &mut Vec<String>) {
         names.extend(KEEPSAKES.map(|name| format!("{place}{name}")));
     }

@@ -31,6 +31,13 @@ pub(crate) trait Source: fmt::Debug {
     /// Goes on with a smaller size if the storage has grown since it was attached.
     fn agree(&mut self, _size: u64) {}
 
+    /// Looks how large the storage is by now, for a device of this size that is to grow. What cannot
+    /// grow keeps to it.
+    fn grow(&mut self, size: u64) -> Result<(), ExportError> {
+        self.agree(size);
+        Ok(())
+    }
+
     /// Reads what is there now. Only what is needed to know the shape is read before the storage
     /// is ours, like partition tables.
     fn peek(&self, _buffer: &mut [u8], _offset: u64) -> io::Result<()> {
@@ -68,6 +75,10 @@ pub(crate) fn open(spec: Spec, known: Known<'_>) -> Result<Box<dyn Source>, Expo
         Spec::Memory(memory) => Box::new(memory),
         Spec::File(file) => {
             let path = file.path.clone();
+            let file = match known {
+                Known::Attached(attached) => file.grown_to(attached.size),
+                Known::Nothing | Known::Reshaped => file,
+            };
             Box::new(probe::probe(file).map_err(|source| ExportError::Probe { path, source })?)
         }
         Spec::Null(null) => Box::new(Made(synthetic::null(null), |shape| Arc::new(Null(shape)))),
@@ -158,6 +169,11 @@ impl Source for Probe {
         }
     }
 
+    /// It was looked at a moment ago.
+    fn grow(&mut self, _size: u64) -> Result<(), ExportError> {
+        Ok(())
+    }
+
     fn peek(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
         let Some(file) = &self.file else {
             // It is yet to be made.
@@ -198,7 +214,7 @@ impl Source for Probe {
 
     fn tell(&self) {
         for note in &self.notes {
-            eprintln!("nbd-serve: {}: {note}", self.spec.path.display());
+            tracing::info!("{}: {note}", self.spec.path.display());
         }
     }
 }

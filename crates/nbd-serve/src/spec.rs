@@ -4,7 +4,7 @@
 //! file:PATH[,ro][,direct][,create=SIZE][,block=BYTES]
 //! mem:SIZE[,block=BYTES]      null: and pattern: likewise
 //! nbd://HOST[:PORT]/[EXPORT]  and the other NBD URIs
-//! exec:COMMAND, exec+listen:COMMAND
+//! exec[,retry=SECONDS][,connections=N]:COMMAND, and exec+listen likewise
 //! cow:BASE+DIFF               see `cow`
 //! LAYER[:OPTIONS]@SPEC        see `layer`
 //! ```
@@ -153,9 +153,19 @@ fn is_spec(text: &[u8]) -> bool {
     SCHEMES.iter().any(begins) || layer::split(text).is_some()
 }
 
+/// The scheme of a program with options, which stand before the colon: `exec,retry=60:nbdkit -s`.
+pub(crate) fn program(text: &[u8]) -> Option<&'static str> {
+    let head = &text[..text.iter().position(|byte| *byte == b':')?];
+    let scheme = head.split(|byte| *byte == b',').next()?;
+    ["exec", "exec+listen"].into_iter().find(|known| known.as_bytes() == scheme)
+}
+
 fn split_scheme(text: &OsStr) -> Result<(&str, &[u8]), SpecError> {
     let bytes = text.as_bytes();
     let colon = bytes.iter().position(|byte| *byte == b':');
+    if let Some(scheme) = program(bytes) {
+        return Ok((scheme, &bytes[colon.unwrap_or_default() + 1..]));
+    }
     let is_letter = |byte: &u8| byte.is_ascii_alphanumeric() || *byte == b'+';
     let is_word = |word: &&[u8]| !word.is_empty() && word.iter().all(is_letter);
     let word = colon.map(|colon| &bytes[..colon]).filter(is_word);
@@ -303,6 +313,12 @@ fn similar(word: &str, known: &[&'static str]) -> Option<&'static str> {
 }
 
 impl FileSpec {
+    /// The same for a device that has grown since its file was made.
+    pub(crate) fn grown_to(mut self, size: u64) -> Self {
+        self.create = self.create.map(|create| create.max(size));
+        self
+    }
+
     /// The block size of the file that `create` makes, known before there is any; so it does not
     /// depend on what the file system says of the file later.
     pub(crate) fn block_of_new_file(&self) -> u32 {

@@ -10,6 +10,9 @@ use clap::{Parser, Subcommand};
 use nbd_backend::chain;
 use thiserror::Error;
 
+use nbd_log::Output;
+
+use crate::cli::PROGRAM;
 use crate::cow::commit;
 use crate::export::ExportError;
 use crate::powercut::{self, PowercutError};
@@ -79,12 +82,13 @@ pub(crate) fn main(arguments: &[OsString]) -> Option<ExitCode> {
     if !["commit", "discard", "powercut"].contains(&name) {
         return None;
     }
+    nbd_log::init(PROGRAM, None, Output::JournalOrStderr);
     let tool = match Tools::try_parse_from(arguments) {
         Ok(Tools { tool }) => tool,
         Err(error) if error.use_stderr() => {
             let text = error.render().to_string();
             let text = text.strip_prefix("error: ").unwrap_or(&text);
-            eprintln!("nbd-serve: {}", text.trim_end());
+            tracing::error!("{}", text.trim_end());
             return Some(ExitCode::from(2));
         }
         Err(error) => {
@@ -95,7 +99,7 @@ pub(crate) fn main(arguments: &[OsString]) -> Option<ExitCode> {
     Some(match run(tool) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("nbd-serve: {}", chain(&error));
+            tracing::error!("{}", chain(&error));
             ExitCode::from(error.exit_code())
         }
     })
@@ -107,12 +111,12 @@ fn run(tool: Tool) -> Result<(), Error> {
             let spec = cow(&spec)?;
             let diff = spec.diff.display().to_string();
             let copied = commit::commit(spec)?;
-            eprintln!("nbd-serve: {diff}: {} committed; it is empty now", Size(copied));
+            tracing::info!("{diff}: {} committed; it is empty now", Size(copied));
         }
         Tool::Discard { spec } => {
             let spec = cow(&spec)?;
             commit::discard(&spec.diff)?;
-            eprintln!("nbd-serve: {}: discarded; it is empty now", spec.diff.display());
+            tracing::info!("{}: discarded; it is empty now", spec.diff.display());
         }
         Tool::Powercut(arguments) => powercut::run(&arguments)?,
     }

@@ -200,6 +200,10 @@ impl Source for Wrapped {
         self.inner.agree(size);
     }
 
+    fn grow(&mut self, size: u64) -> Result<(), ExportError> {
+        self.inner.grow(size)
+    }
+
     fn peek(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
         self.inner.peek(buffer, offset)
     }

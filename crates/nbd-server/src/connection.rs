@@ -4,6 +4,9 @@
 //! waits for the client to read its replies while holding the lock: a client that stops reading
 //! stops its own connection and no other.
 
+mod incoming;
+mod outgoing;
+
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,6 +20,7 @@ use thiserror::Error;
 use crate::export::Export;
 use crate::inbox::{Inbox, Payload};
 use crate::limits::Limits;
+use crate::memory::{Grant, Memory};
 use crate::outbox::{ENOUGH, Outbox};
 use crate::reply::{Address, Replies, is_zero};
 use crate::request::{Header, ProtocolError, Refused};
@@ -25,6 +29,8 @@ use crate::request::{Header, ProtocolError, Refused};
 const QUICK: u32 = 1 << 20;
 /// A shorter run of zeroes costs less than finding it out.
 const WORTH_A_HOLE: u32 = 512;
+/// Data of reads that a connection may have pending without a share of the common memory, in bytes.
+const OWN: u64 = 1 << 20;
 
 /// Why a connection ended in disorder.
 #[derive(Debug, Error)]
@@ -35,6 +41,8 @@ pub(crate) enum ConnectionError {
     Torn,
     #[error("was silent for too long")]
     Idle,
+    #[error("left a request half sent for too long, while others waited for its memory")]
+    Stalled,
     #[error("cannot receive")]
     Receive(#[source] io::Error),
 }
@@ -45,6 +53,7 @@ pub(crate) struct Connection {
     pub(crate) rules: Rules,
     pub(crate) replies: Replies,
     pub(crate) limits: Limits,
+    pub(crate) memory: Arc<Memory>,
     pub(crate) socket: Arc<Socket>,
     pub(crate) is_stopping: Arc<AtomicBool>,
     pub(crate) shared: Mutex<SharedOutbox>,
@@ -73,6 +82,8 @@ enum Step {
     Skip(u64),
     /// There is one, and too much is under way already.
     Full,
+    /// There is one, and so much common memory is needed for its data.
+    Memory(u64),
     Disconnect,
 }
 
@@ -80,6 +91,8 @@ impl Connection {
     /// Serves until the client disconnects.
     pub(crate) fn run(self: &Arc<Self>, inbox: &mut Inbox) -> Result<(), ConnectionError> {
         let end = self.transmit(inbox);
+        inbox.close();
+        self.lock().outbox.inbox_holds = false;
         let mut guard = self.wait_until(|outbox| outbox.outstanding == 0 && !outbox.is_draining);
         let rest = guard.outbox.send();
         drop(guard);
@@ -91,8 +104,9 @@ impl Connection {
     }
 
     fn transmit(self: &Arc<Self>, inbox: &mut Inbox) -> Result<(), ConnectionError> {
+        let mut grant = None;
         loop {
-            match self.serve(inbox)? {
+            match self.serve(inbox, grant.take())? {
                 Step::Receive(length) => match self.receive(inbox, length)? {
                     0 if inbox.bytes().is_empty() => return Ok(()),
                     0 => return Err(ConnectionError::Torn),
@@ -102,19 +116,26 @@ impl Connection {
                 Step::Full => drop(self.wait_until(|outbox| {
                     outbox.outstanding == 0 || !self.is_full(outbox, inbox.bytes())
                 })),
+                Step::Memory(bytes) => grant = Some(self.reserve(inbox, bytes)),
                 Step::Disconnect => return Ok(()),
             }
         }
     }
 
-    /// Takes all requests that have come, and sends the answers that are there.
-    fn serve(self: &Arc<Self>, inbox: &mut Inbox) -> Result<Step, ConnectionError> {
+    /// Takes all requests that have come, and sends the answers that are there. A grant is for the
+    /// data of the first one.
+    fn serve(
+        self: &Arc<Self>,
+        inbox: &mut Inbox,
+        mut grant: Option<Grant>,
+    ) -> Result<Step, ConnectionError> {
         let mut handed_on = Vec::new();
         let mut guard = self.lock();
         let SharedOutbox { outbox, lull, .. } = &mut *guard;
         lull.arrived(|| outbox.outstanding == 0);
+        outbox.inbox_holds = inbox.holds_memory();
         let step = loop {
-            match self.take(&mut guard, inbox) {
+            match self.take(&mut guard, inbox, grant.take()) {
                 Ok(Taken::Answered) => {}
                 Ok(Taken::HandedOn(task)) => handed_on.push(task),
                 Ok(Taken::Nothing(step)) => break Ok(step),
@@ -137,6 +158,7 @@ impl Connection {
         self: &Arc<Self>,
         shared: &mut SharedOutbox,
         inbox: &mut Inbox,
+        grant: Option<Grant>,
     ) -> Result<Taken, ProtocolError> {
         let head = Header::len(self.replies.style);
         let Some(header) = Header::parse(inbox.bytes(), self.replies.style)? else {
@@ -155,7 +177,10 @@ impl Connection {
         if outbox.outstanding > 0 && self.is_full(outbox, inbox.bytes()) {
             return Ok(Taken::Nothing(Step::Full));
         }
-        let taken = self.execute(shared, inbox, &header, head..length);
+        let taken = self.execute(shared, inbox, &header, head..length, grant);
+        if matches!(taken, Taken::Nothing(_)) {
+            return Ok(taken);
+        }
         inbox.consume(length);
         Ok(if is_kept { taken } else { Taken::Nothing(Step::Skip(u64::from(payload_len))) })
     }
@@ -167,6 +192,7 @@ impl Connection {
         inbox: &Inbox,
         header: &Header,
         payload: std::ops::Range<usize>,
+        grant: Option<Grant>,
     ) -> Taken {
         let outbox = &mut shared.outbox;
         let to = header.address();
@@ -198,6 +224,10 @@ impl Connection {
                 return Taken::Answered;
             }
         }
+        let grant = match self.grant(outbox, &command, grant) {
+            Ok(grant) => grant,
+            Err(step) => return Taken::Nothing(step),
+        };
         if alone && self.export.backend().is_local(&command) {
             shared.lull.watch();
         }
@@ -205,7 +235,25 @@ impl Connection {
         outbox.outstanding_bytes += header.data_len();
         let payload = if data.is_empty() { Payload::default() } else { inbox.share(payload) };
         let connection = Arc::clone(self);
-        Taken::HandedOn(Box::new(NetworkTask { connection, to, command, payload }))
+        Taken::HandedOn(Box::new(NetworkTask { connection, to, command, payload, grant }))
+    }
+
+    /// A right to memory for the data of a read, unless the connection's own is enough. That of a
+    /// write is where it was received.
+    fn grant(
+        &self,
+        outbox: &Outbox,
+        command: &Command,
+        grant: Option<Grant>,
+    ) -> Result<Option<Grant>, Step> {
+        let Command::Read { length, .. } = *command else {
+            return Ok(None);
+        };
+        let length = u64::from(length);
+        if grant.is_some() || outbox.pending() + length <= OWN {
+            return Ok(grant);
+        }
+        self.memory.try_take(length).map(Some).ok_or(Step::Memory(length))
     }
 
     /// Executes a command and stages its answer, if the command does not wait for anything, or if it
@@ -292,74 +340,6 @@ impl Connection {
             || outbox.outstanding_bytes + more > self.limits.in_flight_bytes
     }
 
-    fn receive(&self, inbox: &mut Inbox, length: usize) -> Result<usize, ConnectionError> {
-        loop {
-            match inbox.receive(length) {
-                Ok(count) => return Ok(count),
-                Err(error) => match error.kind() {
-                    io::ErrorKind::Interrupted => {}
-                    // A client that waits for us is not idle.
-                    io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
-                        if self.lock().outbox.outstanding == 0 {
-                            return Err(ConnectionError::Idle);
-                        }
-                    }
-                    io::ErrorKind::ConnectionReset | io::ErrorKind::UnexpectedEof => return Ok(0),
-                    _ => return Err(ConnectionError::Receive(error)),
-                },
-            }
-        }
-    }
-
-    /// Reads a payload that nobody wants; its request was refused.
-    fn skip(&self, inbox: &mut Inbox, length: u64) -> Result<(), ConnectionError> {
-        let mut left = length;
-        while left > 0 {
-            let here = inbox.bytes().len().min(usize::try_from(left).unwrap_or(usize::MAX));
-            inbox.consume(here);
-            left -= here as u64;
-            if left > 0 && self.receive(inbox, 1)? == 0 {
-                return Err(ConnectionError::Torn);
-            }
-        }
-        Ok(())
-    }
-
-    /// Sends what is staged. If the client does not take all of it, waits until it does, without
-    /// the lock; so it must not be needed before this returns.
-    fn send<'a>(&'a self, mut guard: MutexGuard<'a, SharedOutbox>) -> MutexGuard<'a, SharedOutbox> {
-        if guard.outbox.is_draining {
-            drop(guard);
-            return self.wait_until(|outbox| !outbox.is_draining);
-        }
-        if guard.outbox.send().is_ok() {
-            return guard;
-        }
-        guard.outbox.is_draining = true;
-        drop(guard);
-        self.drain();
-        self.lock()
-    }
-
-    /// Sends whenever the client takes something, until nothing is left.
-    fn drain(&self) {
-        loop {
-            let writable = self.socket.wait_writable(self.limits.idle);
-            let mut guard = self.lock();
-            if !matches!(writable, Ok(true)) {
-                // It has not taken a byte for longer than it may be silent.
-                self.socket.shutdown();
-            }
-            if guard.outbox.send().is_ok() {
-                guard.outbox.is_draining = false;
-                if guard.is_awaited {
-                    self.changed.notify_all();
-                }
-                return;
-            }
-        }
-    }
-
     fn lock(&self) -> MutexGuard<'_, SharedOutbox> {
         self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -388,6 +368,7 @@ struct NetworkTask {
     to: Address,
     command: Command,
     payload: Payload,
+    grant: Option<Grant>,
 }
 
 impl Task for NetworkTask {
@@ -406,7 +387,7 @@ impl Task for NetworkTask {
     }
 
     fn finish(self: Box<Self>, completion: Completion<'_>) {
-        let Self { connection, to, command, payload } = *self;
+        let Self { connection, to, command, payload, grant } = *self;
         drop(payload);
         let replies = connection.replies;
         let mut head = Vec::new();
@@ -425,6 +406,7 @@ impl Task for NetworkTask {
         }
         let mut guard = connection.lock();
         let sent = guard.outbox.send_directly(&head, tail);
+        guard.outbox.hold(grant);
         guard.outbox.outstanding -= 1;
         guard.outbox.outstanding_bytes -= match command {
             Command::Read { length, .. } | Command::Write { length, .. } => u64::from(length),
@@ -437,17 +419,7 @@ impl Task for NetworkTask {
             // The client is slow, and this thread is needed elsewhere.
             guard.outbox.is_draining = true;
             drop(guard);
-            drain_aside(connection);
+            outgoing::drain_aside(connection);
         }
-    }
-}
-
-fn drain_aside(connection: Arc<Connection>) {
-    let failing = Arc::clone(&connection);
-    let thread = std::thread::Builder::new().name("drain".into()).spawn(move || connection.drain());
-    if let Err(error) = thread {
-        eprintln!("nbd-serve: {}: dropped: cannot start a thread: {error}", failing.socket.peer());
-        failing.socket.shutdown();
-        failing.drain();
     }
 }

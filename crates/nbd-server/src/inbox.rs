@@ -3,43 +3,73 @@
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use nbd_net::stream::Receiver;
+
+use crate::limits::Limits;
+use crate::memory::{Block, Grant, Memory};
 
 /// Size of a block, in bytes, unless a message is longer.
 const BLOCK: usize = 512 << 10;
 /// When more than this is missing of a message, only that is received, so that the next message
 /// can begin elsewhere without being moved.
 const LONG: usize = 64 << 10;
-/// Memory that one connection keeps for the payloads of its next requests.
-const POOL: usize = 64 << 20;
-/// After so many calls without a long message the memory for them is given back.
-const CALM: u32 = 4096;
 
 /// The receiving end of a connection.
+///
+/// It has one block of its own. Longer messages, and those that come while tasks still have a share
+/// in that one, lie in the memory that all connections have together.
 pub(crate) struct Inbox {
     receiver: Receiver,
+    memory: Arc<Memory>,
     /// Unparsed bytes are at `start..end`. What is before them may be shared with tasks.
-    block: Arc<Vec<u8>>,
+    block: Arc<Block>,
     start: usize,
     end: usize,
-    /// Blocks that tasks may still have a share in.
-    pool: Vec<Arc<Vec<u8>>>,
-    calm: u32,
+    /// The connection's own block while another one is in use.
+    own: Option<Arc<Block>>,
+    /// The last message was a long one, and so may be the next.
+    expects_long: bool,
+    timeout: Duration,
+}
+
+/// Why nothing can be received at the moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Lack {
+    /// Requests of this connection must be finished first.
+    Turn,
+    /// So much of the common memory is needed; see [`Inbox::grow`].
+    Memory(usize),
 }
 
 impl Inbox {
     /// `first` came with the end of the handshake.
-    pub(crate) fn new(receiver: Receiver, first: &[u8]) -> Self {
-        let mut block = vec![0; BLOCK.max(first.len())];
-        block[..first.len()].copy_from_slice(first);
-        let block = Arc::new(block);
-        Self { receiver, block, start: 0, end: first.len(), pool: Vec::new(), calm: 0 }
+    pub(crate) fn new(
+        mut receiver: Receiver,
+        first: &[u8],
+        limits: &Limits,
+        memory: Arc<Memory>,
+    ) -> io::Result<Self> {
+        let mut block = Block::own(BLOCK.max(first.len()));
+        block.bytes_mut()[..first.len()].copy_from_slice(first);
+        let timeout = timeout(limits);
+        receiver.set_timeout(Some(timeout))?;
+        Ok(Self {
+            receiver,
+            memory,
+            block: Arc::new(block),
+            start: 0,
+            end: first.len(),
+            own: None,
+            expects_long: false,
+            timeout,
+        })
     }
 
     /// What has come and was not consumed.
     pub(crate) fn bytes(&self) -> &[u8] {
-        &self.block[self.start..self.end]
+        &self.block.bytes()[self.start..self.end]
     }
 
     /// Forgets the first bytes.
@@ -54,77 +84,141 @@ impl Inbox {
         Payload { block: Some(Arc::clone(&self.block)), range }
     }
 
+    /// Forgets everything; nothing more is received.
+    pub(crate) fn close(&mut self) {
+        (self.block, self.start, self.end) = (Arc::new(Block::own(0)), 0, 0);
+    }
+
+    /// Whether some of the common memory is taken up.
+    pub(crate) fn holds_memory(&self) -> bool {
+        !self.block.is_own()
+    }
+
+    /// How long [`receive`](Self::receive) waits, at most a client's time to be idle.
+    pub(crate) fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
     /// Waits for more bytes of the message that the unparsed ones begin, which has `length` bytes
-    /// altogether. Returns how many came; 0 at the end of the stream.
+    /// altogether, and for which there must be [room](Self::make_room). Returns how many came; 0 at
+    /// the end of the stream.
     pub(crate) fn receive(&mut self, length: usize) -> io::Result<usize> {
-        let missing = length.saturating_sub(self.end - self.start).max(1);
-        self.make_room(missing);
-        let end = self.end;
+        let (have, end) = (self.end - self.start, self.end);
+        let missing = length.saturating_sub(have).max(1);
+        // The data of a long message is to come into a block of its own at once.
+        let is_head_only = have == 0 && std::mem::take(&mut self.expects_long);
         let Some(block) = Arc::get_mut(&mut self.block) else {
             return Err(io::Error::other("a block to receive into is shared"));
         };
-        let room = if missing > LONG { end + missing } else { block.len() };
-        let count = self.receiver.receive(&mut block[end..room])?;
+        let whole = block.bytes().len();
+        let room = if missing > LONG || is_head_only { end + missing } else { whole };
+        let count = self.receiver.receive(&mut block.bytes_mut()[end..room])?;
         self.end += count;
         Ok(count)
     }
 
-    /// Sees to it that the block is ours alone and has room for `missing` more bytes.
-    fn make_room(&mut self, missing: usize) {
+    /// Sees to it that the block is ours alone and has room for a message of `length` bytes.
+    pub(crate) fn make_room(&mut self, length: usize) -> Result<(), Lack> {
         let have = self.end - self.start;
-        let needed = have + missing;
-        self.calm = if needed > BLOCK { 0 } else { self.calm.saturating_add(1) };
-        if self.calm == CALM {
-            self.pool.clear();
+        let needed = have + length.saturating_sub(have).max(1);
+        if needed > BLOCK {
+            return self.make_long_room(needed);
         }
-        let is_oversized = self.calm >= CALM && self.block.len() > BLOCK;
-        match Arc::get_mut(&mut self.block) {
-            Some(block) if needed <= block.len() && !is_oversized => {
-                if have == 0 {
-                    (self.start, self.end) = (0, 0);
-                } else if self.end + missing.max(LONG.min(block.len() - needed)) > block.len() {
-                    block.copy_within(self.start..self.end, 0);
-                    (self.start, self.end) = (0, have);
-                }
-            }
-            _ => self.change_block(needed),
+        if !self.block.is_own() && self.go_home() {
+            return Ok(());
+        }
+        // What was for a long message is for no other.
+        let is_usual = self.block.is_own() || self.block.bytes().len() == BLOCK;
+        if is_usual && Arc::get_mut(&mut self.block).is_some() {
+            self.make_way(needed - have);
+            return Ok(());
+        }
+        let grant = self.memory.try_take(BLOCK as u64).ok_or(Lack::Turn)?;
+        self.change_block(self.memory.block(grant, BLOCK).into());
+        Ok(())
+    }
+
+    fn make_long_room(&mut self, needed: usize) -> Result<(), Lack> {
+        let is_there = self.start == 0 && self.block.bytes().len() == needed;
+        if is_there && self.holds_memory() && Arc::get_mut(&mut self.block).is_some() {
+            return Ok(());
+        }
+        match self.memory.try_take(needed as u64) {
+            Some(grant) => self.grow(grant, needed),
+            None => return self.let_go().and(Err(Lack::Memory(needed))),
+        }
+        Ok(())
+    }
+
+    /// Has the beginning of a long message go on in memory that was granted for it.
+    pub(crate) fn grow(&mut self, grant: Grant, needed: usize) {
+        self.change_block(self.memory.block(grant, needed).into());
+        self.expects_long = true;
+    }
+
+    /// Takes up none of the common memory: nobody may have some and wait for more.
+    pub(crate) fn let_go(&mut self) -> Result<(), Lack> {
+        if self.block.is_own() || self.go_home() { Ok(()) } else { Err(Lack::Turn) }
+    }
+
+    /// Goes back to the connection's own block, if no task has a share in it.
+    fn go_home(&mut self) -> bool {
+        let fits = self.end - self.start <= BLOCK;
+        match self.own.take_if(|own| fits && Arc::get_mut(own).is_some()) {
+            Some(own) => self.change_block(own),
+            None => return false,
+        }
+        true
+    }
+
+    /// Makes room for so many bytes more in this block. A little more is better: the next message
+    /// can begin there as well.
+    fn make_way(&mut self, missing: usize) {
+        let Some(block) = Arc::get_mut(&mut self.block) else {
+            return;
+        };
+        let (have, whole) = (self.end - self.start, block.bytes().len());
+        if have == 0 {
+            (self.start, self.end) = (0, 0);
+        } else if self.end + missing.max(LONG.min(whole - have - missing)) > whole {
+            block.bytes_mut().copy_within(self.start..self.end, 0);
+            (self.start, self.end) = (0, have);
         }
     }
 
-    fn change_block(&mut self, needed: usize) {
-        let mut fresh = self.take_block(needed.max(BLOCK));
+    fn change_block(&mut self, mut fresh: Arc<Block>) {
         let have = self.end - self.start;
         if let Some(fresh) = Arc::get_mut(&mut fresh) {
-            fresh[..have].copy_from_slice(&self.block[self.start..self.end]);
+            fresh.bytes_mut()[..have].copy_from_slice(self.bytes());
         }
         let used = std::mem::replace(&mut self.block, fresh);
         (self.start, self.end) = (0, have);
-        let pooled: usize = self.pool.iter().map(|block| block.len()).sum();
-        if self.calm < CALM && pooled + used.len() <= POOL {
-            self.pool.push(used);
+        if used.is_own() {
+            self.own = Some(used);
         }
     }
+}
 
-    fn take_block(&mut self, size: usize) -> Arc<Vec<u8>> {
-        let fits = |block: &mut Arc<Vec<u8>>| block.len() >= size && Arc::get_mut(block).is_some();
-        match self.pool.iter_mut().position(fits) {
-            Some(index) => self.pool.swap_remove(index),
-            None => Arc::new(vec![0; size]),
-        }
-    }
+/// Often enough to see who is idle and who holds up others, and a whole part of the time to be idle.
+fn timeout(limits: &Limits) -> Duration {
+    let Some(idle) = limits.idle else {
+        return limits.stall;
+    };
+    let parts = idle.as_nanos().div_ceil(limits.stall.as_nanos().max(1));
+    idle / u32::try_from(parts).unwrap_or(u32::MAX).max(1) + Duration::from_nanos(1)
 }
 
 /// The data of a write, where it was received.
 #[derive(Debug, Default)]
 pub(crate) struct Payload {
-    block: Option<Arc<Vec<u8>>>,
+    block: Option<Arc<Block>>,
     range: Range<usize>,
 }
 
 impl Payload {
     pub(crate) fn as_slice(&self) -> &[u8] {
         match &self.block {
-            Some(block) => &block[self.range.clone()],
+            Some(block) => &block.bytes()[self.range.clone()],
             None => &[],
         }
     }

@@ -17,6 +17,13 @@ pub struct Limits {
     /// Bytes of data of the requests of one connection that are under way. A single request is
     /// served whatever its length.
     pub in_flight_bytes: u64,
+    /// Bytes of memory for the data of all connections together. What is beyond that waits for its
+    /// turn; so does a request that is longer, until it is alone. Beside it each connection has
+    /// buffers of its own, a few MiB at most, so that small requests are served at once.
+    pub memory: u64,
+    /// How long a client may leave replies unread or a request half sent while others wait for the
+    /// memory that is taken up by that.
+    pub stall: Duration,
     /// Longest read or write, in bytes.
     pub max_payload: u32,
     /// How long connections may take to finish when the server stops.
@@ -31,6 +38,8 @@ impl Default for Limits {
             idle: None,
             in_flight: 256,
             in_flight_bytes: 128 << 20,
+            memory: 512 << 20,
+            stall: Duration::from_secs(30),
             max_payload: 64 << 20,
             grace: Duration::from_secs(10),
         }

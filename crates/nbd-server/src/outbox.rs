@@ -4,6 +4,7 @@ use std::io::{self, IoSlice};
 
 use nbd_net::stream::Sender;
 
+use crate::memory::Grant;
 use crate::request::Refused;
 
 /// Size of the buffer, in bytes, while nothing needs a larger one.
@@ -19,6 +20,10 @@ pub(crate) struct Outbox {
     buffer: Vec<u8>,
     start: usize,
     end: usize,
+    /// For data among these bytes.
+    held: Vec<Grant>,
+    /// What is being received lies in common memory.
+    pub(crate) inbox_holds: bool,
     /// Requests that are being worked on.
     pub(crate) outstanding: usize,
     /// Bytes of data of these requests.
@@ -38,6 +43,8 @@ impl Outbox {
             buffer: vec![0; BUFFER],
             start: 0,
             end: 0,
+            held: Vec::new(),
+            inbox_holds: false,
             outstanding: 0,
             outstanding_bytes: 0,
             is_draining: false,
@@ -51,13 +58,30 @@ impl Outbox {
         self.end - self.start
     }
 
+    /// Bytes of data of requests that are under way or answered and not sent.
+    pub(crate) fn pending(&self) -> u64 {
+        self.outstanding_bytes + self.staged() as u64
+    }
+
+    /// Keeps the right to memory until all that is staged now is sent.
+    pub(crate) fn hold(&mut self, grant: Option<Grant>) {
+        if self.staged() > 0 {
+            self.held.extend(grant);
+        }
+    }
+
+    /// Whether this connection takes up common memory for as long as the client does not read.
+    pub(crate) fn holds_memory(&self) -> bool {
+        self.inbox_holds || !self.held.is_empty()
+    }
+
     /// Where the next `length` staged bytes will lie; [`advance`](Self::advance) stages them.
     pub(crate) fn room(&mut self, length: usize) -> &mut [u8] {
         if self.buffer.len() - self.end < length {
             self.buffer.copy_within(self.start..self.end, 0);
             (self.start, self.end) = (0, self.end - self.start);
             if self.buffer.len() < self.end + length {
-                self.buffer.resize((self.end + length).next_power_of_two(), 0);
+                self.buffer.resize((self.end + length).next_multiple_of(BUFFER), 0);
             }
         }
         &mut self.buffer[self.end..self.end + length]
@@ -99,18 +123,24 @@ impl Outbox {
 
     fn try_send(&mut self) -> io::Result<()> {
         if self.is_closed {
-            (self.start, self.end) = (0, 0);
+            self.clear();
             return Ok(());
         }
         while self.start < self.end {
             let rest = IoSlice::new(&self.buffer[self.start..self.end]);
             self.start += self.sender.send(&[rest])?;
         }
+        self.clear();
+        self.sender.flush()
+    }
+
+    /// Forgets all that is staged.
+    fn clear(&mut self) {
         (self.start, self.end) = (0, 0);
         if self.buffer.len() > 4 * BUFFER {
             self.buffer = vec![0; BUFFER];
         }
-        self.sender.flush()
+        self.held.clear();
     }
 
     /// A client that is gone is no error here: whoever receives from it notices as well.
@@ -118,7 +148,7 @@ impl Outbox {
         match sent {
             Err(error) if error.kind() != io::ErrorKind::WouldBlock => {
                 self.is_closed = true;
-                (self.start, self.end) = (0, 0);
+                self.clear();
                 self.sender.socket().shutdown();
                 Ok(())
             }
@@ -131,7 +161,7 @@ impl Outbox {
         if !self.has_refused && !matches!(refusal, Refused::Stopping) {
             self.has_refused = true;
             let peer = self.sender.socket().peer();
-            eprintln!("nbd-serve: {peer}: {refusal}; later ones are refused without a word here");
+            tracing::warn!("{peer}: {refusal}; later ones are refused without a word here");
         }
     }
 

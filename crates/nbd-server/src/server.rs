@@ -17,6 +17,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::export::{Export, Exports};
 use crate::limits::Limits;
+use crate::memory::Memory;
 use crate::session::{self, Context};
 
 /// A server: some exports, and the clients that use them.
@@ -49,7 +50,8 @@ impl Server {
         let list = exports.into_iter().map(Arc::new).collect();
         let is_stopping = Arc::new(AtomicBool::new(false));
         let exports = Exports { list, limits };
-        let context = Arc::new(Context { exports, tls, policy, is_stopping });
+        let memory = Memory::new(limits.memory);
+        let context = Arc::new(Context { exports, memory, tls, policy, is_stopping });
         Self { context, clients: Arc::default() }
     }
 
@@ -81,7 +83,7 @@ impl Server {
         let most = self.context.exports.limits.connections;
         let socket = Arc::new(socket);
         let Some(guard) = self.clients.enter(Arc::clone(&socket), most) else {
-            eprintln!("nbd-serve: {}: turned away: {most} clients are connected", socket.peer());
+            tracing::warn!("{}: turned away: {most} clients are connected", socket.peer());
             return;
         };
         let context = Arc::clone(&self.context);
@@ -92,7 +94,7 @@ impl Server {
             drop(guard);
         };
         if let Err(error) = std::thread::Builder::new().name("client".into()).spawn(serve) {
-            eprintln!("nbd-serve: {peer}: turned away: cannot start a thread: {error}");
+            tracing::warn!("{peer}: turned away: cannot start a thread: {error}");
         }
     }
 }
@@ -139,7 +141,7 @@ impl Clients {
             return;
         }
         for socket in self.lock().values() {
-            eprintln!("nbd-serve: {}: requests are stuck and are abandoned", socket.peer());
+            tracing::warn!("{}: requests are stuck and are abandoned", socket.peer());
         }
         self.is_abandoned.store(true, Ordering::Relaxed);
         self.left.notify_all();

@@ -14,6 +14,7 @@ use thiserror::Error;
 use crate::connection::{Connection, ConnectionError, SharedOutbox};
 use crate::export::Exports;
 use crate::inbox::Inbox;
+use crate::memory::Memory;
 use crate::outbox::Outbox;
 use crate::reply::Replies;
 
@@ -21,6 +22,7 @@ use crate::reply::Replies;
 #[derive(Debug)]
 pub(crate) struct Context {
     pub(crate) exports: Exports,
+    pub(crate) memory: Arc<Memory>,
     pub(crate) tls: Option<ServerTls>,
     pub(crate) policy: TlsPolicy,
     pub(crate) is_stopping: Arc<AtomicBool>,
@@ -49,8 +51,9 @@ pub(crate) enum SessionError {
 pub(crate) fn serve(context: &Context, socket: Arc<Socket>) {
     let peer = socket.peer();
     if let Err(error) = converse(context, socket) {
-        eprintln!("nbd-serve: {peer}: {}", nbd_backend::chain(&error));
+        tracing::warn!("{peer}: {}", nbd_backend::chain(&error));
     }
+    context.memory.trim();
 }
 
 fn converse(context: &Context, socket: Arc<Socket>) -> Result<(), SessionError> {
@@ -65,20 +68,23 @@ fn converse(context: &Context, socket: Arc<Socket>) -> Result<(), SessionError> 
         return Ok(());
     };
     let allocation = agreement.allocation;
-    let (mut receiver, sender) = stream.split();
+    let (receiver, sender) = stream.split();
     let socket = Arc::clone(sender.socket());
-    receiver.set_timeout(limits.idle).map_err(SessionError::Io)?;
+    let memory = Arc::clone(&context.memory);
+    let inbox = Inbox::new(receiver, &rest, &limits, Arc::clone(&memory));
+    let mut inbox = inbox.map_err(SessionError::Io)?;
     let connection = Arc::new(Connection {
         export: Arc::clone(export),
         rules: export.rules(&agreement.offer, allocation.is_some()),
         replies: Replies { style: agreement.style, allocation },
         limits,
+        memory,
         socket,
         is_stopping: Arc::clone(&context.is_stopping),
         shared: Mutex::new(SharedOutbox::new(Outbox::new(sender))),
         changed: Condvar::new(),
     });
-    Ok(connection.run(&mut Inbox::new(receiver, &rest))?)
+    Ok(connection.run(&mut inbox)?)
 }
 
 /// Haggles until there is an agreement, or until the client has seen enough. What the client has

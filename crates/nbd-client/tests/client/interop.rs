@@ -13,7 +13,7 @@ use nbd_net::tls::TlsError;
 use nbd_proto::handshake::HandshakeError;
 
 use crate::script::LONG;
-use crate::tasks::pattern;
+use crate::tasks::{self, Outcome, pattern};
 
 /// A process that is killed at the end.
 struct Process(Child);
@@ -110,8 +110,37 @@ fn nbdkit_with_tls() {
     assert!(matches!(cause, Cause::Tls(TlsError::Certificate(_))), "{cause:?}");
     for other in ["other", "expired"] {
         let cause = refused(&format!("nbds{uri}&{tls}/{other}"));
-        assert!(!matches!(cause, Cause::Io(_) | Cause::Slow), "{other}: {cause:?}");
+        assert!(matches!(cause, Cause::Tls(_)), "{other}: {cause:?}");
     }
+}
+
+/// nbdkit with the certificates of one directory, and our client with those of another one: what
+/// the client says.
+fn nbdkit_tls_refusal(server: &str, client: &str, arguments: &[&str]) -> String {
+    let scratch = Scratch::new();
+    certificates(scratch.path()).unwrap();
+    let directory = scratch.path();
+    if server != "revoked" {
+        fs::copy(directory.join("revoked/ca-crl.pem"), directory.join("ca-crl.pem")).unwrap();
+    }
+    let (_server, uri) = nbdkit_tls(&directory.join(server), arguments);
+    let uri = format!("nbds{uri}&tls-certificates={}", directory.join(client).display());
+    let error = connect(&uri).unwrap_err();
+    assert!(matches!(error.cause, Cause::Tls(_)), "{error:?}");
+    chain(&error)
+}
+
+#[test]
+fn nbdkit_with_a_revoked_certificate_is_refused() {
+    let words = nbdkit_tls_refusal("revoked", "revoked", &[]);
+    assert!(words.contains("our ca-crl.pem revokes it; the peer needs a new one"), "{words}");
+}
+
+#[test]
+fn nbdkit_refuses_our_revoked_certificate() {
+    let words = nbdkit_tls_refusal("", "revoked", &["--tls-verify-peer"]);
+    // It says no more than that.
+    assert!(words.contains("accept our certificate"), "{words}");
 }
 
 #[test]
@@ -206,6 +235,70 @@ fn qemu_nbd_with_raw_and_qcow2() {
             "{cause:?}"
         );
     }
+}
+
+/// Servers of 256 MiB that are started by the client.
+fn large_servers(scratch: &Scratch) -> [String; 2] {
+    let disk = scratch.path().join("disk").display().to_string();
+    run(Command::new("qemu-img").args(["create", "-q", "-f", "qcow2", &disk, "256M"]));
+    ["exec:nbdkit -s memory 256M".into(), format!("exec+listen:qemu-nbd -t -f qcow2 {disk}")]
+}
+
+#[test]
+fn a_thousand_requests_in_flight() {
+    let scratch = Scratch::new();
+    for target in large_servers(&scratch) {
+        let remote = connect(&target).unwrap();
+        let data = |index: u64| pattern(index, 4096);
+        let written: Vec<_> =
+            (0..1000).map(|index| tasks::write(&remote, index * 4096, &data(index))).collect();
+        for pending in written {
+            assert_eq!(pending.wait(), Outcome::Done);
+        }
+        let read: Vec<_> =
+            (0..1000).map(|index| tasks::read(&remote, index * 4096, 4096)).collect();
+        for (index, pending) in (0..).zip(read) {
+            assert!(pending.wait() == Outcome::Data(data(index)), "{target}: {index}");
+        }
+    }
+}
+
+/// More than some servers take at once: nbdkit says so, and it is split.
+#[test]
+fn requests_of_64_mib() {
+    let scratch = Scratch::new();
+    for target in large_servers(&scratch) {
+        let remote = connect(&target).unwrap();
+        let data = pattern(7, 64 << 20);
+        assert_eq!(tasks::write(&remote, 4096, &data).wait(), Outcome::Done, "{target}");
+        let read = tasks::read(&remote, 4096, 64 << 20).wait();
+        assert!(read == Outcome::Data(data), "{target}");
+    }
+}
+
+#[test]
+fn programs_take_options() {
+    let scratch = Scratch::new();
+    let [_, qemu] = large_servers(&scratch);
+    let remote =
+        connect(&qemu.replace("listen:", "listen,connections=3:").replace("-t", "-t -e 8"));
+    let remote = remote.unwrap();
+    let began = Instant::now();
+    while remote.connections() < 3 {
+        assert!(began.elapsed() < LONG, "only {} connections", remote.connections());
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    exercise(&remote);
+    drop(remote);
+    // A program that does not come back.
+    let flag = scratch.path().join("flag").display().to_string();
+    let text = format!("exec,retry=1:sh -c 'rm {flag} && exec nbdkit -s memory 1M'");
+    fs::write(&flag, "").unwrap();
+    let remote = connect(&text).unwrap();
+    let process = remote.child_pidfd().unwrap();
+    nbd_client::fence_child(process, LONG).unwrap();
+    let error = remote.read_at(&mut [0; 512], 0).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(5));
 }
 
 #[test]

@@ -92,7 +92,9 @@ pub(crate) fn explain(facts: &Facts) -> Explanation {
         Listed::Attached(status) => status.in_flight.clone(),
         _ => Vec::new(),
     };
-    details.extend(unsent(facts, &requests));
+    if !matches!(verdict, Verdict::Nothing | Verdict::Failed | Verdict::Failing) {
+        details.extend(unsent(facts, &requests));
+    }
     Explanation {
         device,
         verdict,
@@ -309,13 +311,16 @@ fn suspects(status: &Status) -> Vec<String> {
         .collect()
 }
 
-/// Requests that the block layer has and nobody else has seen.
+/// Requests that the driver has begun and nobody else has seen. Who sends them sticks in the driver,
+/// mostly a thread of the kernel's own that is not among those who wait.
 fn unsent(facts: &Facts, requests: &[RequestStatus]) -> Option<String> {
     let sends = |waiter: &Process| waiter.doing.is_some_and(|doing| doing.contains("sending to"));
     let full = facts.waiters.iter().any(|waiter| {
         waiter.doing.is_some_and(|doing| doing.contains("the socket is full")) || sends(waiter)
     });
-    full.then(|| {
+    let stuck = requests.first().is_some_and(|oldest| oldest.age_ms >= PATIENCE_MS);
+    let unsent = stuck && facts.block_layer > requests.len() as u64;
+    (full || unsent).then(|| {
         format!(
             "the socket to the backend is full: of {} requests {} have been sent, and whoever sends \
              more waits in the driver; that ends when the backend reads, or is gone for good",

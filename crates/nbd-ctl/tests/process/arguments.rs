@@ -23,6 +23,8 @@ fn wrong_usage_has_exit_status_2() {
         &["wait", "nbd0", "--for", "godot"],
         &["replace", "nbd0", "mem:1M", "--", "prog"],
         &["restart"],
+        &["upgrade"],
+        &["upgrade", "nbd0", "--all"],
     ] {
         let ran = world.run(arguments);
         assert_eq!(ran.code, Some(2), "{arguments:?}: {ran:?}");
@@ -36,7 +38,7 @@ fn wrong_usage_has_exit_status_2() {
 #[test]
 fn what_is_not_a_device_is_named() {
     let world = World::new();
-    for command in ["detach", "status", "restart", "replace", "set", "wait", "adopt"] {
+    for command in ["detach", "status", "restart", "replace", "upgrade", "set", "wait", "adopt"] {
         world
             .run(&[command, "/dev/sda"])
             .failed(2, "/dev/sda: not an nbd device: give it as nbd0, /dev/nbd0 or 0");
@@ -49,7 +51,7 @@ fn what_is_not_a_device_is_named() {
 #[test]
 fn a_device_that_is_not_attached_has_exit_status_3() {
     let world = World::new();
-    for command in ["detach", "status", "restart", "replace", "set", "wait", "adopt"] {
+    for command in ["detach", "status", "restart", "replace", "upgrade", "set", "wait", "adopt"] {
         world.run(&[command, "3"]).failed(
             3,
             "nbd3: no such attached device (nothing is attached; see nbd-ctl attach --help)",

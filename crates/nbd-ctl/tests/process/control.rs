@@ -23,6 +23,12 @@ fn requests_are_what_was_typed() {
         (&["detach", "nbd0"][..], Request::Detach { force: false }),
         (&["detach", "/dev/nbd0", "--force"], Request::Detach { force: true }),
         (&["restart", "0"], Request::Restart),
+        (&["resize", "0", "2G"], Request::Resize { size: Some(2 << 30), force: false }),
+        (&["resize", "0", "--to-backend"], Request::Resize { size: None, force: false }),
+        (
+            &["resize", "0", "512K", "--force"],
+            Request::Resize { size: Some(512 << 10), force: true },
+        ),
         (&["wait", "0"], Request::WaitReady),
         (&["wait", "0", "--for", "ready"], Request::WaitReady),
         (&["replace", "0"], Request::Replace { program: None }),
@@ -39,6 +45,11 @@ fn requests_are_what_was_typed() {
         ran.succeeded("", said);
         assert_eq!(holder.join().unwrap(), request);
     }
+    let world = World::new();
+    let holder = world.answers(0, vec![done("")]);
+    let mut command = world.command(&["upgrade", "nbd0"]);
+    Ran::from(command.env("NBD_HOLDER_PROGRAM", "/bin/true").output().unwrap()).succeeded("", "");
+    assert_eq!(holder.join().unwrap(), Request::Upgrade { program: "/bin/true".into() });
     let world = World::new();
     let serve = world.executable("nbd-serve", "#!/bin/sh\n");
     let holder = world.answers(0, vec![done("")]);

@@ -87,6 +87,7 @@ pub(crate) fn status(device: &str) -> Status {
         lanes: 1,
         on_backend_loss: "hold".into(),
         under_way: None,
+        recording: None,
         holder_pid: 10,
         sitter_pid: 11,
         sitter_tracer_pid: None,

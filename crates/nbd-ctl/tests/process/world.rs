@@ -155,6 +155,7 @@ impl World {
             poison_limit: 3,
             on_backend_loss: "hold".into(),
             paused: false,
+            recording: None,
             stand_in: false,
             survive_shutdown: false,
             warm_spare: false,

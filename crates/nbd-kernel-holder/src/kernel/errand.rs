@@ -9,12 +9,14 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use nix::sys::signal::Signal;
 
 use super::netlink::Netlink;
-use super::{Device, ioctl};
+use super::{Device, contents, ioctl};
 use crate::args::KernelApi;
 use crate::system::{Process, fork_child, keep_only};
 
 /// Added to the exit status when the disconnect failed and not the flush before it.
 const DISCONNECT_FAILED: u8 = 200;
+/// The exit status if something on the device needs more than is to be left of it.
+const NEEDED: u8 = 201;
 
 /// Forks. What the child inherits it lets go of, or an errand that hangs would keep the holder's
 /// sockets open after its death; and it does nothing more once the holder is dead.
@@ -66,6 +68,51 @@ pub(crate) fn disconnect_now(device: &Device, api: KernelApi) -> io::Result<Proc
     })
 }
 
+/// Tells the driver another size. With `guard` only if nobody uses the device, and nothing on it
+/// reaches beyond that size; nobody can mount it meanwhile.
+pub(crate) fn resize(
+    device: &Device,
+    api: KernelApi,
+    size: u64,
+    block_size: u32,
+    guard: bool,
+) -> io::Result<Process> {
+    start(|| {
+        let exclusive = if guard { libc::O_EXCL } else { 0 };
+        let opened = OpenOptions::new()
+            .read(true)
+            .custom_flags(exclusive | libc::O_CLOEXEC)
+            .open(device.path());
+        let file = match opened {
+            Ok(file) => file,
+            Err(error) => return status(Err(error)),
+        };
+        if guard {
+            match file.sync_all().and_then(|()| contents::end(&file, device)) {
+                Ok(end) if end > size => return NEEDED,
+                Ok(_) => {}
+                Err(error) => return status(Err(error)),
+            }
+        }
+        status(set_size(&file, device, api, size, block_size))
+    })
+}
+
+fn set_size(
+    file: &File,
+    device: &Device,
+    api: KernelApi,
+    size: u64,
+    block_size: u32,
+) -> io::Result<()> {
+    match api {
+        KernelApi::Ioctl => Ok(ioctl::set_size_blocks(file.as_fd(), size / u64::from(block_size))?),
+        KernelApi::Netlink => Netlink::open()
+            .and_then(|netlink| netlink.resize(device.index, size, &device.name()))
+            .map_err(|error| error.errno().into()),
+    }
+}
+
 fn disconnect(file: &File, device: &Device, api: KernelApi) -> bool {
     match api {
         KernelApi::Ioctl => ioctl::disconnect(file.as_fd()).is_ok(),
@@ -83,6 +130,31 @@ fn status(result: io::Result<()>) -> u8 {
         Err(error) => {
             let errno = error.raw_os_error().unwrap_or(libc::EIO);
             u8::try_from(errno).ok().filter(|&errno| errno < DISCONNECT_FAILED).unwrap_or(5)
+        }
+    }
+}
+
+/// What [`resize`] came back with.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Resized {
+    /// The driver has the new size.
+    Done,
+    /// Somebody has it open exclusively.
+    Busy,
+    /// A file system or a partition needs more than that.
+    Needed,
+    /// Something else.
+    Failed(nix::errno::Errno),
+}
+
+impl Resized {
+    /// Reads the exit status.
+    pub(crate) fn from_status(status: i32) -> Self {
+        match status {
+            0 => Self::Done,
+            libc::EBUSY => Self::Busy,
+            status if status == i32::from(NEEDED) => Self::Needed,
+            errno => Self::Failed(nix::errno::Errno::from_raw(errno)),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The kernel's side: the only module that knows `/dev/nbdN`, its ioctls, its netlink family and
 //! its attributes in /sys.
 
+mod contents;
 pub(crate) mod errand;
 mod ioctl;
 mod netlink;

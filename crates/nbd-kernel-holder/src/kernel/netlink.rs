@@ -1,4 +1,4 @@
-//! The driver's generic netlink family "nbd" (`linux/nbd-netlink.h`): connects and disconnects
+//! The driver's generic netlink family "nbd" (`linux/nbd-netlink.h`): connects, resizes and disconnects
 //! devices without a process that sits in an ioctl.
 //!
 //! neli encodes and decodes; the socket is our own, since neli's router starts threads, and its
@@ -34,6 +34,8 @@ const VERSION: u8 = 1;
 const CONNECT: u8 = 1;
 /// `NBD_CMD_DISCONNECT`.
 const DISCONNECT: u8 = 2;
+/// `NBD_CMD_RECONFIGURE`.
+const RECONFIGURE: u8 = 3;
 
 /// `NBD_ATTR_INDEX`, u32.
 const INDEX: u16 = 1;
@@ -158,6 +160,25 @@ impl Netlink {
         let attributes = [attribute(INDEX, index)?].into_iter().collect();
         let request = message(DISCONNECT, VERSION, attributes)?;
         self.exchange(self.family, request, || format!("disconnect nbd{index}")).map(drop)
+    }
+
+    /// Gives a connected device another size. Whoever asks must know the identifier. No socket is
+    /// told, or the driver would look for a dead one to put it in the place of.
+    ///
+    /// Newer kernels freeze the queue for this: they wait for all that is in flight.
+    pub(crate) fn resize(
+        &self,
+        index: u32,
+        size: u64,
+        identifier: &str,
+    ) -> Result<(), NetlinkError> {
+        let attributes = Attributes::from_iter([
+            attribute(INDEX, index)?,
+            attribute(SIZE_BYTES, size)?,
+            attribute(BACKEND_IDENTIFIER, identifier)?,
+        ]);
+        let request = message(RECONFIGURE, VERSION, attributes)?;
+        self.exchange(self.family, request, || format!("resize nbd{index}")).map(drop)
     }
 
     /// Asks for the family's number, which is another at each loading of the driver.

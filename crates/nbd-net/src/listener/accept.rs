@@ -92,7 +92,7 @@ impl Listeners {
                 let mut last = self.last_complaint.lock().unwrap_or_else(PoisonError::into_inner);
                 if last.is_none_or(|time| time.elapsed() >= REMINDER) {
                     *last = Some(Instant::now());
-                    eprintln!("nbd: cannot accept connections at the moment: {error}");
+                    tracing::warn!("cannot accept connections at the moment: {error}");
                 }
                 Ok(true)
             }

@@ -108,11 +108,14 @@ fn remove_dead(to: &Listen, path: &Path, place: &UnixAddr) -> Result<(), ListenE
     let probe = stream_socket(AddressFamily::Unix).map_err(|errno| failed(to, errno))?;
     match connect(probe.as_raw_fd(), place) {
         Err(Errno::ECONNREFUSED) => match fs::remove_file(path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_failed(error)),
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                Err(ListenError::Stale { path: path.to_owned(), source })
+            }
             _ => Ok(()),
         },
         Err(Errno::ENOENT) => Ok(()),
-        // A full backlog and a missing permission are signs of life as well.
+        Err(Errno::EACCES) => Err(ListenError::Foreign(path.to_owned())),
+        // A full backlog is a sign of life as well.
         _ => Err(ListenError::InUse(to.clone())),
     }
 }

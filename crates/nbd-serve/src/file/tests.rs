@@ -177,7 +177,7 @@ fn only_reads_writes_and_flushes_of_a_file_are_waited_for() {
     let directory = Directory::new();
     let export = file(&directory, MIB);
     assert!(export.is_local(&Command::Flush) && export.is_local(&write(4096, true)));
-    assert!(!export.is_local(&write(2 * QUICK, true)));
+    assert!(!export.is_local(&write(2 << 20, true)));
     assert!(!export.is_local(&Command::Trim { offset: 0, length: 4096, fua: false }));
 }
 

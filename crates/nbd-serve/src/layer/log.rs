@@ -43,7 +43,7 @@ impl Around for Log {
             Err(error) => error.to_string(),
         };
         let took = begun.elapsed().as_micros();
-        eprintln!("nbd-serve: {}: {end}, {took} us", describe(command));
+        tracing::info!("{}: {end}, {took} us", describe(command));
         result
     }
 }

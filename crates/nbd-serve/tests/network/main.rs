@@ -9,6 +9,7 @@
 //! | `usage` | arguments and messages |
 //! | `service` | sockets, signals, one log line for each odd client |
 //! | `libnbd` | nbdinfo and nbdcopy |
+//! | `memory` | how much of it many clients together can make the process take |
 //! | `odd` | odd requests, sent by libnbd from Python |
 //! | `qemu` | qemu-img and qemu-io |
 //! | `fio` | fio's nbd engine, which verifies what it reads |
@@ -18,6 +19,7 @@
 
 mod fio;
 mod libnbd;
+mod memory;
 mod odd;
 mod qemu;
 mod service;

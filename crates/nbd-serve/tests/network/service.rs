@@ -3,7 +3,7 @@
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::process::{Command, Stdio};
 
 use nbd_net::testing::Scratch;
@@ -174,6 +174,35 @@ fn sockets_of_a_service_manager() {
     assert_eq!(child.wait().unwrap().code(), Some(0));
     // It is the manager's.
     assert!(path.exists());
+}
+
+#[test]
+fn a_service_manager_is_told_when_clients_can_come() {
+    let scratch = Scratch::new();
+    let path = |name: &str| scratch.path().join(name).display().to_string();
+    let manager = UnixDatagram::bind(path("manager")).unwrap();
+    let listen = format!("unix:{}", path("socket"));
+    let mut child = Command::new(PROGRAM)
+        .args(["--listen", &listen, "mem:1M"])
+        // A server that is started by this one has nothing to say to its manager.
+        .arg("b=exec:sh -c 'test -z \"$NOTIFY_SOCKET\" && exec nbdkit -s memory 1M'")
+        .env("NOTIFY_SOCKET", path("manager"))
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut buffer = [0; 4096];
+    let length = manager.recv(&mut buffer).unwrap();
+    let words = String::from_utf8_lossy(&buffer[..length]);
+    assert!(words.lines().any(|line| line == "READY=1"), "{words}");
+    let status = words.lines().find_map(|line| line.strip_prefix("STATUS="));
+    let status = status.unwrap_or_else(|| panic!("{words}"));
+    assert!(status.starts_with("serving mem:1M, b=exec:"), "{status}");
+    assert!(status.ends_with(&format!(" on {listen}")), "{status}");
+    let uri = format!("nbd+unix:///b?socket={}", path("socket"));
+    assert_eq!(output("nbdinfo", &["--size", &uri]).trim(), "1048576");
+    let pid = nix::unistd::Pid::from_raw(child.id() as i32);
+    nix::sys::signal::kill(pid, Signal::SIGTERM).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(0));
 }
 
 #[test]

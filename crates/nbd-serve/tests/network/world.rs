@@ -90,6 +90,10 @@ impl Server {
         RawClient::shake_hands(self.connect(), Wishes::new(export)).unwrap()
     }
 
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     pub(crate) fn signal(&self, signal: Signal) {
         kill(Pid::from_raw(self.child.id() as i32), signal).unwrap();
     }

@@ -151,6 +151,12 @@ impl Holder {
 
     /// Gives the next backend the lane and all else, until it is ready or gives up.
     pub(crate) fn receive(&mut self) -> (Hello, Fate) {
+        let (hello, channel) = self.hear();
+        (hello, self.grant(channel))
+    }
+
+    /// Lets the next backend introduce itself.
+    pub(crate) fn hear(&mut self) -> (Hello, Channel) {
         let inherited = self.inherited.borrow_mut().take();
         let stream = inherited.unwrap_or_else(|| self.listener.accept().unwrap().0);
         let mut channel = Channel::new(stream).unwrap();
@@ -158,6 +164,11 @@ impl Holder {
             panic!("no hello");
         };
         self.export = Some(hello.export);
+        (hello, channel)
+    }
+
+    /// Gives it the lane and all else, until it is ready or gives up.
+    pub(crate) fn grant(&mut self, mut channel: Channel) -> Fate {
         let grant = Grant {
             device: "nbd0".into(),
             lanes: 1,
@@ -179,8 +190,8 @@ impl Holder {
                     self.keepsakes.push((name, kept));
                     channel.send(&FromHolder::Kept, &[]).unwrap();
                 }
-                FromBackend::Ready { replayed } => return (hello, Fate::Ready { replayed }),
-                FromBackend::Failed { reason, .. } => return (hello, Fate::Failed(reason)),
+                FromBackend::Ready { replayed } => return Fate::Ready { replayed },
+                FromBackend::Failed { reason, .. } => return Fate::Failed(reason),
                 FromBackend::Hello(_) => panic!("two hellos"),
                 FromBackend::Poisoned(poison) => panic!("given up: {poison:?}"),
             }

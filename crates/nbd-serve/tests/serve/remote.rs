@@ -242,6 +242,43 @@ fn nothing_is_sent_before_the_predecessors_connection_is_closed() {
     drop(server);
 }
 
+/// What is to replace a backend by hand is told no shape, and looks at the server while the other one
+/// still serves: that connection is for nothing else.
+#[test]
+fn a_replacement_sends_nothing_over_the_connection_by_which_it_has_looked() {
+    let directory = Directory::new();
+    let disk = new_disk(&directory);
+    let server = Nbdkit::start(directory.path("s"), &disk);
+    let path = directory.path("between");
+    let between = Between::new(&path, &server.socket);
+    let mut holder = Holder::new();
+    let backend = holder.start(&[&uri(&path)]);
+    let first = between.accept();
+    holder.receive();
+    holder.write(0, &[1; 512]);
+    let _replacement = holder.start(&[&uri(&path)]);
+    let look = between.accept();
+    holder.write(0, &[2; 512]);
+    backend.kill();
+    let (_, fate) = holder.receive();
+    assert!(matches!(fate, crate::holder::Fate::Ready { .. }), "{fate:?}");
+    holder.send(CommandType::READ, 0, 512, &[]);
+    // It is over before the request could go over it, and nobody is connected to before the server
+    // has closed what the predecessor left.
+    look.0.join().unwrap();
+    drop(look.1.join().unwrap());
+    first.0.join().unwrap();
+    assert!(between.is_left_alone());
+    drop(server);
+    first.1.join().unwrap().shutdown(Shutdown::Both).unwrap();
+    let _server = Nbdkit::start(directory.path("s"), &disk);
+    let _third = between.accept();
+    assert_eq!(holder.reply(), NbdError::SUCCESS);
+    let mut data = [0; 512];
+    holder.kernel().read_exact(&mut data).unwrap();
+    assert_eq!(data, [2; 512]);
+}
+
 #[test]
 fn a_server_that_has_changed_is_not_used() {
     let directory = Directory::new();
@@ -254,7 +291,7 @@ fn a_server_that_has_changed_is_not_used() {
     let server = set_size(1 << 20);
     holder.serve(&server.uri()).kill();
     drop(server);
-    let server = set_size(2 << 20);
+    let server = set_size(512 << 10);
     let path = directory.path("between");
     let between = Between::new(&path, &server.socket);
     let backend = holder.start_attached(&[&uri(&path)]);
@@ -269,7 +306,7 @@ fn a_server_that_has_changed_is_not_used() {
     assert_eq!(holder.reply(), NbdError::SUCCESS);
     holder.detach();
     let (_, words) = backend.end();
-    assert!(words.contains("has 2097152 bytes where the device has 1048576"), "{words}");
+    assert!(words.contains("has 524288 bytes where the device has 1048576"), "{words}");
 }
 
 #[test]

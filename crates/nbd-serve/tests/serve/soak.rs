@@ -12,11 +12,11 @@ use std::time::{Duration, Instant};
 
 use nbd_proto::{CommandFlags, CommandType, NbdError, Request, SimpleReply};
 
-use crate::holder::Holder;
+use crate::holder::{Fate, Holder, Server};
 
 mod report;
 
-use report::Report;
+use report::{Report, Stall};
 
 const BLOCK: usize = 4096;
 const BLOCKS: u64 = 256;
@@ -47,6 +47,9 @@ struct Expected {
     /// What was last written to each block; `None` after a trim, when it may read as anything.
     blocks: HashMap<u64, Option<u64>>,
     report: Report,
+    /// When the last answer came, and the longest time without any since that was last taken.
+    answered: Option<Instant>,
+    gap: Duration,
     /// The export offers flush and FUA.
     flushes: bool,
     over: bool,
@@ -65,6 +68,15 @@ impl Operation {
         match self {
             Self::Read(block) | Self::Write(block, _) | Self::Trim(block) => Some(block),
             Self::Flush => None,
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Read(_) => "read",
+            Self::Write(..) => "write",
+            Self::Trim(_) => "trim",
+            Self::Flush => "flush",
         }
     }
 
@@ -144,7 +156,9 @@ impl Kernel {
             let mut expected = self.expected();
             expected.pending.remove(&reply.cookie);
             expected.report.requests += 1;
-            expected.report.longest = expected.report.longest.max(since.elapsed());
+            let stall = Stall { time: since.elapsed(), of: operation.name() };
+            expected.report.longest = expected.report.longest.max(stall);
+            expected.note_answer();
             if good {
                 expected.settle(operation, &data);
             } else {
@@ -178,6 +192,12 @@ fn choose(numbers: &mut Numbers, expected: &Expected, cookie: u64) -> Operation 
 }
 
 impl Expected {
+    fn note_answer(&mut self) {
+        let now = Instant::now();
+        self.gap = self.gap.max(self.answered.map_or(Duration::ZERO, |before| now - before));
+        self.answered = Some(now);
+    }
+
     fn settle(&mut self, operation: Operation, data: &[u8]) {
         match operation {
             Operation::Write(block, content) => {
@@ -216,40 +236,61 @@ fn nothing_is_lost_or_answered_twice_however_often_the_server_is_killed() {
     assert!(all.requests > all.kills, "nothing was served between the kills: {all}");
 }
 
-fn soak(spec: &str, kills: u64, requests: u64, seed: u64) -> Report {
-    let mut holder = Holder::new();
-    let spec = match spec {
-        "file" => holder.file("disk"),
-        "cow" => {
-            let base = holder.file("base");
-            format!("cow:{base}+{base}.cow").replace("+file:", "+")
-        }
-        "record" => {
-            let disk = holder.file("disk");
-            format!("record:{disk}.log@log:on=off@{disk}").replace("record:file:", "record:")
-        }
-        memory => memory.to_owned(),
-    };
-    let socket = holder.kernel();
-    socket.set_read_timeout(Some(PATIENCE)).unwrap();
-    let kernel = Kernel::default();
-    kernel.expected().flushes = !spec.starts_with("mem:");
-    let mut server = holder.serve(&spec);
-    let threads = {
+/// A server under load, by somebody who checks everything.
+struct Scene {
+    holder: Holder,
+    spec: String,
+    kernel: Kernel,
+    server: Server,
+    threads: [std::thread::JoinHandle<()>; 2],
+}
+
+impl Scene {
+    fn begin(spec: &str, seed: u64) -> Self {
+        let mut holder = Holder::new();
+        let spec = match spec {
+            "file" => holder.file("disk"),
+            "cow" => {
+                let base = holder.file("base");
+                format!("cow:{base}+{base}.cow").replace("+file:", "+")
+            }
+            "record" => {
+                let disk = holder.file("disk");
+                format!("record:{disk}.log@log:on=off@{disk}").replace("record:file:", "record:")
+            }
+            memory => memory.to_owned(),
+        };
+        let socket = holder.kernel();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        let kernel = Kernel::default();
+        kernel.expected().flushes = !spec.starts_with("mem:");
+        let server = holder.serve(&spec);
         let (sender, receiver) = (kernel.clone(), kernel.clone());
         let (out, back) = (socket.try_clone().unwrap(), socket);
         let numbers = Numbers(seed);
-        [
+        let threads = [
             std::thread::spawn(move || sender.send(out, numbers)),
             std::thread::spawn(move || receiver.receive(back)),
-        ]
-    };
+        ];
+        Self { holder, spec, kernel, server, threads }
+    }
+
+    fn end(self) -> Report {
+        let report = finish(&self.kernel, &self.holder.kernel(), self.threads);
+        drop(self.server);
+        report
+    }
+}
+
+fn soak(spec: &str, kills: u64, requests: u64, seed: u64) -> Report {
+    let mut scene = Scene::begin(spec, seed);
+    let kernel = scene.kernel.clone();
     let mut numbers = Numbers(!seed);
     for killed in 1..=kills {
         // A moment to be killed in: any will do, so nothing depends on its length.
         std::thread::sleep(Duration::from_micros(numbers.next(5000)));
-        server.kill();
-        server = holder.serve(&spec);
+        scene.server.kill();
+        scene.server = scene.holder.serve(&scene.spec);
         let mut expected = kernel.expected();
         expected.report.kills = killed;
         if killed.is_multiple_of(1000) {
@@ -259,12 +300,57 @@ fn soak(spec: &str, kills: u64, requests: u64, seed: u64) -> Report {
             break;
         }
     }
-    while kernel.expected().report.requests < requests && !threads[1].is_finished() {
+    while kernel.expected().report.requests < requests && !scene.threads[1].is_finished() {
         std::thread::sleep(Duration::from_millis(5));
     }
-    let report = finish(&kernel, &holder.kernel(), threads);
-    drop(server);
-    report
+    scene.end()
+}
+
+/// What `nbd-ctl replace` does: the successor introduces itself, its predecessor is killed, and when
+/// it is dead the successor gets the lane. The stall is the longest time without an answer.
+#[test]
+fn a_replacement_at_full_depth_is_a_short_stall_and_no_error() {
+    let replaces = setting("NBD_SOAK_REPLACES", 10);
+    for spec in ["mem:1M", "file"] {
+        let mut scene = Scene::begin(spec, 1);
+        let (mut stalls, mut idle) = (Vec::new(), Vec::new());
+        for _ in 0..replaces {
+            let next = scene.holder.start_attached(&[&scene.spec]);
+            let (_, channel) = scene.holder.hear();
+            scene.watch();
+            scene.answers(100);
+            idle.push(scene.watch());
+            std::mem::replace(&mut scene.server, next).kill();
+            let fate = scene.holder.grant(channel);
+            assert!(matches!(fate, Fate::Ready { .. }), "{fate:?}");
+            scene.answers(100);
+            stalls.push(scene.watch());
+        }
+        let report = scene.end();
+        assert!(report.is_good(), "{report}");
+        eprintln!(
+            "soak: {spec}: {replaces} replacements at queue depth {DEPTH}: 0 errors; stall {}; \
+             without a replacement {}",
+            report::spread(stalls),
+            report::spread(idle)
+        );
+    }
+}
+
+impl Scene {
+    /// Waits for so many more answers.
+    fn answers(&self, count: u64) {
+        let goal = self.kernel.expected().report.requests + count;
+        while self.kernel.expected().report.requests < goal {
+            assert!(!self.threads[1].is_finished(), "{}", self.kernel.expected().report);
+            std::thread::sleep(Duration::from_micros(200));
+        }
+    }
+
+    /// The longest time without an answer since this was last asked.
+    fn watch(&self) -> Duration {
+        std::mem::take(&mut self.kernel.expected().gap)
+    }
 }
 
 /// Every request that was sent must be answered, with nobody killed any more.

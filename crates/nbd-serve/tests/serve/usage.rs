@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use nbd_control::Channel;
-use nbd_control::backend::{EXPORT_VARIABLE, FromBackend, HOLDER_FD};
+use nbd_control::backend::{EXPORT_VARIABLE, FromBackend, GROW_VARIABLE, HOLDER_FD, Hello};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 
 use crate::holder::{Directory, PROGRAM};
@@ -140,26 +140,82 @@ fn a_holder_that_started_it_hears_why_it_fails() {
 }
 
 #[test]
-fn a_file_that_has_grown_is_served_in_its_attached_size() {
+fn what_is_logged_is_chosen() {
+    let directory = Directory::new();
+    let spec = directory.file("odd");
+    let file = std::fs::OpenOptions::new().write(true).open(directory.path("odd")).unwrap();
+    file.set_len((1 << 20) + 100).unwrap();
+    let says = |options: &[&str], environment: &str| {
+        let output = Command::new(PROGRAM)
+            .args(options)
+            .args(["--print-geometry", &spec])
+            .env("NBD_LOG", environment)
+            .output()
+            .unwrap();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    let note = says(&[], "").1;
+    assert!(note.starts_with("nbd-serve: ") && note.contains("last 100 bytes"), "{note}");
+    for (options, environment, is_said) in [
+        (&[][..], "info", true),
+        (&[], "warn", false),
+        (&[], "off,nbd_serve=info", true),
+        (&["--log-level", "warn"], "info", false),
+        (&["--log-level", "info"], "off", true),
+        (&["-v"], "off", true),
+    ] {
+        let expected = if is_said { &*note } else { "" };
+        assert_eq!(says(options, environment), (Some(0), expected.into()), "{options:?}");
+    }
+    let (code, words) = says(&["--log-level", "inof"], "");
+    assert!(words.contains("`inof` is no level: write error, warn, info"), "{words}");
+    assert_eq!(code, Some(2));
+    let (code, words) = says(&[], "inof");
+    assert!(words.starts_with("nbd-serve: NBD_LOG: `inof` is no level"), "{words}");
+    assert!(words.ends_with(&note), "{words}");
+    assert_eq!(code, Some(0), "an old service must not stop working");
+}
+
+#[test]
+fn a_device_that_is_to_grow_is_asked_for_its_present_size() {
     let directory = Directory::new();
     let spec = directory.file("grown");
+    for (layers, expected) in [("", 1 << 20), ("delay:0ms@", 1 << 20), ("offset:0@", 524_288)] {
+        let hello = hello_of(&format!("{layers}{spec}"), true);
+        assert_eq!(hello.export.size, expected, "{layers}");
+    }
+    assert_eq!(hello_of(&format!("{spec},create=512K"), true).export.size, 1 << 20);
+    assert_eq!(hello_of(&format!("{spec},create=512K"), false).export.size, 524_288);
+}
+
+/// How a backend introduces itself that succeeds one with half a mebibyte.
+fn hello_of(spec: &str, grows: bool) -> Hello {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let theirs = OwnedFd::from(theirs);
     let mut channel = Channel::new(ours).unwrap();
     fcntl(&theirs, FcntlArg::F_SETFD(FdFlag::empty())).unwrap();
-    let mut child = Command::new(PROGRAM)
+    let mut command = Command::new(PROGRAM);
+    command
         .arg(spec)
         .env(HOLDER_FD, theirs.as_raw_fd().to_string())
         .env(EXPORT_VARIABLE, "524288:512:0")
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    drop(theirs);
+        .stderr(Stdio::null());
+    if grows {
+        command.env(GROW_VARIABLE, "1");
+    }
+    let mut child = command.spawn().unwrap();
+    drop((theirs, command));
     let received = channel.receive_within(Duration::from_secs(120)).unwrap();
     let FromBackend::Hello(hello) = received.message else {
         panic!("{received:?}");
     };
-    assert_eq!(hello.export.size, 524_288);
     drop(channel);
     child.wait().unwrap();
+    hello
+}
+
+#[test]
+fn a_file_that_has_grown_is_served_in_its_attached_size() {
+    let directory = Directory::new();
+    assert_eq!(hello_of(&directory.file("grown"), false).export.size, 524_288);
 }

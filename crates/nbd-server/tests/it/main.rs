@@ -7,6 +7,7 @@
 //! | `errors` | what each bad request gets |
 //! | `guilty` | clients that break the protocol, by what they do |
 //! | `limits` | how much a client may take |
+//! | `memory` | what all clients have together |
 //! | `stop` | the end of the server |
 
 #![allow(clippy::unwrap_used, reason = "all of it is tests")]
@@ -14,6 +15,7 @@
 mod errors;
 mod guilty;
 mod limits;
+mod memory;
 mod stop;
 mod transmission;
 mod world;

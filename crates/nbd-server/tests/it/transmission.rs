@@ -6,9 +6,10 @@ use std::net::Shutdown;
 use nbd_proto::CommandType as Type;
 use nbd_proto::handshake::ReplyStyle;
 use nbd_proto::{CommandFlags, NbdError, TransmissionFlags};
+use nbd_server::Limits;
 use nbd_server::testing::{Answer, Outcome};
 
-use crate::world::{SIZE, SLOW, STYLES, World};
+use crate::world::{Disk, SIZE, SLOW, STYLES, World};
 
 fn pattern(length: usize) -> Vec<u8> {
     (0..length).map(|at| (at / 512) as u8 ^ at as u8 | 1).collect()
@@ -44,6 +45,16 @@ fn each_command_in_each_style() {
         client.ask(Type::DISC, 0, 0, 0);
         client.expect_end();
     }
+}
+
+#[test]
+fn a_spinning_disk_is_told_to_clients() {
+    let is_told = |world: World| {
+        let client = world.client(ReplyStyle::Simple);
+        client.established.flags.contains(TransmissionFlags::ROTATIONAL)
+    };
+    assert!(is_told(World::with(Disk::spinning(), Limits::default())));
+    assert!(!is_told(World::new()));
 }
 
 #[test]

@@ -58,6 +58,13 @@ impl Disk {
         })
     }
 
+    /// The same on a spinning disk.
+    pub(crate) fn spinning() -> Arc<Self> {
+        let mut disk = Self::new(1);
+        Arc::get_mut(&mut disk).unwrap().geometry.capabilities.rotational = true;
+        disk
+    }
+
     /// Lets slow reads go on.
     pub(crate) fn open(&self) {
         *self.is_open.lock().unwrap() = true;

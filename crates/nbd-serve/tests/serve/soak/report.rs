@@ -15,8 +15,15 @@ pub(super) struct Report {
     /// Reads that did not find what was written last.
     pub(super) lost: u64,
     pub(super) unanswered: u64,
-    /// The longest time from a request to its answer.
-    pub(super) longest: Duration,
+    pub(super) longest: Stall,
+}
+
+/// The time from a request to its answer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Stall {
+    pub(super) time: Duration,
+    /// What was asked.
+    pub(super) of: &'static str,
 }
 
 impl Report {
@@ -43,8 +50,17 @@ impl fmt::Display for Report {
         write!(
             formatter,
             "{requests} requests, {kills} kills: {errors} errors, {doubled} double replies, \
-             {lost} lost writes, {unanswered} never answered; longest stall {} ms",
-            longest.as_millis()
+             {lost} lost writes, {unanswered} never answered; longest stall {} ms, of a {}",
+            longest.time.as_millis(),
+            longest.of
         )
     }
+}
+
+/// Median, 99th percentile and the longest, in words.
+pub(super) fn spread(mut times: Vec<Duration>) -> String {
+    times.sort_unstable();
+    let at =
+        |part: usize| times[(times.len() * part / 100).min(times.len() - 1)].as_secs_f64() * 1e3;
+    format!("median {:.1} ms, p99 {:.1} ms, worst {:.1} ms", at(50), at(99), at(100))
 }

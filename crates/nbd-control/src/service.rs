@@ -3,16 +3,15 @@
 use sd_notify::NotifyState;
 
 /// The variable that names the manager's socket; not for those whom we start.
-pub(crate) const SOCKET: &str = "NOTIFY_SOCKET";
+pub const SOCKET: &str = "NOTIFY_SOCKET";
 
-/// The device can be used.
-pub(crate) fn ready(path: &str) {
-    let status = format!("holds {path}");
+/// What this process is there for can be used. The status is for people.
+pub fn ready(status: &str) {
     // Whoever listens will miss it; there is nobody to tell that it could not be told.
-    let _ = sd_notify::notify(false, &[NotifyState::Ready, NotifyState::Status(&status)]);
+    let _ = sd_notify::notify(false, &[NotifyState::Ready, NotifyState::Status(status)]);
 }
 
 /// It is being taken away.
-pub(crate) fn stopping() {
+pub fn stopping() {
     let _ = sd_notify::notify(false, &[NotifyState::Stopping]);
 }

@@ -10,22 +10,26 @@ const UNITS: [(char, u32); 6] = [('K', 10), ('M', 20), ('G', 30), ('T', 40), ('P
 
 /// Why a text is not a size.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
-pub(crate) enum SizeError {
+pub enum SizeError {
+    /// There is none.
     #[error("the size is missing: write a number like 4096, 512K, 10M or 1G")]
     Missing,
+    /// Something else.
     #[error(
         "`{0}` is not a size: write a whole number of bytes, or one with K, M, G or T (powers of \
          1024), like 10M"
     )]
     Malformed(String),
+    /// Too many bytes.
     #[error("`{0}` is more than a device can have (8E)")]
     TooLarge(String),
+    /// No bytes.
     #[error("a size of 0 makes no device")]
     Zero,
 }
 
 /// Reads a size. `10M`, `10m`, `10MiB` are the same; `10MB` is refused, because it is less.
-pub(crate) fn parse(text: &str) -> Result<u64, SizeError> {
+pub fn parse(text: &str) -> Result<u64, SizeError> {
     if text.is_empty() {
         return Err(SizeError::Missing);
     }
@@ -60,7 +64,7 @@ fn shift_of(unit: &str) -> Option<u32> {
 
 /// A size in the largest unit that leaves a whole number; [`parse`] reads it back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Size(pub(crate) u64);
+pub struct Size(pub u64);
 
 impl fmt::Display for Size {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

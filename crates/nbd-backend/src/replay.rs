@@ -1,0 +1,41 @@
+//! A recording in place of a holder: a thread of this process plays the holder and the kernel, so
+//! that a debugger has one process before it, and the backend's own terminal.
+
+use std::fs::File;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::thread::{self, JoinHandle};
+
+use nbd_record::{Options, Recording, RecordingError, run};
+
+use crate::join::JoinError;
+
+/// A recording that is being played.
+#[derive(Debug)]
+pub(crate) struct Replay(JoinHandle<String>);
+
+impl Replay {
+    /// Starts to play; the stream leads to what plays the holder.
+    pub(crate) fn begin(path: &Path, one_by_one: bool) -> Result<(UnixStream, Self), JoinError> {
+        let failed = |source: RecordingError| JoinError::Recording { path: path.into(), source };
+        let file = File::open(path).map_err(|error| failed(error.into()))?;
+        let recording = Recording::read(file).map_err(failed)?;
+        let (backend, holder) = UnixStream::pair().map_err(|error| failed(error.into()))?;
+        let options = Options { one_by_one, ..Options::default() };
+        let player = thread::Builder::new().name("replay".into()).spawn(move || {
+            match run::serve(holder, &recording, &options) {
+                Ok(report) => report.tell(&recording),
+                Err(error) => crate::chain(&error),
+            }
+        });
+        let player = player.map_err(|error| failed(error.into()))?;
+        Ok((backend, Self(player)))
+    }
+
+    /// Says how it went, once all has been answered.
+    pub(crate) fn end(self) {
+        if let Ok(words) = self.0.join() {
+            tracing::info!("{words}");
+        }
+    }
+}

@@ -1,0 +1,60 @@
+//! Memory of the whole process, with clients that ask for much and read nothing.
+
+use std::fs;
+use std::io::Read;
+use std::time::{Duration, Instant};
+
+use nbd_proto::CommandType as Type;
+
+use crate::world::Server;
+
+/// Only a hang takes as long.
+const PATIENCE: Duration = Duration::from_secs(120);
+const CLIENTS: usize = 8;
+const REQUESTS: u64 = 4;
+const LENGTH: usize = 16 << 20;
+
+/// The most that the process has had, in MiB.
+fn peak(server: &Server) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    line.split_ascii_whitespace().next().unwrap().parse::<u64>().unwrap() >> 10
+}
+
+/// Reads of half a GiB altogether, to which nobody listens before the server has taken `least` MiB;
+/// and what it has needed at most.
+fn greedy_reads(option: &str, least: u64) -> u64 {
+    let server = Server::new(&[option, "pattern:1G"]);
+    let mut clients: Vec<_> = (0..CLIENTS).map(|_| server.client("")).collect();
+    for client in &mut clients {
+        for cookie in 0..REQUESTS {
+            client.ask(Type::READ, cookie, cookie * LENGTH as u64, LENGTH as u64);
+        }
+        client.stream.set_read_timeout(None).unwrap();
+    }
+    let began = Instant::now();
+    while peak(&server) < least {
+        assert!(began.elapsed() < PATIENCE, "only {} MiB", peak(&server));
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    std::thread::scope(|scope| {
+        for client in &mut clients {
+            scope.spawn(|| {
+                let mut rest = vec![0; REQUESTS as usize * (LENGTH + 16)];
+                client.stream.read_exact(&mut rest).unwrap();
+            });
+        }
+    });
+    let peak = peak(&server);
+    assert_eq!(server.stop(), [""; 0]);
+    peak
+}
+
+#[test]
+fn greedy_clients_do_not_exceed_what_there_is_for_all() {
+    let much = greedy_reads("--max-memory=2G", 300);
+    let little = greedy_reads("--max-memory=32M", 32);
+    eprintln!("{little} MiB with a limit of 32, {much} without");
+    // A reply may lie in a worker and in its connection's buffer for a moment.
+    assert!(little < 200, "{little} MiB");
+}

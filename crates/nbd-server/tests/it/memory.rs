@@ -1,0 +1,143 @@
+//! The memory that all clients have together.
+
+use std::io::{ErrorKind, Read, Write};
+use std::time::Duration;
+
+use nbd_proto::CommandType as Type;
+use nbd_proto::handshake::ReplyStyle;
+use nbd_server::Limits;
+use nbd_server::testing::{Outcome, RawClient};
+
+use crate::world::{Disk, SIZE, World};
+
+/// Long enough for no client of the server's to have it in its own buffers.
+const LARGE: usize = 900_000;
+/// Where the server hands reads on to a worker.
+const ASIDE: u64 = 1;
+const MOMENT: Duration = Duration::from_millis(50);
+
+/// There is memory for one large request.
+fn world(stall: Duration) -> World {
+    World::with(Disk::new(1), Limits { memory: 1 << 20, stall, ..Limits::default() })
+}
+
+fn never() -> Duration {
+    Duration::from_secs(1000)
+}
+
+fn reads_and_writes(client: &mut RawClient, number: u8) {
+    for _ in 0..10 {
+        client.write(1, 0, &[number; LARGE]);
+        assert_eq!(client.answer(0).outcome, Outcome::Done);
+        // Three at once are more than there is memory for.
+        for cookie in 0..3 {
+            client.ask(Type::READ, cookie, ASIDE, LARGE as u64);
+        }
+        for _ in 0..3 {
+            assert!(matches!(client.answer(LARGE).outcome, Outcome::Data(..)));
+        }
+    }
+}
+
+#[test]
+fn greedy_clients_wait_for_each_other_and_none_starves() {
+    let world = world(never());
+    std::thread::scope(|scope| {
+        let greedy: Vec<_> = (1..=8)
+            .map(|number| {
+                let style =
+                    if number % 2 == 0 { ReplyStyle::Simple } else { ReplyStyle::Structured };
+                let mut client = world.client(style);
+                scope.spawn(move || reads_and_writes(&mut client, number))
+            })
+            .collect();
+        // Small requests go on meanwhile.
+        let mut modest = world.client(ReplyStyle::Simple);
+        let mut rounds = 0;
+        while rounds < 100 || greedy.iter().any(|thread| !thread.is_finished()) {
+            modest.write(1, SIZE - 512, &[7; 512]);
+            assert_eq!(modest.answer(0).outcome, Outcome::Done);
+            assert_eq!(modest.call(Type::READ, SIZE - 512, 512), Outcome::Data(0, vec![7; 512]));
+            rounds += 1;
+        }
+    });
+}
+
+#[test]
+fn requests_longer_than_all_memory_are_served_one_at_a_time() {
+    let limits = Limits { memory: 4096, stall: never(), ..Limits::default() };
+    let world = World::with(Disk::new(1), limits);
+    std::thread::scope(|scope| {
+        for number in 1..=3 {
+            let mut client = world.client(ReplyStyle::Simple);
+            scope.spawn(move || reads_and_writes(&mut client, number));
+        }
+    });
+}
+
+/// The header of a large write, and half of its data.
+fn half_a_write(client: &mut RawClient) {
+    let head = client.request(Type::WRITE, nbd_proto::CommandFlags::NONE, 1, 0, LARGE as u64);
+    client.send(&[head, vec![1; LARGE / 2]].concat());
+}
+
+fn has_ended(client: &mut RawClient) -> bool {
+    client.stream.set_nonblocking(true).unwrap();
+    let read = client.stream.read(&mut [0]);
+    client.stream.set_nonblocking(false).unwrap();
+    !matches!(read, Err(error) if error.kind() == ErrorKind::WouldBlock)
+}
+
+fn large_write(world: &World) {
+    let mut client = world.client(ReplyStyle::Simple);
+    client.write(2, 0, &[2; LARGE]);
+    assert_eq!(client.answer(0).outcome, Outcome::Done);
+}
+
+#[test]
+fn client_takes_memory_from_others_with_half_a_request() {
+    let world = world(MOMENT);
+    let mut idle = world.client(ReplyStyle::Simple);
+    half_a_write(&mut idle);
+    // Nobody minds as long as nobody waits.
+    std::thread::sleep(4 * MOMENT);
+    idle.send(&vec![1; LARGE - LARGE / 2]);
+    assert_eq!(idle.answer(0).outcome, Outcome::Done);
+    half_a_write(&mut idle);
+    // The first of these may still be ahead of it.
+    while !has_ended(&mut idle) {
+        large_write(&world);
+    }
+    assert_eq!(world.disk.content()[..LARGE], [2; LARGE]);
+}
+
+#[test]
+fn client_takes_memory_from_others_with_replies_that_it_does_not_read() {
+    let world = world(MOMENT);
+    let mut lazy = world.client(ReplyStyle::Simple);
+    // More than the sockets have room for.
+    for cookie in 0..32 {
+        lazy.ask(Type::READ, cookie, ASIDE, LARGE as u64);
+    }
+    // Something has come, so its replies are under way.
+    lazy.stream.read_exact(&mut [0]).unwrap();
+    large_write(&world);
+    let rest = lazy.rest();
+    assert!(rest.len() < 32 * LARGE, "{}", rest.len());
+}
+
+#[test]
+fn a_client_that_leaves_gives_back_what_it_had() {
+    let world = world(never());
+    for _ in 0..5 {
+        let mut half = world.client(ReplyStyle::Simple);
+        half_a_write(&mut half);
+        let mut lazy = world.client(ReplyStyle::Simple);
+        for cookie in 0..8 {
+            lazy.ask(Type::READ, cookie, ASIDE, LARGE as u64);
+        }
+        lazy.stream.flush().unwrap();
+        drop((half, lazy));
+        large_write(&world);
+    }
+}
