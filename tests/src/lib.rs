@@ -12,6 +12,7 @@
 //! | [`killer`] | SIGKILL for backends at random moments |
 //! | [`stall`] | how long a device answers nothing |
 //! | [`gdb`] | a debugger, and that its prompt comes back |
+//! | [`screen`] | a terminal with a program in it, keys sent and the screen read back |
 //! | [`kernel_log`] | what the driver had to say meanwhile |
 //! | [`disk`], [`mount`], [`tree`] | bytes on a device, file systems and something to put on them |
 //! | [`nbdkit`] | a server that somebody else runs |
@@ -29,6 +30,7 @@ pub mod mount;
 pub mod nbdkit;
 pub mod process;
 pub mod random;
+pub mod screen;
 pub mod stall;
 pub mod temp;
 pub mod tree;

@@ -8,6 +8,7 @@
 //! | [`backend`] | between a backend and its holder |
 //! | [`control`] | between nbd-ctl and a holder |
 //! | [`status`] | what a holder tells about its device |
+//! | [`latency`] | how long requests took, as part of that |
 //! | [`policy`] | what becomes of requests that no backend answers |
 //! | [`trace`] | requests that were executed |
 //! | [`registry`] | the runtime directory |
@@ -18,6 +19,7 @@
 pub mod backend;
 pub mod channel;
 pub mod control;
+pub mod latency;
 pub mod policy;
 pub mod process;
 pub mod registry;
