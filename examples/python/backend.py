@@ -295,7 +295,7 @@ class File:
 def serve(holder, file, ledger, sockets, shape):
     stride = PAGE + (SLOTS + RECORDS) * 64 + shape[0] + shape[1]
     memory = memoryview(mmap.mmap(ledger, PAGE + len(sockets) * stride))
-    if struct.unpack_from("=QIIQQI", memory) != (0x4E42444C45444731, 2, len(sockets), *shape):
+    if struct.unpack_from("=QIIQQI", memory) != (0x4E42444C45444731, 3, len(sockets), *shape):
         raise Damaged("its header is not what the holder said")
     lanes = {fd: Lane(fd, memory, PAGE + n * stride, *shape, file) for n, fd in enumerate(sockets)}
     pending = {fd: lane.recover() for fd, lane in lanes.items()}
@@ -318,7 +318,7 @@ def serve(holder, file, ledger, sockets, shape):
 def main(path):
     file, holder = File(os.path.abspath(path)), Holder()
     export = struct.pack("<QIH", file.size, 512, FLAGS)
-    holder.send(0, struct.pack("<I", 2) + string(f"file:{file.path}") + export + b"\0")
+    holder.send(0, struct.pack("<I", 3) + string(f"file:{file.path}") + export + b"\0")
     grant, (ledger, *descriptors) = holder.receive(0)
     _device, at = string_at(grant, 4)
     lanes, *shape, left = struct.unpack_from("<IQQIQ", grant, at)

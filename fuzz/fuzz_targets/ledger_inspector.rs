@@ -20,6 +20,6 @@ fuzz_target!(|bytes: &[u8]| {
     assert!(inspector.in_flight(0).len() <= SLOTS as usize);
     let unread = inspector.unread(0, bytes).len();
     assert!(unread * Request::LEN <= LAYOUT.ring as usize + bytes.len());
-    let _ = (inspector.totals(0), inspector.last_received_at(0));
+    let _ = (inspector.totals(0), inspector.latencies(0), inspector.last_received_at(0));
     assert!(inspector.recorded(0, 0, usize::MAX).0.len() <= RECORDS as usize);
 });

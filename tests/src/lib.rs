@@ -12,6 +12,7 @@
 //! | [`killer`] | SIGKILL for backends at random moments |
 //! | [`stall`] | how long a device answers nothing |
 //! | [`gdb`] | a debugger, and that its prompt comes back |
+//! | [`screen`] | a terminal with a program in it, keys sent and the screen read back |
 //! | [`kernel_log`] | what the driver had to say meanwhile |
 //! | [`disk`], [`mount`], [`tree`] | bytes on a device, file systems and something to put on them |
 //! | [`page`], [`session`] | commands of the documentation, and a shell that types them |
@@ -31,6 +32,7 @@ pub mod nbdkit;
 pub mod page;
 pub mod process;
 pub mod random;
+pub mod screen;
 pub mod session;
 pub mod stall;
 pub mod temp;

@@ -52,6 +52,22 @@ fn counters_are_those_of_a_known_run(api: Api) {
         grown(&format!("nbd_requests_total{{device=\"{name}\",command=\"{command}\"}}"))
     };
     assert_eq!((requests("write"), requests("read")), (256.0, 256.0));
+    // Each of them took some time, and is in one bucket of the histograms.
+    for command in ["read", "write", "flush"] {
+        let name = "nbd_request_duration_seconds";
+        let labels = format!("device=\"{name_of}\",command=\"{command}\"", name_of = device.name());
+        let bucket = |le: &str| grown(&format!("{name}_bucket{{{labels},le=\"{le}\"}}"));
+        assert_eq!(grown(&format!("{name}_count{{{labels}}}")), requests(command), "{command}");
+        assert_eq!(bucket("+Inf"), requests(command), "{command}");
+        assert!(bucket("0.000004096") <= bucket("34.359738368"), "{command}");
+        let sum = grown(&format!("{name}_sum{{{labels}}}"));
+        assert!(sum > 0.0 || requests(command) == 0.0, "{command}");
+    }
+    let status = device.status();
+    let told: Vec<_> = status.latencies.iter().map(|kind| kind.count).collect();
+    let totals = status.totals;
+    assert_eq!(told, [totals.reads, totals.writes, totals.trims + totals.others, totals.flushes]);
+    assert!(ctl(["status", &name]).succeeds().stdout.contains("read: half "));
     for bytes in ["nbd_read_bytes_total", "nbd_written_bytes_total"] {
         assert_eq!(grown(&format!("{bytes}{{device=\"{name}\"}}")), f64::from(1 << 20), "{bytes}");
     }
@@ -61,7 +77,9 @@ fn counters_are_those_of_a_known_run(api: Api) {
     let files = TempDir::new();
     let socket = files.path().join("metrics");
     let server = start_ctl(["metrics", "--listen", &format!("unix:{}", socket.display())]);
-    let mut stream = wait_for("the socket", LONG, || UnixStream::connect(&socket).ok());
+    // Somebody who asks nothing is in nobody's way.
+    let _stuck = wait_for("the socket", LONG, || UnixStream::connect(&socket).ok());
+    let mut stream = UnixStream::connect(&socket).expect("the socket");
     stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n").expect("to ask");
     let mut answer = String::new();
     stream.read_to_string(&mut answer).expect("an answer");

@@ -9,6 +9,7 @@
 //! | [`control`] | between nbd-ctl and a holder |
 //! | [`handover`] | from a holder to the program that it becomes |
 //! | [`status`] | what a holder tells about its device |
+//! | [`latency`] | how long requests took, as part of that |
 //! | [`policy`] | what becomes of requests that no backend answers |
 //! | [`trace`] | requests that were executed |
 //! | [`registry`] | the runtime directory |
@@ -21,6 +22,7 @@ pub mod backend;
 pub mod channel;
 pub mod control;
 pub mod handover;
+pub mod latency;
 pub mod policy;
 pub mod process;
 pub mod registry;

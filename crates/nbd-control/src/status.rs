@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::backend::ExportInfo;
+use crate::latency::LatencyStatus;
 
 /// A device and everything around it. Times are milliseconds.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -37,6 +38,8 @@ pub struct Status {
     pub in_flight: Vec<RequestStatus>,
     /// Answered requests since attach.
     pub totals: TotalsStatus,
+    /// How long they took: reads, writes, all others, flushes. Zero if its backends do not count it.
+    pub latencies: Vec<LatencyStatus>,
     /// How the last backend was lost and how fast the next one was there.
     pub last_recovery: Option<RecoveryStatus>,
     /// The latest requests that were answered with EIO because they crashed their backends.

@@ -8,7 +8,8 @@ use clap::ValueEnum;
 use nbd_control::control::Request;
 
 use crate::cli::{
-    AttachArguments, Command, DetachArguments, Limit, RecordArguments, TraceArguments, Until,
+    AttachArguments, Command, DetachArguments, Limit, RecordArguments, TopArguments,
+    TraceArguments, Until,
 };
 use crate::config::{Config, default_file, is_name};
 use crate::debug::Debug;
@@ -36,6 +37,11 @@ pub(crate) enum Action {
     },
     Metrics {
         listen: Option<Address>,
+    },
+    Top {
+        /// Empty for all.
+        devices: Vec<Device>,
+        wanted: TopArguments,
     },
     Detach(Detach),
     Status {
@@ -134,6 +140,10 @@ impl Action {
                 let wrong = |text| Error::Usage(format!("--listen: {text}"));
                 let listen = listen.map(|text| address(&text).map_err(wrong)).transpose()?;
                 Self::Metrics { listen }
+            }
+            Command::Top(wanted) => {
+                let devices = wanted.device.iter().map(|name| name.parse());
+                Self::Top { devices: devices.collect::<Result<_, _>>()?, wanted }
             }
             Command::CheckConfig { file } => {
                 Self::CheckConfig { file: file.unwrap_or_else(default_file) }

@@ -82,7 +82,7 @@ Example:
     },
     /// Print what the holders have counted, as OpenMetrics text
     #[command(after_help = "\
-With --listen it answers GET /metrics by HTTP until Ctrl-C, one client after the other.
+With --listen it answers GET /metrics by HTTP until Ctrl-C, up to 16 clients at the same time.
 
 Example:
   nbd-ctl metrics
@@ -93,6 +93,20 @@ Example:
         #[arg(long, value_name = "ADDRESS")]
         listen: Option<String>,
     },
+    /// Watch devices: requests, bandwidth, latency, who serves them
+    #[command(after_help = "\
+Keys are explained by ?, and q leaves. Needs a terminal of 50 columns and 10 lines or more; colours
+are left out if NO_COLOR is set. Latency is the time from when a backend took a request to the end
+of its execution; a percentile is an upper bound, a quarter too high at most.
+With --once it watches for one interval, prints that, and needs no terminal. A device whose holder
+does not answer has a line that says so, and makes the exit status of --once 5.
+
+Example:
+  nbd-ctl top
+  nbd-ctl top nbd0 nbd1 --interval 5
+  nbd-ctl top --once
+  nbd-ctl top --once --json | jq '.[] | {device, p99: .latency.p99_ms}'")]
+    Top(TopArguments),
     /// Check the file with the devices of this machine
     #[command(after_help = "\
 Tells the first mistake with line and key, and otherwise the devices that the file has.
@@ -377,6 +391,22 @@ Example:
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct TopArguments {
+    /// nbd0, /dev/nbd0 or 0 [default: all devices, also those that come later].
+    #[arg(value_name = "DEVICE")]
+    pub(crate) device: Vec<String>,
+    /// Seconds between two looks at the devices.
+    #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = interval)]
+    pub(crate) interval: Duration,
+    /// Print one interval as text.
+    #[arg(long)]
+    pub(crate) once: bool,
+    /// Print it as a JSON array.
+    #[arg(long, requires = "once")]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
 #[command(group = one_of("what", ["spec", "program", "external", "all"]))]
 pub(crate) struct AttachArguments {
     /// What nbd-serve shall serve, like file:/srv/disk.img, mem:1G or nbd://storage.example/disk
@@ -654,6 +684,12 @@ fn seconds(text: &str) -> Result<Duration, String> {
 
 fn size(text: &str) -> Result<u64, String> {
     nbd_control::size::parse(text).map_err(|error| error.to_string())
+}
+
+fn interval(text: &str) -> Result<Duration, String> {
+    let number: Option<f64> = text.parse().ok();
+    let seconds = number.filter(|number| (0.1..=3600.0).contains(number));
+    seconds.map(Duration::from_secs_f64).ok_or_else(|| "must be 0.1 to 3600 seconds".into())
 }
 
 fn milliseconds(text: &str) -> Result<f64, String> {

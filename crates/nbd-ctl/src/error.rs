@@ -162,6 +162,8 @@ pub(crate) enum Error {
         #[source]
         source: io::Error,
     },
+    #[error("cannot draw on this terminal")]
+    Terminal(#[source] io::Error),
     #[error("cannot wait for signals")]
     Signals(#[source] io::Error),
     #[error("cannot write to standard output")]

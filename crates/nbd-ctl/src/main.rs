@@ -17,6 +17,7 @@
 //! | [`set`] | settings of a backend |
 //! | [`record`], [`replay`] | requests with their data, and the same requests again |
 //! | [`doctor`], [`metrics`] | the machine, and numbers for monitoring |
+//! | [`top`] | devices as they are at work, on a terminal |
 //! | [`debug`], [`footing`] | gdb on a backend, and what it must not stand on |
 //! | [`render`], [`table`] | values to text |
 //! | [`error`] | every way to fail, and its exit status |
@@ -45,11 +46,13 @@ mod replay;
 mod set;
 mod spawn;
 mod table;
+mod top;
 mod trace;
 mod wait;
 mod why;
 
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use crate::action::Action;
 use crate::context::{Context, say};
@@ -72,7 +75,7 @@ fn run() -> Result<(), Error> {
     let Some(arguments) = parse::parse()? else {
         return Ok(());
     };
-    let context = Context::new(arguments.runtime_dir)?;
+    let context = Arc::new(Context::new(arguments.runtime_dir)?);
     Device::known_by_names_in(&context.registry);
     match Action::check(arguments.command)? {
         Action::Attach(wanted) => attach::attach(&context, &wanted),
@@ -80,6 +83,7 @@ fn run() -> Result<(), Error> {
         Action::Doctor { json, fix } => doctor::doctor(&context, json, fix),
         Action::Metrics { listen: None } => metrics::metrics(&context),
         Action::Metrics { listen: Some(address) } => metrics::serve(&context, &address),
+        Action::Top { devices, wanted } => top::top(&context, devices, &wanted),
         Action::CheckConfig { file } => attach::check_config(&file),
         Action::Detach(wanted) => change::detach(&context, &wanted),
         Action::Status { device, json } => inspect::status(&context, device, json),

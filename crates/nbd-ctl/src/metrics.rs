@@ -3,12 +3,14 @@
 use std::fmt::Write as _;
 use std::fs;
 use std::io::{self, Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpListener};
-use std::os::fd::AsFd;
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use nbd_control::status::{BackendState, Status};
 
@@ -21,13 +23,20 @@ const MEDIA_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=u
 const CLIENT_LIMIT: Duration = Duration::from_secs(5);
 /// No more than this is read of what a client asks.
 const LONGEST_REQUEST: usize = 8192;
-const STATES: [BackendState; 7] = [
+/// Clients that are answered at the same time. A scraper that hangs must not be in another's way,
+/// and many that do must not pile up.
+const MOST_CLIENTS: usize = 16;
+/// Bounds of the histograms: powers of two from 4 µs to 34 s, which are bounds of the holder's too.
+const BOUNDS: std::ops::RangeInclusive<u32> = 12..=35;
+const STATES: [BackendState; 9] = [
     BackendState::Starting,
     BackendState::Running,
     BackendState::Stopped,
     BackendState::Restarting,
     BackendState::Waiting,
     BackendState::Down,
+    BackendState::Paused,
+    BackendState::Failing,
     BackendState::Failed,
 ];
 
@@ -62,34 +71,62 @@ pub(crate) fn metrics(context: &Context) -> Result<(), Error> {
 }
 
 /// Answers everyone who asks by HTTP, until Ctrl-C.
-pub(crate) fn serve(context: &Context, address: &Address) -> Result<(), Error> {
+pub(crate) fn serve(context: &Arc<Context>, address: &Address) -> Result<(), Error> {
     let failed = |source| Error::Listen { address: address.to_string(), source };
     match address {
         Address::Loopback(at) => {
             let listener = TcpListener::bind(at).map_err(failed)?;
             say(&format!("listening on {}", listener.local_addr().map_err(failed)?));
-            while context.wait_for_input(listener.as_fd()) {
-                if let Ok((stream, _)) = listener.accept() {
-                    let _ = stream.set_read_timeout(Some(CLIENT_LIMIT));
-                    let _ = stream.set_write_timeout(Some(CLIENT_LIMIT));
-                    answer(context, stream)?;
-                }
-            }
+            accept(context, listener.as_fd(), || Ok(Box::new(listener.accept()?.0)));
         }
         Address::Unix(path) => {
             let listener = bind(path).map_err(failed)?;
             say(&format!("listening on {}", path.display()));
-            while context.wait_for_input(listener.as_fd()) {
-                if let Ok((stream, _)) = listener.accept() {
-                    let _ = stream.set_read_timeout(Some(CLIENT_LIMIT));
-                    let _ = stream.set_write_timeout(Some(CLIENT_LIMIT));
-                    answer(context, stream)?;
-                }
-            }
+            accept(context, listener.as_fd(), || Ok(Box::new(listener.accept()?.0)));
             let _ = fs::remove_file(path);
         }
     }
     Ok(())
+}
+
+/// Someone who asks, over whatever socket.
+trait Client: Read + Write + Send {
+    /// How long the next calls may take.
+    fn limit(&self, time: Duration) -> io::Result<()>;
+}
+
+impl Client for TcpStream {
+    fn limit(&self, time: Duration) -> io::Result<()> {
+        self.set_read_timeout(Some(time)).and_then(|()| self.set_write_timeout(Some(time)))
+    }
+}
+
+impl Client for UnixStream {
+    fn limit(&self, time: Duration) -> io::Result<()> {
+        self.set_read_timeout(Some(time)).and_then(|()| self.set_write_timeout(Some(time)))
+    }
+}
+
+/// Each client has a thread, which ends within a bound; Ctrl-C waits for none of them.
+fn accept(
+    context: &Arc<Context>,
+    listener: BorrowedFd<'_>,
+    next: impl Fn() -> io::Result<Box<dyn Client>>,
+) {
+    let clients = Arc::new(());
+    while context.wait_for_input(listener) {
+        // Those that are too many see their connection closed, and come again.
+        if let Ok(client) = next()
+            && Arc::strong_count(&clients) <= MOST_CLIENTS
+        {
+            let (context, counted) = (Arc::clone(context), Arc::clone(&clients));
+            // Without memory for a thread it is the same.
+            let _ = thread::Builder::new().spawn(move || {
+                answer(&context, client);
+                drop(counted);
+            });
+        }
+    }
 }
 
 /// A socket that a killed predecessor left is in nobody's way.
@@ -101,31 +138,49 @@ fn bind(path: &Path) -> io::Result<UnixListener> {
     UnixListener::bind(path)
 }
 
-/// One that misbehaves is no reason to stop; that the registry cannot be read is.
-fn answer(context: &Context, mut stream: impl Read + Write) -> Result<(), Error> {
-    let Some(request) = read_head(&mut stream) else {
-        return Ok(());
+fn answer(context: &Context, mut client: Box<dyn Client>) {
+    let Some(request) = read_head(&mut *client, Instant::now() + CLIENT_LIMIT) else {
+        return;
     };
     let (status, body) = match request.split_ascii_whitespace().take(2).collect::<Vec<_>>()[..] {
-        ["GET", "/metrics" | "/"] => ("200 OK", collect(context)?.0),
+        ["GET", "/metrics" | "/"] => match collect(context) {
+            Ok((text, _)) => ("200 OK", text),
+            // The registry cannot be read, or Ctrl-C came.
+            Err(error) => {
+                let text = error.chain().unwrap_or_default();
+                ("500 Internal Server Error", format!("{text}\n"))
+            }
+        },
         ["GET", _] => ("404 Not Found", "try /metrics\n".into()),
         _ => ("405 Method Not Allowed", "only GET is understood\n".into()),
     };
     let length = body.len();
-    let _ = write!(
-        stream,
+    let head = format!(
         "HTTP/1.1 {status}\r\nContent-Type: {MEDIA_TYPE}\r\nContent-Length: {length}\r\n\
-         Connection: close\r\n\r\n{body}"
+         Connection: close\r\n\r\n"
     );
-    let _ = stream.flush();
-    Ok(())
+    let deadline = Instant::now() + CLIENT_LIMIT;
+    let mut rest = [head.as_bytes(), body.as_bytes()].concat();
+    while !rest.is_empty() && limit_to(&*client, deadline).is_some() {
+        match client.write(&rest) {
+            Ok(count) if count > 0 => drop(rest.drain(..count)),
+            _ => return,
+        }
+    }
 }
 
-fn read_head(stream: &mut impl Read) -> Option<String> {
+/// None if the time is over.
+fn limit_to(client: &dyn Client, deadline: Instant) -> Option<()> {
+    let left = deadline.checked_duration_since(Instant::now())?;
+    client.limit(left.max(Duration::from_millis(1))).ok()
+}
+
+fn read_head(client: &mut dyn Client, deadline: Instant) -> Option<String> {
     let mut head = Vec::new();
     let mut buffer = [0; 1024];
     while !head.windows(4).any(|end| end == b"\r\n\r\n") {
-        let count = stream.read(&mut buffer).ok().filter(|&count| count > 0)?;
+        limit_to(client, deadline)?;
+        let count = client.read(&mut buffer).ok().filter(|&count| count > 0)?;
         head.extend_from_slice(&buffer[..count]);
         if head.len() > LONGEST_REQUEST {
             return None;
@@ -159,6 +214,10 @@ impl<'a> Family<'a> {
     }
 
     fn sample(&mut self, labels: &[(&str, &str)], value: impl std::fmt::Display) {
+        self.part(self.suffix, labels, value);
+    }
+
+    fn part(&mut self, suffix: &str, labels: &[(&str, &str)], value: impl std::fmt::Display) {
         let labels: Vec<String> = labels
             .iter()
             .map(|(name, value)| {
@@ -167,7 +226,7 @@ impl<'a> Family<'a> {
             })
             .collect();
         let labels = labels.join(",");
-        let _ = writeln!(self.out, "{}{}{{{labels}}} {value}", self.name, self.suffix);
+        let _ = writeln!(self.out, "{}{suffix}{{{labels}}} {value}", self.name);
     }
 }
 
@@ -197,6 +256,7 @@ fn render(found: &[Listed]) -> String {
     }
     gauges(text, &attached);
     counters(text, &attached);
+    latencies(text, &attached);
     states(text, &attached);
     out.push_str("# EOF\n");
     out
@@ -254,6 +314,25 @@ fn counters(text: &mut String, attached: &[&Status]) {
     }
 }
 
+fn latencies(text: &mut String, attached: &[&Status]) {
+    let help = "From when a backend took a request to the end of its execution.";
+    let mut family = Family::new(text, "nbd_request_duration_seconds", "histogram", help);
+    for status in attached {
+        for kind in &status.latencies {
+            let labels = [("device", status.device.as_str()), ("command", &kind.command)];
+            for power in BOUNDS {
+                let nanoseconds = 1u64 << power;
+                let le = (nanoseconds as f64 / 1e9).to_string();
+                let labels = [&labels[..], &[("le", &*le)]].concat();
+                family.part("_bucket", &labels, kind.below(nanoseconds));
+            }
+            family.part("_bucket", &[&labels[..], &[("le", "+Inf")]].concat(), kind.count);
+            family.part("_count", &labels, kind.count);
+            family.part("_sum", &labels, kind.sum_ms / 1000.0);
+        }
+    }
+}
+
 fn states(text: &mut String, attached: &[&Status]) {
     let mut family =
         Family::new(text, "nbd_backend_state", "stateset", "What the backend is doing.");
@@ -277,6 +356,8 @@ impl std::fmt::Display for Address {
 
 #[cfg(test)]
 mod tests {
+    use nbd_control::latency::{Bucket, LatencyStatus};
+
     use super::*;
 
     #[test]
@@ -295,6 +376,30 @@ mod tests {
         assert!(text.starts_with("# TYPE nbd_held gauge\n# HELP nbd_held "), "{text}");
         assert!(text.ends_with("\n# EOF\n"), "{text}");
         assert!(text.lines().all(|line| line.starts_with('#')), "{text}");
+    }
+
+    #[test]
+    fn a_histogram_is_cumulative_and_ends_with_all() {
+        let bucket = |from_ns, below_ns, count| Bucket { from_ns, below_ns, count };
+        let buckets = vec![
+            bucket(0, Some(1280), 1),
+            bucket(3584, Some(4096), 2),
+            bucket(1 << 35, Some(5 << 33), 4),
+            bucket(6 << 33, None, 8),
+        ];
+        let mut status = crate::render::tests::example();
+        status.latencies = vec![LatencyStatus::new("write".into(), 2500.0, buckets)];
+        let mut text = String::new();
+        latencies(&mut text, &[&status]);
+        let name = "nbd_request_duration_seconds";
+        let labels = "device=\"nbd0\",command=\"write\"";
+        let lines: Vec<_> = text.lines().collect();
+        assert_eq!(lines[0], format!("# TYPE {name} histogram"));
+        assert_eq!(lines[2], format!("{name}_bucket{{{labels},le=\"0.000004096\"}} 3"));
+        assert_eq!(lines[25], format!("{name}_bucket{{{labels},le=\"34.359738368\"}} 3"));
+        assert_eq!(lines[26], format!("{name}_bucket{{{labels},le=\"+Inf\"}} 15"));
+        assert_eq!(lines[27], format!("{name}_count{{{labels}}} 15"));
+        assert_eq!(lines[28..], [format!("{name}_sum{{{labels}}} 2.5")]);
     }
 
     #[test]

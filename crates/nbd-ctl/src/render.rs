@@ -1,11 +1,12 @@
 //! What is known of devices, as text for people.
 
+use nbd_control::latency::LatencyStatus;
 use nbd_control::status::{
     BackendState, PoisonStatus, RecoveryStatus, RequestStatus, Stage, Status,
 };
 
 use crate::inspect::Listed;
-use crate::table::{Align, age, columns, command_line, printable, size};
+use crate::table::{Align, age, columns, command_line, printable, size, span};
 
 /// Most requests in flight that a status shows.
 const MOST_REQUESTS: usize = 20;
@@ -115,6 +116,11 @@ pub(crate) fn status(status: &Status) -> String {
         add("last loss", &recovery(last));
     }
     add("answered", &totals(status));
+    for kind in &status.latencies {
+        if let Some(text) = latency(kind) {
+            add("took", &text);
+        }
+    }
     for poison in &status.poisoned {
         add("given up", &given_up(poison));
     }
@@ -142,7 +148,7 @@ fn sitter(status: &Status) -> String {
     }
 }
 
-fn backend(status: &Status) -> String {
+pub(crate) fn backend(status: &Status) -> String {
     let backend = &status.backend;
     let mut text = state_name(backend.state).to_string();
     if let Some(pid) = backend.pid {
@@ -157,7 +163,7 @@ fn backend(status: &Status) -> String {
     text
 }
 
-fn recovery(last: &RecoveryStatus) -> String {
+pub(crate) fn recovery(last: &RecoveryStatus) -> String {
     let mut text = format!("{}, {} ago", last.cause, age(last.ago_ms as u64));
     match last.ready_ms {
         Some(time) => text.push_str(&format!("; ready after {time:.1} ms")),
@@ -185,6 +191,13 @@ fn totals(status: &Status) -> String {
         count(totals.others, "other"),
         count(totals.errors, "error"),
     )
+}
+
+fn latency(kind: &LatencyStatus) -> Option<String> {
+    let [median, p99, p999, max] =
+        [kind.median_ms?, kind.p99_ms?, kind.p999_ms?, kind.max_ms?].map(span);
+    let command = printable(&kind.command, false);
+    Some(format!("{command}: half {median} at most, 99 % {p99}, 99.9 % {p999}, all {max}"))
 }
 
 fn given_up(poison: &PoisonStatus) -> String {
@@ -264,7 +277,7 @@ pub(crate) const fn state_name(state: BackendState) -> &'static str {
     }
 }
 
-const fn stage_name(stage: Stage) -> &'static str {
+pub(crate) const fn stage_name(stage: Stage) -> &'static str {
     match stage {
         Stage::Unread => "unread",
         Stage::Queued => "queued",
@@ -300,4 +313,4 @@ fn join(lines: &[String]) -> String {
 
 #[cfg(test)]
 #[path = "render_tests.rs"]
-mod tests;
+pub(crate) mod tests;

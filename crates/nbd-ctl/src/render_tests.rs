@@ -1,13 +1,14 @@
 //! Exact texts.
 
 use nbd_control::backend::ExportInfo;
+use nbd_control::latency::{Bucket, LatencyStatus};
 use nbd_control::status::{BackendStatus, TotalsStatus};
 
 use super::*;
 use crate::device::Device;
 use crate::inspect::Orphan;
 
-fn example() -> Status {
+pub(crate) fn example() -> Status {
     Status {
         device: "nbd0".into(),
         path: "/dev/nbd0".into(),
@@ -33,12 +34,13 @@ fn example() -> Status {
         },
         in_flight: Vec::new(),
         totals: TotalsStatus::default(),
+        latencies: Vec::new(),
         last_recovery: None,
         poisoned: Vec::new(),
     }
 }
 
-fn request(number: u64) -> RequestStatus {
+pub(crate) fn request(number: u64) -> RequestStatus {
     RequestStatus {
         lane: 1,
         command: "read".into(),
@@ -213,5 +215,24 @@ nbd12   1.0 GiB  file:/srv/disk.img    -  restarting         3      2          2
 nbd13   1.0 MiB  mem:1M               77  orphaned           1      4          -       -
 nbd14         -  -                     -  stale              -      -          -       -
 "
+    );
+}
+
+#[test]
+fn times_are_told_of_what_there_was() {
+    let mut device = example();
+    let bucket = |from_ns, count| Bucket { from_ns, below_ns: Some(2 * from_ns), count };
+    let buckets = vec![bucket(20_480, 990), bucket(40_960, 9), bucket(655_360, 1)];
+    device.latencies = ["read", "write"]
+        .map(|name| {
+            let buckets = if name == "read" { buckets.clone() } else { Vec::new() };
+            LatencyStatus::new(name.into(), 25.0, buckets)
+        })
+        .into();
+    let text = status(&device);
+    let took: Vec<_> = text.lines().filter(|line| line.starts_with("  took")).collect();
+    assert_eq!(
+        took,
+        ["  took       read: half 41 µs at most, 99 % 41 µs, 99.9 % 82 µs, all 1.3 ms"]
     );
 }

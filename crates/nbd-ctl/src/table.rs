@@ -64,6 +64,17 @@ pub(crate) fn age(milliseconds: u64) -> String {
     }
 }
 
+/// How long a request took: `1.3 µs`, `82 µs`, `1.3 ms`, `34 ms`, and longer ones as an [`age`].
+pub(crate) fn span(milliseconds: f64) -> String {
+    match milliseconds {
+        ..0.01 => format!("{:.1} µs", milliseconds * 1000.0),
+        ..1.0 => format!("{:.0} µs", milliseconds * 1000.0),
+        ..10.0 => format!("{milliseconds:.1} ms"),
+        ..1000.0 => format!("{milliseconds:.0} ms"),
+        _ => age(milliseconds as u64),
+    }
+}
+
 /// A command line that a shell would take apart again.
 pub(crate) fn command_line(words: &[String]) -> String {
     let harmless = |c: char| c.is_alphanumeric() || "_-+=.,:/@%".contains(c);
@@ -138,6 +149,20 @@ mod tests {
             (349_200_000, "4d01h"),
         ] {
             assert_eq!(age(milliseconds), text, "{milliseconds}");
+        }
+    }
+
+    #[test]
+    fn spans_have_two_digits_or_three() {
+        for (milliseconds, text) in [
+            (0.00128, "1.3 µs"),
+            (0.0819, "82 µs"),
+            (1.28, "1.3 ms"),
+            (33.6, "34 ms"),
+            (999.0, "999 ms"),
+            (51_539.6, "51.5 s"),
+        ] {
+            assert_eq!(span(milliseconds), text);
         }
     }
 

@@ -53,7 +53,7 @@ pub(crate) fn trace(
 }
 
 /// All that is new.
-fn fetch(
+pub(crate) fn fetch(
     holder: &mut Holder<'_>,
     device: Device,
     from: &mut Vec<u64>,

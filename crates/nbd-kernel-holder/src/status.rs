@@ -5,11 +5,13 @@ use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
+use nbd_control::latency::{Bucket, LatencyStatus};
 use nbd_control::process;
 use nbd_control::status::{
     BackendState, BackendStatus, RecoveryStatus, RequestStatus, Stage, Status, TotalsStatus,
 };
 use nbd_ledger::inspect::TotalsCopy;
+use nbd_ledger::latency::{self, HistogramCopy};
 use nbd_proto::Request;
 use nix::time::{ClockId, clock_gettime};
 
@@ -63,6 +65,7 @@ impl Holder {
             backend: self.backend_status(),
             in_flight: self.in_flight(),
             totals: self.totals(),
+            latencies: self.latencies(),
             last_recovery: self.recovery(),
             poisoned: self.poisoned.status(),
         }
@@ -163,6 +166,19 @@ impl Holder {
         sum
     }
 
+    /// Those of all lanes together.
+    fn latencies(&self) -> Vec<LatencyStatus> {
+        let mut sums: [HistogramCopy; latency::NAMES.len()] = Default::default();
+        if let Some(inspector) = &self.inspector {
+            for lane in 0..self.lanes.len() as u32 {
+                for (sum, histogram) in sums.iter_mut().zip(inspector.latencies(lane)) {
+                    sum.add(&histogram);
+                }
+            }
+        }
+        latency::NAMES.iter().zip(sums).map(|(name, sum)| latency_status(name, &sum)).collect()
+    }
+
     pub(crate) fn recovery(&self) -> Option<RecoveryStatus> {
         let loss = self.loss.as_ref()?;
         let header = self.inspector.as_ref()?.header();
@@ -210,6 +226,15 @@ impl Holder {
         found.sort_by_key(|request| std::cmp::Reverse(request.age_ms));
         found
     }
+}
+
+fn latency_status(command: &str, histogram: &HistogramCopy) -> LatencyStatus {
+    let buckets = histogram.buckets.iter().enumerate().filter(|(_, count)| **count > 0);
+    let buckets = buckets.map(|(number, &count)| {
+        let (from_ns, below_ns) = latency::bounds(number);
+        Bucket { from_ns, below_ns, count }
+    });
+    LatencyStatus::new(command.into(), milliseconds(histogram.sum), buckets.collect())
 }
 
 fn describe(lane: u32, request: &Request, stage: Stage, age_ms: u64) -> RequestStatus {

@@ -17,13 +17,17 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 /// First word of the ledger: "NBDLEDG1" read as a big-endian number.
 pub const MAGIC: u64 = 0x4e42_444c_4544_4731;
 /// Layout version. Any change of this file that moves a word or its meaning raises it.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 /// Size of the header and of a lane's control page, and the granularity of everything else.
 pub const PAGE: u64 = 4096;
 /// Request slots of a lane. The driver keeps at most 128 requests a queue in flight.
 pub const SLOTS: u32 = 256;
 /// Records of a lane's flight recorder.
 pub const RECORDS: u32 = 4096;
+/// Histograms of a lane: reads, writes, all other commands, flushes.
+pub const KINDS: usize = 4;
+/// Buckets of a histogram; [`crate::latency`] says what falls into which.
+pub const BUCKETS: usize = 103;
 /// Upper bound for the lanes of a device.
 pub const MAX_LANES: u32 = 16;
 /// Longest payload of one request: what the driver can be told to send at most
@@ -224,6 +228,8 @@ pub struct LaneControl {
     pub transmit: [TransmitRecord; 2],
     /// Totals since attach.
     pub totals: Totals,
+    /// How long requests took, since attach; by their kinds.
+    pub latencies: [Histogram; KINDS],
 }
 
 /// Counts of answered requests and their bytes, since attach. Exact but for a transmission during
@@ -247,6 +253,17 @@ pub struct Totals {
     pub read_bytes: AtomicU64,
     /// Bytes written without error.
     pub written_bytes: AtomicU64,
+}
+
+/// How long the answered requests of one kind took, from being taken from the ring to the end of
+/// their execution. Counted whenever [`Totals`] are, by backends that do so at all.
+#[repr(C)]
+#[derive(Debug)]
+pub struct Histogram {
+    /// Sum of their times in nanoseconds.
+    pub sum: AtomicU64,
+    /// How many fell into each bucket.
+    pub buckets: [AtomicU64; BUCKETS],
 }
 
 /// A request in flight.
@@ -385,6 +402,7 @@ const _: () = {
     assert!(offset_of!(LaneControl, receive) == 128);
     assert!(offset_of!(LaneControl, transmit) == 384);
     assert!(offset_of!(LaneControl, totals) == 640);
+    assert!(offset_of!(LaneControl, latencies) == 704 && size_of::<Histogram>() == 832);
     assert!(size_of::<LaneControl>() <= PAGE as usize);
     assert!(Layout::with_lanes(1).is_sound() && Layout::with_lanes(MAX_LANES).is_sound());
 };

@@ -22,6 +22,7 @@
 //! | [`audit`] | is this memory something a sane predecessor can have left? |
 //! | [`recover`] | a successor takes over |
 //! | [`record`] | the flight recorder: what was executed, for onlookers |
+//! | [`latency`] | histograms of how long requests took, for onlookers |
 //! | [`inspect`], [`gdb`] | reading along from another process, or from a debugger |
 //!
 //! Within one process the lane's [`receive::Receiver`] belongs to one thread and its
@@ -32,6 +33,7 @@ pub mod audit;
 pub mod gdb;
 mod hook;
 pub mod inspect;
+pub mod latency;
 pub mod layout;
 mod ledger;
 mod map;

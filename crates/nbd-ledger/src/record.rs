@@ -37,7 +37,8 @@ pub struct Recorded {
 
 impl Transmitter {
     /// Records that a request was executed at `now`, before it is staged. One store commits the
-    /// record, so whoever reads along or comes later sees all of it or nothing.
+    /// record, so whoever reads along or comes later sees all of it or nothing. How long it took
+    /// counts once the request is answered.
     pub fn record(&mut self, ticket: &Ticket, error: NbdError, now: u64) {
         let relaxed = Ordering::Relaxed;
         let request = ticket.request();
@@ -48,12 +49,14 @@ impl Transmitter {
         record.offset.store(request.offset, relaxed);
         record.length.store(request.length, relaxed);
         record.kind.store(encode_kind(request), relaxed);
-        record.received_at.store(slot.received_at.load(relaxed), relaxed);
+        let received_at = slot.received_at.load(relaxed);
+        record.received_at.store(received_at, relaxed);
         record.started_at.store(slot.started_at.load(relaxed), relaxed);
         record.finished_at.store(now, relaxed);
         record.attempts.store(slot.attempts.load(relaxed), relaxed);
         record.error.store(error.0, relaxed);
         record.generation.store(header.generation.load(relaxed), relaxed);
+        self.latencies.add(request.command, now.saturating_sub(received_at));
         self.recorded = self.recorded.wrapping_add(1);
         self.lane.control().recorded.store(self.recorded, Ordering::Release);
     }

@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering;
 
 use crate::audit::Findings;
 use crate::hook::{Point, crash_point};
+use crate::latency::Latencies;
 use crate::layout::SlotState;
 use crate::ledger::Lane;
 use crate::map::TransmitArea;
@@ -65,6 +66,7 @@ pub(crate) fn take_over(
         unfinished: if findings.sent < findings.length { findings.length } else { 0 },
         staged: 0,
         tally: Tally::default(),
+        latencies: Latencies::default(),
         recorded: lane.control().recorded.load(Ordering::Relaxed),
     };
     (receiver, transmitter, Recovery { tickets, unsent: findings.length - findings.sent })

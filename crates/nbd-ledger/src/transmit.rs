@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use nbd_proto::{CommandType, NbdError, SimpleReply};
 
 use crate::hook::{Point, crash_point};
+use crate::latency::Latencies;
 use crate::layout::{SlotState, Totals, TransmitRecord};
 use crate::ledger::Lane;
 use crate::map::TransmitArea;
@@ -47,6 +48,8 @@ pub struct Transmitter {
     /// Bytes staged for the next one.
     pub(crate) staged: u64,
     pub(crate) tally: Tally,
+    /// How long the requests of the next transmission took, as far as they were recorded.
+    pub(crate) latencies: Latencies,
     /// How many requests the flight recorder has seen.
     pub(crate) recorded: u64,
 }
@@ -159,6 +162,7 @@ impl Transmitter {
         self.unfinished = 0;
         lane.complete.store(self.sequence, Ordering::Release);
         self.tally.pour(&lane.control().totals);
+        self.latencies.pour(&lane.control().latencies);
         Ok(())
     }
 

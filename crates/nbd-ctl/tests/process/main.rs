@@ -9,6 +9,7 @@
 //! | `adoption` | devices whose holder is gone, stale entries |
 //! | `control` | requests and answers, and peers that misbehave |
 //! | `output` | list, status, JSON, broken pipes |
+//! | `top` | one interval; what `top` needs; metrics for many |
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -18,4 +19,5 @@ mod attach;
 mod control;
 mod output;
 mod sample;
+mod top;
 mod world;

@@ -103,6 +103,7 @@ pub(crate) fn status(device: &str) -> Status {
         },
         in_flight: Vec::new(),
         totals: TotalsStatus::default(),
+        latencies: Vec::new(),
         last_recovery: None,
         poisoned: Vec::new(),
     }

@@ -61,7 +61,7 @@ fn look_and_serve(victim: &Victim) {
         assert!(shown.len() <= SLOTS as usize);
         let unread = inspector.unread(0, &[]).len();
         assert!(unread * Request::LEN <= LAYOUT.ring as usize);
-        let _ = (inspector.totals(0), inspector.last_received_at(0));
+        let _ = (inspector.totals(0), inspector.latencies(0), inspector.last_received_at(0));
         assert!(inspector.recorded(0, 0, usize::MAX).0.len() <= RECORDS as usize);
     }
     let _ = victim.serve();

@@ -33,6 +33,7 @@ fn status(state: BackendState) -> Status {
         },
         in_flight: Vec::new(),
         totals: TotalsStatus::default(),
+        latencies: Vec::new(),
         last_recovery: None,
         poisoned: Vec::new(),
     }
