@@ -649,7 +649,7 @@ static void map_ledger(void)
 	if (at == MAP_FAILED)
 		die(false, "the ledger: %s", strerror(errno));
 	header = (struct header *)at;
-	if (header->magic != 0x4e42444c45444731 || header->version != 2 ||
+	if (header->magic != 0x4e42444c45444731 || header->version != 3 ||
 	    header->lanes != grant.lanes || header->ring != grant.ring ||
 	    header->transmit != grant.transmit || header->max_payload != grant.max_payload)
 		die(true, "the ledger's header is not what the holder said");

@@ -3,7 +3,7 @@
 //!
 //! | module | idea |
 //! |---|---|
-//! | [`format`] | the bytes of a recording |
+//! | [`mod@format`] | the bytes of a recording |
 //! | [`writer`] | a backend's end of it: what is written is there, whenever the backend dies |
 //! | [`recording`] | reading one, whoever wrote it and however it ended |
 //! | [`stage`] | a holder for one program and without a device |
