@@ -181,7 +181,7 @@ mod tests {
             "exec,connections=1:nbdkit -s memory 1G",
             "exec,connections=4,retry=0:nbdkit -f -U $unixsocket memory 1G",
             "exec+listen,connections=16:qemu-nbd -t disk.img",
-            "nbd+unix:///?socket=/run/a,b",
+            "nbd+unix:///?socket=/run/a%2Cb",
         ] {
             assert_eq!(text.parse::<Target>().unwrap().to_string(), text);
         }

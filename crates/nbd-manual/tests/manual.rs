@@ -71,7 +71,8 @@ fn offered(help: &str) -> (Vec<String>, Vec<String>) {
             options.extend(
                 words
                     .filter(|word| word.len() > 2 && word.starts_with("--"))
-                    .map(str::to_owned)
+                    // What may be given more than once is shown with dots.
+                    .map(|word| word.trim_end_matches("...").to_owned())
                     .take(1),
             );
         }
