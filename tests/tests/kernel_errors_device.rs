@@ -86,14 +86,15 @@ fn still_works(device: &Device, file: &Path) {
 fn backends_that_do_not_fit_are_refused(api: Api) {
     let files = TempDir::new();
     let spec = files.spec("disk.img", MIB);
-    let larger = files.spec("larger.img", 2 * MIB);
+    // A larger one may be the same storage, grown: that is found out later.
+    let smaller = files.spec("smaller.img", MIB / 2);
     let device = Device::attach(api, [&spec]);
     let (name, backend) = (device.name(), device.backend());
-    let sizes = ["larger.img", "2097152", "1048576", &name];
+    let sizes = ["smaller.img", "524288", "1048576", &name];
 
-    let join = ["--join", &name, "--takeover", &larger];
+    let join = ["--join", &name, "--takeover", &smaller];
     start_serve(join).finish(LIMIT).fails_with(FAILED).says(&sizes);
-    ctl(["replace", &name, &larger]).fails_with(FAILED).says(&sizes);
+    ctl(["replace", &name, &smaller]).fails_with(FAILED).says(&sizes);
     for program in [vec!["/bin/false"], vec!["/bin/sh", "-c", "exit 3"]] {
         let command = ["replace", &name, "--"].into_iter().chain(program);
         ctl(command).fails_with(FAILED).says(&["the present backend goes on"]);
@@ -112,7 +113,7 @@ fn backends_that_do_not_fit_are_refused(api: Api) {
 fn a_replacement_that_fails_late_does_not_lose_the_device(api: Api) {
     let files = TempDir::new();
     let spec = files.spec("disk.img", MIB);
-    let other = files.spec("other.img", MIB);
+    let other = files.spec("other.img", 2 * MIB);
     let device = Device::attach(api, [&spec]);
     let name = device.name();
     let refused = ctl(["replace", &name, &other]).fails_with(FAILED);
