@@ -35,6 +35,8 @@ enum { PAGE = 4096, SLOTS = 256, RECORDS = 4096, MOST_LANES = 16, MOST_FDS = 32,
 enum { HEADER_BYTES = 28, REPLY_BYTES = 16, RECEIVE_MOST = 512 << 10, SEND_MOST = 256 << 10 };
 enum { READ, WRITE, DISCONNECT, FLUSH, TRIM, CACHE, WRITE_ZEROES };
 enum { FUA = 1, NO_HOLE = 2 };
+/* Of the ledger's layout, which is not that of the greeting. */
+enum { LEDGER_VERSION = 3 };
 enum { HELLO, KEEP, READY, FAILED };
 enum { GRANT, REFUSAL, KEPT };
 /* Flush, FUA, trim, write zeroes, several lanes, cache: what nbd-serve offers for a file. Only a
@@ -271,7 +273,7 @@ static void introduce(void)
 	char device[64], description[1024];
 	snprintf(description, sizeof(description), "file:%s", file.path);
 	put(&m, HELLO, 4);
-	put(&m, 2, 4);
+	put(&m, LEDGER_VERSION, 4);
 	put_string(&m, description);
 	put(&m, file.size, 8);
 	put(&m, 512, 4);
@@ -649,7 +651,7 @@ static void map_ledger(void)
 	if (at == MAP_FAILED)
 		die(false, "the ledger: %s", strerror(errno));
 	header = (struct header *)at;
-	if (header->magic != 0x4e42444c45444731 || header->version != 3 ||
+	if (header->magic != 0x4e42444c45444731 || header->version != LEDGER_VERSION ||
 	    header->lanes != grant.lanes || header->ring != grant.ring ||
 	    header->transmit != grant.transmit || header->max_payload != grant.max_payload)
 		die(true, "the ledger's header is not what the holder said");
