@@ -62,7 +62,7 @@ fn fio_verifies_while_the_backend_is_killed_100_times(api: Api) {
     // The driver complains of each reply that it does not expect, and drops the lane.
     log.has_no_complaints();
     let pause = longest_pause(&device.log());
-    let memory = [status.holder_pid, status.sitter_pid].map(|pid| Memory::of(pid).rss);
+    let memory = [status.holder_pid, status.sitter_pid].map(|pid| Memory::of(pid).pss);
     assert!(memory.iter().sum::<u64>() < 6 * 1024, "{memory:?} KiB: it grows");
     device.detach();
     report(&format!(
