@@ -161,8 +161,11 @@ fn an_assertion_that_fails_under_gdb_holds_io_until_the_bug_is_mended(api: Api) 
     assert!(answer.contains("hit Breakpoint 1"), "{answer}");
     let stack = gdb.ask("backtrace");
     assert!(stack.contains("step_on"), "{stack}");
-    assert!(gdb.ask("continue").contains("SIGABRT"));
-    wait_for_state(&device, BackendState::Stopped);
+    // In user-mode Linux gdb sometimes does not see the signal before the end that it brings.
+    let answer = gdb.ask("continue");
+    assert!(answer.contains("SIGABRT"), "{answer}");
+    let is_over = answer.contains("Program terminated");
+    wait_for_state(&device, if is_over { BackendState::Waiting } else { BackendState::Stopped });
     assert!(read.is_running());
 
     // Mended, built and run again: the very read that failed the assertion is answered.

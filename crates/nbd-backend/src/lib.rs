@@ -57,7 +57,7 @@ pub fn run(description: &str, backend: impl Backend) -> ExitCode {
     nbd_log::init(&program, None, nbd_log::Output::Stderr);
     let serve = || -> Result<(), Box<dyn std::error::Error>> {
         let link = Link::connect(&Endpoint::from_environment()?)?;
-        rehearse();
+        rehearse(&link);
         let session = link.hello(description, &backend.geometry(), false)?;
         session.serve(Arc::new(backend))?;
         Ok(())

@@ -17,6 +17,7 @@ use nbd_proto::{Command, CommandFlags, CommandType, Request};
 use crate::backend::{Backend, Capabilities, Geometry};
 use crate::engine::{Engine, Granted};
 use crate::inheritance::Predecessor;
+use crate::join::Link;
 
 const BLOCK: u32 = 4096;
 /// As many as one system call of a deep queue brings.
@@ -45,10 +46,13 @@ impl Backend for Nothing {
     }
 }
 
-/// Goes the way once. To be called before a backend introduces itself; what goes wrong here goes
-/// wrong for good later, and is told then.
-pub fn rehearse() {
-    let _ = perform();
+/// Goes the way once, if a predecessor is to be succeeded; whoever joins by hand may be in a
+/// debugger, which should not stop here. To be called before a backend introduces itself; what goes
+/// wrong here goes wrong for good later, and is told then.
+pub fn rehearse(link: &Link) {
+    if link.attached().is_some() {
+        let _ = perform();
+    }
 }
 
 fn perform() -> Result<(), Box<dyn std::error::Error>> {

@@ -303,7 +303,7 @@ fn serve(link: Link, mut export: Export, cli: &Cli) -> Result<(), Error> {
         None => {}
     }
     let description = export.description().to_owned();
-    rehearse();
+    rehearse(&link);
     let mut session = link.hello(&description, &export.geometry(), cli.takeover)?;
     let backend = match export.settle(&mut session) {
         Ok(backend) => backend,
