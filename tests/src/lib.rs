@@ -9,6 +9,7 @@
 //! | [`device`] | an attached device, gone at the end of its test whatever happens |
 //! | [`world`] | all that an attach may change, to see that a failed one changed nothing |
 //! | [`fio`] | I/O that knows what it wrote |
+//! | [`busy`] | a device with such I/O on it |
 //! | [`killer`] | SIGKILL for backends at random moments |
 //! | [`stall`] | how long a device answers nothing |
 //! | [`gdb`] | a debugger, and that its prompt comes back |
@@ -19,6 +20,7 @@
 //! | [`nbdkit`] | a server that somebody else runs |
 //! | [`process`], [`temp`], [`random`], [`wait`] | odds and ends |
 
+pub mod busy;
 pub mod command;
 pub mod ctl;
 pub mod device;

@@ -5,12 +5,11 @@ use std::os::unix::net::UnixStream;
 
 use nbd_control::process::ProcessId;
 use nbd_control::registry::Registry;
-use nbd_control::status::BackendState;
+use nbd_tests::busy::Busy;
 use nbd_tests::command::{LIMIT, run};
 use nbd_tests::ctl::ctl;
 use nbd_tests::device::Device;
 use nbd_tests::disk;
-use nbd_tests::fio::{Area, Fio};
 use nbd_tests::process::{self, signal};
 use nbd_tests::temp::TempDir;
 use nbd_tests::wait::{LONG, wait_until};
@@ -19,8 +18,6 @@ use nbd_tests::{Api, kernel_tests};
 use nix::sys::signal::Signal::{self, SIGABRT, SIGCONT, SIGKILL, SIGSEGV, SIGSTOP};
 
 const MIB: u64 = 1 << 20;
-/// What the load works on.
-const AREA: u64 = MIB;
 
 kernel_tests!(
     a_backend_that_crashes_is_followed_by_another,
@@ -31,47 +28,6 @@ kernel_tests!(
     clocks_that_jump_disturb_nothing,
     a_holder_without_descriptors_goes_on_when_it_has_some,
 );
-
-/// A device with a verified load on it.
-struct Busy {
-    device: Device,
-    load: Fio,
-    _files: TempDir,
-}
-
-impl Busy {
-    fn attach(api: Api) -> Self {
-        let files = TempDir::new();
-        let device = Device::attach(api, [files.spec("disk.img", 16 * MIB)]);
-        let path = device.path();
-        let area = Area::of_device(&path, AREA);
-        area.fill();
-        let load = area.start_verified();
-        device.wait_progress();
-        Self { device, load, _files: files }
-    }
-
-    /// Whoever reads and writes has noticed nothing.
-    #[track_caller]
-    fn ends_well(mut self) {
-        self.device.wait_progress();
-        self.load.goes_on();
-        self.load.stop().is_good();
-        let path = self.device.path();
-        Area::of_device(&path, AREA).check();
-        assert_eq!(self.device.wait_running().totals.errors, 0);
-        self.device.detach();
-    }
-
-    /// Waits until another backend than this serves.
-    #[track_caller]
-    fn is_followed(&self, backend: i32) {
-        wait_until("another backend", LONG, || {
-            let now = self.device.status().backend;
-            now.state == BackendState::Running && now.pid != Some(backend)
-        });
-    }
-}
 
 /// Kills a process by a signal that usually means a fault. The first SIGSEGV that comes from
 /// outside is swallowed by the handler with which Rust looks for overflowing stacks.
@@ -150,12 +106,12 @@ fn a_killed_or_stopped_sitter_costs_an_ioctl_device_and_nothing_else(api: Api) {
             signal(sitter, SIGCONT);
             busy.ends_well();
         } else {
-            let Busy { device, load, _files } = busy;
+            let Busy { device, load, files } = busy;
             load.ends().is_bad();
             wait_until("it is cleared away", LONG, || {
                 device.state().is_none() && !processes.iter().any(ProcessId::is_alive)
             });
-            let (name, spec) = (device.name(), _files.spec("other.img", MIB));
+            let (name, spec) = (device.name(), files.spec("other.img", MIB));
             drop(device);
             Device::attach(api, ["--device", &name, &spec]).detach();
         }
