@@ -7,16 +7,16 @@ use std::process::Command;
 
 use nbd_control::process::stat;
 use nbd_control::status::BackendState;
-use nbd_tests::command::{LIMIT, Output, launch};
+use nbd_tests::busy::Busy;
+use nbd_tests::command::{LIMIT, Output, Running, launch};
 use nbd_tests::ctl::{program, require_machine};
 use nbd_tests::device::Device;
-use nbd_tests::fio::Area;
 use nbd_tests::kernel_log::KernelLog;
 use nbd_tests::process::{children, signal};
 use nbd_tests::temp::TempDir;
 use nbd_tests::wait::{LONG, wait_until};
 use nbd_tests::{Api, kernel_tests};
-use nix::sys::signal::Signal::{SIGCONT, SIGKILL};
+use nix::sys::signal::Signal::{SIGCONT, SIGKILL, SIGTERM};
 
 const MIB: u64 = 1 << 20;
 
@@ -24,14 +24,19 @@ kernel_tests!(
     an_upgrade_disturbs_no_io_and_forgets_nothing,
     what_cannot_take_over_is_refused_and_the_present_holder_goes_on,
     a_new_program_that_dies_of_it_loses_nothing,
+    a_holder_that_is_told_to_stop_meanwhile_stops,
 );
 
 /// Has all holders, or that of a device, become `holder`.
 fn upgrade(what: &str, holder: &Path) -> Output {
+    start_upgrade(what, holder).finish(LIMIT)
+}
+
+fn start_upgrade(what: &str, holder: &Path) -> Running {
     require_machine();
     let mut command = Command::new(program("nbd-ctl"));
     command.args(["upgrade", what]).env("NBD_HOLDER_PROGRAM", holder);
-    launch(command).finish(LIMIT)
+    launch(command)
 }
 
 /// A file that can be executed.
@@ -55,17 +60,12 @@ fn executed(pid: i32) -> PathBuf {
 
 fn an_upgrade_disturbs_no_io_and_forgets_nothing(api: Api) {
     let mut log = KernelLog::from_now();
-    let files = TempDir::new();
-    let device = Device::attach(api, [files.spec("disk.img", 16 * MIB)]);
-    let path = device.path();
-    let area = Area::of_device(&path, 2 * MIB);
-    area.fill();
-    let mut fio = area.start_verified();
-    device.wait_progress();
+    let busy = Busy::attach(api);
+    let device = &busy.device;
     let before = device.status();
 
     for (what, name) in [(device.name(), "second"), ("--all".into(), "third")] {
-        let next = build(&files, name);
+        let next = build(&busy.files, name);
         upgrade(&what, &next).succeeds().says(&[&device.name(), name]);
         let status = device.status();
         assert_eq!(status.holder_pid, before.holder_pid, "it is the same process");
@@ -82,10 +82,7 @@ fn an_upgrade_disturbs_no_io_and_forgets_nothing(api: Api) {
     // The new holder has the backend for a child: it starts another, and knows why.
     let backend = device.backend();
     assert!(signal(backend, SIGKILL));
-    wait_until("another backend", LONG, || {
-        let now = device.status().backend;
-        now.state == BackendState::Running && now.pid != Some(backend)
-    });
+    busy.is_followed(backend);
     let cause = device.status().last_recovery.expect("a recovery").cause;
     assert!(cause.contains("SIGKILL"), "{cause}");
     device.wait_progress();
@@ -93,12 +90,8 @@ fn an_upgrade_disturbs_no_io_and_forgets_nothing(api: Api) {
         let states = children(before.holder_pid).into_iter().filter_map(stat);
         states.map(|stat| stat.state).all(|state| state != 'Z')
     });
-    fio.goes_on();
-    fio.stop().is_good();
-    area.check();
-    assert_eq!(device.status().totals.errors, 0);
+    busy.ends_well();
     log.has_no_complaints();
-    device.detach();
 }
 
 fn what_cannot_take_over_is_refused_and_the_present_holder_goes_on(api: Api) {
@@ -125,21 +118,17 @@ fn what_cannot_take_over_is_refused_and_the_present_holder_goes_on(api: Api) {
 /// The same as a holder that dies at any other time.
 fn a_new_program_that_dies_of_it_loses_nothing(api: Api) {
     let mut log = KernelLog::from_now();
-    let files = TempDir::new();
-    let device = Device::attach(api, [files.spec("disk.img", 16 * MIB)]);
-    let path = device.path();
-    let area = Area::of_device(&path, 2 * MIB);
-    area.fill();
-    let mut fio = area.start_verified();
-    device.wait_progress();
+    let busy = Busy::attach(api);
+    let device = &busy.device;
     let before = device.status();
     // It takes over once a file is there.
-    let (holder, there) = (program("nbd-kernel-holder"), files.join("there").display().to_string());
+    let there = busy.files.join("there").display().to_string();
     let mortal = format!(
         "#!/bin/sh\ncase \"$*\" in *--take-over*) [ -e {there} ] || exit 1;; esac\n\
-         case \"$*\" in *--adopt*) touch {there};; esac\nexec {holder} \"$@\"\n"
+         case \"$*\" in *--adopt*) touch {there};; esac\nexec {} \"$@\"\n",
+        program("nbd-kernel-holder")
     );
-    let mortal = executable(&files, "mortal", &mortal);
+    let mortal = executable(&busy.files, "mortal", &mortal);
 
     let died = upgrade(&device.name(), &mortal).fails_with(1);
     died.says(&["its holder ended before it answered", "adopted by"]);
@@ -152,13 +141,29 @@ fn a_new_program_that_dies_of_it_loses_nothing(api: Api) {
     device.wait_progress();
     let backend = device.backend();
     assert!(signal(backend, SIGKILL));
-    wait_until("another backend", LONG, || {
-        let now = device.status().backend;
-        now.state == BackendState::Running && now.pid != Some(backend)
-    });
-    fio.goes_on();
-    fio.stop().is_good();
-    area.check();
+    busy.is_followed(backend);
+    busy.ends_well();
     log.has_no_complaints();
-    device.detach();
+}
+
+/// The new program would know nothing of it.
+fn a_holder_that_is_told_to_stop_meanwhile_stops(api: Api) {
+    let files = TempDir::new();
+    let device = Device::attach(api, [files.spec("disk.img", MIB)]);
+    let holder = device.status().holder_pid;
+    let (asked, goes_on) = (files.join("asked"), files.join("goes-on"));
+    let slow = format!(
+        "#!/bin/sh\ntouch {}\nuntil [ -e {} ]; do sleep 0.05; done\nexec {} \"$@\"\n",
+        asked.display(),
+        goes_on.display(),
+        program("nbd-kernel-holder")
+    );
+    let slow = executable(&files, "slow", &slow);
+    let upgrade = start_upgrade(&device.name(), &slow);
+    wait_until("the new program is asked", LONG, || asked.exists());
+    assert!(signal(holder, SIGTERM));
+    fs::write(&goes_on, "").expect("a file");
+    upgrade.finish(LIMIT).fails_with(4).says(&[&device.name(), "stop"]);
+    wait_until("the holder has ended", LONG, || stat(holder).is_none_or(|stat| stat.state == 'Z'));
+    assert!(device.state().is_none(), "and has detached it");
 }

@@ -121,13 +121,13 @@ fn receive(fd: RawFd) -> Result<(Handover, Vec<OwnedFd>), Failure> {
 fn greet(holder: &mut Holder, client: Option<Channel>) {
     let program = std::env::current_exe().unwrap_or_default();
     let text = format!(
-        "{}: its holder (pid {}) is {} {} now",
-        holder.device.name(),
+        "its holder (pid {}) is {} {} now",
         nix::unistd::getpid(),
         program.display(),
         env!("CARGO_PKG_VERSION")
     );
     holder.log(&text);
+    let text = format!("{}: {text}", holder.device.name());
     if let Some(channel) = client {
         let id = holder.next_id();
         holder.clients.insert(id, Client::new(channel));

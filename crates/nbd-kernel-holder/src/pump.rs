@@ -206,7 +206,7 @@ impl Holder {
         }
     }
 
-    fn take_signals(&mut self) {
+    pub(crate) fn take_signals(&mut self) {
         let signals = self.signals.take();
         self.interrupted |= signals.stop;
         if signals.child

@@ -53,9 +53,9 @@ impl Holder {
         let name = self.device.name();
         match self.try_upgrade(client, program) {
             Err(Failure { kind, text }) => {
-                let text = format!("{name}: the present holder goes on: {text}");
+                let text = format!("the present holder goes on: {text}");
                 self.log(&text);
-                Failure::new(kind, text)
+                Failure::new(kind, format!("{name}: {text}"))
             }
         }
     }
@@ -72,6 +72,7 @@ impl Holder {
             let text = "somebody is about to serve the device, or to detach it: try again";
             return Err(Failure::new(FailureKind::Busy, text));
         }
+        self.check_unstopped()?;
         if self.sitter_gone {
             return Err(other("its sitter is gone, who had what is handed on: detach at leisure"));
         }
@@ -134,8 +135,42 @@ impl Holder {
         let words = words.map_err(|error| failed(&error))?;
         let path = CString::new(program).map_err(|error| failed(&error))?;
         self.log(&format!("becoming {program}"));
-        let errno = execute(&path, &words, &theirs);
+        let errno = self.execute(&path, &words, &theirs)?;
         Err(other(format!("{program} cannot be run: {errno}")))
+    }
+
+    /// Replaces this program by another one, which inherits one descriptor; back here only if it
+    /// cannot. Signals that come from now on wait for the new program; those that have come are in
+    /// pipes that it does not have, so they are dealt with before.
+    fn execute(
+        &mut self,
+        path: &CString,
+        words: &[CString],
+        descriptor: &OwnedFd,
+    ) -> Result<Errno, Failure> {
+        let mut before = SigSet::empty();
+        let blocked = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut before));
+        self.take_signals();
+        let result = self.check_unstopped().map(|()| {
+            let executed = blocked
+                .and_then(|()| system::inherit(descriptor.as_fd()))
+                .and_then(|()| nix::unistd::execv(path, words));
+            match executed {
+                Err(errno) => errno,
+                Ok(never) => match never {},
+            }
+        });
+        let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&before), None);
+        result
+    }
+
+    fn check_unstopped(&self) -> Result<(), Failure> {
+        match self.interrupted {
+            true => {
+                Err(Failure::new(FailureKind::Busy, "it was told to stop, and does that first"))
+            }
+            false => Ok(()),
+        }
     }
 
     fn word_for_us(&self, program: &str) -> String {
@@ -174,22 +209,7 @@ impl Holder {
     }
 }
 
-/// Replaces this program by another one, which inherits one descriptor; back here only if it cannot.
-/// No signal may end it before it can deal with signals: they stay blocked until then.
-fn execute(path: &CString, words: &[CString], descriptor: &OwnedFd) -> Errno {
-    let mut before = SigSet::empty();
-    let blocked = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut before));
-    let result = blocked
-        .and_then(|()| system::inherit(descriptor.as_fd()))
-        .and_then(|()| nix::unistd::execv(path, words));
-    let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&before), None);
-    match result {
-        Err(errno) => errno,
-        Ok(never) => match never {},
-    }
-}
-
-/// From here on signals arrive; see [`execute`].
+/// From here on signals arrive; see [`Holder::execute`].
 pub(crate) fn admit_signals() {
     let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None);
 }
