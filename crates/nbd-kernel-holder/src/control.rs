@@ -173,11 +173,7 @@ impl Holder {
 
     fn restart(&mut self, id: u64, program: Option<Vec<String>>) {
         let name = self.device.name();
-        let refused = if self.failed.is_some() {
-            Some(format!("{name} has failed: detach it"))
-        } else if !self.attached {
-            Some(format!("{name} is not attached yet"))
-        } else if let Some(text) = self.ordered() {
+        let refused = if let Some(text) = self.ordered() {
             Some(text)
         } else if program.is_none() && self.settings.program.is_empty() {
             Some(format!("{name} has no program to start: its backend joins from outside"))
