@@ -392,16 +392,23 @@ impl Holder {
         self.settle_pause();
     }
 
-    fn log_loss(&mut self, pid: i32, ending: &Ending) {
-        let suspects = if ending.is_crash() { self.suspects() } else { String::new() };
+    fn log_loss(&self, pid: i32, ending: &Ending) {
         let (signal, status) = match *ending {
             Ending::Killed(signal, _) => (Some(signal.as_str()), None),
             Ending::Exited(status) => (None, Some(status)),
             Ending::Unknown => (None, None),
         };
-        let in_flight = self.in_flight().len();
-        let executing = self.executing().join(", ");
-        let executing = Some(executing.as_str()).filter(|text| !text.is_empty());
+        // The driver's own count: to look into the sockets takes time, and requests wait.
+        let in_flight = self.device.waiting();
+        let suspects = self.suspects();
+        let executing = (suspects.count() > 0).then(|| suspects.to_string());
+        let suspected = match (&executing, suspects.count()) {
+            (Some(executing), 1) if ending.is_crash() => format!(" while executing {executing}"),
+            (Some(executing), _) if ending.is_crash() => {
+                format!(" while executing {executing} (one of them, or none)")
+            }
+            _ => String::new(),
+        };
         tracing::warn!(
             device = %self.device.name(),
             event = "backend-lost",
@@ -410,7 +417,7 @@ impl Holder {
             status,
             in_flight,
             executing,
-            "backend {pid} {ending}{suspects}"
+            "backend {pid} {ending}{suspected}"
         );
     }
 

@@ -1,10 +1,11 @@
 //! Requests that crash backends: telling which they were, and which were given up.
 
 use std::collections::VecDeque;
+use std::fmt;
 
 use nbd_control::backend::Poison;
 use nbd_control::status::PoisonStatus;
-use nbd_proto::CommandType;
+use nbd_proto::{CommandType, Request};
 
 use crate::holder::Holder;
 use crate::status::{milliseconds, monotonic};
@@ -57,34 +58,34 @@ impl Holder {
         self.poisoned.add(status);
     }
 
-    /// What a backend that was lost was executing: the first few of it.
-    pub(crate) fn executing(&self) -> Vec<String> {
+    /// What a backend that was lost was executing.
+    pub(crate) fn suspects(&self) -> Suspects {
         let lanes = 0..self.lanes.len() as u32;
-        let slots = self
-            .inspector
-            .iter()
-            .flat_map(|inspector| lanes.clone().flat_map(move |lane| inspector.in_flight(lane)));
-        let executing = slots.filter(|slot| slot.started_at != 0).map(|slot| {
-            let request = slot.request;
-            format!("{} {}+{}", request.command, request.offset, request.length)
-        });
-        executing.collect()
+        let inspector = self.inspector.iter();
+        let slots = inspector.flat_map(|it| lanes.clone().flat_map(|lane| it.in_flight(lane)));
+        let executing = slots.filter(|slot| slot.started_at != 0);
+        Suspects(executing.map(|slot| slot.request).collect())
     }
+}
 
-    /// The same of one that crashed, as the end of a sentence.
-    pub(crate) fn suspects(&self) -> String {
-        let executing = self.executing();
-        match executing.len() {
-            0 => String::new(),
-            count @ 1..=MOST_SUSPECTS => format!(
-                " while executing {}{}",
-                executing.join(", "),
-                if count > 1 { " (one of them, or none)" } else { "" }
-            ),
-            count => {
-                let some = executing[..MOST_SUSPECTS].join(", ");
-                format!(" while executing {some} and {} more", count - MOST_SUSPECTS)
-            }
+/// Requests that were being executed when a backend was lost; in words, the first few of them.
+pub(crate) struct Suspects(Vec<Request>);
+
+impl Suspects {
+    pub(crate) fn count(&self) -> usize {
+        self.0.len()
+    }
+}
+
+impl fmt::Display for Suspects {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (number, request) in self.0.iter().take(MOST_SUSPECTS).enumerate() {
+            let comma = if number == 0 { "" } else { ", " };
+            write!(f, "{comma}{} {}+{}", request.command, request.offset, request.length)?;
+        }
+        match self.0.len().saturating_sub(MOST_SUSPECTS) {
+            0 => Ok(()),
+            more => write!(f, " and {more} more"),
         }
     }
 }
