@@ -90,6 +90,20 @@ fn is_confined(pid: i32) {
     assert_eq!((field(pid, "NoNewPrivs:"), field(pid, "Seccomp:")), ("1".into(), "2".into()));
 }
 
+/// Makes a process in a user namespace of its own, by clone and by clone3, and tells what came of it.
+const CLONES: &str = "
+import ctypes, os
+libc = ctypes.CDLL(None, use_errno=True)
+new_user, sigchld = 0x10000000, 17
+def call(*words):
+    got = libc.syscall(*map(ctypes.c_long, words))
+    if got == 0:
+        os._exit(0)
+    return got, ctypes.get_errno()
+words = (ctypes.c_uint64 * 8)(new_user, 0, 0, 0, sigchld)
+print(*call(56, new_user | sigchld, 0, 0, 0, 0), *call(435, ctypes.addressof(words), 64))
+";
+
 fn a_backend_in_a_sandbox_stays_there(api: Api) {
     let files = TempDir::new();
     let disk = files.image("disk.img", 8 * MIB).display().to_string();
@@ -97,8 +111,8 @@ fn a_backend_in_a_sandbox_stays_there(api: Api) {
     run("chown", ["-R".as_ref(), "nobody".as_ref(), files.path().as_os_str()]).succeeds();
     // What a hijacked backend might try, before it goes on as a good one.
     let tries = format!(
-        "{{ ls /run/nbd; unshare --user true; cd /proc/self/ns; readlink net mnt ipc uts; }} >{} 2>&1; \
-         exec {} file:{disk}",
+        "{{ ls /run/nbd; unshare --user true; python3 -c '{CLONES}'; \
+         cd /proc/self/ns; readlink net mnt ipc uts; }} >{} 2>&1; exec {} file:{disk}",
         report.display(),
         program("nbd-serve"),
     );
@@ -106,12 +120,14 @@ fn a_backend_in_a_sandbox_stays_there(api: Api) {
     let device = Device::attach(api, shell);
     let told = fs::read_to_string(&report).expect("a report");
     let lines: Vec<_> = told.lines().collect();
-    let [list, unshare, spaces @ ..] = &lines[..] else {
+    let [list, unshare, clones, spaces @ ..] = &lines[..] else {
         panic!("it could do something:\n{told}");
     };
     // Everybody may list that directory, and make a user namespace.
     assert!(list.contains("Permission denied"), "{told}");
     assert!(unshare.contains("Operation not permitted"), "{told}");
+    // EPERM, and ENOSYS, upon which C libraries take the other one.
+    assert_eq!(*clones, "-1 1 -1 38", "{told}");
     assert_eq!(spaces.len(), 4, "{told}");
     for space in spaces {
         let (kind, _) = space.split_once(':').expect("a kind");

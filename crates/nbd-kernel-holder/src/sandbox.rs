@@ -4,6 +4,7 @@
 //! refuse the data of its device. docs/security.md says what that leaves.
 #![allow(unsafe_code)]
 
+use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
@@ -11,7 +12,10 @@ use std::path::Path;
 
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
-use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+    SeccompRule,
+};
 
 use crate::args::Sandbox;
 
@@ -20,7 +24,7 @@ const MOST_FILES: libc::rlim_t = 4096;
 
 /// System calls by which a process leaves its cell or reaches into others, by which it asks a
 /// kernel for more than its users do, or by which a write could land after its death. Refused
-/// with EPERM, so that a library that merely tries goes on without.
+/// with EPERM, so that a library that merely tries goes on without. See also [`filters`].
 const REFUSED: &[libc::c_long] = &[
     // Other processes.
     libc::SYS_ptrace,
@@ -80,7 +84,30 @@ pub(crate) struct Cell {
     namespaces: CloneFlags,
     /// The registry, with the sockets of other devices.
     hidden: CString,
-    filter: BpfProgram,
+    filters: [BpfProgram; 2],
+}
+
+/// Those system calls, each if one of its rules fits or if it has none, get that error.
+fn refuse(calls: BTreeMap<i64, Vec<SeccompRule>>, errno: libc::c_int) -> io::Result<BpfProgram> {
+    let arch = std::env::consts::ARCH.try_into().map_err(io::Error::other)?;
+    let error = SeccompAction::Errno(errno.cast_unsigned());
+    let filter = SeccompFilter::new(calls, SeccompAction::Allow, error, arch);
+    filter.and_then(BpfProgram::try_from).map_err(io::Error::other)
+}
+
+/// Makes the filters. In a user namespace of its own a process has all capabilities again. It is
+/// made by unshare, by clone, whose flags a filter sees, and by clone3, whose flags it does not:
+/// that does not exist in here, and C libraries take clone.
+fn filters() -> io::Result<[BpfProgram; 2]> {
+    let flag = libc::CLONE_NEWUSER as u64;
+    let has_flag = SeccompCmpOp::MaskedEq(flag);
+    let new_user = SeccompCondition::new(0, SeccompCmpArgLen::Qword, has_flag, flag)
+        .and_then(|condition| SeccompRule::new(vec![condition]))
+        .map_err(io::Error::other)?;
+    let mut refused: BTreeMap<_, _> = REFUSED.iter().map(|&call| (call, Vec::new())).collect();
+    refused.insert(libc::SYS_clone, vec![new_user]);
+    let missing = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);
+    Ok([refuse(refused, libc::EPERM)?, refuse(missing, libc::ENOSYS)?])
 }
 
 impl Cell {
@@ -93,15 +120,8 @@ impl Cell {
         if sandbox == Sandbox::Local {
             namespaces |= CloneFlags::CLONE_NEWNET;
         }
-        let filter = SeccompFilter::new(
-            REFUSED.iter().map(|&number| (number, Vec::new())).collect(),
-            SeccompAction::Allow,
-            SeccompAction::Errno(libc::EPERM as u32),
-            std::env::consts::ARCH.try_into().map_err(io::Error::other)?,
-        );
-        let filter = filter.and_then(BpfProgram::try_from).map_err(io::Error::other)?;
         let hidden = CString::new(directory.as_os_str().as_bytes())?;
-        Ok(Self { namespaces, hidden, filter })
+        Ok(Self { namespaces, hidden, filters: filters()? })
     }
 
     /// Enters namespaces of its own and gives capabilities up, while it still may. `fork_safe`.
@@ -132,11 +152,13 @@ impl Cell {
         Ok(())
     }
 
-    /// Puts the filter in place, when it is its user. There is no way back, not even by exec.
+    /// Puts the filters in place, when it is its user. There is no way back, not even by exec.
     /// `fork_safe`.
     pub(crate) fn lock(&self) -> io::Result<()> {
         // It also says that nothing that is executed may give privileges.
-        seccompiler::apply_filter(&self.filter).map_err(|_| io::Error::last_os_error())
+        self.filters.iter().try_for_each(|filter| {
+            seccompiler::apply_filter(filter).map_err(|_| io::Error::last_os_error())
+        })
     }
 }
 
@@ -147,7 +169,7 @@ mod tests {
     #[test]
     fn a_filter_can_be_made_for_this_processor() {
         let cell = Cell::new(Sandbox::Local, Path::new("/run/nbd")).unwrap();
-        assert!(cell.filter.len() > REFUSED.len());
+        assert!(cell.filters[0].len() > REFUSED.len() && !cell.filters[1].is_empty());
         assert!(cell.namespaces.contains(CloneFlags::CLONE_NEWNET));
         let cell = Cell::new(Sandbox::Network, Path::new("/run/nbd")).unwrap();
         assert!(!cell.namespaces.contains(CloneFlags::CLONE_NEWNET));
