@@ -1,18 +1,22 @@
 //! A request that crashes its backends is given up alone.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::process::Command;
 
-use nbd_control::status::BackendState;
-use nbd_tests::command::LIMIT;
-use nbd_tests::ctl::{ctl, program};
+use nbd_control::status::{BackendState, Status};
+use nbd_tests::command::{LIMIT, launch};
+use nbd_tests::ctl::{ctl, program, require_machine};
 use nbd_tests::device::Device;
 use nbd_tests::disk;
 use nbd_tests::fio::Area;
+use nbd_tests::process::signal;
 use nbd_tests::random::Random;
 use nbd_tests::temp::TempDir;
 use nbd_tests::wait::{LONG, wait_until};
 use nbd_tests::{Api, kernel_tests};
+use nix::sys::signal::Signal::SIGKILL;
 
 const MIB: u64 = 1 << 20;
 /// Behind the area that the load uses.
@@ -21,6 +25,7 @@ const MINE: u64 = 6 * MIB;
 kernel_tests!(
     a_request_that_crashes_three_backends_gets_eio_and_the_others_do_not,
     an_operator_can_want_no_request_to_be_given_up,
+    every_holder_that_follows_knows_what_was_given_up,
 );
 
 fn image(directory: &TempDir) -> (String, Vec<u8>) {
@@ -118,5 +123,54 @@ fn an_operator_can_want_no_request_to_be_given_up(api: Api) {
     replace_by_harmless(&device, &image);
     read.finish(LIMIT).succeeds();
     assert_eq!(read_mine(&device.path()), noise[MINE as usize..][..4096]);
+    device.detach();
+}
+
+/// Attaches with a holder that is told to log errors only.
+#[track_caller]
+fn attach_quietly(api: Api, files: &TempDir, backend: Vec<String>) -> Device {
+    require_machine();
+    let holder = files.join("holder");
+    let text =
+        format!("#!/bin/sh\nexec {} --log-level error \"$@\"\n", program("nbd-kernel-holder"));
+    fs::write(&holder, text).expect("a program");
+    fs::set_permissions(&holder, fs::Permissions::from_mode(0o755)).expect("a mode");
+    let mut command = Command::new(program("nbd-ctl"));
+    command.args(["attach", "--kernel-api", api.name()]).args(backend);
+    command.env("NBD_HOLDER_PROGRAM", holder);
+    Device::printed_by(&launch(command).finish(LIMIT).succeeds())
+}
+
+fn every_holder_that_follows_knows_what_was_given_up(api: Api) {
+    let directory = TempDir::new();
+    let (image, _) = image(&directory);
+    let offset = MINE.to_string();
+    let device = attach_quietly(api, &directory, crasher(&[&image, &offset]));
+    let read = disk::start_read(&device.path(), MINE).finish(LIMIT);
+    assert!(read.stderr.contains("Input/output error"), "{read:?}");
+    let first = device.wait_running();
+    let known = |status: Status| {
+        let [poison] = &status.poisoned[..] else {
+            panic!("one request was given up: {:?}", status.poisoned);
+        };
+        let recovery = status.last_recovery.expect("a backend was lost");
+        (poison.offset, poison.crashes, poison.cause.clone(), recovery.cause, recovery.ready_ms)
+    };
+    let expected = known(first.clone());
+
+    ctl(["upgrade", &device.name()]).succeeds();
+    assert_eq!(known(device.status()), expected, "the holder is another program");
+
+    let holder = device.state().expect("a state").holder;
+    assert!(signal(holder.pid, SIGKILL));
+    wait_until("the death of the holder", LONG, || !holder.is_alive());
+    let (status, words) = device.status_and_words();
+    words.says(&["adopted"]);
+    assert_ne!(status.holder_pid, first.holder_pid);
+    assert_eq!(known(status), expected, "the holder is another process");
+
+    let log = device.log();
+    assert!(log.contains("is answered with EIO"), "{log}");
+    assert!(!log.contains("its holder (pid"), "no more is logged than before: {log}");
     device.detach();
 }

@@ -19,8 +19,6 @@ pub struct Handover {
     pub joined: bool,
     /// Processes that are to be reaped, and no more; the backend, if it is a child, is another.
     pub orphans: Vec<i32>,
-    /// If there is no backend: how the last one was lost, and whether by a fault of its own.
-    pub loss: Option<(String, bool)>,
 }
 
 /// What a holder of this build answers when it is asked whether it can take a device over. Whoever

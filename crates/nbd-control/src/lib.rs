@@ -8,6 +8,7 @@
 //! | [`backend`] | between a backend and its holder |
 //! | [`control`] | between nbd-ctl and a holder |
 //! | [`handover`] | from a holder to the program that it becomes |
+//! | [`history`] | what is still to be told when the holder that saw it is gone |
 //! | [`status`] | what a holder tells about its device |
 //! | [`latency`] | how long requests took, as part of that |
 //! | [`policy`] | what becomes of requests that no backend answers |
@@ -22,6 +23,7 @@ pub mod backend;
 pub mod channel;
 pub mod control;
 pub mod handover;
+pub mod history;
 pub mod latency;
 pub mod policy;
 pub mod process;

@@ -20,6 +20,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::backend::ExportInfo;
+use crate::history::History;
 use crate::process::ProcessId;
 
 /// The default runtime directory.
@@ -93,6 +94,12 @@ pub struct State {
     pub paused: bool,
     /// The backend is one that only answers with EIO.
     pub stand_in: bool,
+    /// Which events the holder was told to log, as for `--log-level`.
+    #[serde(default)]
+    pub log_level: Option<String>,
+    /// What was met with so far.
+    #[serde(default)]
+    pub history: History,
 }
 
 impl State {

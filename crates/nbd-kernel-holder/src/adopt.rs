@@ -3,7 +3,7 @@
 
 use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::net::UnixListener;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
 use nbd_control::Channel;
@@ -58,8 +58,8 @@ pub(crate) fn adopt(
     holder.control = Some(control);
     holder.join = Some(join);
     shield_sitter(&holder);
-    let loss = ("lost while there was no holder".into(), false);
-    let left = Left { peer: Peer::new(None, None), joined: false, loss };
+    let end = "lost while there was no holder";
+    let left = Left { peer: Peer::new(None, None), joined: false, end };
     adopt_backend(&mut holder, &state, left);
     holder.save_state();
     tracing::info!(
@@ -102,8 +102,7 @@ pub(crate) fn take_over(registry: Registry, fd: RawFd) -> Result<Holder, Failure
         export: state.export,
         takeover: false,
     });
-    let loss = left.loss.unwrap_or(("ended".into(), false));
-    adopt_backend(&mut holder, &state, Left { peer, joined: left.joined, loss });
+    adopt_backend(&mut holder, &state, Left { peer, joined: left.joined, end: "ended" });
     holder.save_state();
     greet(&mut holder, client);
     Ok(holder)
@@ -153,6 +152,7 @@ fn rebuild(registry: Registry, state: &State) -> Result<Holder, Failure> {
     holder.export = Some(ExportInfo { size, ..state.export });
     holder.description.clone_from(&state.description);
     holder.io_timeout = state.io_timeout;
+    holder.history.clone_from(&state.history);
     holder.attached = true;
     holder.supervisor.set_attached(state.restarts);
     if let Some(path) = &state.recording {
@@ -169,8 +169,8 @@ struct Left {
     peer: Peer,
     /// It came from outside.
     joined: bool,
-    /// If it is dead: how it was lost, and whether by a fault of its own.
-    loss: (String, bool),
+    /// What is said of its end, if it was there when the state was written and is dead.
+    end: &'static str,
 }
 
 fn shield_sitter(holder: &Holder) {
@@ -237,6 +237,7 @@ fn settings_of(registry: &Registry, state: &State) -> Result<Settings, Failure> 
         program: state.program.clone(),
         warm_spare: state.warm_spare,
         name: registry.name(state.index),
+        log_level: state.log_level.clone(),
         survive_shutdown: state.survive_shutdown,
         user,
         sandbox,
@@ -262,7 +263,7 @@ fn copy_descriptors(holder: &mut Holder, sitter: &Process, state: &State) -> std
 
 /// A backend that lives goes on; for a dead one the usual policy holds.
 fn adopt_backend(holder: &mut Holder, state: &State, left: Left) {
-    let Left { mut peer, joined, loss } = left;
+    let Left { mut peer, joined, end } = left;
     let id = holder.next_id();
     // One that has died as our child is to be reaped, and tells how it ended.
     let known = |backend: &ProcessId| peer.child.is_some() || backend.is_alive();
@@ -284,7 +285,10 @@ fn adopt_backend(holder: &mut Holder, state: &State, left: Left) {
             }
         }
         None => {
-            holder.note_loss(loss.0, loss.1);
+            match state.backend {
+                Some(_) => holder.note_loss(end.into(), false),
+                None => holder.unserved_since = Some(Instant::now()),
+            }
             holder.apply(&Event::OwnerDead { clean: false, progressed: true });
         }
     }

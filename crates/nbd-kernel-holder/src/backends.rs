@@ -199,7 +199,7 @@ impl Holder {
             transmit: self.layout.transmit,
             max_payload: self.layout.max_payload,
             keepsakes: names.into_iter().map(Into::into).collect(),
-            crashed: self.loss.as_ref().is_some_and(|loss| loss.crashed),
+            crashed: self.history.loss.as_ref().is_some_and(|loss| loss.crashed),
             poison_limit: self.settings.poison_limit,
         });
         let mut descriptors = vec![self.ledger.as_ref()?.as_fd()];
@@ -264,7 +264,7 @@ impl Holder {
             return self.stand_in_ready();
         }
         self.unserved_since = None;
-        if let Some(loss) = &mut self.loss {
+        if let Some(loss) = &mut self.history.loss {
             loss.replayed = Some(replayed);
         }
         self.settle_replacement(id);

@@ -138,7 +138,7 @@ impl Holder {
     /// A stand-in is no successor, and its end is nobody's crash.
     fn skip_generation(&mut self) {
         let generation = self.generation();
-        if let Some(loss) = &mut self.loss {
+        if let Some(loss) = &mut self.history.loss {
             loss.generation = generation;
             loss.crashed = false;
         }

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use nbd_control::Channel;
 use nbd_control::backend::ExportInfo;
 use nbd_control::control::{Failure, FailureKind, Report};
+use nbd_control::history::{History, Loss};
 use nbd_control::policy::OnBackendLoss;
 use nbd_control::process::ProcessId;
 use nbd_control::registry::{Registry, State};
@@ -25,13 +26,12 @@ use crate::fail::Failing;
 use crate::kernel::Device;
 use crate::kernel::sitter::{self, Sitter};
 use crate::peers::Peer;
-use crate::poison::Poisoned;
 use crate::program;
 use crate::recording::Recording;
 use crate::resize::{Growing, Resize};
 use crate::sandbox::Cell;
 use crate::signals::Signals;
-use crate::status::{FirstSeen, Loss, monotonic};
+use crate::status::{FirstSeen, monotonic};
 use crate::supervisor::{Action, Event, PeerId, Refusal, Supervisor};
 use crate::system::Process;
 
@@ -49,6 +49,8 @@ pub(crate) struct Settings {
     pub(crate) program: Vec<String>,
     pub(crate) warm_spare: bool,
     pub(crate) name: Option<String>,
+    /// Which events to log, as the command line has it.
+    pub(crate) log_level: Option<String>,
     pub(crate) survive_shutdown: bool,
     pub(crate) user: Option<(String, Uid, Gid)>,
     pub(crate) sandbox: Option<Sandbox>,
@@ -103,8 +105,7 @@ pub(crate) struct Holder {
     /// The driver has closed the lanes, which was not our doing.
     pub(crate) dropped: bool,
     pub(crate) last_failure: String,
-    pub(crate) loss: Option<Loss>,
-    pub(crate) poisoned: Poisoned,
+    pub(crate) history: History,
     pub(crate) first_seen: FirstSeen,
     /// What the operator wants answered with EIO.
     pub(crate) failing: Option<Failing>,
@@ -159,7 +160,7 @@ impl Holder {
             errand: None,
             errand_status: None,
             orphans: Vec::new(),
-            poisoned: Poisoned::default(),
+            history: History::default(),
             clients: BTreeMap::new(),
             pending_detach: None,
             pending_upgrade: None,
@@ -173,7 +174,6 @@ impl Holder {
             failed: None,
             dropped: false,
             last_failure: String::new(),
-            loss: None,
             first_seen: FirstSeen::new(),
             failing: None,
             unserved_since: None,
@@ -419,7 +419,8 @@ impl Holder {
         if self.attached {
             self.unserved_since.get_or_insert_with(Instant::now);
         }
-        self.loss = Some(Loss { cause, crashed, at: monotonic(), generation, replayed: None });
+        self.history.loss =
+            Some(Loss { cause, crashed, at: monotonic(), generation, replayed: None });
     }
 
     /// Writes down what another holder needs in order to adopt the device.
@@ -454,6 +455,8 @@ impl Holder {
             paused: self.supervisor.is_paused(),
             recording: self.recording.as_ref().map(|recording| recording.path.clone()),
             stand_in: owner.is_some_and(|peer| peer.stand_in),
+            log_level: self.settings.log_level.clone(),
+            history: self.history.clone(),
         };
         let written = self.registry.write_state(&state);
         if let Err(error) = &written {

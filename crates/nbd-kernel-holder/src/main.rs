@@ -43,7 +43,7 @@ use nbd_control::registry::Registry;
 use args::Args;
 use attach::AttachError;
 use holder::{Holder, Settings};
-use nbd_log::Output;
+use nbd_log::{Filter, Output};
 
 /// How our lines in a log begin, with a colon behind it.
 const PROGRAM: &str = "nbd-kernel-holder";
@@ -67,7 +67,7 @@ fn main() -> ExitCode {
         Some(_) => Output::Stderr,
         None => Output::JournalOrStderr,
     };
-    nbd_log::init(PROGRAM, args.filter(), output);
+    nbd_log::init(PROGRAM, filter(&args), output);
     let report = match args.report_fd.map(open_report).transpose() {
         Ok(report) => report,
         Err(text) => {
@@ -94,6 +94,14 @@ fn main() -> ExitCode {
             ExitCode::from(code)
         }
     }
+}
+
+/// Which events are wanted: whoever adopts a device goes by what its holder was told.
+fn filter(args: &Args) -> Option<Filter> {
+    args.filter().or_else(|| {
+        let state = Registry::new(args.runtime_dir.clone()).read_state(args.adopt?).ok()??;
+        state.log_level?.parse().ok()
+    })
 }
 
 /// Tells a holder whether it could become this program.
@@ -205,6 +213,7 @@ fn validate(args: &Args) -> Result<Settings, Failure> {
         program: args.program.clone(),
         warm_spare: args.warm_spare,
         name: args.name.clone(),
+        log_level: args.filter().map(|filter| filter.to_string()),
         survive_shutdown: args.survive_shutdown,
         user,
         sandbox: args.sandbox,

@@ -1,9 +1,9 @@
 //! Requests that crash backends: telling which they were, and which were given up.
 
-use std::collections::VecDeque;
 use std::fmt;
 
 use nbd_control::backend::Poison;
+use nbd_control::history::Poisoned;
 use nbd_control::status::PoisonStatus;
 use nbd_proto::{CommandType, Request};
 
@@ -15,26 +15,14 @@ const MOST: usize = 16;
 /// How many suspects one line of the log names.
 const MOST_SUSPECTS: usize = 4;
 
-/// The latest requests that were given up, and when.
-#[derive(Debug, Default)]
-pub(crate) struct Poisoned(VecDeque<(PoisonStatus, u64)>);
-
-impl Poisoned {
-    pub(crate) fn status(&self) -> Vec<PoisonStatus> {
-        let now = monotonic();
-        let known = self.0.iter().map(|(status, at)| {
-            let ago_ms = milliseconds(now.saturating_sub(*at));
-            PoisonStatus { ago_ms, ..status.clone() }
-        });
-        known.collect()
-    }
-
-    fn add(&mut self, status: PoisonStatus) {
-        if self.0.len() == MOST {
-            self.0.pop_front();
-        }
-        self.0.push_back((status, monotonic()));
-    }
+/// Requests that were given up, with how long ago that was.
+pub(crate) fn told(poisoned: &[Poisoned]) -> Vec<PoisonStatus> {
+    let now = monotonic();
+    let known = poisoned.iter().map(|Poisoned { at, request }| PoisonStatus {
+        ago_ms: milliseconds(now.saturating_sub(*at)),
+        ..request.clone()
+    });
+    known.collect()
 }
 
 impl Holder {
@@ -43,7 +31,7 @@ impl Holder {
         let command = CommandType(poison.command).to_string();
         let &Poison { lane, offset, crashes, .. } = poison;
         let length: u64 = poison.length.into();
-        let cause = self.loss.as_ref().map_or_else(String::new, |loss| loss.cause.clone());
+        let cause = self.history.loss.as_ref().map_or_else(String::new, |loss| loss.cause.clone());
         tracing::error!(
             device = %self.device.name(),
             event = "poison",
@@ -54,8 +42,11 @@ impl Holder {
             "{command} {offset}+{length} has crashed {crashes} backends and is answered with EIO; \
              the last one {cause}"
         );
-        let status = PoisonStatus { lane, command, offset, length, crashes, cause, ago_ms: 0.0 };
-        self.poisoned.add(status);
+        let request = PoisonStatus { lane, command, offset, length, crashes, cause, ago_ms: 0.0 };
+        let known = &mut self.history.poisoned;
+        known.drain(..(known.len() + 1).saturating_sub(MOST));
+        known.push(Poisoned { at: monotonic(), request });
+        self.save_state();
     }
 
     /// What a backend that was lost was executing.

@@ -17,22 +17,11 @@ use nix::time::{ClockId, clock_gettime};
 
 use crate::holder::Holder;
 use crate::lanes;
+use crate::poison;
 use crate::supervisor::Phase;
 
 /// When requests that no backend has read were first noticed.
 pub(crate) type FirstSeen = HashMap<(u32, u64), Instant>;
-
-/// The last time that a backend was lost.
-#[derive(Clone, Debug)]
-pub(crate) struct Loss {
-    pub(crate) cause: String,
-    /// By a fault of its own.
-    pub(crate) crashed: bool,
-    pub(crate) at: u64,
-    /// The ledger's generation then; a successor raises it.
-    pub(crate) generation: u64,
-    pub(crate) replayed: Option<u32>,
-}
 
 /// `CLOCK_MONOTONIC` in nanoseconds, the ledger's clock.
 pub(crate) fn monotonic() -> u64 {
@@ -67,7 +56,7 @@ impl Holder {
             totals: self.totals(),
             latencies: self.latencies(),
             last_recovery: self.recovery(),
-            poisoned: self.poisoned.status(),
+            poisoned: poison::told(&self.history.poisoned),
         }
     }
 
@@ -180,7 +169,7 @@ impl Holder {
     }
 
     pub(crate) fn recovery(&self) -> Option<RecoveryStatus> {
-        let loss = self.loss.as_ref()?;
+        let loss = self.history.loss.as_ref()?;
         let header = self.inspector.as_ref()?.header();
         let recovered = header.generation.load(Ordering::Acquire) > loss.generation;
         let since = |at: u64| {

@@ -131,6 +131,9 @@ impl Holder {
         let directory = self.registry.directory().to_string_lossy().into_owned();
         let number = theirs.as_raw_fd().to_string();
         arguments.extend(["--runtime-dir".into(), directory, "--take-over".into(), number]);
+        if let Some(level) = &self.settings.log_level {
+            arguments.extend(["--log-level".into(), level.clone()]);
+        }
         let words = arguments.into_iter().map(CString::new).collect::<Result<Vec<_>, _>>();
         let words = words.map_err(|error| failed(&error))?;
         let path = CString::new(program).map_err(|error| failed(&error))?;
@@ -187,7 +190,6 @@ impl Holder {
             self.apply(&Event::Gone { peer: id });
         }
         let backend = owner.and_then(|id| self.peers.get(&id));
-        let loss = self.loss.as_ref().filter(|_| owner.is_none());
         Handover {
             index: self.device.index,
             client: self.clients.contains_key(&client),
@@ -196,7 +198,6 @@ impl Holder {
                 .is_some_and(Channel::is_at_rest),
             joined: self.supervisor.has_joined(),
             orphans: self.orphans.iter().map(|orphan| orphan.pid.as_raw()).collect(),
-            loss: loss.map(|loss| (loss.cause.clone(), loss.crashed)),
         }
     }
 

@@ -1,5 +1,6 @@
 //! Which events are wanted, as people write it.
 
+use std::fmt;
 use std::str::FromStr;
 
 use thiserror::Error;
@@ -53,6 +54,16 @@ impl Filter {
     }
 }
 
+impl fmt::Display for Filter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = |level: LevelFilter| {
+            LEVELS.iter().find(|(_, known)| *known == level).map_or("off", |(name, _)| name)
+        };
+        f.write_str(name(self.level))?;
+        self.targets.iter().try_for_each(|(target, level)| write!(f, ",{target}={}", name(*level)))
+    }
+}
+
 impl FromStr for Filter {
     type Err = FilterError;
 
@@ -94,6 +105,13 @@ mod tests {
             assert_eq!(targets.would_enable(target, &level), is_wanted, "{target} {level}");
         }
         assert_eq!("INFO".parse::<Filter>(), Ok(Filter::default()));
+    }
+
+    #[test]
+    fn what_is_shown_says_the_same() {
+        for text in ["info", "off", "warn,nbd_client=debug,nbd_serve=off"] {
+            assert_eq!(text.parse::<Filter>().unwrap().to_string(), text);
+        }
     }
 
     #[test]
