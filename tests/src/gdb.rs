@@ -104,7 +104,11 @@ impl Gdb {
     }
 
     /// Presses Ctrl-C, and waits for the prompt. A terminal sends that to the debugged program, if
-    /// that is in the foreground; gdb 13, which it is sent to otherwise, sleeps through some.
+    /// that is in the foreground.
+    ///
+    /// Only before anything was stepped, as `continue` from a breakpoint does, too. In user-mode Linux
+    /// gdb takes the signal for a watchpoint else and goes on: where it looks for the processor's
+    /// debug registers, `peek_user` shows the last trap's number.
     #[track_caller]
     pub fn interrupt(&mut self, program: i32) -> String {
         assert!(self.is_busy(), "the program is stopped already");
@@ -131,6 +135,7 @@ impl Drop for Gdb {
     fn drop(&mut self) {
         if panicking() {
             eprintln!("gdb:\n{}{}", self.running.output(), self.running.words());
+            eprintln!("gdb and what it debugs:\n{}", process::describe(self.pid()));
         }
     }
 }

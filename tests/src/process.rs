@@ -49,6 +49,31 @@ pub fn signal(pid: i32, signal: Signal) -> bool {
     kill(Pid::from_raw(pid), signal).is_ok()
 }
 
+/// A line for each thread of a process and of those that it traces: what it does, which signals it
+/// has not taken, and where it sleeps.
+#[must_use]
+pub fn describe(pid: i32) -> String {
+    let mut text = String::new();
+    for entry in fs::read_dir("/proc").expect("/proc").flatten() {
+        let Ok(threads) = fs::read_dir(entry.path().join("task")) else {
+            continue;
+        };
+        for thread in threads.flatten() {
+            let read = |name| fs::read_to_string(thread.path().join(name)).unwrap_or_default();
+            let status = read("status");
+            let field =
+                |name| status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+            let owner = pid.to_string();
+            if field("Tgid:") == Some(&owner) || field("TracerPid:") == Some(&owner) {
+                let names = ["Name:", "Pid:", "State:", "TracerPid:", "SigPnd:", "ShdPnd:"];
+                let words = names.map(|name| format!("{name} {}", field(name).unwrap_or("?")));
+                text.push_str(&format!("{} in {}\n", words.join(" "), read("wchan")));
+            }
+        }
+    }
+    text
+}
+
 /// Memory of a process in KiB.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Memory {

@@ -61,6 +61,10 @@ fn io_waits_at_a_breakpoint_in_the_write_path_and_goes_on_from_there(api: Api) {
     let block = Random::by_clock().bytes(BLOCK);
 
     let mut gdb = Gdb::attach(backend);
+    gdb.begin("continue");
+    // Ctrl-C stops it where nothing is in flight.
+    gdb.interrupt(backend);
+    held_up_by(&gdb, &device, 0);
     let mut write = break_on_write(&mut gdb, &device, &files, &block);
     // More readers and writers come while gdb sits there.
     let another = start_write(&device.path(), 2 * MIB, &files.join("another"), &block);
@@ -81,11 +85,8 @@ fn io_waits_at_a_breakpoint_in_the_write_path_and_goes_on_from_there(api: Api) {
     for dd in [write, another, read] {
         dd.finish(LIMIT).succeeds();
     }
-    // Ctrl-C stops it where nothing is in flight.
-    gdb.interrupt(device.backend());
-    held_up_by(&gdb, &device, 0);
-    gdb.ask("detach");
-    gdb.quit();
+    // Somebody closes the terminal.
+    gdb.kill();
 
     assert_eq!(disk::read(&device.path(), MIB, BLOCK as u64), block);
     assert_eq!(disk::read(&device.path(), 2 * MIB, BLOCK as u64), block);

@@ -136,6 +136,8 @@ fn the_log_has_events_to_alert_on(api: Api) {
     wait_until("a request", LONG, || !device.status().in_flight.is_empty());
     assert!(signal(first, SIGKILL));
     read.finish(LONG).succeeds();
+    // The answer was there before the holder had written about it.
+    wait_until("a recovery in the log", LONG, || device.log().contains("event=recovered"));
     let log = device.log();
     let lost = event(&log, "backend-lost");
     assert_eq!((&*lost["pid"], &*lost["signal"]), (&*first.to_string(), "SIGKILL"));
