@@ -17,6 +17,7 @@ use crate::lane::{LaneError, LaneState, LaneThread, is_closed};
 use crate::lull::Lull;
 use crate::recorder::{LaneRecorder, Recorder};
 use crate::system::stay_in_memory;
+use crate::vigil::Vigil;
 use crate::workers::Workers;
 
 /// How serving ended without an error.
@@ -107,8 +108,15 @@ impl Engine {
                 .or_else(ignore_closed)
                 .map_err(|error| failed(index, LaneError::Socket(error)))?;
             let (backend, workers) = (Arc::clone(backend), Arc::clone(&workers));
-            let thread =
-                LaneThread { receiver, state, backend, workers, export, lull: Lull::default() };
+            let thread = LaneThread {
+                receiver,
+                state,
+                backend,
+                workers,
+                export,
+                lull: Lull::default(),
+                vigil: Vigil::default(),
+            };
             lanes.push((thread, Inheritance::sort(recovery.tickets, predecessor)));
         }
         header.first_answer_at.store(0, Ordering::Relaxed);

@@ -16,6 +16,7 @@ use crate::durability::Durability;
 use crate::lull::Lull;
 use crate::recorder::LaneRecorder;
 use crate::task::{self, Completion, Task};
+use crate::vigil::Vigil;
 use crate::workers::Workers;
 
 /// Staged bytes that are worth a system call of their own, so that the kernel can copy while
@@ -119,6 +120,7 @@ pub(crate) struct LaneThread {
     pub(crate) workers: Arc<Workers>,
     pub(crate) export: Export,
     pub(crate) lull: Lull,
+    pub(crate) vigil: Vigil,
 }
 
 impl LaneThread {
@@ -180,8 +182,9 @@ impl LaneThread {
         if !self.receiver.has_space() {
             self.wait_until(|this, _| this.receiver.has_space());
         }
+        let lane = Arc::clone(self.receiver.lane());
         loop {
-            match self.receiver.receive() {
+            match self.vigil.keep(lane.socket(), || self.receiver.receive()) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
                     return Ok(Arrival::Closed);

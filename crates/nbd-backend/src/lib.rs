@@ -28,6 +28,7 @@ mod rehearsal;
 mod replay;
 mod system;
 mod task;
+mod vigil;
 mod workers;
 
 pub use backend::{Backend, Capabilities, Extent, Geometry, ZeroOptions};
@@ -41,6 +42,7 @@ pub use nbd_control::backend::ExportInfo;
 pub use nbd_proto::Command;
 pub use rehearsal::rehearse;
 pub use task::{Completion, Task, inline, patiently};
+pub use vigil::Vigil;
 pub use workers::Workers;
 
 use std::process::ExitCode;

@@ -2,9 +2,11 @@
 
 use std::io;
 use std::ops::Range;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
+use nbd_backend::Vigil;
 use nbd_net::stream::Receiver;
 
 use crate::limits::Limits;
@@ -23,6 +25,8 @@ const LONG: usize = 64 << 10;
 pub(crate) struct Inbox {
     receiver: Receiver,
     memory: Arc<Memory>,
+    /// None for a secured connection, whose next bytes may have come with others.
+    vigil: Option<Vigil>,
     /// Unparsed bytes are at `start..end`. What is before them may be shared with tasks.
     block: Arc<Block>,
     start: usize,
@@ -54,10 +58,12 @@ impl Inbox {
         let mut block = Block::own(BLOCK.max(first.len()));
         block.bytes_mut()[..first.len()].copy_from_slice(first);
         let timeout = timeout(limits);
+        let vigil = (!receiver.is_tls()).then(Vigil::default);
         receiver.set_timeout(Some(timeout))?;
         Ok(Self {
             receiver,
             memory,
+            vigil,
             block: Arc::new(block),
             start: 0,
             end: first.len(),
@@ -112,7 +118,12 @@ impl Inbox {
         };
         let whole = block.bytes().len();
         let room = if missing > LONG || is_head_only { end + missing } else { whole };
-        let count = self.receiver.receive(&mut block.bytes_mut()[end..room])?;
+        let room = &mut block.bytes_mut()[end..room];
+        let socket = Arc::clone(self.receiver.socket());
+        let count = match &mut self.vigil {
+            Some(vigil) => vigil.keep(socket.as_fd(), || self.receiver.receive(room)),
+            None => self.receiver.receive(room),
+        }?;
         self.end += count;
         Ok(count)
     }

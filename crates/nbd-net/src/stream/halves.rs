@@ -31,6 +31,11 @@ impl Receiver {
         &self.socket
     }
 
+    /// Whether the connection is secured.
+    pub fn is_tls(&self) -> bool {
+        self.secured.is_some()
+    }
+
     /// How long [`receive`](Self::receive) waits, `None` for ever.
     pub fn set_timeout(&mut self, timeout: Option<Duration>) -> io::Result<()> {
         self.socket.set_receive_timeout(timeout)
