@@ -20,6 +20,7 @@ const MIB: u64 = 1 << 20;
 
 kernel_tests!(
     a_stopped_backend_its_reader_and_the_way_out_are_named,
+    a_full_socket_is_told,
     a_debugger_is_named,
     a_backend_that_is_gone_paused_or_failing_is_told_apart,
     a_lost_holder_and_a_lost_sitter_are_told,
@@ -97,6 +98,23 @@ fn a_stopped_backend_its_reader_and_the_way_out_are_named(api: Api) {
     wait_words(&name, &["its holder is just detaching it", "stopped by a signal"]);
     detach.finish(LIMIT).fails_with(5);
     device.signal_backend(SIGCONT);
+    device.detach();
+}
+
+/// It is one of the kernel's own threads that cannot send, and nobody's reader or writer.
+fn a_full_socket_is_told(api: Api) {
+    let device = Device::attach(api, ["mem:64M"]);
+    // With the usual 128 KiB all that a queue has in flight finds room in the socket.
+    let longest = format!("/sys/block/{}/queue/max_sectors_kb", device.name());
+    fs::write(&longest, "1024").expect("longer requests");
+    device.signal_backend(SIGSTOP);
+    let target = format!("--filename={}", device.path().display());
+    let load = ["--rw=write", "--bs=1M", "--iodepth=32", "--ioengine=libaio", "--direct=1"];
+    let writes = start("fio", [&["--name=writes", "--size=32M", &target], &load[..]].concat());
+    wait_words(&device.name(), &["the socket to the backend is full", "nothing is lost"]);
+    device.signal_backend(SIGCONT);
+    writes.finish(LIMIT).succeeds();
+    assert_eq!(device.status().totals.errors, 0);
     device.detach();
 }
 

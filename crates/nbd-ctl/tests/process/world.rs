@@ -11,6 +11,7 @@ use std::thread::{self, JoinHandle};
 
 use nbd_control::channel::{GREETING, VERSION};
 use nbd_control::control::{Report, Request, Response};
+use nbd_control::history::History;
 use nbd_control::process::ProcessId;
 use nbd_control::registry::{Registry, State};
 
@@ -161,6 +162,8 @@ impl World {
             warm_spare: false,
             io_timeout: None,
             restarts: 0,
+            log_level: None,
+            history: History::default(),
         };
         self.registry.write_state(&state).unwrap();
     }
