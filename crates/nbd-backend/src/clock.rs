@@ -67,7 +67,7 @@ struct Clock {
     rate: u64,
     /// The reading from which the rate is measured.
     base: Option<Reading>,
-    /// The least doubt of any reading.
+    /// The least doubt of any reading, and more where readings of late had more.
     doubt: u64,
     /// What was told last.
     told: u64,
@@ -103,6 +103,9 @@ impl Clock {
         if reading.doubt <= self.doubt.saturating_mul(2) {
             self.latest = Some(reading);
             self.measure(reading);
+        } else {
+            // Or the one that had the least doubt was lucky, and none will ever be again.
+            self.doubt = self.doubt.max(1).saturating_mul(2);
         }
         reading.nanos
     }

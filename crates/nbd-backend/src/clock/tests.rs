@@ -125,6 +125,21 @@ fn an_interrupted_reading_is_not_believed() {
 }
 
 #[test]
+fn a_lucky_reading_is_not_the_measure_of_all_others() {
+    let (mut machine, mut clock) = (Machine::new(2500, 15), counted());
+    machine.settle(&mut clock);
+    machine.pass(20_000);
+    machine.cost = 2;
+    machine.ask(&mut clock);
+    (machine.cost, machine.readings) = (15, 0);
+    for _ in 0..100_000 {
+        machine.pass(10);
+        machine.ask(&mut clock);
+    }
+    assert!(machine.readings <= 105, "{} readings in a second", machine.readings);
+}
+
+#[test]
 fn the_real_counter_agrees_with_the_real_clock() {
     if !counter_is_steady() {
         return;
