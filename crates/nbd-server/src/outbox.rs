@@ -7,7 +7,10 @@ use nbd_net::stream::Sender;
 use crate::memory::Grant;
 use crate::request::Refused;
 
-/// Size of the buffer, in bytes, while nothing needs a larger one.
+/// Size of the buffer, in bytes, until something needs a larger one: enough for a client that asks
+/// for little at once, of whom there may be hundreds …
+const FIRST: usize = 64 << 10;
+/// … and afterwards, while nothing needs a still larger one.
 const BUFFER: usize = 512 << 10;
 /// Staged bytes that are worth a system call of their own, so that the client can go on while we
 /// do.
@@ -40,7 +43,7 @@ impl Outbox {
     pub(crate) fn new(sender: Sender) -> Self {
         Self {
             sender,
-            buffer: vec![0; BUFFER],
+            buffer: vec![0; FIRST],
             start: 0,
             end: 0,
             held: Vec::new(),
