@@ -44,7 +44,8 @@ def arguments():
     add("--disk", metavar="DIR", default=os.path.join(ROOT, "target", "bench"),
         help="where points that want a disk find one (default target/bench)")
     add("--native", action="store_true", help="use this machine's own nbd driver, not the virtual machine (root)")
-    add("--report", metavar="FILE", help="measure nothing: write the report of these raw numbers")
+    add("--report", metavar="FILE", nargs="+",
+        help="measure nothing: write the report of these raw numbers; those of several runs are put together")
     add("--output", metavar="FILE", default=os.path.join(ROOT, "docs", "performance.md"),
         help="file whose measured part is written anew (default docs/performance.md)")
     add("--list", action="store_true", help="names of points and contestants")
@@ -122,6 +123,30 @@ def measure(options, parser):
     return {"plan": plan, "records": records}
 
 
+def together(paths):
+    """The raw numbers of runs that measured different things."""
+    runs = []
+    for path in paths:
+        with open(path) as file:
+            runs.append(json.load(file))
+
+    def both(words, between=" and "):
+        return between.join(dict.fromkeys(str(word) for word in words))
+
+    if len({run["plan"]["scaling"] for run in runs}) > 1:
+        raise ValueError("--report: these runs are of different kinds, with and without --scaling")
+    measured = [{record["level"] for record in run["records"]} for run in runs]
+    if sum(map(len, measured)) > len(set().union(*measured)):
+        raise ValueError("--report: these runs measured the same; numbers of two runs are not comparable")
+    return {
+        **runs[-1],
+        "date": both(run["date"] for run in runs),
+        "command": both((run["command"] for run in runs), "` and `"),
+        "machine": {key: both(run["machine"][key] for run in runs) for key in runs[-1]["machine"]},
+        "records": [record for run in runs for record in run["records"]],
+    }
+
+
 def main():
     parser, options = arguments()
     if options.list:
@@ -130,8 +155,7 @@ def main():
         print("devices:", *(f"  {c.name}" for c in DEVICES), sep="\n")
         return 0
     if options.report:
-        with open(options.report) as file:
-            raw = json.load(file)
+        raw = together(options.report)
     else:
         raw = {"date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
                "command": " ".join(["scripts/bench", *sys.argv[1:]])}
