@@ -123,12 +123,20 @@ def measure(options, parser):
     return {"plan": plan, "records": records}
 
 
+def raw_numbers(path):
+    with open(path) as file:
+        try:
+            run = json.load(file)
+        except ValueError:
+            run = None
+    if not isinstance(run, dict) or not {"date", "command", "machine", "plan", "records"} <= run.keys():
+        raise ValueError(f"{path}: not the raw numbers of a run; those are kept in target/bench")
+    return run
+
+
 def together(paths):
     """The raw numbers of runs that measured different things."""
-    runs = []
-    for path in paths:
-        with open(path) as file:
-            runs.append(json.load(file))
+    runs = [raw_numbers(path) for path in paths]
 
     def both(words, between=" and "):
         return between.join(dict.fromkeys(str(word) for word in words))
