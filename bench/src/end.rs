@@ -1,12 +1,12 @@
 //! One end of a connection, of whatever kind.
 
-use std::io::{self, Read, Write};
+use std::io::{self, IoSlice, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{MsgFlags, send};
+use nix::sys::socket::{MsgFlags, sendmsg};
 
 /// A connected stream.
 #[derive(Debug)]
@@ -32,9 +32,9 @@ impl End {
     }
 
     /// Sends what goes out at once, and says how much that was.
-    pub fn send_now(&self, bytes: &[u8]) -> io::Result<usize> {
+    pub fn send_now(&self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
         let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
-        match send(self.as_fd().as_raw_fd(), bytes, flags) {
+        match sendmsg::<()>(self.as_fd().as_raw_fd(), parts, &[], flags, None) {
             Ok(count) => Ok(count),
             Err(nix::Error::EAGAIN) => Ok(0),
             Err(errno) => Err(errno.into()),

@@ -1,6 +1,7 @@
 //! Keeping a number of requests in flight on one connection, and measuring how long each takes.
 
-use std::io::{self, Read};
+use std::collections::VecDeque;
+use std::io::{self, IoSlice, Read};
 use std::time::{Duration, Instant};
 
 use nbd_proto::{CommandType, NbdError, Request, SimpleReply};
@@ -11,6 +12,8 @@ use crate::plan::{Author, Pattern, Plan};
 
 /// Bytes to receive at once.
 const WINDOW: usize = 1 << 20;
+/// Pieces of memory to send at once; the kernel takes 1024.
+const PARTS: usize = 256;
 
 /// What came of it.
 #[derive(Debug, Default)]
@@ -64,6 +67,23 @@ impl Summary {
     }
 }
 
+/// A request, and how much of the payload goes with it.
+#[derive(Debug)]
+struct Message {
+    header: [u8; Request::LEN],
+    payload: usize,
+}
+
+impl Message {
+    fn new(request: &Request) -> Self {
+        Self { header: request.encode(), payload: request.payload_len() as usize }
+    }
+
+    fn len(&self) -> usize {
+        self.header.len() + self.payload
+    }
+}
+
 /// One connection.
 #[derive(Debug)]
 pub struct Connection {
@@ -74,7 +94,8 @@ pub struct Connection {
     asked: Vec<(CommandType, u32, Instant)>,
     in_flight: usize,
     begun: u64,
-    outgoing: Vec<u8>,
+    /// Requests to send, and how much of the first one has gone.
+    outgoing: VecDeque<Message>,
     sent: usize,
     window: Vec<u8>,
     /// Bytes in the window that are part of a header.
@@ -96,7 +117,7 @@ impl Connection {
             asked: vec![(CommandType::DISC, 0, Instant::now()); plan.depth],
             in_flight: 0,
             begun: 0,
-            outgoing: Vec::new(),
+            outgoing: VecDeque::new(),
             sent: 0,
             window: vec![0; WINDOW],
             kept: 0,
@@ -146,26 +167,27 @@ impl Connection {
     pub fn leave(mut self) -> io::Result<()> {
         let request = self.author.next(0);
         let request = Request { command: CommandType::DISC, offset: 0, length: 0, ..request };
-        self.outgoing.extend_from_slice(&request.encode());
+        self.outgoing.push_back(Message::new(&request));
         self.send()
     }
 
     fn ask(&mut self, cookie: usize, now: Instant) {
         let request = self.author.next(cookie as u64);
         self.asked[cookie] = (request.command, request.length, now);
-        self.outgoing.extend_from_slice(&request.encode());
-        if request.payload_len() > 0 {
-            self.outgoing.extend_from_slice(&self.payload);
-        }
+        self.outgoing.push_back(Message::new(&request));
         self.begun += 1;
         self.in_flight += 1;
     }
 
     /// Sends what is there, unless the server must first get rid of replies.
     fn send(&mut self) -> io::Result<()> {
-        while self.sent < self.outgoing.len() {
-            let count = self.end.send_now(&self.outgoing[self.sent..])?;
+        while !self.outgoing.is_empty() {
+            let count = self.end.send_now(&self.parts())?;
             self.sent += count;
+            while let Some(first) = self.outgoing.front().filter(|first| first.len() <= self.sent) {
+                self.sent -= first.len();
+                self.outgoing.pop_front();
+            }
             if count == 0 {
                 if self.end.has_bytes()? {
                     return Ok(());
@@ -173,9 +195,24 @@ impl Connection {
                 self.end.wait()?;
             }
         }
-        self.outgoing.clear();
-        self.sent = 0;
         Ok(())
+    }
+
+    /// What is not sent, as it lies in memory: all writes have the same data, and copying that
+    /// first would be measured as well.
+    fn parts(&self) -> Vec<IoSlice<'_>> {
+        let mut gone = self.sent;
+        let mut parts = Vec::with_capacity(2 * self.outgoing.len().min(PARTS / 2));
+        for message in self.outgoing.iter().take(PARTS / 2) {
+            for part in [&message.header[..], &self.payload[..message.payload]] {
+                let skipped = gone.min(part.len());
+                gone -= skipped;
+                if skipped < part.len() {
+                    parts.push(IoSlice::new(&part[skipped..]));
+                }
+            }
+        }
+        parts
     }
 
     /// Receives once, and takes the replies that are there.
