@@ -5,6 +5,7 @@ use std::io;
 use nbd_control::backend::ExportInfo;
 use nbd_proto::{Command, Export, TransmissionFlags};
 
+use crate::span::Span;
 use crate::task::Task;
 
 /// A block device.
@@ -52,6 +53,14 @@ pub trait Backend: Send + Sync + 'static {
     /// by a worker thread instead while other requests go on.
     fn try_read_at(&self, _buffer: &mut [u8], _offset: u64) -> io::Result<bool> {
         Ok(false)
+    }
+
+    /// A range where it lies in memory, to be sent from there, if that neither waits nor fails as
+    /// far as can be told now. What the range contains is what it contains while it is sent: a
+    /// server on the network may do that, as a client that reads and writes a place at the same
+    /// time gets either. A lane may not, since what it sends must be the same after a crash.
+    fn span(&self, _offset: u64, _length: u32) -> Option<Span> {
+        None
     }
 
     /// Whether this command is certain not to wait for anything slow. Then it is executed where

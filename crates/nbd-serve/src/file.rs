@@ -11,12 +11,13 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use nbd_backend::{Backend, Command, Extent, Geometry, ZeroOptions, now};
+use nbd_backend::{Backend, Command, Extent, Geometry, Span, ZeroOptions, now};
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, PosixFadviseAdvice, fallocate, posix_fadvise};
 use nix::sys::statfs::{FsType, TMPFS_MAGIC, fstatfs};
 
 use crate::aligned;
+use crate::cached::Cached;
 use crate::extents;
 use crate::mapped::Mapped;
 use crate::pace::Pace;
@@ -65,8 +66,11 @@ pub(crate) struct FileExport {
     can_write_durably: AtomicBool,
     /// When the file had its whole size last.
     whole_at: AtomicU64,
-    /// Memory only: mapped with the first command, after the engine has locked its own.
+    /// What is in a file system of memory: mapped with the first command, after the engine has
+    /// locked its own.
     mapped: OnceLock<Option<Mapped>>,
+    /// All else, unless it is open for direct I/O.
+    cached: OnceLock<Option<Cached>>,
 }
 
 impl FileExport {
@@ -94,27 +98,42 @@ impl FileExport {
             can_write_durably: AtomicBool::new(kind != Kind::Memory),
             whole_at: AtomicU64::new(0),
             mapped: OnceLock::new(),
+            cached: OnceLock::new(),
         }
     }
 
     /// Memory that may be reached without system calls. Without it all goes the longer way.
+    fn memory(&self) -> Option<&Mapped> {
+        if self.kind == Kind::Memory { self.mapped() } else { None }
+    }
+
     fn mapped(&self) -> Option<&Mapped> {
-        if self.kind != Kind::Memory {
-            return None;
-        }
-        let map = || Mapped::new(&self.file, self.geometry.size).ok();
+        let size = self.geometry.size;
+        let map = || match self.kind {
+            Kind::Memory => Mapped::sealed(&self.file, size).ok(),
+            _ => Mapped::unsealed(&self.file, size).ok(),
+        };
         self.mapped.get_or_init(map).as_ref()
     }
 
+    fn cached(&self) -> Option<&Cached> {
+        self.cached.get_or_init(|| Cached::new(&self.file, self.geometry.size)).as_ref()
+    }
+
+    /// A range was written by a system call.
+    fn note(&self, offset: u64, length: usize) {
+        // What was not mapped will be asked about.
+        if let Some(Some(mapped)) = self.mapped.get() {
+            mapped.note(offset, length);
+        }
+    }
+
     fn write_memory(&self, data: &[u8], offset: u64) -> io::Result<()> {
-        let mapped = self.mapped();
-        if mapped.is_some_and(|mapped| mapped.write(data, offset)) {
+        if self.memory().is_some_and(|memory| memory.write(data, offset)) {
             return Ok(());
         }
         self.file.write_all_at(data, offset)?;
-        if let Some(mapped) = mapped {
-            mapped.note(offset, data.len());
-        }
+        self.note(offset, data.len());
         Ok(())
     }
 
@@ -185,7 +204,7 @@ impl FileExport {
     }
 
     fn allocate(&self, mode: FallocateFlags, offset: u64, length: u64) -> io::Result<()> {
-        if let Some(mapped) = self.mapped() {
+        if let Some(Some(mapped)) = self.mapped.get() {
             mapped.forget(offset, length);
         }
         let mode = mode | FallocateFlags::FALLOC_FL_KEEP_SIZE;
@@ -222,7 +241,7 @@ impl Backend for FileExport {
     }
 
     fn read_at(&self, buffer: &mut [u8], mut offset: u64) -> io::Result<()> {
-        if self.mapped().is_some_and(|mapped| mapped.read(buffer, offset)) {
+        if self.memory().is_some_and(|memory| memory.read(buffer, offset)) {
             return Ok(());
         }
         if !self.direct || aligned::is_aligned(buffer) {
@@ -248,6 +267,9 @@ impl Backend for FileExport {
             let begun = now();
             self.check_end_at(end, begun)?;
             let written = self.write_once(data, offset, fua);
+            if written.is_ok() {
+                self.note(offset, data.len());
+            }
             if !fua {
                 self.pace.took(Duration::from_nanos(now().saturating_sub(begun)));
             }
@@ -349,6 +371,15 @@ impl Backend for FileExport {
                 // Whatever it is, a worker meets it again and has the time to deal with it.
                 Ok(false)
             }
+        }
+    }
+
+    fn span(&self, offset: u64, length: u32) -> Option<Span> {
+        let length = length as usize;
+        match self.in_memory {
+            true => self.mapped()?.span(offset, length),
+            false if self.direct => None,
+            false => self.cached()?.span(offset, length),
         }
     }
 

@@ -13,7 +13,7 @@ use std::fmt;
 use std::io;
 use std::sync::Arc;
 
-use nbd_backend::{Backend, Command, Extent, Geometry, Task, ZeroOptions};
+use nbd_backend::{Backend, Command, Extent, Geometry, Span, Task, ZeroOptions};
 
 pub(crate) use knobs::{Knob, Knobs, Schema};
 
@@ -120,6 +120,13 @@ impl Backend for Layered {
         match self.around {
             None => self.inner.try_read_at(buffer, self.start + offset),
             Some(_) => Ok(false),
+        }
+    }
+
+    fn span(&self, offset: u64, length: u32) -> Option<Span> {
+        match self.around {
+            None => self.inner.span(self.start + offset, length),
+            Some(_) => None,
         }
     }
 

@@ -29,6 +29,7 @@
 
 mod adopt;
 mod aligned;
+mod cached;
 mod cli;
 mod cow;
 mod culprit;
@@ -39,6 +40,7 @@ mod file;
 mod layer;
 mod lock;
 mod mapped;
+mod mapping;
 mod mem;
 mod network;
 mod numbers;

@@ -12,33 +12,28 @@
 
 use std::fs::File;
 use std::io;
-use std::num::NonZeroUsize;
 use std::ops::Range;
-use std::ptr::NonNull;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
-use nix::sys::mman::{MapFlags, ProtFlags, mmap, munlock, munmap};
+use nbd_backend::Span;
+use nix::sys::mman::ProtFlags;
 
-const PAGE: u64 = 4096;
+use crate::mapping::{Mapping, PAGE};
+
 /// Pages of a chunk: those that a word has bits for.
 const CHUNK: u64 = 64;
 /// Chunks of a region, whose notes are made when it is first used: 1 GiB.
 const REGION: u64 = 4096;
 
-/// A mapped file that no one can truncate.
+/// A mapped file in a file system of memory.
 #[derive(Debug)]
 pub(crate) struct Mapped {
-    start: NonNull<u8>,
-    length: usize,
+    mapping: Arc<Mapping>,
+    /// Nobody can truncate it, so that its bytes may be touched.
+    is_sealed: bool,
     regions: Vec<OnceLock<Notes>>,
 }
-
-// SAFETY: the mapping is an address range of the process, valid in all its threads. Its bytes are
-// copied and never referred to, and all else is atomic.
-unsafe impl Send for Mapped {}
-// SAFETY: as above.
-unsafe impl Sync for Mapped {}
 
 /// What is known about a chunk.
 #[derive(Debug, Default)]
@@ -60,31 +55,38 @@ fn touched(offset: u64, length: u64, unit: u64) -> Range<u64> {
 
 impl Mapped {
     /// Maps `size` bytes of a file that is sealed against shrinking.
-    pub(crate) fn new(file: &File, size: u64) -> io::Result<Self> {
-        let too_long = || io::Error::from(io::ErrorKind::InvalidInput);
-        let length = usize::try_from(size).ok().and_then(NonZeroUsize::new).ok_or_else(too_long)?;
-        let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-        let flags = MapFlags::MAP_SHARED | MapFlags::MAP_NORESERVE;
-        // SAFETY: no address is asked for, so the kernel picks a range that nothing else uses.
-        let start = unsafe { mmap(None, length, protection, flags, file, 0)? };
-        // What belongs to the device may be swapped out like any other data, though all else of
-        // this process is locked. Where nothing was locked this does nothing.
-        // SAFETY: the range was just mapped; locks change nothing that the program sees.
-        let _ = unsafe { munlock(start, length.get()) };
+    pub(crate) fn sealed(file: &File, size: u64) -> io::Result<Self> {
+        Self::new(file, size, true)
+    }
+
+    /// Maps `size` bytes of a file that has them now. They can only be sent.
+    pub(crate) fn unsealed(file: &File, size: u64) -> io::Result<Self> {
+        Self::new(file, size, false)
+    }
+
+    fn new(file: &File, size: u64, is_sealed: bool) -> io::Result<Self> {
+        let writable = if is_sealed { ProtFlags::PROT_WRITE } else { ProtFlags::empty() };
+        let mapping = Mapping::new(file, size, ProtFlags::PROT_READ | writable)?;
         let regions = (0..size.div_ceil(PAGE * CHUNK * REGION)).map(|_| OnceLock::new()).collect();
-        Ok(Self { start: start.cast(), length: length.get(), regions })
+        Ok(Self { mapping, is_sealed, regions })
+    }
+
+    /// A range to be sent from where it is, if all of it is there.
+    pub(crate) fn span(&self, offset: u64, length: usize) -> Option<Span> {
+        let is_there = self.mapping.reaches(offset, length) && self.is_ready(offset, length);
+        if is_there { self.mapping.span(offset, length) } else { None }
     }
 
     /// Copies from the file if all of the range is there.
     pub(crate) fn read(&self, buffer: &mut [u8], offset: u64) -> bool {
-        if !self.reaches(offset, buffer.len()) || !self.is_ready(offset, buffer.len()) {
+        if !self.can_touch(offset, buffer.len()) {
             return false;
         }
         // SAFETY: in bounds, as was checked; the buffer is borrowed and no part of the mapping.
         // Whoever writes the same range at this moment is another request in flight, and a client
         // that has both may get any mixture: the bytes have no meaning here.
         unsafe {
-            let from = self.start.as_ptr().add(offset as usize);
+            let from = self.mapping.at(offset, buffer.len()).as_ptr();
             std::ptr::copy_nonoverlapping(from, buffer.as_mut_ptr(), buffer.len());
         }
         true
@@ -92,12 +94,12 @@ impl Mapped {
 
     /// Copies to the file if all of the range is there.
     pub(crate) fn write(&self, data: &[u8], offset: u64) -> bool {
-        if !self.reaches(offset, data.len()) || !self.is_ready(offset, data.len()) {
+        if !self.can_touch(offset, data.len()) {
             return false;
         }
         // SAFETY: as in `read`.
         unsafe {
-            let to = self.start.as_ptr().add(offset as usize);
+            let to = self.mapping.at(offset, data.len()).as_ptr();
             std::ptr::copy_nonoverlapping(data.as_ptr(), to, data.len());
         }
         true
@@ -127,8 +129,8 @@ impl Mapped {
         }
     }
 
-    fn reaches(&self, offset: u64, length: usize) -> bool {
-        offset.checked_add(length as u64).is_some_and(|end| end <= self.length as u64)
+    fn can_touch(&self, offset: u64, length: usize) -> bool {
+        self.is_sealed && self.mapping.reaches(offset, length) && self.is_ready(offset, length)
     }
 
     fn chunk(&self, index: u64) -> &Chunk {
@@ -139,7 +141,7 @@ impl Mapped {
     /// The bytes of a chunk; the last one may be shorter.
     fn bytes(&self, index: u64) -> Range<usize> {
         let start = (index * CHUNK * PAGE) as usize;
-        start..(start + (CHUNK * PAGE) as usize).min(self.length)
+        start..(start + (CHUNK * PAGE) as usize).min(self.mapping.len())
     }
 
     fn is_ready(&self, offset: u64, length: usize) -> bool {
@@ -155,14 +157,11 @@ impl Mapped {
             return false;
         }
         let bytes = self.bytes(index);
-        let mut answer = [0; CHUNK as usize];
-        // SAFETY: the range is a part of the mapping, and the answer has a byte for each page.
-        let asked = unsafe {
-            let start = self.start.as_ptr().add(bytes.start);
-            libc::mincore(start.cast(), bytes.len(), answer.as_mut_ptr())
-        };
-        let exist = answer.iter().rev().fold(0, |bits, page| bits << 1 | u64::from(page & 1));
-        asked == 0 && self.exist(index, exist)
+        let mut pages = [0; CHUNK as usize];
+        let pages = &mut pages[..bytes.len().div_ceil(PAGE as usize)];
+        let is_known = self.mapping.residence(bytes.start as u64, bytes.len(), pages);
+        let exist = pages.iter().rev().fold(0, |bits, &page| bits << 1 | u64::from(page));
+        is_known && self.exist(index, exist)
     }
 
     /// Notes pages of a chunk. Whether that makes it ready.
@@ -174,21 +173,18 @@ impl Mapped {
         if exist != u64::MAX || chunk.ready.load(Ordering::Relaxed) {
             return exist == u64::MAX;
         }
+        let advice = match self.is_sealed {
+            true => libc::MADV_POPULATE_WRITE,
+            false => libc::MADV_POPULATE_READ,
+        };
         // SAFETY: the range is a part of the mapping, and this only fills in page tables. Where
         // the kernel does not know it (before 5.14), pages are filled in as they are touched.
         unsafe {
-            let start = self.start.as_ptr().add(bytes.start);
-            libc::madvise(start.cast(), bytes.len(), libc::MADV_POPULATE_WRITE);
+            let start = self.mapping.at(bytes.start as u64, bytes.len()).as_ptr();
+            libc::madvise(start.cast(), bytes.len(), advice);
         }
         chunk.ready.store(true, Ordering::Relaxed);
         true
-    }
-}
-
-impl Drop for Mapped {
-    fn drop(&mut self) {
-        // SAFETY: the range was mapped by this object, and nothing refers to it.
-        let _ = unsafe { munmap(self.start.cast(), self.length) };
     }
 }
 
@@ -211,7 +207,7 @@ mod tests {
     }
 
     fn mapped(file: &File) -> Mapped {
-        Mapped::new(file, SIZE).unwrap()
+        Mapped::sealed(file, SIZE).unwrap()
     }
 
     fn can_read(mapped: &Mapped, offset: usize) -> bool {
@@ -288,5 +284,28 @@ mod tests {
         assert!(mapped.read(&mut [0; 4096], SIZE - 4096));
         assert!(!mapped.read(&mut [0; 8192], SIZE - 4096));
         assert!(!mapped.write(&[0; 4096], u64::MAX - 100));
+    }
+
+    #[test]
+    fn of_an_ordinary_file_nothing_is_touched_but_lent() {
+        let path = format!("/dev/shm/nbd-serve-mapped-{}", std::process::id());
+        let file = File::options().read(true).write(true).create_new(true).open(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        file.set_len(SIZE).unwrap();
+        let mapped = Mapped::unsealed(&file, SIZE).unwrap();
+        assert!(mapped.span(0, 4096).is_none());
+        let data = pattern(SIZE as usize, 3);
+        file.write_all_at(&data, 0).unwrap();
+        mapped.note(0, data.len());
+        assert!(!can_read(&mapped, 0) && !mapped.write(&[1; 512], 0));
+        let span = mapped.span(5000, 4096).unwrap();
+        let mut buffer = [0; 4096];
+        span.read(&mut buffer).unwrap();
+        assert_eq!(buffer, data[5000..9096]);
+        assert!(mapped.span(SIZE - 512, 1024).is_none());
+        mapped.forget(0, 4096);
+        file.set_len(0).unwrap();
+        assert!(span.read(&mut buffer).is_err());
+        assert!(mapped.span(CHUNK_SIZE as u64, 4096).is_none(), "lent after a failure");
     }
 }

@@ -12,7 +12,7 @@ use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use nbd_backend::{Completion, Durability, Lull, Task, inline, patiently};
+use nbd_backend::{Completion, Durability, Lull, Span, Task, inline, patiently};
 use nbd_net::socket::Socket;
 use nbd_proto::{Command, CommandType, Export as Rules, NbdError};
 use thiserror::Error;
@@ -22,11 +22,15 @@ use crate::inbox::{Inbox, Payload};
 use crate::limits::Limits;
 use crate::memory::{Grant, Memory};
 use crate::outbox::{ENOUGH, Outbox};
-use crate::reply::{Address, Replies, is_zero};
+use crate::reply::{Address, MOST_HEAD, Replies, is_zero};
 use crate::request::{Header, ProtocolError, Refused};
 
 /// Longest read that is tried where it was received: while it is copied, the others wait.
 const QUICK: u32 = 1 << 20;
+/// Shorter reads are copied: it costs as much to list where they lie …
+const WORTH_A_SPAN: u32 = 4 << 10;
+/// … and these, where a hole is told and not sent, as that has to be found out.
+const WORTH_A_LOOK: u32 = 32 << 10;
 /// A shorter run of zeroes costs less than finding it out.
 const WORTH_A_HOLE: u32 = 512;
 /// Data of reads that a connection may have pending without a share of the common memory, in bytes.
@@ -141,7 +145,7 @@ impl Connection {
                 Ok(Taken::Nothing(step)) => break Ok(step),
                 Err(error) => break Err(error.into()),
             }
-            if guard.outbox.staged() >= ENOUGH {
+            if guard.outbox.unsent() >= ENOUGH {
                 guard = self.send(guard);
             }
         };
@@ -212,7 +216,7 @@ impl Connection {
                 return Taken::Answered;
             }
         };
-        let alone = outbox.outstanding == 0 && outbox.staged() == 0;
+        let alone = outbox.outstanding == 0 && outbox.unsent() == 0;
         let alone = alone && inbox.bytes().len() == payload.end;
         let patient = alone && shared.lull.is_likely();
         match self.inline(outbox, to, &command, data, patient) {
@@ -280,6 +284,14 @@ impl Connection {
             outbox.stage(&self.answer(to, Completion::Done));
             return Some(false);
         }
+        if let Some(span) = self.span(outbox, command) {
+            let mut head = [0; MOST_HEAD];
+            let head = &mut head[..self.replies.data_head_len()];
+            self.replies.data_head(to, length, head);
+            outbox.stage(head);
+            outbox.stage_span(span);
+            return Some(false);
+        }
         let head = self.replies.data_head_len();
         let room = outbox.room(head + length as usize);
         let (head_room, data_room) = room.split_at_mut(head);
@@ -297,6 +309,29 @@ impl Connection {
             }
         }
         Some(has_waited)
+    }
+
+    /// The data of a read, if it can be sent from where it lies.
+    fn span(&self, outbox: &Outbox, command: &Command) -> Option<Span> {
+        let Command::Read { offset, length } = *command else {
+            return None;
+        };
+        let tells_holes = self.replies.has_holes();
+        let worth = if tells_holes { WORTH_A_LOOK } else { WORTH_A_SPAN };
+        if length < worth || !outbox.takes_spans() {
+            return None;
+        }
+        let span = self.export.backend().span(offset, length)?;
+        if tells_holes {
+            // Whoever looks at all of it might as well copy it.
+            let mut beginning = [0; WORTH_A_HOLE as usize];
+            let look = Command::Read { offset, length: WORTH_A_HOLE };
+            let (done, _) = self.attempt(&look, &[], &mut beginning, false)?;
+            if done.is_err() || is_zero(&beginning) {
+                return None;
+            }
+        }
+        Some(span)
     }
 
     /// What came of a command that was executed here, and whether it was waited for.

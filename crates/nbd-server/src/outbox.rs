@@ -1,8 +1,12 @@
 //! Replies on their way: staged together, sent together, and never waited for.
 
+use std::collections::VecDeque;
 use std::io::{self, IoSlice};
+use std::mem::take;
 
+use nbd_backend::Span;
 use nbd_net::stream::Sender;
+use nix::errno::Errno;
 
 use crate::memory::Grant;
 use crate::request::Refused;
@@ -23,6 +27,10 @@ pub(crate) struct Outbox {
     buffer: Vec<u8>,
     start: usize,
     end: usize,
+    /// Data that lies elsewhere, and the place in the buffer before which it is to be sent.
+    spans: VecDeque<(usize, Span)>,
+    /// Bytes of these.
+    lent: usize,
     /// For data among these bytes.
     held: Vec<Grant>,
     /// What is being received lies in common memory.
@@ -46,6 +54,8 @@ impl Outbox {
             buffer: vec![0; FIRST],
             start: 0,
             end: 0,
+            spans: VecDeque::new(),
+            lent: 0,
             held: Vec::new(),
             inbox_holds: false,
             outstanding: 0,
@@ -56,9 +66,23 @@ impl Outbox {
         }
     }
 
-    /// Bytes staged and not sent.
-    pub(crate) fn staged(&self) -> usize {
+    /// Bytes to send.
+    pub(crate) fn unsent(&self) -> usize {
+        self.staged() + self.lent
+    }
+
+    /// Those of them that lie here.
+    fn staged(&self) -> usize {
         self.end - self.start
+    }
+
+    fn is_empty(&self) -> bool {
+        self.staged() == 0 && self.spans.is_empty()
+    }
+
+    /// Whether data may be sent from where it lies. To encrypt it is to look at it.
+    pub(crate) fn takes_spans(&self) -> bool {
+        !self.sender.is_tls()
     }
 
     /// Bytes of data of requests that are under way or answered and not sent.
@@ -82,6 +106,9 @@ impl Outbox {
     pub(crate) fn room(&mut self, length: usize) -> &mut [u8] {
         if self.buffer.len() - self.end < length {
             self.buffer.copy_within(self.start..self.end, 0);
+            for (place, _) in &mut self.spans {
+                *place -= self.start;
+            }
             (self.start, self.end) = (0, self.end - self.start);
             if self.buffer.len() < self.end + length {
                 self.buffer.resize((self.end + length).next_multiple_of(BUFFER), 0);
@@ -101,6 +128,12 @@ impl Outbox {
         self.advance(bytes.len());
     }
 
+    /// Stages data where it lies, if [that is possible](Self::takes_spans).
+    pub(crate) fn stage_span(&mut self, span: Span) {
+        self.lent += span.len();
+        self.spans.push_back((self.end, span));
+    }
+
     /// Sends what the client takes without making us wait. `WouldBlock` if something is left.
     pub(crate) fn send(&mut self) -> io::Result<()> {
         let sent = self.try_send();
@@ -109,7 +142,7 @@ impl Outbox {
 
     /// Sends a reply whose data lies elsewhere; what the client does not take now is staged.
     pub(crate) fn send_directly(&mut self, head: &[u8], data: &[u8]) -> io::Result<()> {
-        if self.staged() > 0 || self.is_draining || self.is_closed {
+        if !self.is_empty() || self.is_draining || self.is_closed {
             self.stage(head);
             self.stage(data);
             return if self.is_draining { Ok(()) } else { self.send() };
@@ -129,17 +162,66 @@ impl Outbox {
             self.clear();
             return Ok(());
         }
-        while self.start < self.end {
-            let rest = IoSlice::new(&self.buffer[self.start..self.end]);
-            self.start += self.sender.send(&[rest])?;
+        while !self.is_empty() {
+            match self.sender.send(&parts(&self.buffer[..self.end], self.start, &self.spans)) {
+                Ok(count) => self.sent(count),
+                Err(error) if error.raw_os_error() == Some(Errno::EFAULT as i32) => {
+                    self.take_in()?;
+                }
+                Err(error) => return Err(error),
+            }
         }
         self.clear();
         self.sender.flush()
     }
 
+    /// Forgets what was sent.
+    fn sent(&mut self, mut count: usize) {
+        while count > 0 {
+            let next = self.spans.front().map_or(self.end, |(place, _)| *place);
+            let staged = count.min(next - self.start);
+            self.start += staged;
+            count -= staged;
+            let Some((_, span)) = self.spans.front_mut().filter(|_| self.start == next) else {
+                assert_eq!(count, 0, "more was sent than there is");
+                return;
+            };
+            let lent = count.min(span.len());
+            span.consume(lent);
+            self.lent -= lent;
+            count -= lent;
+            if span.is_empty() {
+                self.spans.pop_front();
+            }
+        }
+    }
+
+    /// Copies what lies elsewhere, since it cannot be sent from there any more. If it cannot be
+    /// copied either, a client that has been told to expect it can only be left.
+    fn take_in(&mut self) -> io::Result<()> {
+        let (staged, spans) = (self.buffer[self.start..self.end].to_vec(), take(&mut self.spans));
+        let mut at = self.start;
+        (self.start, self.end, self.lent) = (0, 0, 0);
+        let mut rest = &staged[..];
+        for (place, span) in spans {
+            let (before, after) = rest.split_at(place - at);
+            (at, rest) = (place, after);
+            self.stage(before);
+            let room = self.room(span.len());
+            span.read(room).inspect_err(|error| {
+                tracing::error!("{span:?} was to be sent and is gone, so is the client: {error}");
+            })?;
+            self.advance(span.len());
+        }
+        self.stage(rest);
+        Ok(())
+    }
+
     /// Forgets all that is staged.
     fn clear(&mut self) {
         (self.start, self.end) = (0, 0);
+        self.spans.clear();
+        self.lent = 0;
         if self.buffer.len() > 4 * BUFFER {
             self.buffer = vec![0; BUFFER];
         }
@@ -173,3 +255,28 @@ impl Outbox {
         let _ = self.sender.close();
     }
 }
+
+/// All that is to be sent, piece by piece.
+#[allow(unsafe_code)]
+fn parts<'a>(
+    staged: &'a [u8],
+    mut start: usize,
+    spans: &'a VecDeque<(usize, Span)>,
+) -> Vec<IoSlice<'a>> {
+    let mut parts = Vec::with_capacity(2 * spans.len() + 1);
+    for (place, span) in spans {
+        if start < *place {
+            parts.push(IoSlice::new(&staged[start..*place]));
+        }
+        // SAFETY: the pieces are for sendmsg(2) alone: a secured connection takes no spans.
+        parts.push(unsafe { span.io_slice() });
+        start = *place;
+    }
+    if start < staged.len() {
+        parts.push(IoSlice::new(&staged[start..]));
+    }
+    parts
+}
+
+#[cfg(test)]
+mod tests;

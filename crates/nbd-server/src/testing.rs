@@ -113,9 +113,15 @@ impl RawClient {
     /// Waits for an answer. `read` is the length of the read that it is to, or 0: a simple reply
     /// does not tell.
     pub fn answer(&mut self, read: usize) -> Answer {
+        self.answer_to(|_| read)
+    }
+
+    /// The same, where the cookie tells to what.
+    pub fn answer_to(&mut self, read: impl Fn(u64) -> usize) -> Answer {
         match self.established.style {
             ReplyStyle::Simple => {
                 let SimpleReply { error, cookie } = SimpleReply::decode(&self.take()).unwrap();
+                let read = read(cookie);
                 let outcome = match error {
                     NbdError::SUCCESS if read == 0 => Outcome::Done,
                     // It leaves out where the data belongs as well.

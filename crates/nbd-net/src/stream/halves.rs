@@ -67,6 +67,11 @@ impl Sender {
         &self.socket
     }
 
+    /// Whether the connection is secured.
+    pub fn is_tls(&self) -> bool {
+        self.layer.is_some()
+    }
+
     /// Takes as many bytes as there is room for, at least one, and returns their number;
     /// `WouldBlock` if there is no room. Never waits.
     ///

@@ -5,7 +5,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use nbd_backend::{Backend, Command, Extent, Geometry, ZeroOptions};
+use nbd_backend::{Backend, Command, Extent, Geometry, Span, ZeroOptions};
 
 use super::format::CLUSTER;
 use super::map::{Allocating, Map};
@@ -168,6 +168,15 @@ impl Backend for Overlay {
             (next, true) if next == end => self.diff.try_read_at(buffer, self.at(offset)),
             (next, false) if next == end => self.base.try_read_at(buffer, offset),
             _ => Ok(false),
+        }
+    }
+
+    fn span(&self, offset: u64, length: u32) -> Option<Span> {
+        let end = offset + u64::from(length);
+        match self.map.run(offset, end) {
+            (next, true) if next == end => self.diff.span(self.at(offset), length),
+            (next, false) if next == end => self.base.span(offset, length),
+            _ => None,
         }
     }
 

@@ -13,6 +13,7 @@
 //! | `odd` | odd requests, sent by libnbd from Python |
 //! | `qemu` | qemu-img and qemu-io |
 //! | `fio` | fio's nbd engine, which verifies what it reads |
+//! | `spans` | reads that are sent from where the storage lies in memory |
 //! | `tls` | secured connections |
 
 #![allow(clippy::unwrap_used, reason = "all of it is tests")]
@@ -23,6 +24,7 @@ mod memory;
 mod odd;
 mod qemu;
 mod service;
+mod spans;
 mod tls;
 mod usage;
 mod world;
