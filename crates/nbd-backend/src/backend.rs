@@ -63,6 +63,13 @@ pub trait Backend: Send + Sync + 'static {
         None
     }
 
+    /// A range where it lies in memory, to be received to: the same as a write of it that
+    /// [is quick](Self::is_quick), except that others see it come piece by piece, and that a client
+    /// that leaves in the middle of a write has written a part of it.
+    fn span_mut(&self, _offset: u64, _length: u32) -> Option<Span> {
+        None
+    }
+
     /// Whether this command is certain not to wait for anything slow. Then it is executed where
     /// it was received, which saves the way to a worker and back.
     fn is_quick(&self, _command: &Command) -> bool {

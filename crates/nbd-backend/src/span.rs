@@ -1,13 +1,13 @@
-//! Storage that is sent from where it lies in memory.
+//! Storage that is sent from where it lies in memory, or received to there.
 //!
-//! A read is copied twice on its way, into a buffer and from there into the socket. Where the storage
-//! is mapped into the process the second copy is enough, if it is the kernel that makes it: it
-//! does not mind that bytes change meanwhile, and where a page has gone, because somebody cut the
+//! A read is copied twice on its way, into a buffer and from there into the socket, and so is a
+//! write. Where the storage is mapped into the process one copy is enough, if it is the kernel that
+//! makes it: it does not mind that bytes change meanwhile, and where a page has gone, because somebody cut the
 //! file off perhaps, its answer is EFAULT, where the process would be killed by SIGBUS.
 #![allow(unsafe_code)]
 
 use std::fmt;
-use std::io::{self, IoSlice};
+use std::io::{self, IoSlice, IoSliceMut};
 use std::ptr::NonNull;
 use std::sync::Arc;
 
@@ -78,6 +78,24 @@ impl Span {
         // SAFETY: the range is mapped while the lender lives, and thus for longer than the slice.
         // Its bytes may change or be missing, which matters to whoever looks; the caller does not.
         IoSlice::new(unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) })
+    }
+
+    /// The same for recvmsg(2), where the storage may be written to.
+    ///
+    /// # Safety
+    ///
+    /// Nobody but the kernel may look at the bytes or change them.
+    #[must_use]
+    pub unsafe fn io_slice_mut(&mut self) -> IoSliceMut<'_> {
+        // SAFETY: as in `io_slice`. Others may change the bytes at the same time, as well as
+        // the kernel; nothing of this process relies on what they are.
+        IoSliceMut::new(unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.len) })
+    }
+
+    /// Where the range begins in the storage, in bytes.
+    #[must_use]
+    pub fn offset(&self) -> u64 {
+        self.offset
     }
 
     /// Copies all of it; `buffer` has the same length.

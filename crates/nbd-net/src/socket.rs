@@ -2,7 +2,7 @@
 
 mod connect;
 
-use std::io::{self, IoSlice};
+use std::io::{self, IoSlice, IoSliceMut};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
@@ -12,7 +12,7 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
     AddressFamily, MsgFlags, Shutdown, SockType, SockaddrLike, SockaddrStorage, getpeername,
-    getsockname, getsockopt, recv, sendmsg, setsockopt, sockopt,
+    getsockname, getsockopt, recv, recvmsg, sendmsg, setsockopt, sockopt,
 };
 use nix::sys::time::{TimeVal, TimeValLike};
 
@@ -104,6 +104,17 @@ impl Socket {
         match self.receive_with(buffer, MsgFlags::empty()) {
             Err(Errno::EAGAIN) => Err(io::ErrorKind::TimedOut.into()),
             other => Ok(other?),
+        }
+    }
+
+    /// The same into several buffers, one after the other.
+    pub fn receive_parts(&self, parts: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
+        loop {
+            match recvmsg::<()>(self.raw(), parts, None, MsgFlags::empty()) {
+                Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => return Err(io::ErrorKind::TimedOut.into()),
+                other => return Ok(other?.bytes),
+            }
         }
     }
 

@@ -111,7 +111,7 @@ impl FileExport {
         let size = self.geometry.size;
         let map = || match self.kind {
             Kind::Memory => Mapped::sealed(&self.file, size).ok(),
-            _ => Mapped::unsealed(&self.file, size).ok(),
+            _ => Mapped::unsealed(&self.file, size, !self.geometry.capabilities.read_only).ok(),
         };
         self.mapped.get_or_init(map).as_ref()
     }
@@ -381,6 +381,10 @@ impl Backend for FileExport {
             false if self.direct => None,
             false => self.cached()?.span(offset, length),
         }
+    }
+
+    fn span_mut(&self, offset: u64, length: u32) -> Option<Span> {
+        if self.in_memory { self.mapped()?.span_mut(offset, length as usize) } else { None }
     }
 
     fn is_quick(&self, command: &Command) -> bool {

@@ -130,6 +130,13 @@ impl Backend for Layered {
         }
     }
 
+    fn span_mut(&self, offset: u64, length: u32) -> Option<Span> {
+        match self.around {
+            None => self.inner.span_mut(self.start + offset, length),
+            Some(_) => None,
+        }
+    }
+
     fn is_quick(&self, command: &Command) -> bool {
         self.around.is_none() && self.inner.is_quick(&shifted(command, self.start))
     }

@@ -32,6 +32,7 @@ pub(crate) struct Mapped {
     mapping: Arc<Mapping>,
     /// Nobody can truncate it, so that its bytes may be touched.
     is_sealed: bool,
+    is_writable: bool,
     regions: Vec<OnceLock<Notes>>,
 }
 
@@ -56,25 +57,30 @@ fn touched(offset: u64, length: u64, unit: u64) -> Range<u64> {
 impl Mapped {
     /// Maps `size` bytes of a file that is sealed against shrinking.
     pub(crate) fn sealed(file: &File, size: u64) -> io::Result<Self> {
-        Self::new(file, size, true)
+        Self::new(file, size, true, true)
     }
 
-    /// Maps `size` bytes of a file that has them now. They can only be sent.
-    pub(crate) fn unsealed(file: &File, size: u64) -> io::Result<Self> {
-        Self::new(file, size, false)
+    /// Maps `size` bytes of a file that has them now. They can only be lent.
+    pub(crate) fn unsealed(file: &File, size: u64, is_writable: bool) -> io::Result<Self> {
+        Self::new(file, size, false, is_writable)
     }
 
-    fn new(file: &File, size: u64, is_sealed: bool) -> io::Result<Self> {
-        let writable = if is_sealed { ProtFlags::PROT_WRITE } else { ProtFlags::empty() };
+    fn new(file: &File, size: u64, is_sealed: bool, is_writable: bool) -> io::Result<Self> {
+        let writable = if is_writable { ProtFlags::PROT_WRITE } else { ProtFlags::empty() };
         let mapping = Mapping::new(file, size, ProtFlags::PROT_READ | writable)?;
         let regions = (0..size.div_ceil(PAGE * CHUNK * REGION)).map(|_| OnceLock::new()).collect();
-        Ok(Self { mapping, is_sealed, regions })
+        Ok(Self { mapping, is_sealed, is_writable, regions })
     }
 
     /// A range to be sent from where it is, if all of it is there.
     pub(crate) fn span(&self, offset: u64, length: usize) -> Option<Span> {
         let is_there = self.mapping.reaches(offset, length) && self.is_ready(offset, length);
         if is_there { self.mapping.span(offset, length) } else { None }
+    }
+
+    /// A range to be received to, if all of it is there.
+    pub(crate) fn span_mut(&self, offset: u64, length: usize) -> Option<Span> {
+        if self.is_writable { self.span(offset, length) } else { None }
     }
 
     /// Copies from the file if all of the range is there.
@@ -173,7 +179,7 @@ impl Mapped {
         if exist != u64::MAX || chunk.ready.load(Ordering::Relaxed) {
             return exist == u64::MAX;
         }
-        let advice = match self.is_sealed {
+        let advice = match self.is_writable {
             true => libc::MADV_POPULATE_WRITE,
             false => libc::MADV_POPULATE_READ,
         };
@@ -292,7 +298,7 @@ mod tests {
         let file = File::options().read(true).write(true).create_new(true).open(&path).unwrap();
         std::fs::remove_file(&path).unwrap();
         file.set_len(SIZE).unwrap();
-        let mapped = Mapped::unsealed(&file, SIZE).unwrap();
+        let mapped = Mapped::unsealed(&file, SIZE, true).unwrap();
         assert!(mapped.span(0, 4096).is_none());
         let data = pattern(SIZE as usize, 3);
         file.write_all_at(&data, 0).unwrap();
@@ -303,6 +309,9 @@ mod tests {
         span.read(&mut buffer).unwrap();
         assert_eq!(buffer, data[5000..9096]);
         assert!(mapped.span(SIZE - 512, 1024).is_none());
+        assert!(mapped.span_mut(5000, 4096).is_some());
+        let read_only = Mapped::unsealed(&file, SIZE, false).unwrap();
+        assert!(read_only.span(5000, 4096).is_some() && read_only.span_mut(5000, 4096).is_none());
         mapped.forget(0, 4096);
         file.set_len(0).unwrap();
         assert!(span.read(&mut buffer).is_err());

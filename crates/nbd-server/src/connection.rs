@@ -5,6 +5,7 @@
 //! stops its own connection and no other.
 
 mod incoming;
+mod landing;
 mod outgoing;
 
 use std::io;
@@ -16,6 +17,8 @@ use nbd_backend::{Completion, Durability, Lull, Span, Task, inline, patiently};
 use nbd_net::socket::Socket;
 use nbd_proto::{Command, CommandType, Export as Rules, NbdError};
 use thiserror::Error;
+
+use self::landing::Landing;
 
 use crate::export::Export;
 use crate::inbox::{Inbox, Payload};
@@ -82,6 +85,8 @@ impl SharedOutbox {
 enum Step {
     /// There are none: so many bytes make the next one.
     Receive(usize),
+    /// This write's data can be received to where it belongs.
+    Land(Landing),
     /// This payload is too long to keep.
     Skip(u64),
     /// There is one, and too much is under way already.
@@ -116,6 +121,7 @@ impl Connection {
                     0 => return Err(ConnectionError::Torn),
                     _ => {}
                 },
+                Step::Land(landing) => self.land(inbox, landing)?,
                 Step::Skip(length) => self.skip(inbox, length)?,
                 Step::Full => drop(self.wait_until(|outbox| {
                     outbox.outstanding == 0 || !self.is_full(outbox, inbox.bytes())
@@ -175,7 +181,8 @@ impl Connection {
         let is_kept = payload_len <= self.rules.max_payload;
         let length = head + if is_kept { payload_len as usize } else { 0 };
         if inbox.bytes().len() < length {
-            return Ok(Taken::Nothing(Step::Receive(length)));
+            let landing = if is_kept { self.landing(inbox, &header, length) } else { None };
+            return Ok(Taken::Nothing(landing.map_or(Step::Receive(length), Step::Land)));
         }
         let outbox = &shared.outbox;
         if outbox.outstanding > 0 && self.is_full(outbox, inbox.bytes()) {

@@ -1,12 +1,12 @@
 //! Bytes as they come, kept so that every message lies in one piece and is never copied.
 
-use std::io;
+use std::io::{self, IoSliceMut};
 use std::ops::Range;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use nbd_backend::Vigil;
+use nbd_backend::{Span, Vigil};
 use nbd_net::stream::Receiver;
 
 use crate::limits::Limits;
@@ -16,7 +16,7 @@ use crate::memory::{Block, Grant, Memory};
 const BLOCK: usize = 512 << 10;
 /// When more than this is missing of a message, only that is received, so that the next message
 /// can begin elsewhere without being moved.
-const LONG: usize = 64 << 10;
+pub(crate) const LONG: usize = 64 << 10;
 
 /// The receiving end of a connection.
 ///
@@ -125,6 +125,39 @@ impl Inbox {
             None => self.receiver.receive(room),
         }?;
         self.end += count;
+        Ok(count)
+    }
+
+    /// Whether data can be received to where it belongs. To decrypt it is to change it.
+    pub(crate) fn takes_spans(&self) -> bool {
+        !self.receiver.is_tls()
+    }
+
+    /// Receives into a span, of which the rest is left over, and `head` bytes of what follows. All
+    /// that has come before was consumed. Returns 0 at the end of the stream.
+    #[allow(unsafe_code)]
+    pub(crate) fn receive_into(&mut self, span: &mut Span, head: usize) -> io::Result<usize> {
+        assert_eq!(self.start, self.end, "data that has come is in the way");
+        let room = match Arc::get_mut(&mut self.block) {
+            Some(block) => {
+                (self.start, self.end) = (0, 0);
+                &mut block.bytes_mut()[..head]
+            }
+            // A task still works on what came last.
+            None => &mut [],
+        };
+        let wanted = span.len();
+        // SAFETY: the slice is for recvmsg(2) alone: a secured connection takes no spans.
+        let parts = &mut [unsafe { span.io_slice_mut() }, IoSliceMut::new(room)];
+        let socket = self.receiver.socket();
+        let mut receive = || socket.receive_parts(parts);
+        let count = match &mut self.vigil {
+            Some(vigil) => vigil.keep(socket.as_fd(), receive),
+            None => receive(),
+        }?;
+        span.consume(count.min(wanted));
+        self.end = self.start + count.saturating_sub(wanted);
+        self.expects_long = true;
         Ok(count)
     }
 

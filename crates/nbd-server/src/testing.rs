@@ -101,13 +101,19 @@ impl RawClient {
 
     /// Sends a write.
     pub fn write(&mut self, cookie: u64, offset: u64, data: &[u8]) {
+        let message = self.write_message(cookie, offset, data);
+        self.send(&message);
+    }
+
+    /// A write with its data.
+    pub fn write_message(&self, cookie: u64, offset: u64, data: &[u8]) -> Vec<u8> {
         let flags = match self.established.style {
             ReplyStyle::Extended => CommandFlags::PAYLOAD_LEN,
             _ => CommandFlags::NONE,
         };
         let length = data.len() as u64;
         let request = self.request(CommandType::WRITE, flags, cookie, offset, length);
-        self.send(&[&request, data].concat());
+        [&request, data].concat()
     }
 
     /// Waits for an answer. `read` is the length of the read that it is to, or 0: a simple reply

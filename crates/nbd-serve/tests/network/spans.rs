@@ -1,16 +1,19 @@
-//! Reads that are sent from where the storage lies in memory.
+//! Reads that are sent from where the storage lies in memory, and writes that are received to there.
 
 use std::fs;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use nbd_proto::handshake::Wishes;
-use nbd_proto::{CommandType as Type, NbdError};
+use nbd_proto::{CommandFlags, CommandType as Type, NbdError};
 use nbd_server::testing::{Outcome, RawClient};
 
 use crate::world::{Server, pattern};
 
 const SIZE: usize = 8 << 20;
+/// Only a hang takes as long.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A file in memory, which is removed at the end.
 struct InMemory(PathBuf);
@@ -56,7 +59,7 @@ fn ranges() -> Vec<(usize, usize)> {
         let length = lengths[at % lengths.len()];
         ((at * 977_531) % (SIZE - length), length)
     };
-    (0..90).map(range).collect()
+    (0..90).map(range).chain((0..8).map(|at| (at << 20, 1 << 20))).collect()
 }
 
 /// Asks for all of them before it listens, so that the server has to wait in the middle of some.
@@ -116,6 +119,8 @@ fn a_file_that_is_cut_off_meanwhile() {
     let content = pattern(SIZE);
     let memory = InMemory::new("cut", &content);
     let server = Server::new(&[&memory.export()]);
+    // From now on the server believes that all of it is there.
+    read_all(&server, true, &content);
     let mut client = simple(&server);
     let length = 128 << 10;
     for cookie in 0..(SIZE / length) as u64 {
@@ -139,4 +144,110 @@ fn a_file_that_is_cut_off_meanwhile() {
         assert_eq!(outcome, Outcome::Failed(NbdError::EIO, String::new()));
     }
     server.line("was truncated while it was served");
+}
+
+/// Waits until a file contains this at a place.
+fn wait_for(path: &Path, offset: u64, data: &[u8]) {
+    use std::os::unix::fs::FileExt;
+    let file = fs::File::open(path).unwrap();
+    let began = Instant::now();
+    let mut found = vec![0; data.len()];
+    while file.read_exact_at(&mut found, offset).is_err() || found != data {
+        assert!(began.elapsed() < PATIENCE, "the beginning of a write never came");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Long and short writes, of which a part comes each time, with reads and flushes between them.
+fn write_all(server: &Server, mut client: RawClient) {
+    let mut content = vec![0; SIZE];
+    let source = pattern(SIZE + 256);
+    let mut stream = Vec::new();
+    for (cookie, (offset, length)) in ranges().into_iter().enumerate() {
+        let data = &source[cookie..cookie + length];
+        content[offset..offset + length].copy_from_slice(data);
+        stream.extend(client.write_message(cookie as u64, offset as u64, data));
+        if cookie % 7 == 0 {
+            stream.extend(client.request(Type::FLUSH, CommandFlags::NONE, 1000, 0, 0));
+        }
+    }
+    let mut sender = client.stream.try_clone().unwrap();
+    let mut answers = std::thread::scope(|scope| {
+        let pieces = [1, 27, 28, 29, 70_000, 3, 131_100, 5000, 262_144];
+        scope.spawn(move || {
+            let mut rest = &stream[..];
+            for length in pieces.iter().cycle() {
+                let (piece, later) = rest.split_at(rest.len().min(*length));
+                sender.write_all(piece).unwrap();
+                rest = later;
+                if rest.is_empty() {
+                    break;
+                }
+            }
+        });
+        let count = ranges().len() + ranges().len().div_ceil(7);
+        let answers: Vec<_> = (0..count).map(|_| client.answer(0)).collect();
+        answers
+    });
+    assert!(answers.iter().all(|answer| answer.outcome == Outcome::Done), "{answers:?}");
+    answers.retain(|answer| answer.cookie != 1000);
+    let cookies: Vec<_> = answers.iter().map(|answer| answer.cookie).collect();
+    assert_eq!(cookies, (0..ranges().len() as u64).collect::<Vec<_>>());
+    let mut client = server.client("");
+    for (offset, length) in ranges() {
+        let data = Outcome::Data(offset as u64, content[offset..offset + length].into());
+        assert!(client.call(Type::READ, offset as u64, length as u64) == data, "{offset}+{length}");
+    }
+}
+
+#[test]
+fn writes_arrive_where_they_belong_however_they_are_cut() {
+    let memory = InMemory::new("writes", &vec![0xee; SIZE]);
+    for export in [memory.export(), format!("offset:0@{}", memory.export()), "mem:8M".into()] {
+        let server = Server::new(&[&export]);
+        let mut client = server.client("");
+        client.write(1, 0, &vec![0xee; SIZE]);
+        assert_eq!(client.answer(0).outcome, Outcome::Done);
+        write_all(&server, simple(&server));
+        write_all(&server, client);
+    }
+}
+
+#[test]
+fn a_file_that_is_cut_off_while_a_write_comes() {
+    let memory = InMemory::new("cut-write", &vec![0xee; SIZE]);
+    let server = Server::new(&[&memory.export()]);
+    let mut client = server.client("");
+    let data = pattern(1 << 20);
+    let message = client.write_message(5, 4 << 20, &data);
+    let (now, later) = message.split_at(300_000);
+    client.send(now);
+    wait_for(&memory.0, 4 << 20, &data[..299_000]);
+    fs::File::options().write(true).open(&memory.0).unwrap().set_len(4096).unwrap();
+    client.send(later);
+    // Whoever asks next must not be mistaken for a part of the data.
+    client.ask(Type::READ, 6, 0, 512);
+    let answer = client.answer(0);
+    assert!(matches!(answer.outcome, Outcome::Failed(NbdError::EIO, _)), "{answer:?}");
+    assert_eq!(answer.cookie, 5);
+    assert_eq!(client.answer(512).outcome, Outcome::Data(0, vec![0xee; 512]));
+    assert_eq!(fs::metadata(&memory.0).unwrap().len(), 4096, "it has grown back");
+    server.line("was truncated while it was served");
+}
+
+#[test]
+fn a_client_that_leaves_in_the_middle_of_a_write() {
+    let memory = InMemory::new("leaves", &vec![0xee; SIZE]);
+    let server = Server::new(&[&memory.export()]);
+    let mut client = server.client("");
+    let data = pattern(1 << 20);
+    let message = client.write_message(5, 0, &data);
+    client.send(&message[..500_000]);
+    wait_for(&memory.0, 0, &data[..499_000]);
+    drop(client);
+    server.line("closed the connection in the middle of a request");
+    let expected = Outcome::Data(0, data[..4096].into());
+    assert_eq!(server.client("").call(Type::READ, 0, 4096), expected);
+    let found = fs::read(&memory.0).unwrap();
+    assert!(found[500_000..] == vec![0xee; SIZE - 500_000], "more was written than was sent");
 }

@@ -13,10 +13,21 @@ impl Connection {
         inbox: &mut Inbox,
         length: usize,
     ) -> Result<usize, ConnectionError> {
+        self.hear(inbox, |inbox| {
+            self.make_room(inbox, length);
+            inbox.receive(length)
+        })
+    }
+
+    /// Receives once, however long that takes. Returns 0 at the end of the stream.
+    pub(super) fn hear(
+        &self,
+        inbox: &mut Inbox,
+        mut receive: impl FnMut(&mut Inbox) -> io::Result<usize>,
+    ) -> Result<usize, ConnectionError> {
         let mut silent = Duration::ZERO;
         loop {
-            self.make_room(inbox, length);
-            match inbox.receive(length) {
+            match receive(inbox) {
                 Ok(count) => return Ok(count),
                 Err(error) => match error.kind() {
                     io::ErrorKind::Interrupted => {}
