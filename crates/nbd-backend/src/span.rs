@@ -18,7 +18,6 @@ pub trait Lender: Send + Sync + 'static {
 }
 
 /// A range of the storage, where it lies in memory.
-#[derive(Clone)]
 pub struct Span {
     start: NonNull<u8>,
     len: usize,
