@@ -12,7 +12,10 @@ use nbd_net::stream::Receiver;
 use crate::limits::Limits;
 use crate::memory::{Block, Grant, Memory};
 
-/// Size of a block, in bytes, unless a message is longer.
+/// Size of a connection's first block, in bytes: enough for a client that sends little at once, of
+/// whom there may be hundreds …
+const FIRST: usize = 64 << 10;
+/// … and of the next ones, unless a message is longer.
 const BLOCK: usize = 512 << 10;
 /// When more than this is missing of a message, only that is received, so that the next message
 /// can begin elsewhere without being moved.
@@ -35,6 +38,8 @@ pub(crate) struct Inbox {
     own: Option<Arc<Block>>,
     /// The last message was a long one, and so may be the next.
     expects_long: bool,
+    /// More has come at once than there was room for.
+    was_full: bool,
     timeout: Duration,
 }
 
@@ -55,7 +60,7 @@ impl Inbox {
         limits: &Limits,
         memory: Arc<Memory>,
     ) -> io::Result<Self> {
-        let mut block = Block::own(BLOCK.max(first.len()));
+        let mut block = Block::own(FIRST.max(first.len()));
         block.bytes_mut()[..first.len()].copy_from_slice(first);
         let timeout = timeout(limits);
         let vigil = (!receiver.is_tls()).then(Vigil::default);
@@ -69,6 +74,7 @@ impl Inbox {
             end: first.len(),
             own: None,
             expects_long: false,
+            was_full: false,
             timeout,
         })
     }
@@ -125,6 +131,7 @@ impl Inbox {
             None => self.receiver.receive(room),
         }?;
         self.end += count;
+        self.was_full = self.end == whole;
         Ok(count)
     }
 
@@ -168,7 +175,11 @@ impl Inbox {
         if needed > BLOCK {
             return self.make_long_room(needed);
         }
-        if !self.block.is_own() && self.go_home() {
+        if !self.block.is_own() {
+            self.go_home();
+        }
+        if self.block.is_own() && self.is_too_small(needed) {
+            self.change_block(Block::own(BLOCK).into());
             return Ok(());
         }
         // What was for a long message is for no other.
@@ -180,6 +191,14 @@ impl Inbox {
         let grant = self.memory.try_take(BLOCK as u64).ok_or(Lack::Turn)?;
         self.change_block(self.memory.block(grant, BLOCK).into());
         Ok(())
+    }
+
+    /// Whether the first block of a connection has had its time: there is not enough room, never
+    /// was, or none while a task has a share in it.
+    fn is_too_small(&mut self, needed: usize) -> bool {
+        let whole = self.block.bytes().len();
+        whole < BLOCK
+            && (needed > whole || self.was_full || Arc::get_mut(&mut self.block).is_none())
     }
 
     fn make_long_room(&mut self, needed: usize) -> Result<(), Lack> {
@@ -205,12 +224,21 @@ impl Inbox {
         if self.block.is_own() || self.go_home() { Ok(()) } else { Err(Lack::Turn) }
     }
 
-    /// Goes back to the connection's own block, if no task has a share in it.
+    /// Goes back to the connection's own block, if no task has a share in it. Where that is the first
+    /// one and too small, it is exchanged for a larger one.
     fn go_home(&mut self) -> bool {
-        let fits = self.end - self.start <= BLOCK;
-        match self.own.take_if(|own| fits && Arc::get_mut(own).is_some()) {
-            Some(own) => self.change_block(own),
-            None => return false,
+        let have = self.end - self.start;
+        let Some(mut own) = self.own.take_if(|_| have <= BLOCK) else {
+            return false;
+        };
+        let is_free = Arc::get_mut(&mut own).is_some();
+        if own.bytes().len() >= have && is_free {
+            self.change_block(own);
+        } else if own.bytes().len() < BLOCK {
+            self.change_block(Block::own(BLOCK).into());
+        } else {
+            self.own = Some(own);
+            return false;
         }
         true
     }
@@ -237,7 +265,8 @@ impl Inbox {
         }
         let used = std::mem::replace(&mut self.block, fresh);
         (self.start, self.end) = (0, have);
-        if used.is_own() {
+        // One that was too small is not kept.
+        if used.is_own() && !self.block.is_own() {
             self.own = Some(used);
         }
     }
@@ -265,5 +294,94 @@ impl Payload {
             Some(block) => &block.bytes()[self.range.clone()],
             None => &[],
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::os::unix::net::UnixStream;
+
+    use nbd_net::socket::Socket;
+    use nbd_net::stream::Stream;
+
+    use super::*;
+
+    /// One with so much common memory, and its client.
+    fn inbox(memory: u64) -> (Inbox, UnixStream) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let (receiver, _) = Stream::plain(Socket::from_fd(ours.into()).unwrap()).split();
+        let inbox = Inbox::new(receiver, &[], &Limits::default(), Memory::new(memory));
+        (inbox.unwrap(), theirs)
+    }
+
+    /// Has a message come, which is told how it ends.
+    fn receive(inbox: &mut Inbox, client: &mut UnixStream, length: usize) {
+        let message: Vec<u8> = (0..length).map(|at| at as u8 ^ (at >> 8) as u8).collect();
+        std::thread::scope(|scope| {
+            scope.spawn(|| client.write_all(&message).unwrap());
+            while inbox.bytes().len() < length {
+                inbox.make_room(length).unwrap();
+                assert_ne!(inbox.receive(length).unwrap(), 0);
+            }
+        });
+        assert!(inbox.bytes() == message);
+    }
+
+    fn size(inbox: &Inbox) -> usize {
+        inbox.block.bytes().len()
+    }
+
+    #[test]
+    fn small_messages_need_little_memory() {
+        let (mut inbox, mut client) = inbox(1);
+        for length in [28, 4124, 28, 60_000, 4124] {
+            receive(&mut inbox, &mut client, length);
+            inbox.consume(length);
+            assert_eq!(size(&inbox), FIRST);
+        }
+        receive(&mut inbox, &mut client, FIRST + 1);
+        inbox.consume(FIRST + 1);
+        assert_eq!(size(&inbox), BLOCK);
+    }
+
+    #[test]
+    fn much_at_once_needs_more_the_next_time() {
+        let (mut inbox, mut client) = inbox(1);
+        client.write_all(&[7; FIRST + 100]).unwrap();
+        inbox.make_room(28).unwrap();
+        assert_eq!(inbox.receive(28).unwrap(), FIRST);
+        inbox.consume(FIRST - 10);
+        inbox.make_room(28).unwrap();
+        assert_eq!((inbox.receive(28).unwrap(), size(&inbox)), (100, BLOCK));
+        assert_eq!(inbox.bytes(), [7; 110]);
+    }
+
+    #[test]
+    fn a_task_keeps_what_it_has_a_share_in() {
+        let (mut inbox, mut client) = inbox(1);
+        let _others = inbox.memory.try_take(1).unwrap();
+        receive(&mut inbox, &mut client, 5000);
+        let (payload, expected) = (inbox.share(1000..5000), inbox.bytes()[1000..5000].to_vec());
+        inbox.consume(5000);
+        receive(&mut inbox, &mut client, 28);
+        assert_eq!(size(&inbox), BLOCK);
+        assert_eq!(payload.as_slice(), expected);
+        // That one is all there is.
+        let _payload = inbox.share(0..28);
+        assert_eq!(inbox.make_room(100), Err(Lack::Turn));
+    }
+
+    #[test]
+    fn after_a_long_message_everything_fits_at_home() {
+        let (mut inbox, mut client) = inbox(8 << 20);
+        receive(&mut inbox, &mut client, BLOCK + 1);
+        assert!(inbox.holds_memory());
+        // As much is left as the first block never had room for.
+        inbox.consume(BLOCK + 1 - 2 * FIRST);
+        let rest = inbox.bytes().to_vec();
+        inbox.let_go().unwrap();
+        assert!(!inbox.holds_memory());
+        assert_eq!((inbox.bytes(), size(&inbox)), (&rest[..], BLOCK));
     }
 }
