@@ -19,7 +19,7 @@ const FIRST: usize = 64 << 10;
 const BLOCK: usize = 512 << 10;
 /// When more than this is missing of a message, only that is received, so that the next message
 /// can begin elsewhere without being moved.
-pub(crate) const LONG: usize = 64 << 10;
+const LONG: usize = 64 << 10;
 
 /// The receiving end of a connection.
 ///

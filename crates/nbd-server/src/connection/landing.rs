@@ -8,9 +8,13 @@ use nbd_proto::{Command, NbdError};
 use nix::errno::Errno;
 
 use super::{Connection, ConnectionError};
-use crate::inbox::{Inbox, LONG};
+use crate::inbox::Inbox;
 use crate::reply::Address;
 use crate::request::Header;
+
+/// When less than this is missing of a write's data, in bytes, it is received as all else. Much less
+/// than the shortest write that is worth it: a part of that may have come with what was before.
+const WORTH: usize = 16 << 10;
 
 /// A write whose data is on its way.
 pub(super) struct Landing {
@@ -30,7 +34,7 @@ impl Connection {
     ) -> Option<Landing> {
         let head = Header::len(self.replies.style);
         let data = &inbox.bytes()[head..];
-        if length - head - data.len() < LONG
+        if length - head - data.len() < WORTH
             || !inbox.takes_spans()
             || self.is_stopping.load(Relaxed)
         {
