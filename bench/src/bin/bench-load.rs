@@ -81,12 +81,12 @@ fn measure(
     let connections: Vec<Connection> = ends.into_iter().enumerate().map(connect).collect();
     let mut input = io::stdin().lock();
     if cli.wait {
-        println!("ready {}", pid.unwrap_or(0));
+        writeln!(io::stdout(), "ready {}", pid.unwrap_or(0))?;
         io::stdout().flush()?;
         input.read_line(&mut String::new())?;
     }
     let (connections, records, time) = all(connections)?;
-    println!("{}", serde_json::to_string(&Summary::new(records, time))?);
+    writeln!(io::stdout(), "{}", serde_json::to_string(&Summary::new(records, time))?)?;
     io::stdout().flush()?;
     if cli.wait {
         input.read_line(&mut String::new())?;
