@@ -27,7 +27,7 @@ impl End {
                 stream.set_nodelay(true)?;
                 Ok(Self::Tcp(stream))
             }
-            _ => Err(io::Error::other(format!("{target}: neither unix:PATH nor tcp:HOST:PORT"))),
+            _ => Err(io::Error::other("neither unix:PATH nor tcp:HOST:PORT")),
         }
     }
 

@@ -59,7 +59,8 @@ fn run(cli: &Cli) -> Result<(), Box<dyn Error>> {
     let mut ends = Vec::new();
     let mut size = 0;
     for _ in 0..plan.jobs {
-        let mut end = End::connect(&cli.target)?;
+        let connected = End::connect(&cli.target);
+        let mut end = connected.map_err(|error| format!("{}: {error}", cli.target))?;
         size = handshake::join(&mut end, &cli.export)?;
         ends.push(end);
     }
