@@ -66,6 +66,9 @@ pub trait Backend: Send + Sync + 'static {
     /// A range where it lies in memory, to be received to: the same as a write of it that
     /// [is quick](Self::is_quick), except that others see it come piece by piece, and that a client
     /// that leaves in the middle of a write has written a part of it.
+    ///
+    /// `write_at` must then take parts of the range, of any length: what came before it, and nothing at
+    /// all at its end, which fails if what was received has no place any more.
     fn span_mut(&self, _offset: u64, _length: u32) -> Option<Span> {
         None
     }

@@ -374,7 +374,10 @@ impl Backend for FileExport {
         }
     }
 
+    /// Not of a file that was cut off: its last page is mapped as a whole, and what lies behind the end
+    /// reads as zeroes there.
     fn span(&self, offset: u64, length: u32) -> Option<Span> {
+        self.check_end_at(offset + u64::from(length), now()).ok()?;
         let length = length as usize;
         match self.in_memory {
             true => self.mapped()?.span(offset, length),
@@ -383,8 +386,13 @@ impl Backend for FileExport {
         }
     }
 
+    /// The same: what is written behind the end goes nowhere.
     fn span_mut(&self, offset: u64, length: u32) -> Option<Span> {
-        if self.in_memory { self.mapped()?.span_mut(offset, length as usize) } else { None }
+        if !self.in_memory {
+            return None;
+        }
+        self.check_end_at(offset + u64::from(length), now()).ok()?;
+        self.mapped()?.span_mut(offset, length as usize)
     }
 
     fn is_quick(&self, command: &Command) -> bool {

@@ -1,12 +1,12 @@
 //! Reads that are sent from where the storage lies in memory, and writes that are received to there.
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nbd_proto::handshake::Wishes;
-use nbd_proto::{CommandFlags, CommandType as Type, NbdError};
+use nbd_proto::{CommandFlags, CommandType as Type, NbdError, SimpleReply};
 use nbd_server::testing::{Outcome, RawClient};
 
 use crate::world::{Server, pattern};
@@ -113,7 +113,23 @@ fn holes_stay_holes() {
     assert_eq!(blocks, 0, "reading has filled them");
 }
 
-/// Whoever was promised data that is gone is left; all later reads are told.
+/// How many of some bytes come before the end of the stream.
+fn read_to(stream: &mut impl Read, buffer: &mut [u8]) -> usize {
+    let mut have = 0;
+    while have < buffer.len() {
+        match stream.read(&mut buffer[have..]) {
+            // That is how a socket closes in which something was not read.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => break,
+            count => match count.unwrap() {
+                0 => break,
+                count => have += count,
+            },
+        }
+    }
+    have
+}
+
+/// Whoever was promised data that is gone is left; all other reads are told.
 #[test]
 fn a_file_that_is_cut_off_meanwhile() {
     let content = pattern(SIZE);
@@ -123,21 +139,42 @@ fn a_file_that_is_cut_off_meanwhile() {
     read_all(&server, true, &content);
     let mut client = simple(&server);
     let length = 128 << 10;
-    for cookie in 0..(SIZE / length) as u64 {
+    let count = SIZE / length;
+    for cookie in 0..count as u64 {
         client.ask(Type::READ, cookie, cookie * length as u64, length as u64);
     }
     // Something has come, and more than the socket takes was asked for.
     let first = client.answer(length);
     assert_eq!(first.outcome, Outcome::Data(0, content[..length].into()));
     fs::File::options().write(true).open(&memory.0).unwrap().set_len(0).unwrap();
-    let mut rest = Vec::new();
-    let _ = client.stream.read_to_end(&mut rest);
-    assert!(rest.len() < SIZE - length, "{} bytes of {SIZE} had gone out before", rest.len());
-    for (answer, expected) in rest.chunks(16 + length).zip(content[length..].chunks(length)) {
-        let data = answer.get(16..).unwrap_or_default();
-        assert!(data == &expected[..data.len()]);
+    let (mut errors, mut is_left) = (0, false);
+    for expected in content[length..].chunks(length) {
+        let (mut head, mut data) = ([0; SimpleReply::LEN], vec![0; length]);
+        let have = read_to(&mut client.stream, &mut head);
+        if have < head.len() {
+            is_left = true;
+            break;
+        }
+        match SimpleReply::decode(&head).unwrap().error {
+            NbdError::SUCCESS => {
+                assert_eq!(errors, 0, "data after an error");
+                let have = read_to(&mut client.stream, &mut data);
+                assert!(data[..have] == expected[..have]);
+                is_left = have < length;
+            }
+            error => {
+                assert_eq!(error, NbdError::EIO);
+                errors += 1;
+            }
+        }
+        if is_left {
+            break;
+        }
     }
-    server.line("was to be sent and is gone");
+    assert!(is_left || errors > 0, "all {count} answers had gone out before");
+    if is_left {
+        server.line("was to be sent and is gone");
+    }
     let mut client = simple(&server);
     for length in [512, 4096, 128 << 10] {
         let outcome = client.call(Type::READ, 0, length);
@@ -250,4 +287,34 @@ fn a_client_that_leaves_in_the_middle_of_a_write() {
     assert_eq!(server.client("").call(Type::READ, 0, 4096), expected);
     let found = fs::read(&memory.0).unwrap();
     assert!(found[500_000..] == vec![0xee; SIZE - 500_000], "more was written than was sent");
+}
+
+/// The last page of a file is mapped as a whole: what lies behind the file's end in it reads as zeroes
+/// and takes what is written, which goes nowhere.
+#[test]
+fn a_file_that_is_cut_off_within_a_page() {
+    let content = pattern(SIZE);
+    let memory = InMemory::new("within", &content);
+    let server = Server::new(&[&memory.export()]);
+    read_all(&server, true, &content);
+    let mut client = server.client("");
+    let page = 5 << 20;
+    let data = pattern((1 << 20) + 4096);
+    let message = client.write_message(5, 4 << 20, &data);
+    let (now, later) = message.split_at(300_000);
+    client.send(now);
+    wait_for(&memory.0, 4 << 20, &data[..299_000]);
+    fs::File::options().write(true).open(&memory.0).unwrap().set_len(page + 100).unwrap();
+    // A file that had its whole size is believed to have it for a millisecond.
+    std::thread::sleep(Duration::from_millis(2));
+    client.send(later);
+    let answer = client.answer(0);
+    assert!(matches!(answer.outcome, Outcome::Failed(NbdError::EIO, _)), "{answer:?}");
+    for length in [4096, 128 << 10] {
+        let outcome = client.call(Type::READ, page + 4096 - length, length);
+        assert!(matches!(outcome, Outcome::Failed(NbdError::EIO, _)), "{length} bytes");
+        let mut client = simple(&server);
+        let outcome = client.call(Type::READ, page + 4096 - length, length);
+        assert!(matches!(outcome, Outcome::Failed(NbdError::EIO, _)), "{length} bytes");
+    }
 }

@@ -74,6 +74,8 @@ impl Connection {
                 Err(error) => return Err(error),
             }
         }
+        // A write of nothing, behind the last byte: the storage may have been cut off meanwhile.
+        let done = done.and_then(|()| self.write(&[], span.offset()));
         let completion = done.map_or_else(Completion::Error, |()| Completion::Done);
         self.lock().outbox.stage(&self.answer(landing.to, completion));
         Ok(())
