@@ -11,6 +11,8 @@ const SECTOR: usize = 512;
 /// Not a multiple of a cluster: the last one is a short one.
 const SIZE: usize = 64 * 4096 + 1536;
 const PAGE: usize = 4096;
+/// As long as what is lent of files on disks has to be.
+const LENT: usize = 32 << 10;
 
 #[derive(Clone, Debug)]
 enum Step {
@@ -173,6 +175,14 @@ impl World {
         self.overlay().read_at(&mut data, 0).unwrap();
         for (number, (sector, found)) in self.model.iter().zip(data.chunks(SECTOR)).enumerate() {
             assert_eq!(sector.last().unwrap(), found, "sector {number}");
+        }
+        for at in (0..SIZE - LENT).step_by(PAGE) {
+            // What is half of the one and half of the other is never lent.
+            if let Some(span) = self.overlay().span(at as u64, LENT as u32) {
+                let mut lent = vec![0; LENT];
+                span.read(&mut lent).unwrap();
+                assert!(lent == data[at..at + LENT], "lent at {at}");
+            }
         }
         let length = SIZE as u64;
         let extents = self.overlay().extents(0, length, false).unwrap();

@@ -4,8 +4,11 @@ use std::time::{Duration, Instant};
 use nbd_control::settings;
 
 use super::*;
+use crate::file::{FileExport, Kind};
+use crate::mem;
 use crate::spec::MemorySpec;
 use crate::synthetic::{self, Null, Pattern};
+use crate::testing::pattern;
 
 const SIZE: u64 = 1 << 20;
 
@@ -112,6 +115,25 @@ fn a_window_shows_only_its_part() {
     assert_eq!(u64::from_be_bytes(word), 8192 + 16);
     assert_eq!(window.geometry().size, 4096);
     assert!(window.is_quick(&Command::Read { offset: 0, length: 512 }));
+}
+
+#[test]
+fn a_window_lends_its_part_and_a_layer_that_does_something_nothing() {
+    let size = MemorySpec { size: SIZE, block: 512 };
+    let file = mem::make(SIZE).unwrap();
+    let memory = FileExport::new(file, "mem:".into(), Kind::Memory, false, mem::geometry(size));
+    let data = pattern(SIZE as usize, 3);
+    memory.write_at(&data, 0, false).unwrap();
+    let (geometry, memory) = (memory.geometry(), Arc::new(memory));
+    let lower: Arc<dyn Backend> = Arc::<FileExport>::clone(&memory);
+    let window = Layered::window(lower, Geometry { size: 64 << 10, ..geometry }, 8192);
+    let mut lent = [0; 4096];
+    window.span(512, 4096).unwrap().read(&mut lent).unwrap();
+    assert_eq!(lent, data[8192 + 512..8192 + 512 + 4096]);
+    assert_eq!(window.span_mut(512, 4096).unwrap().offset(), 8192 + 512);
+    let witness = Arc::new(Witness(Mutex::default()));
+    let layer = Layered::with(memory, Box::new(witness));
+    assert!(layer.span(0, 4096).is_none() && layer.span_mut(0, 4096).is_none());
 }
 
 /// What it was asked, and what it lets through.
