@@ -175,7 +175,7 @@ def render_scaling(raw, folder):
     lines = heading(raw)
     for level in dict.fromkeys(record["level"] for record in raw["records"]):
         numbers = Numbers([r for r in raw["records"] if r["level"] == level])
-        lines += [f"### {level[0].upper()}{level[1:]} ({rounds(numbers)}, medians)"]
+        lines += [f"### {level[0].upper()}{level[1:]} ({number_of_rounds(numbers)}, medians)"]
         picture = plots.growth(numbers, level, folder)
         if picture:
             lines += ["", f"![{level}]({picture})"]
@@ -183,7 +183,7 @@ def render_scaling(raw, folder):
     return lines
 
 
-def rounds(numbers):
+def number_of_rounds(numbers):
     count = len(numbers.rounds)
     return f"{count} round" + "s" * (count != 1)
 
@@ -202,7 +202,7 @@ def render(raw, folder):
     for level in dict.fromkeys(record["level"] for record in raw["records"]):
         numbers = Numbers([r for r in raw["records"] if r["level"] == level])
         where = "in the virtual machine, fio" if level == "device" else "on this machine"
-        lines += [f"### {level[0].upper()}{level[1:]} ({where}, {rounds(numbers)})"]
+        lines += [f"### {level[0].upper()}{level[1:]} ({where}, {number_of_rounds(numbers)})"]
         picture = plots.ratios(numbers, level, folder, ROLES)
         if picture:
             lines += ["", f"![ratios, {level}]({picture})"]
