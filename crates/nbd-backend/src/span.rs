@@ -2,8 +2,9 @@
 //!
 //! A read is copied twice on its way, into a buffer and from there into the socket, and so is a
 //! write. Where the storage is mapped into the process one copy is enough, if it is the kernel that
-//! makes it: it does not mind that bytes change meanwhile, and where a page has gone, because somebody cut the
-//! file off perhaps, its answer is EFAULT, where the process would be killed by SIGBUS.
+//! makes it: it does not mind that bytes change meanwhile, and where a page has gone, because
+//! somebody cut the file off perhaps, its answer is EFAULT, where the process would be killed by
+//! SIGBUS.
 #![allow(unsafe_code)]
 
 use std::fmt;
@@ -67,7 +68,13 @@ impl Span {
         self.offset += count as u64;
     }
 
-    /// For sendmsg(2) and the like, which may fail with EFAULT: then [`read`](Self::read) tells why.
+    /// Whether a system call failed because a page of some span has gone.
+    #[must_use]
+    pub fn is_gone(error: &io::Error) -> bool {
+        error.raw_os_error() == Some(libc::EFAULT)
+    }
+
+    /// For sendmsg(2) and the like. Where that [fails](Self::is_gone), [`read`](Self::read) tells why.
     ///
     /// # Safety
     ///

@@ -107,6 +107,7 @@ impl FileExport {
         if self.kind == Kind::Memory { self.mapped() } else { None }
     }
 
+    /// A file in a file system of memory. Others may cut it off, unless it is memory of ours.
     fn mapped(&self) -> Option<&Mapped> {
         let size = self.geometry.size;
         let map = || match self.kind {
@@ -116,14 +117,18 @@ impl FileExport {
         self.mapped.get_or_init(map).as_ref()
     }
 
+    /// The same, if it was needed before: else there is nothing to note or to forget.
+    fn mapped_before(&self) -> Option<&Mapped> {
+        self.mapped.get()?.as_ref()
+    }
+
     fn cached(&self) -> Option<&Cached> {
         self.cached.get_or_init(|| Cached::new(&self.file, self.geometry.size)).as_ref()
     }
 
     /// A range was written by a system call.
     fn note(&self, offset: u64, length: usize) {
-        // What was not mapped will be asked about.
-        if let Some(Some(mapped)) = self.mapped.get() {
+        if let Some(mapped) = self.mapped_before() {
             mapped.note(offset, length);
         }
     }
@@ -204,7 +209,7 @@ impl FileExport {
     }
 
     fn allocate(&self, mode: FallocateFlags, offset: u64, length: u64) -> io::Result<()> {
-        if let Some(Some(mapped)) = self.mapped.get() {
+        if let Some(mapped) = self.mapped_before() {
             mapped.forget(offset, length);
         }
         let mode = mode | FallocateFlags::FALLOC_FL_KEEP_SIZE;

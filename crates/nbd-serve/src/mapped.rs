@@ -6,6 +6,8 @@
 //! and reaches only chunks of which all do; the page tables of a chunk are filled in at once,
 //! since a fault for each page costs more than the system calls that it saves.
 //!
+//! What others can truncate is never touched, only lent to the kernel.
+//!
 //! It may know too little, and then the caller uses a system call; a page that is noted and was
 //! punched out meanwhile comes back as zeroes, which is what a hole reads as.
 #![allow(unsafe_code)]

@@ -5,6 +5,7 @@
 //! stops its own connection and no other.
 
 mod incoming;
+mod inline;
 mod landing;
 mod outgoing;
 
@@ -13,29 +14,20 @@ use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use nbd_backend::{Completion, Durability, Lull, Span, Task, inline, patiently};
+use nbd_backend::{Completion, Durability, Lull, Task};
 use nbd_net::socket::Socket;
-use nbd_proto::{Command, CommandType, Export as Rules, NbdError};
+use nbd_proto::{Command, CommandType, Export as Rules};
 use thiserror::Error;
-
-use self::landing::Landing;
 
 use crate::export::Export;
 use crate::inbox::{Inbox, Payload};
 use crate::limits::Limits;
 use crate::memory::{Grant, Memory};
 use crate::outbox::{ENOUGH, Outbox};
-use crate::reply::{Address, MOST_HEAD, Replies, is_zero};
+use crate::reply::{Address, Replies};
 use crate::request::{Header, ProtocolError, Refused};
+use landing::Landing;
 
-/// Longest read that is tried where it was received: while it is copied, the others wait.
-const QUICK: u32 = 1 << 20;
-/// Shorter reads are copied: it costs as much to list where they lie …
-const WORTH_A_SPAN: u32 = 4 << 10;
-/// … and these, where a hole is told and not sent, as that has to be found out.
-const WORTH_A_LOOK: u32 = 32 << 10;
-/// A shorter run of zeroes costs less than finding it out.
-const WORTH_A_HOLE: u32 = 512;
 /// Data of reads that a connection may have pending without a share of the common memory, in bytes.
 const OWN: u64 = 1 << 20;
 
@@ -265,100 +257,6 @@ impl Connection {
             return Ok(grant);
         }
         self.memory.try_take(length).map(Some).ok_or(Step::Memory(length))
-    }
-
-    /// Executes a command and stages its answer, if the command does not wait for anything, or if it
-    /// may and we are `patient`. Tells whether that was needed.
-    fn inline(
-        &self,
-        outbox: &mut Outbox,
-        to: Address,
-        command: &Command,
-        data: &[u8],
-        patient: bool,
-    ) -> Option<bool> {
-        let Command::Read { length, .. } = *command else {
-            let (done, has_waited) = self.attempt(command, data, &mut [], patient)?;
-            outbox.stage(
-                &self.answer(to, done.map_or_else(Completion::Error, |()| Completion::Done)),
-            );
-            return Some(has_waited);
-        };
-        if length > QUICK {
-            return None;
-        }
-        if length == 0 {
-            outbox.stage(&self.answer(to, Completion::Done));
-            return Some(false);
-        }
-        if let Some(span) = self.span(outbox, command) {
-            let mut head = [0; MOST_HEAD];
-            let head = &mut head[..self.replies.data_head_len()];
-            self.replies.data_head(to, length, head);
-            outbox.stage(head);
-            outbox.stage_span(span);
-            return Some(false);
-        }
-        let head = self.replies.data_head_len();
-        let room = outbox.room(head + length as usize);
-        let (head_room, data_room) = room.split_at_mut(head);
-        let (done, has_waited) = self.attempt(command, &[], data_room, patient)?;
-        match done {
-            Err(error) => outbox.stage(&self.answer(to, Completion::Error(error))),
-            Ok(()) if self.is_hole(data_room) => {
-                let mut reply = Vec::new();
-                self.replies.hole(to, length, &mut reply);
-                outbox.stage(&reply);
-            }
-            Ok(()) => {
-                self.replies.data_head(to, length, head_room);
-                outbox.advance(head + length as usize);
-            }
-        }
-        Some(has_waited)
-    }
-
-    /// The data of a read, if it can be sent from where it lies.
-    fn span(&self, outbox: &Outbox, command: &Command) -> Option<Span> {
-        let Command::Read { offset, length } = *command else {
-            return None;
-        };
-        let tells_holes = self.replies.has_holes();
-        let worth = if tells_holes { WORTH_A_LOOK } else { WORTH_A_SPAN };
-        if length < worth || !outbox.takes_spans() {
-            return None;
-        }
-        let span = self.export.backend().span(offset, length)?;
-        if tells_holes {
-            // Whoever looks at all of it might as well copy it.
-            let mut beginning = [0; WORTH_A_HOLE as usize];
-            let look = Command::Read { offset, length: WORTH_A_HOLE };
-            let (done, _) = self.attempt(&look, &[], &mut beginning, false)?;
-            if done.is_err() || is_zero(&beginning) {
-                return None;
-            }
-        }
-        Some(span)
-    }
-
-    /// What came of a command that was executed here, and whether it was waited for.
-    fn attempt(
-        &self,
-        command: &Command,
-        data: &[u8],
-        room: &mut [u8],
-        patient: bool,
-    ) -> Option<(Result<(), NbdError>, bool)> {
-        let (backend, durability) = (self.export.backend(), self.export.durability());
-        let done = inline(backend, durability, command, data, room, || ());
-        if done.is_some() || !patient {
-            return Some((done?, false));
-        }
-        Some((patiently(backend, durability, command, data, room, || ())?, true))
-    }
-
-    fn is_hole(&self, data: &[u8]) -> bool {
-        self.replies.has_holes() && data.len() >= WORTH_A_HOLE as usize && is_zero(data)
     }
 
     /// Everything but data.

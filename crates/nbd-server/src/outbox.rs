@@ -6,7 +6,6 @@ use std::mem::take;
 
 use nbd_backend::Span;
 use nbd_net::stream::Sender;
-use nix::errno::Errno;
 
 use crate::memory::Grant;
 use crate::request::Refused;
@@ -165,9 +164,7 @@ impl Outbox {
         while !self.is_empty() {
             match self.sender.send(&parts(&self.buffer[..self.end], self.start, &self.spans)) {
                 Ok(count) => self.sent(count),
-                Err(error) if error.raw_os_error() == Some(Errno::EFAULT as i32) => {
-                    self.take_in()?;
-                }
+                Err(error) if Span::is_gone(&error) => self.take_in()?,
                 Err(error) => return Err(error),
             }
         }

@@ -1,11 +1,9 @@
 //! Writes whose data is received to where it belongs, and nowhere else before.
 
-use std::io;
 use std::sync::atomic::Ordering::Relaxed;
 
 use nbd_backend::{Completion, Span};
 use nbd_proto::{Command, NbdError};
-use nix::errno::Errno;
 
 use super::{Connection, ConnectionError};
 use crate::inbox::Inbox;
@@ -70,7 +68,7 @@ impl Connection {
             match self.hear(inbox, |inbox| inbox.receive_into(span, head)) {
                 Ok(0) => return Err(ConnectionError::Torn),
                 Ok(_) => {}
-                Err(ConnectionError::Receive(error)) if is_fault(&error) => is_gone = true,
+                Err(ConnectionError::Receive(error)) if Span::is_gone(&error) => is_gone = true,
                 Err(error) => return Err(error),
             }
         }
@@ -102,9 +100,4 @@ impl Connection {
         let command = Command::Write { offset, length: data.len() as u32, fua: false };
         self.attempt(&command, data, &mut [], true).map_or(Err(NbdError::EIO), |(done, _)| done)
     }
-}
-
-/// A page that was there has gone.
-fn is_fault(error: &io::Error) -> bool {
-    error.raw_os_error() == Some(Errno::EFAULT as i32)
 }
