@@ -232,8 +232,9 @@ pub struct LaneControl {
     pub latencies: [Histogram; KINDS],
 }
 
-/// Counts of answered requests and their bytes, since attach. Exact but for a transmission during
-/// which a backend died.
+/// Counts of answered requests and their bytes, since attach. Exact but for a backend that died
+/// between counting a transmission and committing it, two steps that no system call parts: its
+/// requests are counted once more when they are answered.
 #[repr(C)]
 #[derive(Debug)]
 pub struct Totals {

@@ -124,6 +124,10 @@ impl Transmitter {
         }
         self.sequence += 1;
         self.unfinished = std::mem::take(&mut self.staged);
+        // Before the kernel can have it: who waits for an answer and then kills this process, or
+        // for its last byte, which a successor sends, finds it counted.
+        self.tally.pour(&self.lane.control().totals);
+        self.latencies.pour(&self.lane.control().latencies);
         self.pump(0, self.unfinished)
     }
 
@@ -161,8 +165,6 @@ impl Transmitter {
         }
         self.unfinished = 0;
         lane.complete.store(self.sequence, Ordering::Release);
-        self.tally.pour(&lane.control().totals);
-        self.latencies.pour(&lane.control().latencies);
         Ok(())
     }
 
@@ -179,7 +181,7 @@ impl Transmitter {
     }
 }
 
-/// Counts of one transmission, added to the ledger's totals once it is sent.
+/// Counts of one transmission, added to the ledger's totals just before it is committed.
 #[derive(Debug, Default)]
 pub(crate) struct Tally {
     requests: [u64; 5],

@@ -68,6 +68,7 @@ fn a_send_that_failed_is_continued_by_a_successor() {
     let cookies: Vec<_> = recovery.tickets.iter().map(|t| t.request().cookie).collect();
     assert_eq!(cookies, [2], "the second was staged, and not committed");
     drain(&mut bench, &mut transmitter, &[1]);
+    assert_eq!(bench.inspector().totals(0).reads, 1, "counted by its predecessor");
 }
 
 #[test]
