@@ -38,6 +38,8 @@ pub(crate) enum ConnectionError {
     Protocol(#[from] ProtocolError),
     #[error("closed the connection in the middle of a request")]
     Torn,
+    #[error("was in the middle of sending a request when the server was stopped")]
+    Stopped,
     #[error("was silent for too long")]
     Idle,
     #[error("left a request half sent for too long, while others waited for its memory")]
@@ -110,7 +112,7 @@ impl Connection {
             match self.serve(inbox, grant.take())? {
                 Step::Receive(length) => match self.receive(inbox, length)? {
                     0 if inbox.bytes().is_empty() => return Ok(()),
-                    0 => return Err(ConnectionError::Torn),
+                    0 => return Err(self.torn()),
                     _ => {}
                 },
                 Step::Land(landing) => self.land(inbox, landing)?,
@@ -278,6 +280,15 @@ impl Connection {
         let more = if more > u64::from(self.rules.max_payload) { 0 } else { more };
         outbox.outstanding >= self.limits.in_flight
             || outbox.outstanding_bytes + more > self.limits.in_flight_bytes
+    }
+
+    /// Why the stream has ended within a request.
+    fn torn(&self) -> ConnectionError {
+        if self.is_stopping.load(Ordering::Relaxed) {
+            ConnectionError::Stopped
+        } else {
+            ConnectionError::Torn
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, SharedOutbox> {

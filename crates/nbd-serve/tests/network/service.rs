@@ -120,6 +120,20 @@ fn odd_clients_cost_one_line_each_and_nobody_elses_service() {
 }
 
 #[test]
+fn a_client_that_is_cut_off_by_the_end_of_the_server_is_not_blamed() {
+    for length in [512, 1 << 20] {
+        let server = Server::new(&["mem:1M"]);
+        let mut client = server.client("");
+        let request = client.request(Type::WRITE, nbd_proto::CommandFlags::NONE, 1, 0, length);
+        client.send(&request);
+        let lines = server.stop();
+        assert_eq!(lines.len(), 1, "{lines:?}");
+        let words = "was in the middle of sending a request when the server was stopped";
+        assert!(lines[0].contains(words), "{lines:?}");
+    }
+}
+
+#[test]
 fn well_behaved_clients_cost_no_line() {
     let server = Server::new(&["mem:1M"]);
     for _ in 0..3 {

@@ -65,7 +65,7 @@ impl Connection {
             inbox.consume(here);
             left -= here as u64;
             if left > 0 && self.receive(inbox, 1)? == 0 {
-                return Err(ConnectionError::Torn);
+                return Err(self.torn());
             }
         }
         Ok(())

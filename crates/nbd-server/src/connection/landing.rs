@@ -66,7 +66,7 @@ impl Connection {
                 continue;
             }
             match self.hear(inbox, |inbox| inbox.receive_into(span, head)) {
-                Ok(0) => return Err(ConnectionError::Torn),
+                Ok(0) => return Err(self.torn()),
                 Ok(_) => {}
                 Err(ConnectionError::Receive(error)) if Span::is_gone(&error) => is_gone = true,
                 Err(error) => return Err(error),
@@ -86,7 +86,7 @@ impl Connection {
         span: &mut Span,
     ) -> Result<Result<(), NbdError>, ConnectionError> {
         if inbox.bytes().is_empty() && self.receive(inbox, 1)? == 0 {
-            return Err(ConnectionError::Torn);
+            return Err(self.torn());
         }
         let count = inbox.bytes().len().min(span.len());
         let done = self.write(&inbox.bytes()[..count], span.offset());
