@@ -109,7 +109,8 @@ fn main() -> ExitCode {
 fn run(cli: &Cli) -> Result<(), Box<dyn Error>> {
     let (storage, size) = match &cli.file {
         Some(path) => {
-            let file = File::options().read(true).write(true).open(path)?;
+            let file = File::options().read(true).write(true).open(path);
+            let file = file.map_err(|error| format!("{}: {error}", path.display()))?;
             let size = file.metadata()?.len();
             (Storage::File(file), size)
         }
