@@ -68,7 +68,7 @@ pub trait Backend: Send + Sync + 'static {
     /// that leaves in the middle of a write has written a part of it.
     ///
     /// `write_at` must then take parts of the range, of any length: what came before it, and nothing at
-    /// all at its end, which fails if what was received has no place any more.
+    /// all, which fails if what was received may not be where it was received to any more.
     fn span_mut(&self, _offset: u64, _length: u32) -> Option<Span> {
         None
     }

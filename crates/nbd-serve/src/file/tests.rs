@@ -1,6 +1,7 @@
 use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
+use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::unistd::{Whence, lseek};
 
 use super::*;
@@ -170,6 +171,23 @@ fn a_truncation_is_noticed_a_moment_later_at_most_even_if_writes_were_quicker() 
     export.file.set_len(4096).unwrap();
     export.check_end_at(MIB - 512, 10 * MOMENT).unwrap_err();
     export.check_end_at(4096, 10 * MOMENT).unwrap();
+}
+
+#[test]
+fn what_was_received_in_place_is_asked_for_at_once() {
+    let shared = File::from(memfd_create(c"cut", MFdFlags::MFD_CLOEXEC).unwrap());
+    shared.set_len(MIB).unwrap();
+    let geometry = mem::geometry(MemorySpec { size: MIB, block: 512 });
+    let export = FileExport::new(shared, "x".into(), Kind::Regular, false, geometry);
+    export.write_at(&pattern(MIB as usize, 1), 0, false).unwrap();
+    assert!(export.span_mut(0, 8192).is_some());
+    export.write_at(&[], 8192, false).unwrap();
+    export.file.set_len(4096).unwrap();
+    export.write_at(&[], 8192, false).unwrap_err();
+    assert!(export.span_mut(0, 4096).is_none());
+    // A write that believed what it knew a moment ago makes it grow back, but not entirely.
+    export.file.set_len(MIB / 2).unwrap();
+    export.write_at(&[], 8192, false).unwrap_err();
 }
 
 #[test]

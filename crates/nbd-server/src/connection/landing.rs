@@ -68,11 +68,19 @@ impl Connection {
             match self.hear(inbox, |inbox| inbox.receive_into(span, head)) {
                 Ok(0) => return Err(self.torn()),
                 Ok(_) => {}
-                Err(ConnectionError::Receive(error)) if Span::is_gone(&error) => is_gone = true,
+                Err(ConnectionError::Receive(error)) if Span::is_gone(&error) => {
+                    is_gone = true;
+                    done = self.write(&[], span.offset());
+                    if done.is_err() {
+                        // What is written now would be there, and what was received not.
+                        self.skip(inbox, span.len() as u64)?;
+                        span.consume(span.len());
+                    }
+                }
                 Err(error) => return Err(error),
             }
         }
-        // A write of nothing, behind the last byte: the storage may have been cut off meanwhile.
+        // The storage may have been cut off meanwhile.
         let done = done.and_then(|()| self.write(&[], span.offset()));
         let completion = done.map_or_else(Completion::Error, |()| Completion::Done);
         self.lock().outbox.stage(&self.answer(landing.to, completion));
