@@ -71,8 +71,8 @@ const fn begin(bucket: usize) -> u64 {
     digits << (SHORTEST - PARTS + (bucket as u32 >> PARTS))
 }
 
-/// Times of one transmission, added to the ledger's histograms once it is sent: what is executed
-/// again after a death must not count twice.
+/// Times of one transmission, added to the ledger's histograms just before it is committed: what is
+/// executed again after a death must not count twice.
 #[derive(Debug)]
 pub(crate) struct Latencies {
     /// A time, and the kind in the lowest bits. Each belongs to a slot that is not free, so there

@@ -22,8 +22,13 @@ const MOST: usize = 1 << 20;
 
 /// Where nobody changes files but through the same page cache. Another machine does, of a file
 /// that is on a network, and those who read what they have mapped never hear of it.
-const LOCAL: [FsType; 5] =
-    [BTRFS_SUPER_MAGIC, EXT4_SUPER_MAGIC, F2FS_SUPER_MAGIC, OVERLAYFS_SUPER_MAGIC, XFS_SUPER_MAGIC];
+const LOCAL: [FsType; 4] = [BTRFS_SUPER_MAGIC, EXT4_SUPER_MAGIC, F2FS_SUPER_MAGIC, XFS_SUPER_MAGIC];
+
+/// An overlay's file that is only read may lie below, and is copied up when somebody else writes
+/// to it: what was mapped before stays what it was (`Documentation/filesystems/overlayfs.rst`).
+fn is_local(found: FsType, is_writable: bool) -> bool {
+    LOCAL.contains(&found) || found == OVERLAYFS_SUPER_MAGIC && is_writable
+}
 
 /// A file's part of the page cache.
 #[derive(Debug)]
@@ -38,7 +43,8 @@ impl Cached {
         let data = file.metadata().ok()?;
         let is_known = is_writable || data.uid() == geteuid().as_raw();
         let is_device = data.file_type().is_block_device();
-        let is_local = || fstatfs(file).is_ok_and(|found| LOCAL.contains(&found.filesystem_type()));
+        let is_local =
+            || fstatfs(file).is_ok_and(|found| is_local(found.filesystem_type(), is_writable));
         if !is_known || !is_device && !is_local() {
             return None;
         }

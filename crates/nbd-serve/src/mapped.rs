@@ -53,6 +53,9 @@ type Notes = Box<[Chunk]>;
 
 /// The units of a size that a range touches.
 fn touched(offset: u64, length: u64, unit: u64) -> Range<u64> {
+    if length == 0 {
+        return 0..0;
+    }
     offset / unit..(offset + length).div_ceil(unit)
 }
 

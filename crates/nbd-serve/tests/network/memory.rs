@@ -5,8 +5,9 @@ use std::io::Read;
 use std::time::{Duration, Instant};
 
 use nbd_proto::CommandType as Type;
+use nbd_server::testing::Outcome;
 
-use crate::world::Server;
+use crate::world::{Server, pattern};
 
 /// Only a hang takes as long.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -59,4 +60,31 @@ fn greedy_clients_do_not_exceed_what_there_is_for_all() {
     // keeps some of what each thread has freed: on a busy machine 219 MiB were seen where it is 165
     // else.
     assert!(little < much * 2 / 3, "{little} MiB with a limit, {much} without");
+}
+
+/// A long write to a hole is received into common memory, and what has come of it goes to its place
+/// as soon as that is no hole any more.
+#[test]
+fn whoever_stalls_has_no_memory_that_others_wait_for() {
+    const WRITE: usize = 3 << 20;
+    let server = Server::new(&["--max-memory=4M", "mem:64M"]);
+    let (mut slow, mut quick) = (server.client(""), server.client(""));
+    let data = pattern(WRITE);
+    let message = slow.write_message(1, 0, &data);
+    slow.send(&message[..100_000]);
+    for place in (0..WRITE).step_by(32 << 10) {
+        quick.write(2, place as u64, &[7; 32 << 10]);
+        assert_eq!(quick.answer(0).outcome, Outcome::Done);
+    }
+    slow.send(&message[100_000..100_001]);
+    let began = Instant::now();
+    while quick.call(Type::READ, 0, 512) != Outcome::Data(0, data[..512].into()) {
+        assert!(began.elapsed() < PATIENCE, "what has come stays away from its place");
+    }
+    quick.write(3, 32 << 20, &data);
+    assert_eq!(quick.answer(0).outcome, Outcome::Done);
+    slow.send(&message[100_001..]);
+    assert_eq!(slow.answer(0).outcome, Outcome::Done);
+    let found = quick.call(Type::READ, 0, WRITE as u64);
+    assert!(found == Outcome::Data(0, data), "something else was written");
 }

@@ -239,8 +239,11 @@ fn write_all(server: &Server, mut client: RawClient) {
 
 #[test]
 fn writes_arrive_where_they_belong_however_they_are_cut() {
-    let memory = InMemory::new("writes", &vec![0xee; SIZE]);
-    for export in [memory.export(), format!("offset:0@{}", memory.export()), "mem:8M".into()] {
+    let before = 4 << 20;
+    let whole = InMemory::new("writes", &vec![0xee; SIZE]);
+    let longer = InMemory::new("shifted", &vec![0xee; before + SIZE]);
+    let shifted = format!("offset:4M@{}", longer.export());
+    for export in [whole.export(), shifted, "mem:8M".into(), "offset:4M@mem:12M".into()] {
         let server = Server::new(&[&export]);
         let mut client = server.client("");
         client.write(1, 0, &vec![0xee; SIZE]);
@@ -248,6 +251,10 @@ fn writes_arrive_where_they_belong_however_they_are_cut() {
         write_all(&server, simple(&server));
         write_all(&server, client);
     }
+    assert!(
+        fs::read(&longer.0).unwrap()[..before] == vec![0xee; before],
+        "written before its place"
+    );
 }
 
 #[test]

@@ -17,6 +17,8 @@ const WORTH: usize = 16 << 10;
 /// A write whose data is on its way.
 pub(super) struct Landing {
     to: Address,
+    /// Where it ends on the export; the span knows its place in the storage below.
+    end: u64,
     /// Where the rest of its data belongs.
     span: Span,
 }
@@ -31,8 +33,7 @@ impl Connection {
         length: usize,
     ) -> Option<Landing> {
         let head = Header::len(self.replies.style);
-        let data = &inbox.bytes()[head..];
-        if length - head - data.len() < WORTH
+        if length - inbox.bytes().len() < WORTH
             || !inbox.takes_spans()
             || self.is_stopping.load(Relaxed)
         {
@@ -45,62 +46,42 @@ impl Connection {
             return None;
         };
         let mut span = self.export.backend().span_mut(offset, length)?;
+        // The client may take its time, and others may want that memory.
+        inbox.let_go().ok()?;
+        let data = &inbox.bytes()[head..];
         self.write(data, offset).ok()?;
         span.consume(data.len());
         inbox.consume(head + data.len());
-        Some(Landing { to: header.address(), span })
+        Some(Landing { to: header.address(), end: offset + u64::from(length), span })
     }
 
     /// Receives the rest, and stages the answer.
     pub(super) fn land(
         &self,
         inbox: &mut Inbox,
-        mut landing: Landing,
+        Landing { to, end, mut span }: Landing,
     ) -> Result<(), ConnectionError> {
         let head = Header::len(self.replies.style);
-        let span = &mut landing.span;
-        let (mut done, mut is_gone) = (Ok(()), false);
+        let mut done = Ok(());
         while !span.is_empty() {
-            if is_gone {
-                done = done.and(self.land_by_hand(inbox, span)?);
-                continue;
-            }
-            match self.hear(inbox, |inbox| inbox.receive_into(span, head)) {
+            match self.hear(inbox, |inbox| inbox.receive_into(&mut span, head)) {
                 Ok(0) => return Err(self.torn()),
                 Ok(_) => {}
                 Err(ConnectionError::Receive(error)) if Span::is_gone(&error) => {
-                    is_gone = true;
-                    done = self.write(&[], span.offset());
-                    if done.is_err() {
-                        // What is written now would be there, and what was received not.
-                        self.skip(inbox, span.len() as u64)?;
-                        span.consume(span.len());
-                    }
+                    // Nothing is written behind a gap: the storage would grow back around it.
+                    tracing::warn!("{span:?} was to be received to and is gone: {error}");
+                    done = Err(NbdError::EIO);
+                    self.skip(inbox, span.len() as u64)?;
+                    break;
                 }
                 Err(error) => return Err(error),
             }
         }
         // The storage may have been cut off meanwhile.
-        let done = done.and_then(|()| self.write(&[], span.offset()));
+        let done = self.write(&[], end).and(done);
         let completion = done.map_or_else(Completion::Error, |()| Completion::Done);
-        self.lock().outbox.stage(&self.answer(landing.to, completion));
+        self.lock().outbox.stage(&self.answer(to, completion));
         Ok(())
-    }
-
-    /// Takes some of the data and writes it, as it cannot be received to where it belongs any more.
-    fn land_by_hand(
-        &self,
-        inbox: &mut Inbox,
-        span: &mut Span,
-    ) -> Result<Result<(), NbdError>, ConnectionError> {
-        if inbox.bytes().is_empty() && self.receive(inbox, 1)? == 0 {
-            return Err(self.torn());
-        }
-        let count = inbox.bytes().len().min(span.len());
-        let done = self.write(&inbox.bytes()[..count], span.offset());
-        inbox.consume(count);
-        span.consume(count);
-        Ok(done)
     }
 
     /// Writes a part of some data, which takes no time.
