@@ -77,6 +77,8 @@ class Field:
         if self.plan["client"] == "nbdcopy":
             return self.copy(server, point)
         more = ["--seconds", str(self.plan["seconds"])]
+        if self.plan["client"] == "sleeping":
+            more.append("--sleep")
         return self.load(server, point.pattern, point.block, point.depth, point.jobs, more, observe=True)
 
     def fio(self, server, point):

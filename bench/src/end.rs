@@ -4,9 +4,13 @@ use std::io::{self, IoSlice, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{MsgFlags, sendmsg};
+
+/// How long to look for what may come. Who has not come by then has gone to the disk.
+const PATIENCE: Duration = Duration::from_millis(1);
 
 /// A connected stream.
 #[derive(Debug)]
@@ -45,6 +49,13 @@ impl End {
     pub fn wait(&self) -> io::Result<()> {
         let mut fd = [PollFd::new(self.as_fd(), PollFlags::POLLIN | PollFlags::POLLOUT)];
         poll(&mut fd, PollTimeout::NONE)?;
+        Ok(())
+    }
+
+    /// Waits for something to receive without giving the processor away, for a while.
+    pub fn look(&self) -> io::Result<()> {
+        let begin = Instant::now();
+        while !self.has_bytes()? && begin.elapsed() < PATIENCE {}
         Ok(())
     }
 

@@ -90,6 +90,7 @@ pub struct Connection {
     end: End,
     author: Author,
     plan: Plan,
+    awake: bool,
     /// By cookie: what was asked, and when.
     asked: Vec<(CommandType, u32, Instant)>,
     in_flight: usize,
@@ -100,7 +101,9 @@ pub struct Connection {
     window: Vec<u8>,
     /// Bytes in the window that are part of a header.
     kept: usize,
-    /// Bytes of data still to come.
+    /// Cookie of the reply whose data comes now.
+    answered: Option<usize>,
+    /// Bytes of that still to come.
     data: usize,
     payload: Vec<u8>,
     record: Record,
@@ -113,6 +116,7 @@ impl Connection {
         Self {
             end,
             author: Author::new(plan, job, size),
+            awake: plan.is_awake(),
             plan: plan.clone(),
             asked: vec![(CommandType::DISC, 0, Instant::now()); plan.depth],
             in_flight: 0,
@@ -121,6 +125,7 @@ impl Connection {
             sent: 0,
             window: vec![0; WINDOW],
             kept: 0,
+            answered: None,
             data: 0,
             payload: (0..plan.block).map(|byte| (byte * 7 + byte / 251) as u8 | 1).collect(),
             record: Record::default(),
@@ -159,7 +164,8 @@ impl Connection {
         let block = 1 << 20;
         let requests = Some(size / u64::from(block));
         let (pattern, lockstep) = (Pattern::Write, false);
-        let plan = Plan { pattern, block, depth: 4, jobs: 1, seconds: 0.0, requests, lockstep };
+        let (depth, jobs, seconds, sleep) = (4, 1, 0.0, true);
+        let plan = Plan { pattern, block, depth, jobs, seconds, requests, lockstep, sleep };
         Ok(Self::new(end, &plan, 0, size).run()?.0.end)
     }
 
@@ -217,6 +223,9 @@ impl Connection {
 
     /// Receives once, and takes the replies that are there.
     fn hear(&mut self, free: &mut Vec<usize>) -> io::Result<Instant> {
+        if self.awake {
+            self.end.look()?;
+        }
         let count = self.end.read(&mut self.window[self.kept..])?;
         if count == 0 {
             return Err(io::Error::other("the server has closed the connection"));
@@ -228,26 +237,39 @@ impl Connection {
             let skipped = self.data.min(filled - at);
             at += skipped;
             self.data -= skipped;
+            self.settle(now, free);
             let Some(header) = self.window[at..filled].first_chunk() else { break };
             let reply = SimpleReply::decode(header)
                 .map_err(|wrong| io::Error::other(format!("not a simple reply: {wrong}")))?;
             at += SimpleReply::LEN;
-            let cookie = reply.cookie as usize;
-            let &(command, length, asked) =
-                self.asked.get(cookie).ok_or_else(|| io::Error::other("an unknown cookie"))?;
-            if reply.error == NbdError::SUCCESS {
-                self.record.bytes += u64::from(length);
-                self.data = if command == CommandType::READ { length as usize } else { 0 };
-            } else {
-                self.record.errors += 1;
-            }
-            let time = u32::try_from((now - asked).as_nanos()).unwrap_or(u32::MAX);
-            self.record.latencies.push(time);
-            free.push(cookie);
-            self.in_flight -= 1;
+            self.begin(reply)?;
         }
         self.window.copy_within(at..filled, 0);
         self.kept = filled - at;
         Ok(now)
+    }
+
+    /// Takes a reply whose data is still to come.
+    fn begin(&mut self, reply: SimpleReply) -> io::Result<()> {
+        let cookie = reply.cookie as usize;
+        let &(command, length, _) =
+            self.asked.get(cookie).ok_or_else(|| io::Error::other("an unknown cookie"))?;
+        if reply.error == NbdError::SUCCESS {
+            self.record.bytes += u64::from(length);
+            self.data = if command == CommandType::READ { length as usize } else { 0 };
+        } else {
+            self.record.errors += 1;
+        }
+        self.answered = Some(cookie);
+        Ok(())
+    }
+
+    /// A request is done once all of its data is there.
+    fn settle(&mut self, now: Instant, free: &mut Vec<usize>) {
+        let Some(cookie) = self.answered.take_if(|_| self.data == 0) else { return };
+        let time = now - self.asked[cookie].2;
+        self.record.latencies.push(u32::try_from(time.as_nanos()).unwrap_or(u32::MAX));
+        free.push(cookie);
+        self.in_flight -= 1;
     }
 }

@@ -1,5 +1,7 @@
 //! What is asked for, in which order.
 
+use std::num::NonZero;
+
 use clap::{Args, ValueEnum};
 use nbd_proto::{CommandFlags, CommandType, Request};
 
@@ -49,6 +51,20 @@ pub struct Plan {
     /// server then sees the same in every run.
     #[arg(long)]
     pub lockstep: bool,
+    /// Wait for answers asleep even if there is a processor for each connection and one for its
+    /// server. Most clients do; how quickly this program is woken is measured then as well.
+    #[arg(long)]
+    pub sleep: bool,
+}
+
+impl Plan {
+    /// Whether connections look for answers instead of sleeping: if there is a processor for each,
+    /// and another for its server.
+    #[must_use]
+    pub fn is_awake(&self) -> bool {
+        let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
+        !self.sleep && 2 * self.jobs <= processors
+    }
 }
 
 /// Makes requests up.
