@@ -3,7 +3,8 @@
 //! To fall asleep and to be woken takes longer than a small request does itself, so a client with few
 //! requests in flight is served mostly by waiting. Where there are processors to spare, this looks
 //! for the next request for as long as the latest ones were in coming, and only while they come
-//! so quickly: a client that takes its time, or a machine that has others to serve, costs nothing.
+//! so quickly: a client that takes its time costs nothing, and neither does a process that has others to
+//! serve, who keep the processors awake anyway.
 
 use std::os::fd::BorrowedFd;
 use std::sync::OnceLock;
@@ -22,6 +23,8 @@ const CONVINCED: u32 = 16;
 
 /// How many threads of this process stay awake.
 static AWAKE: AtomicUsize = AtomicUsize::new(0);
+/// How often threads of this process have received.
+static RECEIVED: AtomicUsize = AtomicUsize::new(0);
 
 /// One client's recent past.
 #[derive(Debug, Default)]
@@ -29,6 +32,10 @@ pub struct Vigil {
     brisk: u32,
     /// Whether the client was waited for at all the last time.
     has_waited: bool,
+    /// How often all threads had received when this one last did.
+    received: usize,
+    /// How often others received between the last two times that this one did.
+    others: usize,
 }
 
 impl Vigil {
@@ -43,11 +50,12 @@ impl Vigil {
         }
         let received = receive();
         self.note(now().saturating_sub(begun));
+        self.look_around(RECEIVED.fetch_add(1, Ordering::Relaxed) + 1);
         received
     }
 
     fn is_worth_it(&self) -> bool {
-        self.brisk >= CONVINCED && self.has_waited
+        self.brisk >= CONVINCED && self.has_waited && self.others < most_awake()
     }
 
     fn note(&mut self, time: u64) {
@@ -57,6 +65,12 @@ impl Vigil {
         } else if self.has_waited {
             self.brisk = self.brisk.saturating_add(1);
         }
+    }
+
+    /// Notes how often all have received by now, this one included.
+    fn look_around(&mut self, received: usize) {
+        self.others = received.wrapping_sub(self.received).wrapping_sub(1);
+        self.received = received;
     }
 }
 
@@ -108,9 +122,20 @@ mod tests {
     }
 
     #[test]
+    fn who_serves_others_meanwhile_stays_awake_for_none() {
+        let mut vigil = Vigil { brisk: CONVINCED, has_waited: true, ..Vigil::default() };
+        let spare = most_awake();
+        vigil.look_around(7);
+        vigil.look_around(7 + spare);
+        assert_eq!(vigil.is_worth_it(), spare > 0);
+        vigil.look_around(7 + spare + spare + 1);
+        assert!(!vigil.is_worth_it());
+    }
+
+    #[test]
     fn whoever_does_not_come_is_not_waited_for_again() {
         let (ours, _theirs) = UnixStream::pair().unwrap();
-        let mut vigil = Vigil { brisk: CONVINCED, has_waited: true };
+        let mut vigil = Vigil { brisk: CONVINCED, has_waited: true, ..Vigil::default() };
         vigil.keep(ours.as_fd(), || std::thread::sleep(Duration::from_nanos(BRISK)));
         // On an only processor nobody is waited for, and nothing is learnt of it.
         assert!(!vigil.is_worth_it() || most_awake() == 0);
