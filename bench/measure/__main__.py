@@ -40,7 +40,8 @@ def arguments():
     add("--seconds", type=float, metavar="S", help="time for one number (default 2; with --quick 1 or less)")
     add("--size", type=int, metavar="MIB", help="size of each device (default 128; 32 with --quick)")
     add("--transport", action="append", choices=["unix", "tcp"], help="default both; unix with --quick")
-    add("--client", choices=["own", "fio", "nbdcopy"], default="own", help="who asks the servers (default own)")
+    add("--client", choices=["own", "sleeping", "fio", "nbdcopy"], default="own",
+        help="who asks the servers; sleeping is our own, which sleeps while it waits (default own)")
     add("--lanes", type=int, metavar="N", help="lanes or connections of each device (default: one each)")
     add("--disk", metavar="DIR", default=os.path.join(ROOT, "target", "bench"),
         help="where points that want a disk find one (default target/bench)")
@@ -49,6 +50,7 @@ def arguments():
         help="measure nothing: write the report of these raw numbers; those of several runs are put together")
     add("--output", metavar="FILE", default=os.path.join(ROOT, "docs", "performance.md"),
         help="file whose measured part is written anew (default docs/performance.md)")
+    add("--check", action="store_true", help="see that everybody can be measured; writes nothing, tells nothing of speed")
     add("--list", action="store_true", help="names of points and contestants")
     return parser, parser.parse_args()
 
@@ -124,6 +126,21 @@ def measure(options, parser):
     return {"plan": plan, "records": records}
 
 
+def check(options, parser):
+    """Measures a little of everybody, and tells whether that can be reported."""
+    options.points = options.points or "^(read 4k 1|seq read 128k|write[+]flush 4k)$"
+    options.rounds, options.seconds, options.size = options.rounds or 1, options.seconds or 0.05, options.size or 8
+    raw = {"date": "now", "command": "scripts/bench --check", "machine": machine.facts(ROOT), **measure(options, parser)}
+    failed = [record for record in raw["records"] if "failed" in record or record["errors"]]
+    for record in failed:
+        print("bench: {level}, {point}, {contestant}: ".format(**record)
+              + record.get("failed", "answered with errors"), file=sys.stderr)
+    with tempfile.TemporaryDirectory(prefix="nbd-bench-", dir="/tmp") as folder:
+        report.write(raw, os.path.join(folder, "performance.md"))
+    print(f"bench: {len(raw['records'])} measurements, {len(failed)} failed", file=sys.stderr)
+    return 1 if failed else 0
+
+
 def raw_numbers(path):
     with open(path) as file:
         try:
@@ -163,6 +180,8 @@ def main():
         print("servers:", *(f"  {c.name}" for c in native.SERVERS), sep="\n")
         print("devices:", *(f"  {c.name}" for c in DEVICES), sep="\n")
         return 0
+    if options.check:
+        return check(options, parser)
     if options.report:
         raw = together(options.report)
     else:
