@@ -128,7 +128,7 @@ def measure(options, parser):
 
 def check(options, parser):
     """Measures a little of everybody, and tells whether that can be reported."""
-    options.points = options.points or "^(read 4k 1|seq read 128k|write[+]flush 4k)$"
+    options.points = options.points or "^(read 4k 1|seq read 128k|write[+]flush 4k|trim 64k 1)$"
     options.rounds, options.seconds, options.size = options.rounds or 1, options.seconds or 0.05, options.size or 8
     raw = {"date": "now", "command": "scripts/bench --check", "machine": machine.facts(ROOT), **measure(options, parser)}
     failed = [record for record in raw["records"] if "failed" in record or record["errors"]]

@@ -37,7 +37,10 @@ def main(plan_path, result_path):
             warm(devices[name].path)
 
         def one(name, point):
-            return measure(devices[name], point, plan["seconds"])
+            measured = measure(devices[name], point, plan["seconds"])
+            if point.empties:
+                fill(devices[name].path, size)
+            return measured
 
         records = interleaved(points, list(devices), plan["rounds"], one, "device")
         write(result_path, records)

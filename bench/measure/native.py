@@ -47,7 +47,11 @@ class Field:
             stack.callback(server.stop)
             self.servers[contestant.name] = server
             if contestant.family == "memory":
-                self.load(server, "read", 4096, 1, 1, ["--fill", "--requests", "1"])
+                self.fill(server)
+
+    def fill(self, server):
+        """Writes to all of it."""
+        self.load(server, "read", 4096, 1, 1, ["--fill", "--requests", "1"])
 
     def load(self, server, pattern, block, depth, jobs, more, observe=False):
         """Runs our own load generator; looks at the server while it is connected."""
@@ -72,6 +76,13 @@ class Field:
             with open(server.place.image, "rb") as image:
                 os.fsync(image.fileno())
                 os.posix_fadvise(image.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        measured = self.ask(server, point)
+        if point.empties:
+            self.fill(server)
+        return measured
+
+    def ask(self, server, point):
+        """Puts a point's load on a server."""
         if self.plan["client"] == "fio":
             return self.fio(server, point)
         if self.plan["client"] == "nbdcopy":

@@ -18,6 +18,11 @@ class Point:
     def is_sequential(self):
         return self.pattern in ("read", "write")
 
+    @property
+    def empties(self):
+        """Whether it leaves holes, which the next one must not find: they are read in another way."""
+        return self.pattern == "trim"
+
 
 def _random():
     for what, pattern in (("read", "randread"), ("write", "randwrite"), ("mix", "randrw")):
