@@ -16,7 +16,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use nbd_backend::{Completion, Durability, Lull, Task};
 use nbd_net::socket::Socket;
-use nbd_proto::{Command, CommandType, Export as Rules};
+use nbd_proto::{Command, CommandType, Export as Rules, NbdError};
 use thiserror::Error;
 
 use crate::export::Export;
@@ -267,9 +267,23 @@ impl Connection {
         match completion {
             Completion::Error(error) => self.replies.error(to, error, "", &mut reply),
             Completion::Extents(extents) if self.replies.extents(to, extents, &mut reply) => {}
-            _ => self.replies.done(to, &mut reply),
+            _ => {
+                reply.resize(self.replies.done_len(), 0);
+                self.replies.done(to, &mut reply);
+            }
         }
         reply
+    }
+
+    /// Stages the answer to a command that returns no data.
+    fn stage(&self, outbox: &mut Outbox, to: Address, done: Result<(), NbdError>) {
+        if let Err(error) = done {
+            outbox.stage(&self.answer(to, Completion::Error(error)));
+            return;
+        }
+        let length = self.replies.done_len();
+        self.replies.done(to, outbox.room(length));
+        outbox.advance(length);
     }
 
     /// Whether the next request would be more than a client may have under way.
@@ -344,7 +358,7 @@ impl Task for NetworkTask {
         let mut head = Vec::new();
         let mut tail: &[u8] = &[];
         match completion {
-            Completion::Data([]) => replies.done(to, &mut head),
+            Completion::Data([]) => head = connection.answer(to, Completion::Done),
             Completion::Data(data) if connection.is_hole(data) => {
                 replies.hole(to, data.len() as u32, &mut head);
             }

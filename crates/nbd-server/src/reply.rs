@@ -31,13 +31,18 @@ pub(crate) struct Replies {
 }
 
 impl Replies {
-    /// Bytes before the data of a read.
-    pub(crate) fn data_head_len(self) -> usize {
+    /// Bytes of a reply without data.
+    pub(crate) fn done_len(self) -> usize {
         match self.style {
             ReplyStyle::Simple => SimpleReply::LEN,
-            ReplyStyle::Structured => StructuredReplyChunk::LEN + OffsetData::LEN,
-            ReplyStyle::Extended => MOST_HEAD,
+            ReplyStyle::Structured => StructuredReplyChunk::LEN,
+            ReplyStyle::Extended => ExtendedReplyChunk::LEN,
         }
+    }
+
+    /// Bytes before the data of a read.
+    pub(crate) fn data_head_len(self) -> usize {
+        self.done_len() + if self.style == ReplyStyle::Simple { 0 } else { OffsetData::LEN }
     }
 
     /// Whether a read of zeroes can be answered without sending them.
@@ -66,14 +71,15 @@ impl Replies {
         out.extend_from_slice(&OffsetHole { offset: to.offset, length }.encode());
     }
 
-    /// A request was carried out, and there is no data.
-    pub(crate) fn done(self, to: Address, out: &mut Vec<u8>) {
+    /// A request was carried out, and there is no data. `out` has [`done_len`](Self::done_len)
+    /// bytes.
+    pub(crate) fn done(self, to: Address, out: &mut [u8]) {
         if self.style == ReplyStyle::Simple {
             let reply = SimpleReply { error: NbdError::SUCCESS, cookie: to.cookie };
-            out.extend_from_slice(&reply.encode());
+            out.copy_from_slice(&reply.encode());
             return;
         }
-        out.extend_from_slice(self.chunk(to, ReplyType::NONE, 0).as_slice());
+        out.copy_from_slice(self.chunk(to, ReplyType::NONE, 0).as_slice());
     }
 
     /// A request failed. The words are for people and may be empty.

@@ -1,6 +1,6 @@
 //! Requests that are executed where they are received.
 
-use nbd_backend::{Completion, Span, inline, patiently};
+use nbd_backend::{Span, inline, patiently};
 use nbd_proto::{Command, NbdError};
 
 use super::Connection;
@@ -31,16 +31,14 @@ impl Connection {
     ) -> Option<bool> {
         let Command::Read { length, .. } = *command else {
             let (done, has_waited) = self.attempt(command, data, &mut [], patient)?;
-            outbox.stage(
-                &self.answer(to, done.map_or_else(Completion::Error, |()| Completion::Done)),
-            );
+            self.stage(outbox, to, done);
             return Some(has_waited);
         };
         if length > QUICK {
             return None;
         }
         if length == 0 {
-            outbox.stage(&self.answer(to, Completion::Done));
+            self.stage(outbox, to, Ok(()));
             return Some(false);
         }
         if let Some(span) = self.span(outbox, command) {
@@ -56,7 +54,7 @@ impl Connection {
         let (head_room, data_room) = room.split_at_mut(head);
         let (done, has_waited) = self.attempt(command, &[], data_room, patient)?;
         match done {
-            Err(error) => outbox.stage(&self.answer(to, Completion::Error(error))),
+            Err(error) => self.stage(outbox, to, Err(error)),
             Ok(()) if self.is_hole(data_room) => {
                 let mut reply = Vec::new();
                 self.replies.hole(to, length, &mut reply);

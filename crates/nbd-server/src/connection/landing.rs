@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering::Relaxed;
 
-use nbd_backend::{Completion, Span};
+use nbd_backend::Span;
 use nbd_proto::{Command, NbdError};
 
 use super::{Connection, ConnectionError};
@@ -79,8 +79,7 @@ impl Connection {
         }
         // The storage may have been cut off meanwhile.
         let done = self.write(&[], end).and(done);
-        let completion = done.map_or_else(Completion::Error, |()| Completion::Done);
-        self.lock().outbox.stage(&self.answer(to, completion));
+        self.stage(&mut self.lock().outbox, to, done);
         Ok(())
     }
 
