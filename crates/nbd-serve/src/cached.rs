@@ -97,6 +97,13 @@ mod tests {
     }
 
     #[test]
+    fn an_overlay_is_local_only_for_those_who_write() {
+        assert!(is_local(OVERLAYFS_SUPER_MAGIC, true) && !is_local(OVERLAYFS_SUPER_MAGIC, false));
+        assert!(is_local(EXT4_SUPER_MAGIC, false));
+        assert!(!is_local(nix::sys::statfs::NFS_SUPER_MAGIC, true));
+    }
+
+    #[test]
     fn what_is_in_the_page_cache_is_lent() {
         on_disk("lent", |file, data| {
             let cached = Cached::new(file, SIZE as u64).unwrap();

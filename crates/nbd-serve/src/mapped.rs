@@ -258,6 +258,16 @@ mod tests {
     }
 
     #[test]
+    fn a_write_of_nothing_fills_no_hole() {
+        let file = memory();
+        let mapped = mapped(&file);
+        mapped.note(4096, CHUNK_SIZE - 4096);
+        mapped.note(100, 0);
+        assert!(!can_read(&mapped, 4096));
+        mapped.note(2 * SIZE + 100, 0);
+    }
+
+    #[test]
     fn what_a_predecessor_wrote_is_found() {
         let file = memory();
         let data = pattern(CHUNK_SIZE + 4096, 5);

@@ -176,6 +176,7 @@ impl Connection {
         let length = head + if is_kept { payload_len as usize } else { 0 };
         if inbox.bytes().len() < length {
             let landing = if is_kept { self.landing(inbox, &header, length) } else { None };
+            shared.outbox.inbox_holds = inbox.holds_memory();
             return Ok(Taken::Nothing(landing.map_or(Step::Receive(length), Step::Land)));
         }
         let outbox = &shared.outbox;
