@@ -128,6 +128,8 @@ def measure(options, parser):
 
 def check(options, parser):
     """Measures a little of everybody, and tells whether that can be reported."""
+    if options.scaling or options.report:
+        parser.error("--check measures a few points and reports none: leave out --scaling and --report")
     options.points = options.points or "^(read 4k 1|seq read 128k|write[+]flush 4k|trim 64k 1)$"
     options.rounds, options.seconds, options.size = options.rounds or 1, options.seconds or 0.05, options.size or 8
     raw = {"date": "now", "command": "scripts/bench --check", "machine": machine.facts(ROOT), **measure(options, parser)}

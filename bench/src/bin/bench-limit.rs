@@ -120,7 +120,8 @@ fn run(cli: &Cli) -> Result<(), Box<dyn Error>> {
         }
     };
     let storage = Arc::new(storage);
-    let listener = Listener::bind(&cli.address)?;
+    let listener = Listener::bind(&cli.address);
+    let listener = listener.map_err(|error| format!("{}: {error}", cli.address))?;
     loop {
         let end = listener.accept()?;
         let storage = Arc::clone(&storage);
