@@ -1,7 +1,9 @@
 //! nbdkit: a server that somebody else runs, to be killed and started again.
 
+use std::ffi::OsStr;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::command::{Running, start};
 use crate::wait::{LONG, wait_until};
@@ -18,11 +20,25 @@ impl Nbdkit {
     #[track_caller]
     #[must_use]
     pub fn start(socket: &Path, disk: &Path) -> Self {
+        Self::start_with(socket, ["file".as_ref(), disk.as_os_str()])
+    }
+
+    /// The same, with memory, and so slow to close a connection to which its client has said goodbye.
+    #[track_caller]
+    #[must_use]
+    pub fn start_slow_to_close(socket: &Path, pause: Duration) -> Self {
+        let pause = format!("delay-close={}ms", pause.as_millis());
+        let filtered = ["--filter=delay", "memory", "16M", &pause];
+        Self::start_with(socket, filtered.map(OsStr::new))
+    }
+
+    #[track_caller]
+    fn start_with<const N: usize>(socket: &Path, what: [&OsStr; N]) -> Self {
         // Left by the one before.
         let _ = std::fs::remove_file(socket);
-        let (socket, disk) = (socket.to_owned(), disk.as_os_str());
-        let arguments = ["-f".as_ref(), "-U".as_ref(), socket.as_os_str(), "file".as_ref(), disk];
-        let mut running = start("nbdkit", arguments);
+        let socket = socket.to_owned();
+        let place = ["-f".as_ref(), "-U".as_ref(), socket.as_os_str()];
+        let mut running = start("nbdkit", place.into_iter().chain(what));
         wait_until("nbdkit listens", LONG, || {
             assert!(running.is_running(), "nbdkit: {}", running.words());
             UnixStream::connect(&socket).is_ok()

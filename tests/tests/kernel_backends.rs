@@ -1,14 +1,17 @@
 //! Backends come and go: killed, replaced, joined by hand.
 
 use std::fs;
+use std::io::Read;
 use std::path::Path;
 use std::time::Duration;
 
+use nbd_control::registry::Registry;
 use nbd_control::status::BackendState;
 use nbd_tests::command::{LIMIT, start};
-use nbd_tests::ctl::{ctl, program, start_ctl};
+use nbd_tests::ctl::{ctl, program, start_ctl, start_serve};
 use nbd_tests::device::Device;
 use nbd_tests::disk;
+use nbd_tests::nbdkit::Nbdkit;
 use nbd_tests::process::{signal, user};
 use nbd_tests::random::Random;
 use nbd_tests::temp::TempDir;
@@ -25,6 +28,8 @@ kernel_tests!(
     a_backend_runs_as_another_user,
     a_lost_backend_is_not_started_again_if_that_is_not_wanted,
     a_shell_gets_the_path_and_is_not_held_up,
+    a_detach_lets_the_backend_take_leave,
+    a_detach_starts_nobody_and_calls_nobody_lost,
 );
 
 /// Writes noise to the device.
@@ -151,4 +156,45 @@ fn a_shell_gets_the_path_and_is_not_held_up(api: Api) {
     let shell = start("sh", ["-c", &script]).finish(LIMIT).succeeds();
     let device = Device::printed_by(&shell);
     device.detach();
+}
+
+/// The one that serves a device may have things to do at its end: here, to wait until a server closes
+/// a connection that was said goodbye to, which takes the server its time.
+fn a_detach_lets_the_backend_take_leave(api: Api) {
+    let files = TempDir::new();
+    let server = Nbdkit::start_slow_to_close(&files.join("socket"), Duration::from_secs(1));
+    let arguments = ["attach", "--external", "--device", "nbd0", "--kernel-api", api.name()];
+    let attach = start_ctl(arguments);
+    wait_until("an invitation to join", LONG, || attach.words().contains("nbd-serve --join nbd0"));
+    let mut backend = start_serve(["--join", "nbd0", &server.uri()]);
+    let device = Device::printed_by(&attach.finish(LIMIT).succeeds());
+    has_noise(&device.path(), &vec![0; MIB as usize]);
+    device.detach();
+    // It was waited for, and nobody has killed it.
+    assert!(!backend.is_running());
+    backend.finish(LIMIT).succeeds();
+}
+
+/// With netlink, the driver tells the backend to end before the holder knows that the device is
+/// released. That is no loss, and needs no successor.
+fn a_detach_starts_nobody_and_calls_nobody_lost(api: Api) {
+    for holder_dies in [false, true] {
+        let device = Device::attach(api, ["--restart", "always", "mem:1M"]);
+        if holder_dies {
+            // The next one is no parent of the backend, so it never learns how that has ended.
+            let holder = device.state().expect("a state").holder;
+            assert!(signal(holder.pid, SIGKILL));
+            wait_until("the death of the holder", LONG, || !holder.is_alive());
+            ctl(["adopt", &device.name()]).succeeds();
+        }
+        let log = Registry::new(None).log(device.index());
+        let mut log = fs::File::open(log).expect("a log");
+        device.detach();
+        let mut text = String::new();
+        log.read_to_string(&mut text).expect("a log in UTF-8");
+        assert!(text.contains("event=detached") && text.contains("restarts=0"), "{text}");
+        for event in ["backend-lost", "recovered"] {
+            assert!(!text.contains(&format!("event={event}")), "{text}");
+        }
+    }
 }

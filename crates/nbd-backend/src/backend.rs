@@ -101,7 +101,8 @@ pub trait Backend: Send + Sync + 'static {
     }
 
     /// Nobody will ask for anything any more: the time to take leave of other processes. Called
-    /// when serving ends in order, and never when the process is killed.
+    /// when serving ends in order, and never when the process is killed. A holder that detaches
+    /// waits ten seconds for it, or two if that is by force, and then kills the process.
     fn close(&self) {}
 }
 

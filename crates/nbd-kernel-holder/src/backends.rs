@@ -368,7 +368,12 @@ impl Holder {
         let pid = peer.pid().unwrap_or(0);
         let words = peer.last_words.take();
         let cause = ending.to_string();
-        self.log_loss(pid, &ending);
+        let told = self.was_told_to_end(&ending);
+        if told {
+            self.log(&format!("backend {pid} {ending}, as it was told to"));
+        } else {
+            self.log_loss(pid, &ending);
+        }
         self.last_failure = words.unwrap_or_else(|| {
             // Reading the log takes time, and requests wait once there are any.
             let said = if self.attached { None } else { self.words_of_backends().pop() };
@@ -388,8 +393,21 @@ impl Holder {
             header.is_some_and(|header| header.first_answer_at.load(Ordering::Relaxed) != 0);
         let clean = ending == peers::Ending::Exited(0);
         self.drop_old_spare();
-        self.apply(&Event::OwnerDead { clean, progressed });
+        self.apply(&if told {
+            Event::OwnerLeft { clean, progressed }
+        } else {
+            Event::OwnerDead { clean, progressed }
+        });
         self.settle_pause();
+    }
+
+    /// Whether the owner has ended because it is not needed any more: its lanes were ended, or the
+    /// driver, which has nothing more to ask, has sent `NBD_CMD_DISC` in a detach.
+    fn was_told_to_end(&self, ending: &Ending) -> bool {
+        let in_order = matches!(ending, Ending::Exited(0) | Ending::Unknown);
+        let by_driver = self.is_leaving && !self.supervisor.is_fencing();
+        let told = self.supervisor.is_parting() || (by_driver && self.device.waiting() == 0);
+        in_order && told
     }
 
     fn log_loss(&self, pid: i32, ending: &Ending) {

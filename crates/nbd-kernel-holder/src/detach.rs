@@ -4,6 +4,7 @@ use std::os::fd::AsFd;
 use std::time::Duration;
 
 use nbd_control::control::{Failure, FailureKind};
+use nbd_control::process;
 use nbd_control::status::TotalsStatus;
 use nix::fcntl::{Flock, FlockArg};
 
@@ -11,6 +12,8 @@ use crate::holder::Holder;
 use crate::kernel::errand::{self, Flushed};
 use crate::kernel::users::users_of;
 use crate::lanes;
+use crate::peers::Peer;
+use crate::supervisor::Event;
 
 /// How long a passing user, like udev, may keep a device open.
 const PASSING: Duration = Duration::from_secs(1);
@@ -21,6 +24,9 @@ const FLUSH: Duration = Duration::from_secs(60);
 const FLUSH_UNSERVED: Duration = Duration::from_secs(3);
 /// How long udev may take to look away. It may not be able to while the backend is stuck.
 const UDEV: Duration = Duration::from_secs(3);
+/// How long a backend may take to end by itself in a detach in order: as long as nbd-serve gives
+/// another server to close a connection, and a program that it has started to end after SIGTERM.
+const LEAVE: Duration = Duration::from_secs(10);
 /// How long each step of a teardown may take before the next, harder one.
 const STEP: Duration = Duration::from_secs(2);
 const TICK: Duration = Duration::from_millis(2);
@@ -82,8 +88,11 @@ impl Holder {
     fn flush_and_disconnect(&mut self) -> Result<(), Failure> {
         self.check_unused("", "detach")?;
         self.tell_udev_leaving(true, UDEV);
+        self.is_leaving = true;
         let done = self.flush_and_disconnect_unwatched();
         if done.is_err() {
+            self.is_leaving = false;
+            self.apply(&Event::Stay);
             self.tell_udev_leaving(false, UDEV);
         }
         done
@@ -198,9 +207,12 @@ impl Holder {
     /// on them; then the driver's side; then the backend. Bounded at each step.
     pub(crate) fn teardown(&mut self) {
         self.attached = false;
+        self.join = None;
+        self.due = None;
         for lane in &self.lanes {
             lanes::end(lane.as_fd());
         }
+        self.apply(&Event::Part);
         self.disconnect_driver();
         self.end_backends();
         if let Some(milliseconds) = self.io_timeout.take() {
@@ -210,7 +222,6 @@ impl Holder {
         let lock = self.registry.lock_file();
         let _lock = lock.map(|file| Flock::lock(file, FlockArg::LockExclusive));
         self.control = None;
-        self.join = None;
         if let Err(error) = self.registry.remove(self.device.index) {
             self.warn(&format!("cannot remove its registry entry: {error}"));
         }
@@ -247,14 +258,36 @@ impl Holder {
     }
 
     fn end_backends(&mut self) {
-        self.due = None;
-        let ids: Vec<_> = self.peers.keys().copied().collect();
-        for id in ids {
-            if let Some(peer) = self.peers.get(&id) {
+        self.await_owner();
+        for id in self.peers.keys().copied().collect::<Vec<_>>() {
+            if let Some(peer) = self.peers.get_mut(&id) {
                 peer.kill();
+                // Not our child, and still nobody who lives on.
+                self.orphans.extend(peer.process.take());
             }
             self.drop_peer(id);
         }
         self.pump_until(Some(STEP), None, |holder| holder.orphans.is_empty());
+        for orphan in &self.orphans {
+            self.warn(&format!("process {} was killed and is not dead yet", orphan.pid));
+        }
+    }
+
+    /// Lets the backend take leave of whoever it works with: its lanes are at their end, which is
+    /// how it knows. One that was stopped, or has not begun to serve, would not.
+    fn await_owner(&mut self) {
+        let Some(owner) = self.supervisor.owner().filter(|_| self.supervisor.is_ready()) else {
+            return;
+        };
+        let is_gone = |holder: &Self| !holder.peers.contains_key(&owner);
+        let pid = self.peers.get(&owner).and_then(Peer::pid).unwrap_or(0);
+        if process::stat(pid).is_some_and(|stat| matches!(stat.state, 'T' | 't')) {
+            return;
+        }
+        let limit = if self.is_leaving && !self.is_forced() { LEAVE } else { STEP };
+        if !self.pump_until(Some(limit), None, is_gone) {
+            let seconds = limit.as_secs();
+            self.warn(&format!("backend {pid} did not end within {seconds} s, so it is killed"));
+        }
     }
 }

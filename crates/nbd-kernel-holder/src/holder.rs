@@ -90,6 +90,8 @@ pub(crate) struct Holder {
     pub(crate) orphans: Vec<Process>,
     pub(crate) clients: BTreeMap<u64, crate::control::Client>,
     pub(crate) pending_detach: Option<(u64, bool)>,
+    /// The driver is being told to let go, which tells the backend to end.
+    pub(crate) is_leaving: bool,
     /// Who wants this process to become which program.
     pub(crate) pending_upgrade: Option<(u64, String)>,
     pub(crate) replacing: Option<Vec<String>>,
@@ -163,6 +165,7 @@ impl Holder {
             history: History::default(),
             clients: BTreeMap::new(),
             pending_detach: None,
+            is_leaving: false,
             pending_upgrade: None,
             replacing: None,
             pending_resize: None,
@@ -295,6 +298,7 @@ impl Holder {
                 self.description
             ),
             Refusal::Taken => format!("{name}: another backend is about to take over"),
+            Refusal::Parting => format!("{name} is being detached"),
         }
     }
 

@@ -11,12 +11,15 @@
 //! is granted the lanes like any other and under the same fence; see [`orders`].
 
 mod orders;
+mod parting;
 #[cfg(test)]
 mod tests;
 
 use std::time::Duration;
 
 use crate::args::RestartWhen;
+
+use self::parting::Parting;
 
 /// Number of a peer, never reused.
 pub(crate) type PeerId = u64;
@@ -34,6 +37,8 @@ pub(crate) enum Event {
     Ready { peer: PeerId },
     /// No thread of the owner can run any more.
     OwnerDead { clean: bool, progressed: bool },
+    /// The same, and most probably the driver had told it to end.
+    OwnerLeft { clean: bool, progressed: bool },
     /// The time of [`Action::StartAfter`] has come.
     Due,
     /// The operator wants a new backend, and replaces a living one.
@@ -50,6 +55,10 @@ pub(crate) enum Event {
     Unserved,
     /// The stand-in could not even be started.
     NoStandIn,
+    /// A detach has come to nothing.
+    Stay,
+    /// The device is being taken down.
+    Part,
 }
 
 /// What to do about it.
@@ -84,6 +93,8 @@ pub(crate) enum Refusal {
     Served,
     /// Another one is already waiting for the owner's death.
     Taken,
+    /// There is nothing to serve any more.
+    Parting,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -158,6 +169,7 @@ pub(crate) struct Supervisor {
     down: bool,
     failures: u32,
     restarts: u64,
+    parting: Parting,
 }
 
 /// A spare that fails so often is not tried again before the owner changes.
@@ -187,6 +199,7 @@ impl Supervisor {
             down: false,
             failures: 0,
             restarts: 0,
+            parting: Parting::No,
         }
     }
 
@@ -217,7 +230,8 @@ impl Supervisor {
             .owner
             .is_some_and(|owner| owner.ready && !owner.dying && owner.kind == Kind::Program);
         let alone = self.starting.is_none() && self.candidate.is_none() && self.spare.is_none();
-        let willing = self.keeps_spare && self.attached && self.when != RestartWhen::Never;
+        let staying = self.attached && !self.is_parting();
+        let willing = self.keeps_spare && staying && self.when != RestartWhen::Never;
         settled && alone && willing && self.spare_failures < SPARE_TRIES
     }
 
@@ -286,6 +300,9 @@ impl Supervisor {
 
     /// Takes an event and says what to do.
     pub(crate) fn apply(&mut self, event: &Event) -> Vec<Action> {
+        if self.is_parting() {
+            return self.apply_parting(event);
+        }
         match *event {
             Event::Hello { peer, takeover } => self.hello(peer, takeover),
             Event::Gone { peer } => self.gone(peer),
@@ -314,6 +331,9 @@ impl Supervisor {
             Event::Unserved if self.is_unserved() => vec![Action::StartStandIn],
             Event::Unserved => Vec::new(),
             Event::NoStandIn => self.lose_stand_in(),
+            Event::OwnerLeft { clean, progressed } => self.owner_left(clean, progressed),
+            Event::Stay => self.stay(),
+            Event::Part => self.part(),
         }
     }
 
@@ -411,6 +431,11 @@ impl Supervisor {
         if owner.kind == Kind::StandIn {
             return self.stand_in_dead();
         }
+        self.after_owner(owner, clean, progressed)
+    }
+
+    /// Who comes after a backend that is gone.
+    fn after_owner(&mut self, owner: Owner, clean: bool, progressed: bool) -> Vec<Action> {
         if self.is_held() {
             return self.dead_while_held(owner, clean, progressed);
         }
