@@ -6,8 +6,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use nbd_control::registry::Registry;
-use nbd_control::status::BackendState;
-use nbd_tests::command::{LIMIT, start};
+use nbd_control::status::{BackendState, Status};
+use nbd_tests::command::{LIMIT, Output, start};
 use nbd_tests::ctl::{ctl, program, start_ctl, start_serve};
 use nbd_tests::device::Device;
 use nbd_tests::disk;
@@ -17,7 +17,7 @@ use nbd_tests::random::Random;
 use nbd_tests::temp::TempDir;
 use nbd_tests::wait::{LONG, wait_until};
 use nbd_tests::{Api, kernel_tests};
-use nix::sys::signal::Signal::{SIGKILL, SIGTERM};
+use nix::sys::signal::Signal::{SIGCONT, SIGKILL, SIGTERM};
 
 const MIB: u64 = 1 << 20;
 
@@ -30,6 +30,7 @@ kernel_tests!(
     a_shell_gets_the_path_and_is_not_held_up,
     a_detach_lets_the_backend_take_leave,
     a_detach_starts_nobody_and_calls_nobody_lost,
+    a_detach_by_force_does_not_wait_for_a_long_leave,
 );
 
 /// Writes noise to the device.
@@ -176,25 +177,54 @@ fn a_detach_lets_the_backend_take_leave(api: Api) {
 }
 
 /// With netlink, the driver tells the backend to end before the holder knows that the device is
-/// released. That is no loss, and needs no successor.
+/// released. That is no loss, and needs no successor. Nor is it one if the lanes are ended by force.
 fn a_detach_starts_nobody_and_calls_nobody_lost(api: Api) {
-    for holder_dies in [false, true] {
-        let device = Device::attach(api, ["--restart", "always", "mem:1M"]);
-        if holder_dies {
-            // The next one is no parent of the backend, so it never learns how that has ended.
-            let holder = device.state().expect("a state").holder;
-            assert!(signal(holder.pid, SIGKILL));
-            wait_until("the death of the holder", LONG, || !holder.is_alive());
-            ctl(["adopt", &device.name()]).succeeds();
-        }
-        let log = Registry::new(None).log(device.index());
-        let mut log = fs::File::open(log).expect("a log");
-        device.detach();
-        let mut text = String::new();
-        log.read_to_string(&mut text).expect("a log in UTF-8");
-        assert!(text.contains("event=detached") && text.contains("restarts=0"), "{text}");
-        for event in ["backend-lost", "recovered"] {
-            assert!(!text.contains(&format!("event={event}")), "{text}");
-        }
+    let attach = |spec| Device::attach(api, ["--restart", "always", spec]);
+    parts_in_peace(attach("mem:1M"), Device::detach);
+
+    // The next holder is no parent of the backend, so it never learns how that has ended.
+    let device = attach("mem:1M");
+    let holder = device.state().expect("a state").holder;
+    assert!(signal(holder.pid, SIGKILL));
+    wait_until("the death of the holder", LONG, || !holder.is_alive());
+    ctl(["adopt", &device.name()]).succeeds();
+    parts_in_peace(device, Device::detach);
+
+    let device = attach("delay:300ms@mem:1M");
+    let reads: Vec<_> = (0..4).map(|at| disk::start_read(&device.path(), at * 4096)).collect();
+    wait_until("requests", LONG, || device.status().in_flight.len() == reads.len());
+    parts_in_peace(device, Device::detach_by_force);
+    for read in reads {
+        read.finish(LIMIT).fails_with(1);
     }
+}
+
+#[track_caller]
+fn parts_in_peace(device: Device, detach: impl FnOnce(Device) -> Output) {
+    let log = Registry::new(None).log(device.index());
+    let mut log = fs::File::open(log).expect("a log");
+    detach(device);
+    let mut text = String::new();
+    log.read_to_string(&mut text).expect("a log in UTF-8");
+    assert!(text.contains("event=detached") && text.contains("restarts=0"), "{text}");
+    for event in ["backend-lost", "recovered"] {
+        assert!(!text.contains(&format!("event={event}")), "{text}");
+    }
+}
+
+/// Whoever does not end is killed, and whoever forces does not have to wait for that.
+fn a_detach_by_force_does_not_wait_for_a_long_leave(api: Api) {
+    let files = TempDir::new();
+    let server = Nbdkit::start_slow_to_close(&files.join("socket"), Duration::from_secs(600));
+    let device = Device::attach(api, [&server.uri()]);
+    has_noise(&device.path(), &vec![0; MIB as usize]);
+    let backend = device.backend();
+    let patient = start_ctl(["detach", &device.name()]);
+    let waits = |status: &Status| status.under_way.as_deref().unwrap_or("").contains("is to end");
+    wait_until("the end of the lanes", LONG, || waits(&device.status()));
+    let late = ctl(["restart", &device.name()]);
+    late.fails_with(4).says(&["is being detached"]);
+    device.detach_by_force();
+    patient.finish(LIMIT).fails_with(4).says(&["another detach was asked for"]);
+    assert!(!signal(backend, SIGCONT));
 }

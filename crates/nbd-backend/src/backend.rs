@@ -101,8 +101,8 @@ pub trait Backend: Send + Sync + 'static {
     }
 
     /// Nobody will ask for anything any more: the time to take leave of other processes. Called
-    /// when serving ends in order, and never when the process is killed. A holder that detaches
-    /// waits ten seconds for it, or two if that is by force, and then kills the process.
+    /// when serving ends in order, and never when the process is killed. A holder waits for it
+    /// fifteen seconds after a detach in order, otherwise two, and then kills the process.
     fn close(&self) {}
 }
 

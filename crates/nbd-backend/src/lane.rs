@@ -125,8 +125,16 @@ pub(crate) struct LaneThread {
 
 impl LaneThread {
     /// Serves until the kernel disconnects. `tickets` are those that a predecessor left.
-    pub(crate) fn run(mut self, mut tickets: Vec<Ticket>) -> Result<(), LaneError> {
+    pub(crate) fn run(self, tickets: Vec<Ticket>) -> Result<(), LaneError> {
         let _abort = AbortOnPanic;
+        match self.converse(tickets) {
+            // However it was found out that the kernel has hung up.
+            Err(LaneError::Socket(error)) if is_closed(&error) => Ok(()),
+            end => end,
+        }
+    }
+
+    fn converse(mut self, mut tickets: Vec<Ticket>) -> Result<(), LaneError> {
         self.serve(&mut tickets, now()).map_err(LaneError::Socket)?;
         loop {
             let time = now();
@@ -186,9 +194,6 @@ impl LaneThread {
         loop {
             match self.vigil.keep(lane.socket(), || self.receiver.receive()) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
-                    return Ok(Arrival::Closed);
-                }
                 other => return other.map_err(LaneError::Socket),
             }
         }
@@ -243,11 +248,7 @@ impl LaneThread {
         for task in handed_on {
             self.workers.submit(task);
         }
-        match sent {
-            // The kernel is gone; the next receive finds that out too, and ends in order.
-            Err(error) if is_closed(&error) => Ok(()),
-            other => other,
-        }
+        sent
     }
 
     /// Executes a command here if it does not wait for anything, or if it is alone and will probably

@@ -22,7 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// How often to look up from waiting without a limit.
 const LONG: Duration = Duration::from_secs(3600);
 /// How long the detach of a device that came too late may take.
-const DETACH_LIMIT: Duration = Duration::from_secs(15);
+const DETACH_LIMIT: Duration = Duration::from_secs(20);
 
 /// Starts a holder and prints the path of its device once that can be used.
 pub(crate) fn attach(context: &Context, wanted: &Attach) -> Result<(), Error> {

@@ -12,8 +12,9 @@ use crate::error::Error;
 use crate::holder::Holder;
 use crate::program;
 
-/// How long a detach may take unless the operator says otherwise. The holder gives a flush 60 s.
-const DETACH_LIMIT: Duration = Duration::from_secs(90);
+/// How long a detach may take unless the operator says otherwise. The holder gives a flush 60 s,
+/// and then the backend 15 s.
+const DETACH_LIMIT: Duration = Duration::from_secs(100);
 /// The holder promises 10 s.
 const FORCE_LIMIT: Duration = Duration::from_secs(20);
 /// How long a backend may take to start unless the operator says otherwise.

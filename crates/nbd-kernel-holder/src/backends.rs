@@ -15,16 +15,26 @@ use nbd_record::KEEPSAKE;
 use crate::control::Waits;
 use crate::holder::Holder;
 use crate::kernel::sitter::MOST_KEEPSAKES;
+use crate::lanes;
 use crate::peers::{Ending, Peer, check_export};
 use crate::supervisor::{Event, PeerId};
 use crate::system::Process;
-use crate::{lanes, peers};
 
 /// How long a program that closed its connection may take to end.
 const LAST_BREATH: Duration = Duration::from_millis(200);
 const LONGEST_NAME: usize = 32;
 /// How each line of ours in a log begins.
 const OUR_WORDS: &str = "nbd-kernel-holder: ";
+
+/// An owner that is gone.
+#[derive(Debug)]
+pub(crate) struct Departed {
+    pid: i32,
+    /// What it said before it failed.
+    words: Option<String>,
+    program: Vec<String>,
+    ending: Ending,
+}
 
 impl Holder {
     /// A peer has sent something, or closed.
@@ -297,13 +307,12 @@ impl Holder {
 
     /// A new program that was granted the lanes and died without serving is not tried again: the
     /// device goes back to the one that it had.
-    fn abandon_replacement(&mut self, id: PeerId) {
+    fn abandon_replacement(&mut self, died: &[String]) {
         if self.supervisor.is_fencing() {
             // The one that is being replaced, by our own hand.
             return;
         }
-        let died = self.peers.get(&id).map(|peer| &peer.program);
-        if self.replacing.is_some() && self.replacing.as_ref() == died {
+        if self.replacing.as_deref() == Some(died) {
             self.replacing = None;
             let text = format!("the former program is started again: {}", self.last_failure);
             self.warn(&text);
@@ -365,40 +374,18 @@ impl Holder {
         if peer.stand_in {
             return self.stand_in_ended(id, &ending);
         }
-        let pid = peer.pid().unwrap_or(0);
-        let words = peer.last_words.take();
-        let cause = ending.to_string();
-        let told = self.was_told_to_end(&ending);
-        if told {
-            self.log(&format!("backend {pid} {ending}, as it was told to"));
-        } else {
-            self.log_loss(pid, &ending);
-        }
-        self.last_failure = words.unwrap_or_else(|| {
-            // Reading the log takes time, and requests wait once there are any.
-            let said = if self.attached { None } else { self.words_of_backends().pop() };
-            match said {
-                Some(said) => format!("the backend {cause}; it said: {said}"),
-                None => format!("the backend {cause}"),
-            }
-        });
-        self.abandon_replacement(id);
-        self.note_loss(cause, ending.is_crash());
+        let (pid, words) = (peer.pid().unwrap_or(0), peer.last_words.take());
+        let gone = Departed { pid, words, program: peer.program.clone(), ending };
         self.drop_peer(id);
-        if self.failed.is_some() {
-            return;
+        if !self.was_told_to_end(&gone.ending) {
+            return self.lose_owner(gone);
         }
-        let header = self.inspector.as_ref().map(Inspector::header);
-        let progressed =
-            header.is_some_and(|header| header.first_answer_at.load(Ordering::Relaxed) != 0);
-        let clean = ending == peers::Ending::Exited(0);
-        self.drop_old_spare();
-        self.apply(&if told {
-            Event::OwnerLeft { clean, progressed }
+        self.log(&format!("backend {pid} {}, as it was told to", gone.ending));
+        if self.supervisor.is_parting() {
+            self.apply(&Event::OwnerDead { clean: true, progressed: true });
         } else {
-            Event::OwnerDead { clean, progressed }
-        });
-        self.settle_pause();
+            self.departed = Some(gone);
+        }
     }
 
     /// Whether the owner has ended because it is not needed any more: its lanes were ended, or the
@@ -408,6 +395,40 @@ impl Holder {
         let by_driver = self.is_leaving && !self.supervisor.is_fencing();
         let told = self.supervisor.is_parting() || (by_driver && self.device.waiting() == 0);
         in_order && told
+    }
+
+    /// The device stays, or is asked for something: an owner that has ended had not been told to.
+    pub(crate) fn miss_departed(&mut self) {
+        if let Some(gone) = self.departed.take() {
+            self.lose_owner(gone);
+        }
+    }
+
+    /// The owner is gone, and not because it was told to.
+    fn lose_owner(&mut self, gone: Departed) {
+        let Departed { pid, words, program, ending } = gone;
+        let cause = ending.to_string();
+        self.log_loss(pid, &ending);
+        self.last_failure = words.unwrap_or_else(|| {
+            // Reading the log takes time, and requests wait once there are any.
+            let said = if self.attached { None } else { self.words_of_backends().pop() };
+            match said {
+                Some(said) => format!("the backend {cause}; it said: {said}"),
+                None => format!("the backend {cause}"),
+            }
+        });
+        self.abandon_replacement(&program);
+        self.note_loss(cause, ending.is_crash());
+        if self.failed.is_some() {
+            return;
+        }
+        let header = self.inspector.as_ref().map(Inspector::header);
+        let progressed =
+            header.is_some_and(|header| header.first_answer_at.load(Ordering::Relaxed) != 0);
+        let clean = ending == Ending::Exited(0);
+        self.drop_old_spare();
+        self.apply(&Event::OwnerDead { clean, progressed });
+        self.settle_pause();
     }
 
     fn log_loss(&self, pid: i32, ending: &Ending) {

@@ -1,7 +1,7 @@
 //! The end of a device: in order, or by force, and always within a bound.
 
 use std::os::fd::AsFd;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nbd_control::control::{Failure, FailureKind};
 use nbd_control::process;
@@ -24,9 +24,13 @@ const FLUSH: Duration = Duration::from_secs(60);
 const FLUSH_UNSERVED: Duration = Duration::from_secs(3);
 /// How long udev may take to look away. It may not be able to while the backend is stuck.
 const UDEV: Duration = Duration::from_secs(3);
-/// How long a backend may take to end by itself in a detach in order: as long as nbd-serve gives
-/// another server to close a connection, and a program that it has started to end after SIGTERM.
-const LEAVE: Duration = Duration::from_secs(10);
+/// How long a backend may take to end by itself in a detach in order: nbd-serve gives another server
+/// 5 s to close its connections, and a program that it has started as long to end after SIGTERM.
+const LEAVE: Duration = Duration::from_secs(15);
+/// How often to look whether it is stopped meanwhile …
+const LOOK: Duration = Duration::from_millis(100);
+/// … and how often in a row, to be sure.
+const LOOKS: u32 = 5;
 /// How long each step of a teardown may take before the next, harder one.
 const STEP: Duration = Duration::from_secs(2);
 const TICK: Duration = Duration::from_millis(2);
@@ -92,7 +96,7 @@ impl Holder {
         let done = self.flush_and_disconnect_unwatched();
         if done.is_err() {
             self.is_leaving = false;
-            self.apply(&Event::Stay);
+            self.miss_departed();
             self.tell_udev_leaving(false, UDEV);
         }
         done
@@ -162,6 +166,9 @@ impl Holder {
             if self.is_forced() {
                 break;
             }
+            if self.device.waiting() > 0 {
+                self.miss_departed();
+            }
             waited += slice;
             let state = self.status().backend.state;
             let served = state == nbd_control::status::BackendState::Running;
@@ -212,9 +219,10 @@ impl Holder {
         for lane in &self.lanes {
             lanes::end(lane.as_fd());
         }
+        let parted = Instant::now();
         self.apply(&Event::Part);
         self.disconnect_driver();
-        self.end_backends();
+        self.end_backends(parted);
         if let Some(milliseconds) = self.io_timeout.take() {
             self.device.restore_timeouts(milliseconds);
         }
@@ -257,15 +265,12 @@ impl Holder {
         }
     }
 
-    fn end_backends(&mut self) {
-        self.await_owner();
-        for id in self.peers.keys().copied().collect::<Vec<_>>() {
-            if let Some(peer) = self.peers.get_mut(&id) {
-                peer.kill();
-                // Not our child, and still nobody who lives on.
-                self.orphans.extend(peer.process.take());
-            }
-            self.drop_peer(id);
+    fn end_backends(&mut self, parted: Instant) {
+        self.await_owner(parted);
+        for peer in std::mem::take(&mut self.peers).into_values() {
+            // Also who is not our child.
+            peer.kill();
+            self.orphans.extend(peer.into_processes());
         }
         self.pump_until(Some(STEP), None, |holder| holder.orphans.is_empty());
         for orphan in &self.orphans {
@@ -274,20 +279,34 @@ impl Holder {
     }
 
     /// Lets the backend take leave of whoever it works with: its lanes are at their end, which is
-    /// how it knows. One that was stopped, or has not begun to serve, would not.
-    fn await_owner(&mut self) {
+    /// how it has known since they `parted`. One that has not begun to serve would not, nor one
+    /// that is stopped.
+    fn await_owner(&mut self, parted: Instant) {
         let Some(owner) = self.supervisor.owner().filter(|_| self.supervisor.is_ready()) else {
             return;
         };
-        let is_gone = |holder: &Self| !holder.peers.contains_key(&owner);
         let pid = self.peers.get(&owner).and_then(Peer::pid).unwrap_or(0);
-        if process::stat(pid).is_some_and(|stat| matches!(stat.state, 'T' | 't')) {
-            return;
+        let in_order = self.is_leaving && !self.is_forced();
+        let is_done = |holder: &Self| !holder.peers.contains_key(&owner) || is_stopped(pid);
+        if in_order {
+            let left = LEAVE.saturating_sub(parted.elapsed());
+            self.pump_until(Some(left), Some(LOOK), |it| is_done(it) || it.is_forced());
         }
-        let limit = if self.is_leaving && !self.is_forced() { LEAVE } else { STEP };
-        if !self.pump_until(Some(limit), None, is_gone) {
-            let seconds = limit.as_secs();
-            self.warn(&format!("backend {pid} did not end within {seconds} s, so it is killed"));
+        if !in_order || self.is_forced() {
+            self.pump_until(Some(STEP.saturating_sub(parted.elapsed())), Some(LOOK), is_done);
+        }
+        if self.peers.contains_key(&owner) {
+            self.warn(&format!("backend {pid} does not end, so it is killed"));
         }
     }
+}
+
+/// Whether a process is stopped, and not for a moment only, as at each system call under strace.
+fn is_stopped(pid: i32) -> bool {
+    (0..LOOKS).all(|look| {
+        if look > 0 {
+            std::thread::sleep(TICK);
+        }
+        process::stat(pid).is_some_and(|stat| matches!(stat.state, 'T' | 't'))
+    })
 }

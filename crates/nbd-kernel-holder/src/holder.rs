@@ -21,6 +21,7 @@ use nix::sys::stat::{Mode, umask};
 use nix::unistd::{Gid, Uid};
 
 use crate::args::{KernelApi, RestartWhen, Sandbox};
+use crate::backends::Departed;
 use crate::control::Waits;
 use crate::fail::Failing;
 use crate::kernel::Device;
@@ -92,6 +93,8 @@ pub(crate) struct Holder {
     pub(crate) pending_detach: Option<(u64, bool)>,
     /// The driver is being told to let go, which tells the backend to end.
     pub(crate) is_leaving: bool,
+    /// The owner that has ended because of that, most probably.
+    pub(crate) departed: Option<Departed>,
     /// Who wants this process to become which program.
     pub(crate) pending_upgrade: Option<(u64, String)>,
     pub(crate) replacing: Option<Vec<String>>,
@@ -166,6 +169,7 @@ impl Holder {
             clients: BTreeMap::new(),
             pending_detach: None,
             is_leaving: false,
+            departed: None,
             pending_upgrade: None,
             replacing: None,
             pending_resize: None,
@@ -387,9 +391,10 @@ impl Holder {
         let Some(peer) = self.peers.remove(&id) else {
             return;
         };
-        if let Some(child) = peer.child {
-            let _ = child.kill();
-            self.orphans.push(child);
+        if peer.child.is_some() {
+            // A program may have been started by another one, like a shell.
+            peer.kill();
+            self.orphans.extend(peer.into_processes());
         }
     }
 

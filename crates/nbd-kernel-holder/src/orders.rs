@@ -10,7 +10,9 @@ impl Holder {
     /// Why no order can be carried out now.
     pub(crate) fn not_now(&self) -> Option<String> {
         let name = self.device.name();
-        if self.failed.is_some() {
+        if self.supervisor.is_parting() {
+            Some(format!("{name} is being detached"))
+        } else if self.failed.is_some() {
             Some(format!("{name} has failed: detach it"))
         } else if !self.attached {
             Some(format!("{name} is not attached yet"))

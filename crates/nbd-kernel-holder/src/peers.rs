@@ -120,6 +120,13 @@ impl Peer {
         }
     }
 
+    /// Its processes, each once.
+    pub(crate) fn into_processes(self) -> impl Iterator<Item = Process> {
+        let child = self.child.as_ref().map(|child| child.pid);
+        let process = self.process.filter(|process| Some(process.pid) != child);
+        self.child.into_iter().chain(process)
+    }
+
     pub(crate) fn kill(&self) {
         for process in [&self.process, &self.child].into_iter().flatten() {
             let _ = process.kill();

@@ -156,7 +156,13 @@ impl Holder {
                 }
             }
             Source::Orphan => {
-                self.orphans.retain(|orphan| peers::try_reap(orphan.pid).is_none());
+                // Not all of them are our children, so there may be nothing to reap.
+                self.orphans.retain(|orphan| {
+                    !orphan.has_ended() || {
+                        let _ = peers::try_reap(orphan.pid);
+                        false
+                    }
+                });
             }
         }
     }

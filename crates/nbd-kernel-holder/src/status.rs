@@ -63,6 +63,7 @@ impl Holder {
     /// What the operator has ordered.
     fn under_way(&self) -> Option<String> {
         let words = match (self.pending_detach, &self.failing, &self.replacing) {
+            _ if self.supervisor.is_parting() => "detaching it: its backend is to end",
             (Some((_, true)), ..) => "detaching it by force",
             (Some((_, false)), ..) => "detaching it: it writes back first",
             (None, Some(_), _) => "answering what is in flight with EIO",

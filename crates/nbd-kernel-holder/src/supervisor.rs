@@ -19,8 +19,6 @@ use std::time::Duration;
 
 use crate::args::RestartWhen;
 
-use self::parting::Parting;
-
 /// Number of a peer, never reused.
 pub(crate) type PeerId = u64;
 
@@ -37,8 +35,6 @@ pub(crate) enum Event {
     Ready { peer: PeerId },
     /// No thread of the owner can run any more.
     OwnerDead { clean: bool, progressed: bool },
-    /// The same, and most probably the driver had told it to end.
-    OwnerLeft { clean: bool, progressed: bool },
     /// The time of [`Action::StartAfter`] has come.
     Due,
     /// The operator wants a new backend, and replaces a living one.
@@ -55,8 +51,6 @@ pub(crate) enum Event {
     Unserved,
     /// The stand-in could not even be started.
     NoStandIn,
-    /// A detach has come to nothing.
-    Stay,
     /// The device is being taken down.
     Part,
 }
@@ -169,7 +163,8 @@ pub(crate) struct Supervisor {
     down: bool,
     failures: u32,
     restarts: u64,
-    parting: Parting,
+    /// Nobody is granted the lanes any more.
+    parting: bool,
 }
 
 /// A spare that fails so often is not tried again before the owner changes.
@@ -199,7 +194,7 @@ impl Supervisor {
             down: false,
             failures: 0,
             restarts: 0,
-            parting: Parting::No,
+            parting: false,
         }
     }
 
@@ -331,8 +326,6 @@ impl Supervisor {
             Event::Unserved if self.is_unserved() => vec![Action::StartStandIn],
             Event::Unserved => Vec::new(),
             Event::NoStandIn => self.lose_stand_in(),
-            Event::OwnerLeft { clean, progressed } => self.owner_left(clean, progressed),
-            Event::Stay => self.stay(),
             Event::Part => self.part(),
         }
     }
@@ -431,11 +424,6 @@ impl Supervisor {
         if owner.kind == Kind::StandIn {
             return self.stand_in_dead();
         }
-        self.after_owner(owner, clean, progressed)
-    }
-
-    /// Who comes after a backend that is gone.
-    fn after_owner(&mut self, owner: Owner, clean: bool, progressed: bool) -> Vec<Action> {
         if self.is_held() {
             return self.dead_while_held(owner, clean, progressed);
         }

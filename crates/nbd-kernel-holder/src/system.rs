@@ -2,12 +2,13 @@
 #![allow(unsafe_code)]
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 use crate::sandbox::Cell;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::{ForkResult, Gid, Pid, Uid, fork};
 
 /// A child process, or one that is none of ours, and a descriptor that tells of its death.
@@ -30,6 +31,12 @@ impl Process {
         // SAFETY: plain numbers; the result is a new descriptor or -1.
         let fd = unsafe { libc::syscall(libc::SYS_pidfd_getfd, self.pidfd.as_raw_fd(), number, 0) };
         owned(fd)
+    }
+
+    /// Whether it has ended, though its parent may still have to hear of it.
+    pub(crate) fn has_ended(&self) -> bool {
+        let mut fd = [PollFd::new(self.pidfd.as_fd(), PollFlags::POLLIN)];
+        poll(&mut fd, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
     }
 
     /// Sends SIGKILL. Nobody else can be hit, as the pidfd names this very process.

@@ -4,7 +4,6 @@
 //! While the device is *held*, paused or failing, no backend is granted the lanes. Those that
 //! introduce themselves wait, and get them afterwards.
 
-use super::parting::Parting;
 use super::{Action, Kind, Owner, PeerId, Supervisor};
 
 impl Supervisor {
@@ -19,8 +18,7 @@ impl Supervisor {
 
     /// Whether requests wait, and for nothing but a backend.
     pub(crate) fn is_unserved(&self) -> bool {
-        let staying = self.parting == Parting::No;
-        self.owner.is_none() && self.stand_in.is_none() && !self.is_held() && staying
+        self.owner.is_none() && self.stand_in.is_none() && !self.is_held()
     }
 
     /// Whether somebody who executes requests has the lanes.

@@ -1,8 +1,11 @@
 //! One backend after the other on one device: keepsakes, locks, takeovers.
 
 use std::fs;
+use std::net::Shutdown;
 
 use nbd_proto::{CommandType, NbdError};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use crate::holder::{Directory, Fate, Holder};
 
@@ -36,6 +39,23 @@ fn a_detached_device_ends_its_backend_with_success() {
     let mut holder = Holder::new();
     let server = holder.serve("mem:1M");
     holder.detach();
+    let (status, words) = server.end();
+    assert_eq!(status.code(), Some(0), "{words}");
+    assert_eq!(words, "nbd-serve: nbd0: serving mem:1M\n");
+}
+
+/// The kernel has gone, and more is to be answered than is kept for one send.
+#[test]
+fn a_kernel_that_hangs_up_with_requests_in_flight_ends_its_backend_with_success() {
+    let mut holder = Holder::new();
+    let server = holder.serve("mem:1M");
+    let signal = |signal| kill(Pid::from_raw(server.pid() as i32), signal).unwrap();
+    signal(Signal::SIGSTOP);
+    for index in 0..16 {
+        holder.send(CommandType::READ, index << 16, 1 << 16, &[]);
+    }
+    holder.kernel().shutdown(Shutdown::Both).unwrap();
+    signal(Signal::SIGCONT);
     let (status, words) = server.end();
     assert_eq!(status.code(), Some(0), "{words}");
     assert_eq!(words, "nbd-serve: nbd0: serving mem:1M\n");

@@ -1,7 +1,7 @@
 use super::*;
 use crate::args::RestartWhen;
 
-const LEFT: Event = Event::OwnerLeft { clean: true, progressed: true };
+const LEFT: Event = Event::OwnerDead { clean: true, progressed: true };
 const KILLED: Event = Event::OwnerDead { clean: false, progressed: true };
 
 fn hello(peer: PeerId, takeover: bool) -> Event {
@@ -15,33 +15,6 @@ fn serving(when: RestartWhen) -> Supervisor {
     supervisor.apply(&Event::Ready { peer: 1 });
     supervisor.set_attached(0);
     supervisor
-}
-
-#[test]
-fn an_owner_that_was_told_to_end_has_a_successor_only_if_the_device_stays() {
-    let mut supervisor = serving(RestartWhen::Always);
-    assert_eq!(supervisor.apply(&LEFT), []);
-    assert_eq!(supervisor.owner(), None);
-    assert!(!supervisor.is_unserved(), "a stand-in would be as little needed");
-    assert_eq!(supervisor.apply(&Event::Stay), [Action::Start]);
-    assert_eq!(supervisor.apply(&Event::Stay), []);
-
-    // What the policy says of its end is said later.
-    let mut supervisor = serving(RestartWhen::OnFailure);
-    supervisor.apply(&LEFT);
-    assert_eq!(supervisor.apply(&Event::Stay), []);
-    assert!(supervisor.is_unserved());
-}
-
-#[test]
-fn whoever_joined_meanwhile_is_the_successor() {
-    let mut supervisor = serving(RestartWhen::Always);
-    supervisor.apply(&LEFT);
-    assert_eq!(supervisor.apply(&hello(5, false)), [Action::Grant(5)]);
-    assert_eq!(supervisor.apply(&Event::Stay), []);
-    assert_eq!(supervisor.owner(), Some(5));
-    assert_eq!(supervisor.apply(&KILLED), []);
-    assert!(supervisor.is_unserved());
 }
 
 #[test]
