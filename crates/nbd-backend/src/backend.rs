@@ -73,6 +73,10 @@ pub trait Backend: Send + Sync + 'static {
         None
     }
 
+    /// A range that is read or written next, while another one still is: who has it in memory may have
+    /// the processor fetch it meanwhile. A hint, also of ranges that do not exist. Must not block.
+    fn prefetch(&self, _offset: u64, _length: u32) {}
+
     /// Whether this command is certain not to wait for anything slow. Then it is executed where
     /// it was received, which saves the way to a worker and back.
     fn is_quick(&self, _command: &Command) -> bool {

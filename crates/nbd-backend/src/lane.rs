@@ -222,7 +222,9 @@ impl LaneThread {
         let mut handed_on = Vec::new();
         let mut outbox = lock(&state.outbox);
         let alone = tickets.len() == 1 && outbox.outstanding == 0;
-        for ticket in tickets.drain(..) {
+        let mut rest = tickets.drain(..);
+        while let Some(ticket) = rest.next() {
+            self.look_ahead(rest.as_slice().first());
             state.make_room(&mut outbox.transmitter, ticket.request().length)?;
             match ticket.request().check(&self.export) {
                 Err(rejection) => reject(&mut outbox.transmitter, ticket, &rejection, time),
@@ -249,6 +251,13 @@ impl LaneThread {
             self.workers.submit(task);
         }
         sent
+    }
+
+    /// Has what is needed next fetched while another request is executed.
+    fn look_ahead(&self, next: Option<&Ticket>) {
+        if let Some(next) = next.map(Ticket::request) {
+            self.backend.prefetch(next.offset, next.length);
+        }
     }
 
     /// Executes a command here if it does not wait for anything, or if it is alone and will probably

@@ -405,6 +405,12 @@ impl Backend for FileExport {
         self.mapped()?.span_mut(offset, length as usize)
     }
 
+    fn prefetch(&self, offset: u64, length: u32) {
+        if let Some(mapped) = self.mapped_before() {
+            mapped.prefetch(offset, length as usize);
+        }
+    }
+
     fn is_quick(&self, command: &Command) -> bool {
         let (offset, length) = command.range();
         if length > QUICK {

@@ -137,6 +137,12 @@ impl Backend for Layered {
         }
     }
 
+    fn prefetch(&self, offset: u64, length: u32) {
+        if self.around.is_none() {
+            self.inner.prefetch(self.start.saturating_add(offset), length);
+        }
+    }
+
     fn is_quick(&self, command: &Command) -> bool {
         self.around.is_none() && self.inner.is_quick(&shifted(command, self.start))
     }

@@ -116,6 +116,11 @@ impl Mapped {
         true
     }
 
+    /// Has the processor fetch a range that is about to be read or written.
+    pub(crate) fn prefetch(&self, offset: u64, length: usize) {
+        self.mapping.prefetch(offset, length);
+    }
+
     /// A range was written by a system call.
     pub(crate) fn note(&self, offset: u64, length: usize) {
         for page in touched(offset, length as u64, PAGE) {
@@ -295,6 +300,17 @@ mod tests {
         file.write_all_at(&all[..4096], 4096).unwrap();
         mapped.note(4096, 4096);
         assert!(can_read(&mapped, 4096));
+    }
+
+    #[test]
+    fn what_is_fetched_is_not_touched() {
+        let file = memory();
+        let mapped = mapped(&file);
+        for (offset, length) in [(0, 4096), (SIZE - 1, 1), (SIZE - 1, 4096), (u64::MAX, 1024)] {
+            mapped.prefetch(offset, length);
+        }
+        assert_eq!(file.metadata().unwrap().blocks(), 0);
+        assert!(!can_read(&mapped, 0));
     }
 
     #[test]

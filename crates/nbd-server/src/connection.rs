@@ -183,12 +183,23 @@ impl Connection {
         if outbox.outstanding > 0 && self.is_full(outbox, inbox.bytes()) {
             return Ok(Taken::Nothing(Step::Full));
         }
+        self.look_ahead(&shared.outbox, &inbox.bytes()[length..]);
         let taken = self.execute(shared, inbox, &header, head..length, grant);
         if matches!(taken, Taken::Nothing(_)) {
             return Ok(taken);
         }
         inbox.consume(length);
         Ok(if is_kept { taken } else { Taken::Nothing(Step::Skip(u64::from(payload_len))) })
+    }
+
+    /// Has what is needed next fetched while another request is executed, unless it is to be sent from
+    /// where it lies: that is copied later, with all else.
+    fn look_ahead(&self, outbox: &Outbox, bytes: &[u8]) {
+        let Ok(Some(next)) = Header::parse(bytes, self.replies.style) else { return };
+        let length = u32::try_from(next.data_len()).unwrap_or(u32::MAX);
+        if next.command_type() != CommandType::READ || !self.is_worth_a_span(outbox, length) {
+            self.export.backend().prefetch(next.address().offset, length);
+        }
     }
 
     /// Executes a request if that does not wait for anything.

@@ -73,13 +73,11 @@ impl Connection {
         let Command::Read { offset, length } = *command else {
             return None;
         };
-        let tells_holes = self.replies.has_holes();
-        let worth = if tells_holes { WORTH_A_LOOK } else { WORTH_A_SPAN };
-        if length < worth || !outbox.takes_spans() {
+        if !self.is_worth_a_span(outbox, length) {
             return None;
         }
         let span = self.export.backend().span(offset, length)?;
-        if tells_holes {
+        if self.replies.has_holes() {
             // Whoever looks at all of it might as well copy it.
             let mut beginning = [0; LOOK as usize];
             let look = Command::Read { offset, length: LOOK };
@@ -89,6 +87,12 @@ impl Connection {
             }
         }
         Some(span)
+    }
+
+    /// Whether a read of this length is better sent from where it lies.
+    pub(super) fn is_worth_a_span(&self, outbox: &Outbox, length: u32) -> bool {
+        let worth = if self.replies.has_holes() { WORTH_A_LOOK } else { WORTH_A_SPAN };
+        length >= worth && outbox.takes_spans()
     }
 
     /// What came of a command that was executed here, and whether it was waited for.
