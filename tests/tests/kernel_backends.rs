@@ -190,7 +190,8 @@ fn a_detach_starts_nobody_and_calls_nobody_lost(api: Api) {
     ctl(["adopt", &device.name()]).succeeds();
     parts_in_peace(device, Device::detach);
 
-    let device = attach("delay:300ms@mem:1M");
+    let device = attach("delay@mem:1M");
+    ctl(["set", &device.name(), "delay.read=300s"]).succeeds();
     let reads: Vec<_> = (0..4).map(|at| disk::start_read(&device.path(), at * 4096)).collect();
     wait_until("requests", LONG, || device.status().in_flight.len() == reads.len());
     parts_in_peace(device, Device::detach_by_force);
