@@ -12,6 +12,7 @@ use nbd_tests::ctl::{ctl, program, start_ctl, start_serve};
 use nbd_tests::device::Device;
 use nbd_tests::disk;
 use nbd_tests::nbdkit::Nbdkit;
+use nbd_tests::page::root;
 use nbd_tests::process::{signal, user};
 use nbd_tests::random::Random;
 use nbd_tests::temp::TempDir;
@@ -216,9 +217,14 @@ fn parts_in_peace(device: Device, detach: impl FnOnce(Device) -> Output) {
 /// Whoever does not end is killed, and whoever forces does not have to wait for that.
 fn a_detach_by_force_does_not_wait_for_a_long_leave(api: Api) {
     let files = TempDir::new();
-    let server = Nbdkit::start_slow_to_close(&files.join("socket"), Duration::from_secs(600));
-    let device = Device::attach(api, [&server.uri()]);
-    has_noise(&device.path(), &vec![0; MIB as usize]);
+    let image = files.image("disk.img", 4 * MIB).display().to_string();
+    let examples = root().join("examples/python");
+    let script = format!(
+        "import sys, time; sys.path.insert(0, '{}'); import backend; \
+         backend.main(sys.argv[1]); time.sleep(3600)",
+        examples.display()
+    );
+    let device = Device::attach(api, ["--", "python3", "-B", "-c", &script, &image]);
     let backend = device.backend();
     let patient = start_ctl(["detach", &device.name()]);
     let waits = |status: &Status| status.under_way.as_deref().unwrap_or("").contains("is to end");

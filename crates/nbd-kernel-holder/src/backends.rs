@@ -375,7 +375,8 @@ impl Holder {
             return self.stand_in_ended(id, &ending);
         }
         let (pid, words) = (peer.pid().unwrap_or(0), peer.last_words.take());
-        let gone = Departed { pid, words, program: peer.program.clone(), ending };
+        let program = std::mem::take(&mut peer.program);
+        let gone = Departed { pid, words, program, ending };
         self.drop_peer(id);
         if !self.was_told_to_end(&gone.ending) {
             return self.lose_owner(gone);
