@@ -1,7 +1,6 @@
 //! Conversations with backends: introductions, grants, keepsakes, and their ends.
 
 use std::os::fd::AsFd;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use nbd_control::ChannelError;
@@ -16,7 +15,7 @@ use crate::control::Waits;
 use crate::holder::Holder;
 use crate::kernel::sitter::MOST_KEEPSAKES;
 use crate::lanes;
-use crate::peers::{Ending, Peer, check_export};
+use crate::peers::{Peer, check_export};
 use crate::supervisor::{Event, PeerId};
 use crate::system::Process;
 
@@ -25,16 +24,6 @@ const LAST_BREATH: Duration = Duration::from_millis(200);
 const LONGEST_NAME: usize = 32;
 /// How each line of ours in a log begins.
 const OUR_WORDS: &str = "nbd-kernel-holder: ";
-
-/// An owner that is gone.
-#[derive(Debug)]
-pub(crate) struct Departed {
-    pid: i32,
-    /// What it said before it failed.
-    words: Option<String>,
-    program: Vec<String>,
-    ending: Ending,
-}
 
 impl Holder {
     /// A peer has sent something, or closed.
@@ -305,23 +294,7 @@ impl Holder {
         }
     }
 
-    /// A new program that was granted the lanes and died without serving is not tried again: the
-    /// device goes back to the one that it had.
-    fn abandon_replacement(&mut self, died: &[String]) {
-        if self.supervisor.is_fencing() {
-            // The one that is being replaced, by our own hand.
-            return;
-        }
-        if self.replacing.as_deref() == Some(died) {
-            self.replacing = None;
-            let text = format!("the former program is started again: {}", self.last_failure);
-            self.warn(&text);
-            let failure = Failure::new(FailureKind::Other, text);
-            self.answer_waiters(Waits::Backend, &Err(failure));
-        }
-    }
-
-    fn peer_closed(&mut self, id: PeerId, error: &ChannelError) {
+    pub(crate) fn peer_closed(&mut self, id: PeerId, error: &ChannelError) {
         let is_owner = self.supervisor.owner() == Some(id);
         let Some(peer) = self.peers.get_mut(&id) else {
             return;
@@ -354,111 +327,6 @@ impl Holder {
         let text = String::from_utf8_lossy(&text);
         let theirs = text.lines().filter(|line| !line.is_empty() && !line.starts_with(OUR_WORDS));
         theirs.map(str::to_owned).collect()
-    }
-
-    /// The process behind a peer has ended, or no thread of it can run any more.
-    pub(crate) fn peer_process_ended(&mut self, id: PeerId) {
-        // What it sent before its end comes first.
-        self.hear_peer(id);
-        if self.supervisor.owner() != Some(id) {
-            if self.peers.get(&id).is_some_and(|peer| peer.channel.is_some()) {
-                self.peer_closed(id, &ChannelError::Closed);
-            }
-            return;
-        }
-        let Some(peer) = self.peers.get_mut(&id) else {
-            return;
-        };
-        peer.reap(Duration::ZERO);
-        let ending = peer.ended.clone().unwrap_or(Ending::Unknown);
-        if peer.stand_in {
-            return self.stand_in_ended(id, &ending);
-        }
-        let (pid, words) = (peer.pid().unwrap_or(0), peer.last_words.take());
-        let program = std::mem::take(&mut peer.program);
-        let gone = Departed { pid, words, program, ending };
-        self.drop_peer(id);
-        if !self.was_told_to_end(&gone.ending) {
-            return self.lose_owner(gone);
-        }
-        self.log(&format!("backend {pid} {}, as it was told to", gone.ending));
-        if self.supervisor.is_parting() {
-            self.apply(&Event::OwnerDead { clean: true, progressed: true });
-        } else {
-            self.departed = Some(gone);
-        }
-    }
-
-    /// Whether the owner has ended because it is not needed any more: its lanes were ended, or the
-    /// driver, which has nothing more to ask, has sent `NBD_CMD_DISC` in a detach.
-    fn was_told_to_end(&self, ending: &Ending) -> bool {
-        let in_order = matches!(ending, Ending::Exited(0) | Ending::Unknown);
-        let by_driver = self.is_leaving && !self.supervisor.is_fencing();
-        let told = self.supervisor.is_parting() || (by_driver && self.device.waiting() == 0);
-        in_order && told
-    }
-
-    /// The device stays, or is asked for something: an owner that has ended had not been told to.
-    pub(crate) fn miss_departed(&mut self) {
-        if let Some(gone) = self.departed.take() {
-            self.lose_owner(gone);
-        }
-    }
-
-    /// The owner is gone, and not because it was told to.
-    fn lose_owner(&mut self, gone: Departed) {
-        let Departed { pid, words, program, ending } = gone;
-        let cause = ending.to_string();
-        self.log_loss(pid, &ending);
-        self.last_failure = words.unwrap_or_else(|| {
-            // Reading the log takes time, and requests wait once there are any.
-            let said = if self.attached { None } else { self.words_of_backends().pop() };
-            match said {
-                Some(said) => format!("the backend {cause}; it said: {said}"),
-                None => format!("the backend {cause}"),
-            }
-        });
-        self.abandon_replacement(&program);
-        self.note_loss(cause, ending.is_crash());
-        if self.failed.is_some() {
-            return;
-        }
-        let header = self.inspector.as_ref().map(Inspector::header);
-        let progressed =
-            header.is_some_and(|header| header.first_answer_at.load(Ordering::Relaxed) != 0);
-        let clean = ending == Ending::Exited(0);
-        self.drop_old_spare();
-        self.apply(&Event::OwnerDead { clean, progressed });
-        self.settle_pause();
-    }
-
-    fn log_loss(&self, pid: i32, ending: &Ending) {
-        let (signal, status) = match *ending {
-            Ending::Killed(signal, _) => (Some(signal.as_str()), None),
-            Ending::Exited(status) => (None, Some(status)),
-            Ending::Unknown => (None, None),
-        };
-        // The driver's own count: to look into the sockets takes time, and requests wait.
-        let in_flight = self.device.waiting();
-        let suspects = self.suspects();
-        let executing = (suspects.count() > 0).then(|| suspects.to_string());
-        let suspected = match (&executing, suspects.count()) {
-            (Some(executing), 1) if ending.is_crash() => format!(" while executing {executing}"),
-            (Some(executing), _) if ending.is_crash() => {
-                format!(" while executing {executing} (one of them, or none)")
-            }
-            _ => String::new(),
-        };
-        tracing::warn!(
-            device = %self.device.name(),
-            event = "backend-lost",
-            pid,
-            signal,
-            status,
-            in_flight,
-            executing,
-            "backend {pid} {ending}{suspected}"
-        );
     }
 
     /// Ends the lanes of a device that no backend can serve: what is in flight gets EIO.

@@ -21,11 +21,11 @@ use nix::sys::stat::{Mode, umask};
 use nix::unistd::{Gid, Uid};
 
 use crate::args::{KernelApi, RestartWhen, Sandbox};
-use crate::backends::Departed;
 use crate::control::Waits;
 use crate::fail::Failing;
 use crate::kernel::Device;
 use crate::kernel::sitter::{self, Sitter};
+use crate::loss::Departed;
 use crate::peers::Peer;
 use crate::program;
 use crate::recording::Recording;

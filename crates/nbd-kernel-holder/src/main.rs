@@ -14,6 +14,7 @@ mod fail;
 mod holder;
 mod kernel;
 mod lanes;
+mod loss;
 mod orders;
 mod peers;
 mod pick;
