@@ -25,11 +25,39 @@ done
 work=$(mktemp -d /dev/shm/foreign-backend.XXXXXX)
 # What starts python3 may be a slow script; the holder had better start the program itself.
 python=$(python3 -c 'import sys; print(sys.executable)')
+# The same with a bug: it aborts when it writes at this offset.
+deadly=$((40 << 20))
 case $language in
-python) program=("$python" "$here/examples/python/backend.py") ;;
+python)
+	program=("$python" "$here/examples/python/backend.py")
+	cat >"$work/crasher.py" <<-PYTHON
+		import os, sys
+		sys.path.insert(0, "$here/examples/python")
+		import backend
+		write = os.pwritev
+		os.pwritev = lambda fd, pieces, at: os.abort() if at == $deadly else write(fd, pieces, at)
+		backend.main(sys.argv[1])
+	PYTHON
+	crasher=("$python" -B "$work/crasher.py") ;;
 c)
-	cc -std=c11 -O2 -Wall -Wextra -Wconversion -Werror -o "$work/backend" "$here/examples/c/backend.c"
-	program=("$work/backend") ;;
+	compile() { cc -std=c11 -O2 -Wall -Wextra -Wconversion -Werror -o "$1" "$2"; }
+	compile "$work/backend" "$here/examples/c/backend.c"
+	program=("$work/backend")
+	cat >"$work/crasher.c" <<-C
+		#define _GNU_SOURCE
+		#include <stdlib.h>
+		#include <sys/uio.h>
+		static ssize_t deadly(int fd, const struct iovec *parts, int count, off_t at)
+		{
+			if (at == $deadly)
+				abort();
+			return pwritev(fd, parts, count, at);
+		}
+		#define pwritev deadly
+		#include "$here/examples/c/backend.c"
+	C
+	compile "$work/crasher" "$work/crasher.c"
+	crasher=("$work/crasher") ;;
 *) fail "which one: python or c?" ;;
 esac
 device='' loads=()
@@ -119,6 +147,18 @@ nbd-ctl replace "$device" --timeout 60 -- "${program[@]}" "$work/disk.img"
 say "and it took over from nbd-serve; it executed $(field "['last_recovery']['replayed']") again"
 end_load "during the replacements"
 kill_under_load "its successor"
+
+nbd-ctl replace "$device" --timeout 60 -- "${crasher[@]}" "$work/disk.img"
+start_load
+if dd if=/dev/zero of="$device" bs=4096 count=1 seek=$((deadly / 4096)) oflag=direct status=none 2>"$work/words"; then
+	fail "the write on which every backend crashes has succeeded"
+fi
+grep -q "Input/output error" "$work/words" || fail "the poison was answered with: $(cat "$work/words")"
+[[ $(field "['poisoned'][0]['offset']") == "$deadly" ]] || fail "status does not name the poison"
+[[ $(field "['poisoned'][0]['crashes']") == 3 ]] || fail "it has not crashed three backends"
+end_load "beside the request that crashes backends"
+nbd-ctl replace "$device" --timeout 60 -- "${program[@]}" "$work/disk.img"
+say "a write on which every backend crashes gets EIO, and the others go on"
 
 dd if="$device" bs=1M skip=32 count=8 iflag=direct status=none | cmp - "$work/data"
 dd if="$device" of="$work/copy" bs=1M iflag=direct status=none

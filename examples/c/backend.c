@@ -5,7 +5,8 @@
  *     nbd-ctl attach -- ./backend disk.img         started by a holder
  *     NBD_JOIN=nbd0 ./backend disk.img             joins an attached device
  *
- * Kill it whenever you like: the next one, this program or nbd-serve, goes on where it was.
+ * Kill it whenever you like: the next one, this program or nbd-serve, goes on where it was. A
+ * request on which it crashes again and again gets EIO, and the others are answered.
  * docs/backend-protocol.md explains why; R1 to R9 are its rules.
  */
 #define _GNU_SOURCE
@@ -37,7 +38,7 @@ enum { READ, WRITE, DISCONNECT, FLUSH, TRIM, CACHE, WRITE_ZEROES };
 enum { FUA = 1, NO_HOLE = 2 };
 /* Of the ledger's layout, which is not that of the greeting. */
 enum { LEDGER_VERSION = 3 };
-enum { HELLO, KEEP, READY, FAILED };
+enum { HELLO, KEEP, READY, FAILED, POISONED };
 enum { GRANT, REFUSAL, KEPT };
 /* Flush, FUA, trim, write zeroes, several lanes, cache: what nbd-serve offers for a file. Only a
  * backend with the same flags can take over from another one. */
@@ -104,7 +105,8 @@ static struct {
 	uint64_t size;
 } file;
 static struct {
-	uint64_t lanes, ring, transmit, max_payload, kept, received;
+	uint64_t lanes, ring, transmit, max_payload, kept, received, poison_limit;
+	bool crashed; /* the predecessor did, and was not killed */
 	int fds[MOST_FDS];
 	char names[MOST_FDS][NAME];
 } grant;
@@ -292,6 +294,8 @@ static void introduce(void)
 		die(false, "the Grant came with %d descriptors", (int)grant.received);
 	for (unsigned n = 0; n < grant.kept; n++)
 		get_string(&m, grant.names[n], NAME);
+	grant.crashed = get(&m, 1);
+	grant.poison_limit = get(&m, 4);
 }
 
 /* ---- the file ---- */
@@ -550,6 +554,11 @@ static void record(struct lane *lane, const struct slot *slot, uint32_t error)
 		control->totals[6 + command] += slot->length;
 }
 
+static bool is_poisoned(const struct slot *slot)
+{
+	return grant.poison_limit && slot->crashes >= grant.poison_limit;
+}
+
 /* R3 and R4. */
 static void answer(struct lane *lane, struct slot *slot)
 {
@@ -566,7 +575,9 @@ static void answer(struct lane *lane, struct slot *slot)
 		count = places(lane, slot->position + HEADER_BYTES, slot->length, parts);
 	slot->started_at = now();
 	slot->attempts++;
-	if (fits)
+	if (is_poisoned(slot))
+		error = EIO;
+	else if (fits)
 		error = execute(slot, parts, count);
 	uint32_t words[2] = { htobe32(0x67446698), htobe32(error) };
 	uint64_t cookie = htobe64(slot->cookie);
@@ -588,10 +599,48 @@ static bool work(struct lane *lane)
 
 /* ---- recovery ---- */
 
-static int by_position(const void *a, const void *b)
+/* Those that were being executed when backends crashed come first, fewest crashes in front. */
+static int in_order(const void *a, const void *b)
 {
-	uint64_t x = (*(struct slot *const *)a)->position, y = (*(struct slot *const *)b)->position;
-	return (x > y) - (x < y);
+	const struct slot *x = *(struct slot *const *)a, *y = *(struct slot *const *)b;
+	if (!x->crashes != !y->crashes)
+		return x->crashes ? -1 : 1;
+	if (x->crashes != y->crashes)
+		return x->crashes < y->crashes ? -1 : 1;
+	return (x->position > y->position) - (x->position < y->position);
+}
+
+/* Section 6 of the page: who was being executed when the predecessor crashed is a suspect. */
+static void suspect(struct slot *slot)
+{
+	if (!slot->started_at)
+		return;
+	slot->started_at = 0;
+	slot->crashes += grant.crashed;
+}
+
+static void announce_poison(unsigned lane, const struct slot *slot)
+{
+	struct message m = { .length = 0 };
+	put(&m, POISONED, 4);
+	put(&m, lane, 4);
+	put(&m, slot->kind & 0xffff, 2);
+	put(&m, slot->offset, 8);
+	put(&m, slot->length, 4);
+	put(&m, slot->crashes, 4);
+	say(&m, -1);
+}
+
+/* Answers the suspects, each with nothing else under way, so that the next crash has one suspect.
+ * Returns how many there were. */
+static unsigned isolate(struct lane *lane, struct slot **pending, unsigned count)
+{
+	unsigned n = 0;
+	for (; n < count && pending[n]->crashes; n++) {
+		answer(lane, pending[n]);
+		send_staged(lane);
+	}
+	return n;
 }
 
 /* Whether an unanswered request is before `parsed`, and if it is a write the one in the ring. */
@@ -635,10 +684,11 @@ static unsigned recover(struct lane *lane, struct slot **pending)
 			if (!is_sound(lane, slot))
 				die(true, "slot %d contradicts the ring", (int)(slot - lane->slots));
 			commit(&slot->state, PENDING);
+			suspect(slot);
 			pending[count++] = slot;
 		}
 	}
-	qsort(pending, count, sizeof(*pending), by_position);
+	qsort(pending, count, sizeof(*pending), in_order);
 	return count;
 }
 
@@ -673,17 +723,24 @@ static void serve(void)
 	static struct slot *pending[MOST_LANES][SLOTS];
 	struct pollfd polled[MOST_LANES];
 	struct message m = { .length = 0 };
-	unsigned counts[MOST_LANES], all = 0, left = (unsigned)grant.lanes;
+	unsigned counts[MOST_LANES], alone[MOST_LANES], all = 0, left = (unsigned)grant.lanes;
 	for (unsigned n = 0; n < grant.lanes; n++)
 		all += counts[n] = recover(&lanes[n], pending[n]);
+	for (unsigned n = 0; n < grant.lanes; n++)
+		for (unsigned i = 0; i < counts[n]; i++)
+			if (is_poisoned(pending[n][i]))
+				announce_poison(n, pending[n][i]);
 	header->first_answer_at = 0;
 	header->ready_at = now();
 	header->generation++;
 	put(&m, READY, 4);
 	put(&m, all, 4);
 	say(&m, -1);
+	/* First the suspects of all lanes: nothing else may be under way meanwhile. */
+	for (unsigned n = 0; n < grant.lanes; n++)
+		alone[n] = isolate(&lanes[n], pending[n], counts[n]);
 	for (unsigned n = 0; n < grant.lanes; n++) {
-		for (unsigned i = 0; i < counts[n]; i++)
+		for (unsigned i = alone[n]; i < counts[n]; i++)
 			answer(&lanes[n], pending[n][i]);
 		send_staged(&lanes[n]);
 		/* At first all: of what was received before, poll() knows nothing. */

@@ -4,7 +4,8 @@
     nbd-ctl attach -- python3 examples/python/backend.py disk.img     started by a holder
     NBD_JOIN=nbd0 python3 examples/python/backend.py disk.img         joins an attached device
 
-Kill it whenever you like: the next one, this program or nbd-serve, goes on where it was.
+Kill it whenever you like: the next one, this program or nbd-serve, goes on where it was. A request
+on which it crashes again and again gets EIO, and the others are answered.
 docs/backend-protocol.md explains why; to commit means here to do the one store that counts.
 """
 import ctypes, errno, fcntl, mmap, os, platform, select, socket, struct, sys, time
@@ -154,7 +155,7 @@ class Lane:
             self.q[(self.control + 8) >> 3] = position  # commits all of them
         return taken
 
-    def execute(self, requests):
+    def execute(self, requests, poisoned=False):
         for position, slot in requests:
             cookie, offset, length, kind = struct.unpack_from("=QQII", self.memory, slot + 8)
             flags, kind = kind >> 16, kind & 0xFFFF
@@ -168,8 +169,8 @@ class Lane:
                 pieces = self.received_bytes(position + 28, length)
             self.q[(slot + 48) >> 3] = time.monotonic_ns()
             self.i[(slot + 56) >> 2] += 1
-            error = errno.EINVAL
-            if fits:
+            error = errno.EIO if poisoned else errno.EINVAL
+            if fits and not poisoned:
                 error = self.file.execute(kind, flags, offset, length, pieces, self.i)
             REPLY.pack_into(self.memory, at, 0x67446698, error, cookie)
             self.record(slot, error)
@@ -203,7 +204,7 @@ class Lane:
             sent += self.transfer(SENDMMSG, socket.MSG_NOSIGNAL, 384, epoch_at, fields, places) or 0
         self.q[56 >> 3] = self.q[56 >> 3] or time.monotonic_ns()
 
-    def recover(self):
+    def recover(self, crashed):
         """Continues what the predecessor was doing; the result is to be executed again."""
         q, receive, send = self.q, self.control + 128, self.control + 384
         receive += (q[self.control >> 3] & 1) * 128
@@ -227,8 +228,27 @@ class Lane:
                 if request[3] & 0xFFFF == WRITE and request[2] <= self.longest and request != in_ring:
                     raise Damaged("a write is not the one in the ring")
                 q[slot >> 3] = 1
+                if q[(slot + 48) >> 3]:  # it was being executed when the predecessor died
+                    q[(slot + 48) >> 3] = 0
+                    self.i[(slot + 60) >> 2] += crashed
                 pending.append((position, slot))
         return sorted(pending)
+
+    def isolate(self, pending, limit):
+        """Answers the requests that may have crashed the predecessors, each with nothing else under
+        way, so that the next crash has one suspect. Returns the others, which come after them."""
+        crashes = lambda request: self.i[(request[1] + 60) >> 2]
+        for request in sorted(filter(crashes, pending), key=crashes):
+            self.execute([request], poisoned=0 < limit <= crashes(request))
+        return [request for request in pending if not crashes(request)]
+
+    def poisoned(self, pending, limit):
+        """Command, offset, length and crashes of the requests that no backend survives."""
+        for _, slot in pending:
+            _, offset, length, kind = struct.unpack_from("=QQII", self.memory, slot + 8)
+            crashes = self.i[(slot + 60) >> 2]
+            if 0 < limit <= crashes:
+                yield kind & 0xFFFF, offset, length, crashes
 
     def work(self):
         """Answers all that was received. False once the kernel wants to disconnect."""
@@ -292,17 +312,23 @@ class File:
         return offset
 
 
-def serve(holder, file, ledger, sockets, shape):
+def serve(holder, file, ledger, sockets, shape, crashed, limit):
     stride = PAGE + (SLOTS + RECORDS) * 64 + shape[0] + shape[1]
     memory = memoryview(mmap.mmap(ledger, PAGE + len(sockets) * stride))
     if struct.unpack_from("=QIIQQI", memory) != (0x4E42444C45444731, 3, len(sockets), *shape):
         raise Damaged("its header is not what the holder said")
     lanes = {fd: Lane(fd, memory, PAGE + n * stride, *shape, file) for n, fd in enumerate(sockets)}
-    pending = {fd: lane.recover() for fd, lane in lanes.items()}
+    pending = {fd: lane.recover(crashed) for fd, lane in lanes.items()}
+    for number, (fd, lane) in enumerate(lanes.items()):
+        for poison in lane.poisoned(pending[fd], limit):
+            holder.send(4, struct.pack("<IHQII", number, *poison))
     words = memory.cast("Q")
     words[56 >> 3], words[48 >> 3] = 0, time.monotonic_ns()  # nothing answered yet, but ready
     words[40 >> 3] += 1
     holder.send(2, struct.pack("<I", sum(map(len, pending.values()))))
+    # First the suspects of all lanes: nothing else may be under way meanwhile.
+    for fd, lane in lanes.items():
+        pending[fd] = lane.isolate(pending[fd], limit)
     for fd, requests in pending.items():
         lanes[fd].execute(requests)
     waiting = list(lanes)  # at first all: of what was received before, select() knows nothing
@@ -326,9 +352,10 @@ def main(path):
     for _ in range(left):
         name, at = string_at(grant, at)
         names.append(name)
+    crashed, limit = struct.unpack_from("<?I", grant, at)
     try:
         file.settle(holder, dict(zip(names, descriptors[lanes:])))
-        serve(holder, file, ledger, descriptors[:lanes], shape)
+        serve(holder, file, ledger, descriptors[:lanes], shape, crashed, limit)
     except EOFError:
         pass  # the kernel has closed its end: the device is going away
     except Exception as error:
