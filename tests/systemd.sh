@@ -157,6 +157,15 @@ stops_in_order() {
 	! compgen -G "/run/udev/watch/b$(cat "/sys/block/$device/dev")" >/dev/null || fail "its watch is left"
 }
 
+detached_by_name() {
+	step "a device of a unit that is detached by name leaves its unit in order"
+	systemctl start nbd-holder@disk || fail "start"
+	nbd-ctl detach disk || fail "detach by name"
+	until_true "the unit is inactive" sh -c '[ "$(systemctl show -P ActiveState nbd-holder@disk)" = inactive ]'
+	is "$(systemctl show -P Result nbd-holder@disk)" success "the result"
+	systemctl start nbd-holder@disk && systemctl stop nbd-holder@disk || fail "start and stop again"
+}
+
 fails_with_words() {
 	step "a device that cannot be fails at once"
 	! systemctl start nbd-holder@never 2>/dev/null || fail "it started"
@@ -220,6 +229,7 @@ inside() {
 		survives_its_holder
 		refuses_while_mounted
 		stops_in_order
+		detached_by_name
 		can_outlive_systemd
 		attaches_all
 		fails_with_words

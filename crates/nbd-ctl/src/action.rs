@@ -121,10 +121,32 @@ pub(crate) struct Attach {
 /// What to detach.
 #[derive(Debug)]
 pub(crate) struct Detach {
-    /// `None` for all.
-    pub(crate) device: Option<Device>,
+    pub(crate) target: DetachTarget,
+    /// A device that is not attached is no failure.
+    pub(crate) if_attached: bool,
     pub(crate) force: bool,
     pub(crate) limit: Option<Duration>,
+}
+
+/// Which devices to detach.
+#[derive(Debug)]
+pub(crate) enum DetachTarget {
+    All,
+    One(Device),
+    /// No attached device has this name.
+    Unknown(String),
+}
+
+impl DetachTarget {
+    /// With `if_attached` a name that no device has is as good as a device that is not attached.
+    fn check(device: Option<String>, if_attached: bool) -> Result<Self, Error> {
+        let Some(text) = device else { return Ok(Self::All) };
+        match text.parse() {
+            Ok(device) => Ok(Self::One(device)),
+            Err(_) if if_attached && is_name(&text) => Ok(Self::Unknown(text)),
+            Err(error) => Err(error),
+        }
+    }
 }
 
 impl Action {
@@ -151,9 +173,15 @@ impl Action {
             Command::Detach(DetachArguments {
                 device,
                 all: _,
+                if_attached,
                 force,
                 limit: Limit { timeout },
-            }) => Self::Detach(Detach { device: optional(device)?, force, limit: timeout }),
+            }) => Self::Detach(Detach {
+                target: DetachTarget::check(device, if_attached)?,
+                if_attached,
+                force,
+                limit: timeout,
+            }),
             Command::Status { device, json } => Self::Status { device: optional(device)?, json },
             Command::Trace(wanted) => Self::Trace { device: wanted.device.parse()?, wanted },
             Command::Record(RecordArguments { stop: true, device, .. }) => {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use nbd_control::control::Request;
 
-use crate::action::Detach;
+use crate::action::{Detach, DetachTarget};
 use crate::context::{Context, say};
 use crate::device::Device;
 use crate::entry::devices;
@@ -24,9 +24,16 @@ const EXIT_LIMIT: Duration = Duration::from_secs(2);
 
 /// Detaches a device, or all of them.
 pub(crate) fn detach(context: &Context, wanted: &Detach) -> Result<(), Error> {
-    match wanted.device {
-        Some(device) => detach_one(context, device, wanted),
-        None => detach_all(context, wanted),
+    match &wanted.target {
+        DetachTarget::All => detach_all(context, wanted),
+        DetachTarget::One(device) if wanted.if_attached => {
+            succeed_if_absent(detach_one(context, *device, wanted))
+        }
+        DetachTarget::One(device) => detach_one(context, *device, wanted),
+        DetachTarget::Unknown(name) => {
+            tell(&format!("{name} is not attached"));
+            Ok(())
+        }
     }
 }
 
@@ -43,14 +50,18 @@ fn detach_one(context: &Context, device: Device, wanted: &Detach) -> Result<(), 
 }
 
 fn detach_all(context: &Context, wanted: &Detach) -> Result<(), Error> {
-    each(context, |device| match detach_one(context, device, wanted) {
-        // What is stale is cleaned up now, and gone is what was asked for.
+    each(context, |device| succeed_if_absent(detach_one(context, device, wanted)))
+}
+
+/// A stale entry was cleaned up, so a device that is gone is what was asked for.
+fn succeed_if_absent(detached: Result<(), Error>) -> Result<(), Error> {
+    match detached {
         Err(error @ (Error::Stale { .. } | Error::NoDevice { .. })) => {
             tell(&error.chain().unwrap_or_default());
             Ok(())
         }
         result => result,
-    })
+    }
 }
 
 /// Does something to every device. One that fails does not keep it from the others.

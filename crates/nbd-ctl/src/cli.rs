@@ -512,6 +512,9 @@ pub(crate) struct DetachArguments {
     /// Detach all devices.
     #[arg(long)]
     pub(crate) all: bool,
+    /// Succeed if the device is not attached (any more).
+    #[arg(long)]
+    pub(crate) if_attached: bool,
     /// Fail what is in flight, whoever uses the device; ends within 10 s.
     #[arg(long)]
     pub(crate) force: bool,
