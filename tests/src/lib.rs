@@ -11,6 +11,7 @@
 //! | [`fio`] | I/O that knows what it wrote |
 //! | [`busy`] | a device with such I/O on it |
 //! | [`killer`] | SIGKILL for backends at random moments |
+//! | [`trouble`] | full directories, short limits and kills around a device |
 //! | [`stall`] | how long a device answers nothing |
 //! | [`gdb`] | a debugger, and that its prompt comes back |
 //! | [`screen`] | a terminal with a program in it, keys sent and the screen read back |
@@ -39,6 +40,7 @@ pub mod session;
 pub mod stall;
 pub mod temp;
 pub mod tree;
+pub mod trouble;
 pub mod wait;
 pub mod world;
 
