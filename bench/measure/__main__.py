@@ -23,7 +23,7 @@ def arguments():
         prog="scripts/bench",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Measures this project's devices and servers beside their peers, in interleaved\n"
-        "rounds, and writes ratios with their spread to docs/performance.md.",
+        "rounds, and writes ratios with their spread to docs/performance/tables.md.",
         epilog="examples:\n  scripts/bench --quick\n  scripts/bench --level device --points 'read 4k' --rounds 7\n"
         "  scripts/bench --level server --client fio --only 'mem|limit memory'\n"
         "  scripts/bench --scaling --quick\n  scripts/bench --report target/bench/last.json\n\n"
@@ -48,8 +48,8 @@ def arguments():
     add("--native", action="store_true", help="use this machine's own nbd driver, not the virtual machine (root)")
     add("--report", metavar="FILE", nargs="+",
         help="measure nothing: write the report of these raw numbers; those of several runs are put together")
-    add("--output", metavar="FILE", default=os.path.join(ROOT, "docs", "performance.md"),
-        help="file whose measured part is written anew (default docs/performance.md)")
+    add("--output", metavar="FILE", default=os.path.join(ROOT, "docs", "performance", "tables.md"),
+        help="file whose measured part is written anew (default docs/performance/tables.md)")
     add("--check", action="store_true", help="see that everybody can be measured; writes nothing, tells nothing of speed")
     add("--list", action="store_true", help="names of points and contestants")
     return parser, parser.parse_args()
@@ -138,7 +138,7 @@ def check(options, parser):
         print("bench: {level}, {point}, {contestant}: ".format(**record)
               + record.get("failed", "answered with errors"), file=sys.stderr)
     with tempfile.TemporaryDirectory(prefix="nbd-bench-", dir="/tmp") as folder:
-        report.write(raw, os.path.join(folder, "performance.md"))
+        report.write(raw, os.path.join(folder, "tables.md"))
     print(f"bench: {len(raw['records'])} measurements, {len(failed)} failed", file=sys.stderr)
     return 1 if failed else 0
 

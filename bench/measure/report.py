@@ -1,4 +1,4 @@
-"""From raw numbers to docs/performance.md: ratios inside rounds, and what was to be reached."""
+"""From raw numbers to docs/performance/tables.md: ratios inside rounds, and what was to be reached."""
 
 import os
 from statistics import median
@@ -223,8 +223,8 @@ def write(raw, path):
             before, _, rest = file.read().partition(begin)
             after = rest.partition(end)[2]
     except FileNotFoundError:
-        before, after = "# Performance\n\n", "\n"
-    folder = os.path.join(os.path.dirname(os.path.abspath(path)), "performance")
+        before, after = "# Performance: all tables\n\n", "\n"
+    folder = os.path.splitext(os.path.abspath(path))[0]
     lines = (render_scaling if scaling else render)(raw, folder)
     text = before + "\n".join([begin, *lines, end]) + after
     with open(path + ".new", "w") as file:
