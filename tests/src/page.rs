@@ -45,15 +45,28 @@ pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize().expect("the repository")
 }
 
-/// All pages, relative to the [`root`]: README.md and what is in docs/.
+/// All pages, relative to the [`root`]: README.md and what is in docs/ and its folders, but not the
+/// tables and the history of performance, which are files beside their page.
 #[must_use]
 pub fn pages() -> Vec<PathBuf> {
-    let in_docs = fs::read_dir(root().join("docs")).expect("docs/");
-    let names = in_docs.map(|entry| Path::new("docs").join(entry.expect("an entry").file_name()));
-    let mut pages: Vec<_> = names.filter(|name| name.extension() == Some("md".as_ref())).collect();
+    let mut pages = Vec::new();
+    add_pages(Path::new("docs"), &mut pages);
     pages.sort();
     pages.insert(0, "README.md".into());
     pages
+}
+
+fn add_pages(folder: &Path, pages: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(root().join(folder)).expect("a folder with pages") {
+        let path = folder.join(entry.expect("an entry").file_name());
+        if root().join(&path).is_dir() {
+            if path != Path::new("docs/performance") {
+                add_pages(&path, pages);
+            }
+        } else if path.extension() == Some("md".as_ref()) {
+            pages.push(path);
+        }
+    }
 }
 
 /// The fences and comments of a page.
