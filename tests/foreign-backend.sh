@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A backend without our crates (examples/python, examples/c) against the kernel's driver: killed
 # under verified load, followed by itself, and then replaced by nbd-serve with requests in flight.
-# Proof that docs/backend-protocol.md says enough.
+# Proof that docs/reference/backend-protocol.md says enough.
 #
 # Run it as root where the nbd driver is, for example
 #   scripts/vm -t 300 -e NBD_BIN_DIR="$PWD/target/debug" -- tests/foreign-backend.sh c

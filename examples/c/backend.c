@@ -7,7 +7,7 @@
  *
  * Kill it whenever you like: the next one, this program or nbd-serve, goes on where it was. A
  * request on which it crashes again and again gets EIO, and the others are answered.
- * docs/backend-protocol.md explains why; R1 to R9 are its rules.
+ * docs/reference/backend-protocol.md explains why; R1 to R9 are its rules.
  */
 #define _GNU_SOURCE
 #include <endian.h>

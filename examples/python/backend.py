@@ -6,7 +6,7 @@
 
 Kill it whenever you like: the next one, this program or nbd-serve, goes on where it was. A request
 on which it crashes again and again gets EIO, and the others are answered.
-docs/backend-protocol.md explains why; to commit means here to do the one store that counts.
+docs/reference/backend-protocol.md explains why; to commit means here to do the one store that counts.
 """
 import ctypes, errno, fcntl, mmap, os, platform, select, socket, struct, sys, time
 

@@ -1,4 +1,4 @@
-//! The accident of docs/the-wedge.md: a backend with the ioctl in one of its threads loses its
+//! The accident of docs/design/the-wedge.md: a backend with the ioctl in one of its threads loses its
 //! device to whoever only looks at it. Ours, beside it, loses nothing.
 
 use std::path::{Path, PathBuf};

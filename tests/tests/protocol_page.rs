@@ -1,4 +1,4 @@
-//! docs/protocol-support.md: nothing of the specification is missing, and each test that it names is
+//! docs/reference/nbd-protocol-support.md: nothing of the specification is missing, and each test that it names is
 //! there.
 
 #![allow(clippy::unwrap_used, reason = "all of it is a test")]
@@ -12,7 +12,7 @@ fn repository() -> PathBuf {
 }
 
 fn page() -> String {
-    fs::read_to_string(repository().join("docs/protocol-support.md")).unwrap()
+    fs::read_to_string(repository().join("docs/reference/nbd-protocol-support.md")).unwrap()
 }
 
 /// Rows of tables, without heads and lines, and whether they are about our client.

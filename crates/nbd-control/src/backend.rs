@@ -1,4 +1,4 @@
-//! What a backend and its holder say to each other. `docs/backend-protocol.md` has the bytes.
+//! What a backend and its holder say to each other. `docs/reference/backend-protocol.md` has the bytes.
 //!
 //! ```text
 //! backend                      holder

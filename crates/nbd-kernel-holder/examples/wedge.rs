@@ -1,5 +1,5 @@
 //! How not to do it: a block device that is served by the very process one thread of which sits in
-//! `NBD_DO_IT`. `docs/the-wedge.md` tells what came of that. To see it, in the machine of
+//! `NBD_DO_IT`. `docs/design/the-wedge.md` tells what came of that. To see it, in the machine of
 //! `scripts/vm`:
 //!
 //! ```text

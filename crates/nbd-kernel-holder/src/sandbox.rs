@@ -1,7 +1,7 @@
 //! Confining a backend: between fork and exec it gives up what a server of one disk does not need.
 //!
 //! It may still do what its user may do to files, and what it is there for: see, change, delay and
-//! refuse the data of its device. docs/security.md says what that leaves.
+//! refuse the data of its device. docs/design/security.md says what that leaves.
 #![allow(unsafe_code)]
 
 use std::collections::BTreeMap;

@@ -8,7 +8,7 @@
 //!
 //! All numbers are in the machine's byte order: the ledger never leaves the machine. Every word
 //! is an atomic, because other processes read along and because a successor reads what an
-//! unknown program wrote. `docs/backend-protocol.md` lists the offsets for other languages; the
+//! unknown program wrote. `docs/reference/backend-protocol.md` lists the offsets for other languages; the
 //! assertions below keep both in step.
 
 use std::mem::{offset_of, size_of};

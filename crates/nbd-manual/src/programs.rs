@@ -21,17 +21,17 @@ pub(crate) const TEXTS: [(&str, &str, &str); 4] = [
     (
         "nbd-ctl-devices.5",
         "the devices of a machine, by name",
-        include_str!("../../../docs/devices.md"),
+        include_str!("../../../docs/reference/config.md"),
     ),
     (
         "nbd-backend-protocol.7",
         "what a backend exchanges with its holder and with the kernel",
-        include_str!("../../../docs/backend-protocol.md"),
+        include_str!("../../../docs/reference/backend-protocol.md"),
     ),
     (
         "nbd-logs.7",
         "what holders and backends log, and how much of it",
-        include_str!("../../../docs/logs.md"),
+        include_str!("../../../docs/reference/logs.md"),
     ),
     (
         "nbd-security.7",
