@@ -6,12 +6,12 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use nbd_backend::AbortOnPanic;
+use nbd_net::liveness;
 use nbd_net::socket::Socket;
 use nbd_net::stream::Sender;
 use nbd_proto::Command;
 
 use crate::flow::{Flow, Message, Mode};
-use crate::host;
 use crate::job::Job;
 use crate::lock;
 use crate::table::{Pending, Table};
@@ -124,7 +124,7 @@ impl Connection {
                 Mode::Blocked => {
                     drop(flow);
                     // Whether it failed shows when sending does.
-                    let is_writable = self.socket.wait_writable(Some(host::INTERVAL));
+                    let is_writable = self.socket.wait_writable(Some(liveness::INTERVAL));
                     flow = lock(&self.flow);
                     if matches!((&flow.mode, is_writable), (Mode::Blocked, Ok(true) | Err(_))) {
                         let sent = flow.send();
@@ -146,7 +146,7 @@ impl Connection {
 
     /// Whether the machine at the other end has vanished.
     pub(crate) fn is_out_of_reach(&self) -> bool {
-        host::is_gone(self.socket.as_fd())
+        liveness::is_gone(self.socket.as_fd(), liveness::SILENCE)
     }
 
     /// The server takes no requests any more. It may still answer those that it has, but then it
@@ -186,5 +186,5 @@ impl Connection {
 }
 
 fn wait<'a>(changed: &Condvar, flow: MutexGuard<'a, Flow>) -> MutexGuard<'a, Flow> {
-    changed.wait_timeout(flow, host::INTERVAL).unwrap_or_else(PoisonError::into_inner).0
+    changed.wait_timeout(flow, liveness::INTERVAL).unwrap_or_else(PoisonError::into_inner).0
 }

@@ -4,12 +4,13 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
+use nbd_net::liveness;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use nix::sys::socket::{MsgFlags, Shutdown, recv, shutdown};
 
-use crate::{host, system};
+use crate::system;
 
 /// How an attempt to fence ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,7 +53,7 @@ pub(crate) fn drain(connection: BorrowedFd<'_>, deadline: Option<Instant>) -> io
         Err(Errno::ENOTCONN) => return Ok(Fence::Closed),
         other => other?,
     }
-    if host::is_gone(connection) {
+    if liveness::is_gone(connection, liveness::SILENCE) {
         return Ok(Fence::OutOfReach);
     }
     let mut rubbish = vec![0; 64 << 10];

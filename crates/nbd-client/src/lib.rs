@@ -16,7 +16,7 @@
 //! | `connection`, `flow`, `table` | requests on their way, and those that are not answered |
 //! | `job`, `stock` | a task that was taken over, and the requests that it is split into |
 //! | `receive`, `inbox`, `head`, `reply`, `coverage` | replies; the last three without I/O |
-//! | `fence`, `predecessor`, `host` | making sure that what is over writes no more |
+//! | `fence`, `predecessor` | making sure that what is over writes no more |
 //! | `system` | system calls that neither std nor nix has |
 //!
 //! # Fencing
@@ -43,7 +43,6 @@ mod error;
 mod fence;
 mod flow;
 mod head;
-mod host;
 mod inbox;
 mod job;
 mod link;

@@ -2,17 +2,13 @@
 #![allow(unsafe_code)]
 
 use std::io;
-use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
-use std::time::Duration;
 
 use nix::sys::prctl;
 use nix::sys::signal::Signal;
 use nix::unistd::{Pid, getppid};
-
-use crate::host::Signs;
 
 /// Has the process that `command` starts sent a SIGTERM when the thread that starts it ends.
 pub(crate) fn die_with_this_thread(command: &mut Command) {
@@ -30,30 +26,6 @@ pub(crate) fn die_with_this_thread(command: &mut Command) {
     unsafe {
         command.pre_exec(prepare);
     }
-}
-
-/// What TCP knows of the other end of a connection; nothing if it is not TCP.
-pub(crate) fn tcp_signs(socket: BorrowedFd<'_>) -> Option<Signs> {
-    let mut info = MaybeUninit::<libc::tcp_info>::zeroed();
-    let mut length = size_of::<libc::tcp_info>() as libc::socklen_t;
-    // SAFETY: the kernel writes at most `length` bytes, which are there.
-    let result = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::IPPROTO_TCP,
-            libc::TCP_INFO,
-            info.as_mut_ptr().cast(),
-            &raw mut length,
-        )
-    };
-    // SAFETY: zeroes are a value of this struct, which is made of numbers, and so is all that the
-    // kernel has written over them.
-    let info = unsafe { info.assume_init() };
-    (result == 0).then(|| Signs {
-        retransmissions: info.tcpi_retransmits,
-        probes: info.tcpi_probes,
-        silence: Duration::from_millis(info.tcpi_last_ack_recv.into()),
-    })
 }
 
 /// A descriptor for a process, which must not have been waited for.

@@ -5,6 +5,7 @@
 //! | [`address`] | where a server is, and where to listen, as people write it |
 //! | [`uri`] | NBD URIs |
 //! | [`socket`] | a connected socket of any family; connecting one |
+//! | [`liveness`] | whether the machine at the other end still answers |
 //! | [`listener`] | accepting connections: bound, inherited, or a single one |
 //! | [`tls`] | certificates and keys, in the files that other NBD programs use |
 //! | [`stream`] | a connection: first in turns with a deadline, then in both directions at once |
@@ -13,6 +14,7 @@
 
 pub mod address;
 pub mod listener;
+pub mod liveness;
 pub mod socket;
 pub mod stream;
 #[cfg(any(test, feature = "testing"))]
