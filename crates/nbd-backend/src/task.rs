@@ -22,6 +22,12 @@ pub trait Task: Send + Sync + 'static {
     /// Notes that execution begins now.
     fn begin(&self);
 
+    /// Whether anybody still waits for the answer. Asked before a worker begins; a task that is not
+    /// wanted is finished without being carried out. Tasks that change something must always say yes.
+    fn is_wanted(&self) -> bool {
+        true
+    }
+
     /// Where a failed flush is remembered.
     fn durability(&self) -> &dyn Durability;
 
@@ -53,6 +59,9 @@ pub(crate) fn start(backend: &dyn Backend, task: Box<dyn Task>) -> Option<Box<dy
 
 /// Executes a task on this thread, however long it takes. `buffer` is for the data of reads.
 pub(crate) fn perform(backend: &dyn Backend, task: Box<dyn Task>, buffer: &mut Buffer) {
+    if !task.is_wanted() {
+        return task.finish(Completion::Error(NbdError::ESHUTDOWN));
+    }
     task.begin();
     let command = *task.command();
     match command {

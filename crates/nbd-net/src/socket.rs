@@ -157,6 +157,14 @@ impl Socket {
         self.wait(PollFlags::POLLIN, timeout)
     }
 
+    /// Whether nothing can be sent or received any more: the peer has closed the connection, or it
+    /// is broken. A TCP peer that has closed it in order shows only once it was sent something.
+    pub fn is_hung_up(&self) -> bool {
+        let mut fds = [PollFd::new(self.fd.as_fd(), PollFlags::empty())];
+        // A poll that fails tells nothing, and whoever sends or receives next meets the cause.
+        poll(&mut fds, PollTimeout::ZERO).is_ok_and(|count| count > 0)
+    }
+
     fn wait(&self, events: PollFlags, timeout: Option<Duration>) -> io::Result<bool> {
         // A deadline beyond what clocks can express is none.
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
@@ -190,7 +198,7 @@ impl From<Socket> for OwnedFd {
 }
 
 /// There is no TCP_USER_TIMEOUT here: it would also end the connection to a peer that is alive
-/// and stopped, in a debugger for example.
+/// and stopped, in a debugger for example. See [`liveness`](crate::liveness).
 fn prepare_tcp(fd: &OwnedFd) -> nix::Result<()> {
     setsockopt(fd, sockopt::TcpNoDelay, &true)?;
     setsockopt(fd, sockopt::KeepAlive, &true)?;

@@ -1,6 +1,7 @@
 //! What tests of this crate and of others need.
 
 use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -142,4 +143,26 @@ impl Drop for Scratch {
     fn drop(&mut self) {
         let _ = std::fs::remove_dir_all(&self.0);
     }
+}
+
+/// Has a socket's peer find that this machine has vanished: from now on, whatever comes is thrown away
+/// before the socket hears of it, so nothing is acknowledged, and nothing is reset.
+#[allow(unsafe_code)]
+pub fn vanish(socket: BorrowedFd<'_>) -> io::Result<()> {
+    // Takes none of the bytes of each packet.
+    let code = libc::BPF_RET | libc::BPF_K;
+    let mut nothing = [libc::sock_filter { code: code as u16, jt: 0, jf: 0, k: 0 }];
+    let program = libc::sock_fprog { len: 1, filter: nothing.as_mut_ptr() };
+    // SAFETY: the kernel reads one program of the given size, and as many instructions as that
+    // says; it keeps copies.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_FILTER,
+            (&raw const program).cast(),
+            size_of_val(&program) as libc::socklen_t,
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

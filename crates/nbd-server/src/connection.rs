@@ -8,13 +8,14 @@ mod incoming;
 mod inline;
 mod landing;
 mod outgoing;
+mod task;
 
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 
-use nbd_backend::{Completion, Durability, Lull, Task};
+use nbd_backend::{Completion, Lull};
 use nbd_net::socket::Socket;
 use nbd_proto::{Command, CommandType, Export as Rules, NbdError};
 use thiserror::Error;
@@ -27,6 +28,7 @@ use crate::outbox::{ENOUGH, Outbox};
 use crate::reply::{Address, Replies};
 use crate::request::{Header, ProtocolError, Refused};
 use landing::Landing;
+use task::NetworkTask;
 
 /// Data of reads that a connection may have pending without a share of the common memory, in bytes.
 const OWN: u64 = 1 << 20;
@@ -44,6 +46,8 @@ pub(crate) enum ConnectionError {
     Idle,
     #[error("left a request half sent for too long, while others waited for its memory")]
     Stalled,
+    #[error("does not answer any more, nor does its machine")]
+    Vanished,
     #[error("cannot receive")]
     Receive(#[source] io::Error),
 }
@@ -95,7 +99,15 @@ impl Connection {
     pub(crate) fn run(self: &Arc<Self>, inbox: &mut Inbox) -> Result<(), ConnectionError> {
         let end = self.transmit(inbox);
         inbox.close();
-        self.lock().outbox.inbox_holds = false;
+        let mut guard = self.lock();
+        guard.outbox.inbox_holds = false;
+        match end {
+            Ok(()) => {}
+            Err(ConnectionError::Vanished) => guard.outbox.hang_up(),
+            // The client may still read what it is told about requests that are under way.
+            Err(_) => self.socket.shutdown_receive(),
+        }
+        drop(guard);
         let mut guard = self.wait_until(|outbox| outbox.outstanding == 0 && !outbox.is_draining);
         let rest = guard.outbox.send();
         drop(guard);
@@ -115,12 +127,20 @@ impl Connection {
                     0 => return Err(self.torn()),
                     _ => {}
                 },
-                Step::Land(landing) => self.land(inbox, landing)?,
+                Step::Land(landing) => {
+                    let landed = self.land(inbox, landing);
+                    self.lock().outbox.landed();
+                    landed?;
+                }
                 Step::Skip(length) => self.skip(inbox, length)?,
                 Step::Full => drop(self.wait_until(|outbox| {
                     outbox.outstanding == 0 || !self.is_full(outbox, inbox.bytes())
                 })),
-                Step::Memory(bytes) => grant = Some(self.reserve(inbox, bytes)),
+                Step::Memory(bytes) => {
+                    grant = Some(self.reserve(inbox, bytes));
+                    // It may have taken long enough for the client to leave.
+                    self.has_left();
+                }
                 Step::Disconnect => return Ok(()),
             }
         }
@@ -164,6 +184,9 @@ impl Connection {
         inbox: &mut Inbox,
         grant: Option<Grant>,
     ) -> Result<Taken, ProtocolError> {
+        if shared.outbox.is_hung_up() {
+            return Ok(Taken::Nothing(Step::Disconnect));
+        }
         let head = Header::len(self.replies.style);
         let Some(header) = Header::parse(inbox.bytes(), self.replies.style)? else {
             return Ok(Taken::Nothing(Step::Receive(head)));
@@ -177,6 +200,7 @@ impl Connection {
         if inbox.bytes().len() < length {
             let landing = if is_kept { self.landing(inbox, &header, length) } else { None };
             shared.outbox.inbox_holds = inbox.holds_memory();
+            shared.outbox.is_landing = landing.is_some();
             return Ok(Taken::Nothing(landing.map_or(Step::Receive(length), Step::Land)));
         }
         let outbox = &shared.outbox;
@@ -229,6 +253,9 @@ impl Connection {
                 return Taken::Answered;
             }
         };
+        if outbox.is_closed() && task::only_tells(&command) {
+            return Taken::Answered;
+        }
         let alone = outbox.outstanding == 0 && outbox.unsent() == 0;
         let alone = alone && inbox.bytes().len() == payload.end;
         let patient = alone && shared.lull.is_likely();
@@ -317,6 +344,31 @@ impl Connection {
         }
     }
 
+    /// Whether the client has left without a word, as far as the system knows.
+    fn has_left(&self) -> bool {
+        let is_hung_up = self.socket.is_hung_up();
+        let mut guard = self.lock();
+        if is_hung_up && !guard.outbox.is_closed() {
+            guard.outbox.client_left();
+        }
+        guard.outbox.is_closed()
+    }
+
+    /// Leaves the client if that can be done at once; see [`Outbox::hang_up`]. It cannot while a
+    /// command is executed where it was received.
+    pub(crate) fn try_hang_up(&self) {
+        let guard = match self.shared.try_lock() {
+            Ok(guard) => Some(guard),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        };
+        if let Some(mut guard) = guard
+            && !guard.outbox.is_hung_up()
+        {
+            guard.outbox.hang_up();
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, SharedOutbox> {
         self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -337,66 +389,4 @@ enum Taken {
     Answered,
     HandedOn(Box<NetworkTask>),
     Nothing(Step),
-}
-
-/// A request that was handed on.
-struct NetworkTask {
-    connection: Arc<Connection>,
-    to: Address,
-    command: Command,
-    payload: Payload,
-    grant: Option<Grant>,
-}
-
-impl Task for NetworkTask {
-    fn command(&self) -> &Command {
-        &self.command
-    }
-
-    fn payload(&self) -> &[u8] {
-        self.payload.as_slice()
-    }
-
-    fn begin(&self) {}
-
-    fn durability(&self) -> &dyn Durability {
-        self.connection.export.durability()
-    }
-
-    fn finish(self: Box<Self>, completion: Completion<'_>) {
-        let Self { connection, to, command, payload, grant } = *self;
-        drop(payload);
-        let replies = connection.replies;
-        let mut head = Vec::new();
-        let mut tail: &[u8] = &[];
-        match completion {
-            Completion::Data([]) => head = connection.answer(to, Completion::Done),
-            Completion::Data(data) if connection.is_hole(data) => {
-                replies.hole(to, data.len() as u32, &mut head);
-            }
-            Completion::Data(data) => {
-                head.resize(replies.data_head_len(), 0);
-                replies.data_head(to, data.len() as u32, &mut head);
-                tail = data;
-            }
-            other => head = connection.answer(to, other),
-        }
-        let mut guard = connection.lock();
-        let sent = guard.outbox.send_directly(&head, tail);
-        guard.outbox.hold(grant);
-        guard.outbox.outstanding -= 1;
-        guard.outbox.outstanding_bytes -= match command {
-            Command::Read { length, .. } | Command::Write { length, .. } => u64::from(length),
-            _ => 0,
-        };
-        if guard.is_awaited {
-            connection.changed.notify_all();
-        }
-        if sent.is_err() {
-            // The client is slow, and this thread is needed elsewhere.
-            guard.outbox.is_draining = true;
-            drop(guard);
-            outgoing::drain_aside(connection);
-        }
-    }
 }

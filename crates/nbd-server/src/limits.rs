@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use nbd_net::liveness;
+
 /// Limits of a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
@@ -24,6 +26,10 @@ pub struct Limits {
     /// How long a client may leave replies unread or a request half sent while others wait for the
     /// memory that is taken up by that.
     pub stall: Duration,
+    /// How long the machine of a client may leave unanswered what it was sent, and what it was
+    /// asked since. One whose client is merely stopped answers. Of clients on TCP only: the others
+    /// do not vanish without the kernel's knowing.
+    pub vanished: Duration,
     /// Longest read or write, in bytes.
     pub max_payload: u32,
     /// How long connections may take to finish when the server stops.
@@ -40,6 +46,7 @@ impl Default for Limits {
             in_flight_bytes: 128 << 20,
             memory: 512 << 20,
             stall: Duration::from_secs(30),
+            vanished: liveness::SILENCE,
             max_payload: 64 << 20,
             grace: Duration::from_secs(10),
         }

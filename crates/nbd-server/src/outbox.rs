@@ -40,8 +40,12 @@ pub(crate) struct Outbox {
     pub(crate) outstanding_bytes: u64,
     /// Somebody waits for the client to read, and sends when it does.
     pub(crate) is_draining: bool,
-    /// Nobody reads any more, so nothing needs to be sent.
+    /// The receiving thread has begun with a write whose data goes to where it belongs.
+    pub(crate) is_landing: bool,
+    /// The client has left or was left: nothing is sent any more.
     is_closed: bool,
+    /// The client was left: nothing of it is begun any more either.
+    is_hung_up: bool,
     /// A request was refused, which is told once.
     has_refused: bool,
 }
@@ -60,7 +64,9 @@ impl Outbox {
             outstanding: 0,
             outstanding_bytes: 0,
             is_draining: false,
+            is_landing: false,
             is_closed: false,
+            is_hung_up: false,
             has_refused: false,
         }
     }
@@ -227,14 +233,58 @@ impl Outbox {
 
     /// A client that is gone is no error here: whoever receives from it notices as well.
     fn note_closed(&mut self, sent: io::Result<()>) -> io::Result<()> {
-        match sent {
-            Err(error) if error.kind() != io::ErrorKind::WouldBlock => {
-                self.is_closed = true;
-                self.clear();
-                self.sender.socket().shutdown();
-                Ok(())
-            }
-            other => other,
+        let Err(error) = sent else { return Ok(()) };
+        match error.kind() {
+            io::ErrorKind::WouldBlock => return Err(error),
+            io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => self.client_left(),
+            _ => self.hang_up(),
+        }
+        Ok(())
+    }
+
+    /// Whether nothing is sent any more.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.is_closed
+    }
+
+    /// Whether nothing of the client is begun any more.
+    pub(crate) fn is_hung_up(&self) -> bool {
+        self.is_hung_up
+    }
+
+    /// Nobody reads any more. What had come by then is still received.
+    pub(crate) fn client_left(&mut self) {
+        self.is_closed = true;
+        self.clear();
+        self.sender.socket().shutdown_receive();
+        self.end_if_idle();
+    }
+
+    /// Leaves the client. It sees the end of the connection when nothing of it is under way any
+    /// more, and not before: it may then send its requests again, to another server of the same
+    /// storage, and a write of ours that lands later would undo a newer one.
+    pub(crate) fn hang_up(&mut self) {
+        self.is_hung_up = true;
+        self.client_left();
+    }
+
+    /// A request has been answered, or would have been.
+    pub(crate) fn finished(&mut self, data: u64) {
+        self.outstanding -= 1;
+        self.outstanding_bytes -= data;
+        self.end_if_idle();
+    }
+
+    /// The write whose data went to where it belongs is over.
+    pub(crate) fn landed(&mut self) {
+        self.is_landing = false;
+        self.end_if_idle();
+    }
+
+    /// That also wakes whoever waits for the client to read.
+    fn end_if_idle(&self) {
+        if self.is_closed && self.outstanding == 0 && !self.is_landing {
+            self.sender.socket().shutdown();
         }
     }
 
@@ -247,8 +297,12 @@ impl Outbox {
         }
     }
 
-    /// Says goodbye where the transport has a word for it.
+    /// Says goodbye where the transport has a word for it, when nothing is under way any more.
     pub(crate) fn close(&mut self) {
+        if self.is_closed {
+            return self.end_if_idle();
+        }
+        // If there is no room for a farewell, the end of the socket has to do.
         let _ = self.sender.close();
     }
 }

@@ -18,7 +18,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use crate::export::{Export, Exports};
 use crate::limits::Limits;
 use crate::memory::Memory;
-use crate::session::{self, Context};
+use crate::session::{self, Client, Context};
 
 /// A server: some exports, and the clients that use them.
 #[derive(Debug)]
@@ -69,10 +69,9 @@ impl Server {
         stopper.spawn(move || {
             wait_readable(&stop);
             context.is_stopping.store(true, Ordering::Relaxed);
-            clients.each(Socket::shutdown_receive);
+            clients.each(|client| client.socket.shutdown_receive());
             if !clients.wait(Some(context.exports.limits.grace)) {
-                clients.each(Socket::shutdown);
-                clients.abandon();
+                clients.hang_up();
             }
         })?;
         self.clients.wait(None);
@@ -81,16 +80,16 @@ impl Server {
 
     fn admit(&self, socket: Socket) {
         let most = self.context.exports.limits.connections;
-        let socket = Arc::new(socket);
-        let Some(guard) = self.clients.enter(Arc::clone(&socket), most) else {
-            tracing::warn!("{}: turned away: {most} clients are connected", socket.peer());
+        let peer = socket.peer();
+        let client = Arc::new(Client::new(socket));
+        let Some(guard) = self.clients.enter(Arc::clone(&client), most) else {
+            tracing::warn!("{peer}: turned away: {most} clients are connected");
             return;
         };
         let context = Arc::clone(&self.context);
-        let peer = socket.peer();
         let serve = move || {
             let _abort = AbortOnPanic;
-            session::serve(&context, socket);
+            session::serve(&context, &client);
             drop(guard);
         };
         if let Err(error) = std::thread::Builder::new().name("client".into()).spawn(serve) {
@@ -104,13 +103,16 @@ fn wait_readable(fd: &OwnedFd) {
     while poll(&mut fds, PollTimeout::NONE) == Err(Errno::EINTR) {}
 }
 
-/// How long clients may take to notice that they are cut off, in case nothing of theirs is stuck.
+/// How long the threads of clients may take to notice that these were left, in case nothing of
+/// theirs is stuck ...
 const LAST_MOMENT: Duration = Duration::from_millis(500);
+/// ... and how often that is tried.
+const HANG_UP_INTERVAL: Duration = Duration::from_millis(20);
 
 /// The connected clients.
 #[derive(Debug, Default)]
 struct Clients {
-    sockets: Mutex<HashMap<u64, Arc<Socket>>>,
+    list: Mutex<HashMap<u64, Arc<Client>>>,
     left: Condvar,
     next: AtomicU64,
     /// What is still under way is not waited for any more.
@@ -119,30 +121,38 @@ struct Clients {
 
 impl Clients {
     /// Registers a client for as long as the guard lives; `None` if there are too many.
-    fn enter(self: &Arc<Self>, socket: Arc<Socket>, most: usize) -> Option<Guard> {
-        let mut sockets = self.lock();
-        if sockets.len() >= most {
+    fn enter(self: &Arc<Self>, client: Arc<Client>, most: usize) -> Option<Guard> {
+        let mut clients = self.lock();
+        if clients.len() >= most {
             return None;
         }
         let id = self.next.fetch_add(1, Ordering::Relaxed);
-        sockets.insert(id, socket);
+        clients.insert(id, client);
         Some(Guard { clients: Arc::clone(self), id })
     }
 
-    fn each(&self, act: impl Fn(&Socket)) {
-        for socket in self.lock().values() {
-            act(socket);
+    fn each(&self, act: impl Fn(&Client)) {
+        for client in self.lock().values() {
+            act(client);
         }
     }
 
-    /// Storage that does not answer must not keep the server from ending.
-    fn abandon(&self) {
-        if self.wait(Some(LAST_MOMENT)) {
-            return;
+    /// Leaves all clients. Storage that does not answer must not keep the server from ending; the
+    /// connections of those whose requests are stuck end with them, or with the process.
+    fn hang_up(&self) {
+        let deadline = Instant::now() + LAST_MOMENT;
+        loop {
+            self.each(Client::try_hang_up);
+            if self.wait(Some(HANG_UP_INTERVAL)) {
+                return;
+            }
+            if Instant::now() >= deadline {
+                break;
+            }
         }
-        for socket in self.lock().values() {
-            tracing::warn!("{}: requests are stuck and are abandoned", socket.peer());
-        }
+        self.each(|client| {
+            tracing::warn!("{}: requests are stuck and are abandoned", client.socket.peer());
+        });
         self.is_abandoned.store(true, Ordering::Relaxed);
         self.left.notify_all();
     }
@@ -150,16 +160,16 @@ impl Clients {
     /// Waits until all have left or are abandoned; `false` if that takes longer than the limit.
     fn wait(&self, limit: Option<Duration>) -> bool {
         let deadline = limit.map(|limit| Instant::now() + limit);
-        let mut sockets = self.lock();
-        while !sockets.is_empty() && !self.is_abandoned.load(Ordering::Relaxed) {
-            sockets = match deadline {
-                None => self.left.wait(sockets).unwrap_or_else(PoisonError::into_inner),
+        let mut clients = self.lock();
+        while !clients.is_empty() && !self.is_abandoned.load(Ordering::Relaxed) {
+            clients = match deadline {
+                None => self.left.wait(clients).unwrap_or_else(PoisonError::into_inner),
                 Some(deadline) => {
                     let rest = deadline.saturating_duration_since(Instant::now());
                     if rest.is_zero() {
                         return false;
                     }
-                    let waited = self.left.wait_timeout(sockets, rest);
+                    let waited = self.left.wait_timeout(clients, rest);
                     waited.unwrap_or_else(PoisonError::into_inner).0
                 }
             };
@@ -167,8 +177,8 @@ impl Clients {
         true
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Arc<Socket>>> {
-        self.sockets.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Arc<Client>>> {
+        self.list.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

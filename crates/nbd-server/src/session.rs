@@ -1,8 +1,9 @@
 //! One client, from the first byte to the last.
 
+use std::fmt;
 use std::io;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::time::Instant;
 
 use nbd_net::socket::Socket;
@@ -47,18 +48,46 @@ pub(crate) enum SessionError {
     Connection(#[from] ConnectionError),
 }
 
+/// A client, and what there is to end where it is to be left.
+pub(crate) struct Client {
+    pub(crate) socket: Arc<Socket>,
+    /// In the transmission phase.
+    connection: OnceLock<Arc<Connection>>,
+}
+
+impl Client {
+    pub(crate) fn new(socket: Socket) -> Self {
+        Self { socket: socket.into(), connection: OnceLock::new() }
+    }
+
+    /// Leaves the client, whatever it is doing. It may have to be tried again.
+    pub(crate) fn try_hang_up(&self) {
+        match self.connection.get() {
+            Some(connection) => connection.try_hang_up(),
+            // Nothing of it can be under way.
+            None => self.socket.shutdown(),
+        }
+    }
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Client").field(&self.socket.peer()).finish()
+    }
+}
+
 /// Serves one client. Whatever it does is its own affair, apart from one line in the log.
-pub(crate) fn serve(context: &Context, socket: Arc<Socket>) {
-    let peer = socket.peer();
-    if let Err(error) = converse(context, socket) {
+pub(crate) fn serve(context: &Context, client: &Client) {
+    let peer = client.socket.peer();
+    if let Err(error) = converse(context, client) {
         tracing::warn!("{peer}: {}", nbd_backend::chain(&error));
     }
     context.memory.trim();
 }
 
-fn converse(context: &Context, socket: Arc<Socket>) -> Result<(), SessionError> {
+fn converse(context: &Context, client: &Client) -> Result<(), SessionError> {
     let limits = context.exports.limits;
-    let mut stream = Stream::plain(socket);
+    let mut stream = Stream::plain(Arc::clone(&client.socket));
     stream.set_deadline(Some(Instant::now() + limits.handshake));
     let Some((mut stream, agreement, rest)) = shake_hands(context, stream)? else {
         return Ok(());
@@ -84,6 +113,7 @@ fn converse(context: &Context, socket: Arc<Socket>) -> Result<(), SessionError> 
         shared: Mutex::new(SharedOutbox::new(Outbox::new(sender))),
         changed: Condvar::new(),
     });
+    client.connection.get_or_init(|| Arc::clone(&connection));
     Ok(connection.run(&mut inbox)?)
 }
 

@@ -1,7 +1,10 @@
 //! Receiving, and the memory for what comes: where a connection waits for its client and for its turn.
 
 use std::io;
+use std::os::fd::AsFd;
 use std::time::Duration;
+
+use nbd_net::liveness;
 
 use super::{Connection, ConnectionError};
 use crate::inbox::{Inbox, Lack};
@@ -44,6 +47,9 @@ impl Connection {
 
     /// Whether to go on with a client that has been silent for so long.
     fn bear_with(&self, inbox: &Inbox, silent: &mut Duration) -> Result<(), ConnectionError> {
+        if liveness::is_gone(self.socket.as_fd(), self.limits.vanished) {
+            return Err(ConnectionError::Vanished);
+        }
         if inbox.holds_memory() && !inbox.bytes().is_empty() && self.memory.is_wanted() {
             return Err(ConnectionError::Stalled);
         }

@@ -64,6 +64,9 @@ impl Connection {
         let head = Header::len(self.replies.style);
         let mut done = Ok(());
         while !span.is_empty() {
+            if self.lock().outbox.is_hung_up() {
+                return Err(self.torn());
+            }
             match self.hear(inbox, |inbox| inbox.receive_into(&mut span, head)) {
                 Ok(0) => return Err(self.torn()),
                 Ok(_) => {}

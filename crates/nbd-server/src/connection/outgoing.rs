@@ -1,9 +1,13 @@
 //! Sending: never under the lock where that means to wait for the client.
 
+use std::os::fd::AsFd;
 use std::sync::{Arc, MutexGuard};
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+use nbd_net::liveness;
 
 use super::{Connection, SharedOutbox};
+use crate::limits::Limits;
 
 impl Connection {
     /// Sends what is staged. If the client does not take all of it, waits until it does, without
@@ -31,39 +35,56 @@ impl Connection {
             let is_taking = self.wait_for_reader();
             let mut guard = self.lock();
             if !is_taking {
-                self.socket.shutdown();
+                guard.outbox.hang_up();
             }
             if guard.outbox.send().is_ok() {
-                guard.outbox.is_draining = false;
-                if guard.is_awaited {
-                    self.changed.notify_all();
-                }
-                return;
+                return self.drained(guard);
             }
         }
     }
 
-    /// Waits for the client to take something. `false` if it did not for longer than it may be
-    /// silent, or has had its time while others wait for memory.
+    /// Nothing is left to be sent.
+    fn drained(&self, mut guard: MutexGuard<'_, SharedOutbox>) {
+        guard.outbox.is_draining = false;
+        if guard.is_awaited {
+            self.changed.notify_all();
+        }
+    }
+
+    /// Waits for the client to take something. `false` if it is not to be waited for any longer, and
+    /// says why.
     fn wait_for_reader(&self) -> bool {
-        let idle = self.limits.idle.and_then(|idle| Instant::now().checked_add(idle));
+        let begun = Instant::now();
+        let Limits { idle, stall, vanished, .. } = self.limits;
+        let interval = idle.unwrap_or(stall).min(stall).min(vanished).min(liveness::INTERVAL);
         loop {
-            let left = idle.map(|idle| idle.saturating_duration_since(Instant::now()));
-            let limit = left.map_or(self.limits.stall, |left| left.min(self.limits.stall));
-            match self.socket.wait_writable(Some(limit)) {
-                Ok(false) if left.is_some_and(|left| left <= limit) => return false,
-                Ok(false) if self.memory.is_wanted() && self.lock().outbox.holds_memory() => {
-                    let peer = self.socket.peer();
-                    tracing::warn!(
-                        "{peer}: left replies unread for too long, while others waited \
-                         for the memory"
-                    );
+            match self.socket.wait_writable(Some(interval)) {
+                Ok(true) => return true,
+                Ok(false) => {}
+                Err(error) => {
+                    tracing::warn!("{}: cannot wait for it: {error}", self.socket.peer());
                     return false;
                 }
-                Ok(false) => {}
-                other => return other.is_ok(),
+            }
+            if let Some(why) = self.given_up(begun.elapsed()) {
+                tracing::warn!("{}: {why}", self.socket.peer());
+                return false;
             }
         }
+    }
+
+    /// Why a client that has taken nothing for so long is not to be waited for any longer.
+    fn given_up(&self, waited: Duration) -> Option<&'static str> {
+        let limits = &self.limits;
+        if liveness::is_gone(self.socket.as_fd(), limits.vanished) {
+            return Some("left replies unread, and its machine does not answer any more");
+        }
+        if limits.idle.is_some_and(|idle| waited >= idle) {
+            return Some("left replies unread for too long");
+        }
+        let is_in_the_way = waited >= limits.stall && self.memory.is_wanted();
+        (is_in_the_way && self.lock().outbox.holds_memory())
+            .then_some("left replies unread for too long, while others waited for the memory")
     }
 }
 
@@ -73,7 +94,8 @@ pub(super) fn drain_aside(connection: Arc<Connection>) {
     let thread = std::thread::Builder::new().name("drain".into()).spawn(move || connection.drain());
     if let Err(error) = thread {
         tracing::error!("{}: dropped: cannot start a thread: {error}", failing.socket.peer());
-        failing.socket.shutdown();
-        failing.drain();
+        let mut guard = failing.lock();
+        guard.outbox.hang_up();
+        failing.drained(guard);
     }
 }

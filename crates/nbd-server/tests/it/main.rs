@@ -9,6 +9,7 @@
 //! | `limits` | how much a client may take |
 //! | `memory` | what all clients have together |
 //! | `stop` | the end of the server |
+//! | `vanish` | clients whose machine has vanished |
 
 #![allow(clippy::unwrap_used, reason = "all of it is tests")]
 
@@ -18,4 +19,5 @@ mod limits;
 mod memory;
 mod stop;
 mod transmission;
+mod vanish;
 mod world;

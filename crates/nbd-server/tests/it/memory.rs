@@ -1,16 +1,14 @@
 //! The memory that all clients have together.
 
-use std::io::{ErrorKind, Read, Write};
-use std::os::fd::AsFd;
+use std::io::{Read, Write};
 use std::time::Duration;
 
 use nbd_proto::CommandType as Type;
 use nbd_proto::handshake::ReplyStyle;
 use nbd_server::Limits;
 use nbd_server::testing::{Outcome, RawClient};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use crate::world::{Disk, SIZE, World};
+use crate::world::{Disk, SIZE, SLOW, SLOW_WRITE, World, has_ended, is_hung_up};
 
 /// Long enough for no client of the server's to have it in its own buffers.
 const LARGE: usize = 900_000;
@@ -83,20 +81,6 @@ fn half_a_write(client: &mut RawClient) {
     client.send(&[head, vec![1; LARGE / 2]].concat());
 }
 
-fn has_ended(client: &mut RawClient) -> bool {
-    client.stream.set_nonblocking(true).unwrap();
-    let read = client.stream.read(&mut [0]);
-    client.stream.set_nonblocking(false).unwrap();
-    !matches!(read, Err(error) if error.kind() == ErrorKind::WouldBlock)
-}
-
-/// Whether the server has closed the connection, whatever of it is still to be read.
-fn is_hung_up(client: &RawClient) -> bool {
-    let mut fds = [PollFd::new(client.stream.as_fd(), PollFlags::empty())];
-    poll(&mut fds, PollTimeout::ZERO).unwrap();
-    fds[0].revents().is_some_and(|events| events.contains(PollFlags::POLLHUP))
-}
-
 fn large_write(world: &World) {
     let mut client = world.client(ReplyStyle::Simple);
     client.write(2, 0, &[2; LARGE]);
@@ -151,5 +135,76 @@ fn a_client_that_leaves_gives_back_what_it_had() {
         lazy.stream.flush().unwrap();
         drop((half, lazy));
         large_write(&world);
+    }
+}
+
+/// The memory is given back at once; the connection stays open for as long as something of the
+/// client may still change the storage.
+#[test]
+fn a_client_that_is_dropped_sees_the_end_when_its_writes_have_landed() {
+    let world = world(MOMENT);
+    let mut lazy = world.client(ReplyStyle::Simple);
+    lazy.write(100, SLOW_WRITE, &[7; 4096]);
+    for cookie in 0..32 {
+        lazy.ask(Type::READ, cookie, ASIDE, LARGE as u64);
+    }
+    world.disk.wait_for_slow();
+    // Others get the memory again and again, so it was dropped.
+    for _ in 0..40 {
+        large_write(&world);
+    }
+    assert!(!is_hung_up(&lazy));
+    world.disk.open();
+    let rest = lazy.rest();
+    assert!(rest.len() < 32 * LARGE, "{}", rest.len());
+    assert_eq!(world.disk.content()[SLOW_WRITE as usize..][..4096], [7; 4096]);
+}
+
+/// Nobody would read the answers. What is with a worker already goes on, and no more.
+#[test]
+fn reads_of_clients_that_have_left_are_not_carried_out() {
+    let limits = Limits { memory: 64 << 20, ..Limits::default() };
+    let world = World::with(Disk::new(1), limits);
+    const WORKERS: u32 = 32;
+    let clients: Vec<_> = (0..10)
+        .map(|_| {
+            let mut client = world.client(ReplyStyle::Simple);
+            for cookie in 0..256 {
+                client.ask(Type::READ, cookie, SLOW, 4096);
+            }
+            client
+        })
+        .collect();
+    while world.disk.begun() < WORKERS {
+        std::thread::yield_now();
+    }
+    drop(clients);
+    world.disk.open();
+    // One that comes later is served when those before it have been seen to.
+    let mut next = world.client(ReplyStyle::Simple);
+    assert!(matches!(next.call(Type::READ, ASIDE, 100_000), Outcome::Data(..)));
+    assert_eq!(world.disk.begun(), WORKERS);
+}
+
+/// A client may close the connection behind its last write, without waiting for answers.
+#[test]
+fn writes_of_clients_that_have_left_are_carried_out() {
+    let world = World::new();
+    let mut client = world.client(ReplyStyle::Simple);
+    client.ask(Type::READ, 1, SLOW, 4096);
+    for block in 0..100u8 {
+        client.write(2, u64::from(block) * 1024 + 1, &[block + 1; 1000]);
+    }
+    let disconnect = client.request(Type::DISC, nbd_proto::CommandFlags::NONE, 3, 0, 0);
+    client.send(&disconnect);
+    drop(client);
+    world.disk.open();
+    let begun = std::time::Instant::now();
+    let is_there = |content: &[u8]| {
+        (0..100).all(|block| content[block * 1024 + 1..][..1000] == [block as u8 + 1; 1000])
+    };
+    while !is_there(&world.disk.content()) {
+        assert!(begun.elapsed() < Duration::from_secs(60), "some writes were not carried out");
+        std::thread::yield_now();
     }
 }

@@ -240,7 +240,7 @@ fn who_waits_alone_for_long_is_waited_for_until_something_comes_beside() {
     let by_workers = world.disk.flushed_by_workers();
     assert_eq!(by_workers, [[true; 4], [true; 4], [false; 4]].concat());
     client.ask(Type::READ, 1, SLOW, 512);
-    world.disk.wait_for_slow_read();
+    world.disk.wait_for_slow();
     client.ask(Type::READ, 2, 0, 64);
     world.disk.open();
     assert_eq!(client.answer(512).cookie, 1);

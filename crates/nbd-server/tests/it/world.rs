@@ -1,22 +1,26 @@
 //! A backend that waits and fails on request, and a running server.
 
-use std::io;
-use std::os::fd::AsFd;
+use std::io::{self, ErrorKind, Read};
+use std::net::{SocketAddr, TcpStream};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 
 use nbd_backend::{Backend, Capabilities, Command, Extent, Geometry, ZeroOptions};
-use nbd_net::address::Listen;
+use nbd_net::address::{Address, Listen};
 use nbd_net::listener::Listeners;
 use nbd_net::testing::Scratch;
 use nbd_proto::handshake::{ReplyStyle, Wishes};
 use nbd_server::testing::RawClient;
 use nbd_server::{Export, Limits, Security, Server};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 pub(crate) const SIZE: u64 = 1 << 20;
-/// Reads that begin here wait for the gate to open.
+/// Reads that begin here wait for the gate to open ...
 pub(crate) const SLOW: u64 = 512 << 10;
+/// ... and so do writes that begin here.
+pub(crate) const SLOW_WRITE: u64 = 640 << 10;
 /// Reads and writes that begin at [`BAD`] plus an errno fail with it.
 pub(crate) const BAD: u64 = 768 << 10;
 pub(crate) const STYLES: [ReplyStyle; 3] =
@@ -30,7 +34,7 @@ pub(crate) struct Disk {
     geometry: Geometry,
     /// By name, the threads that flushed.
     flushers: Mutex<Vec<String>>,
-    /// How many slow reads have begun.
+    /// How many slow reads and writes have begun.
     begun: Mutex<u32>,
 }
 
@@ -71,8 +75,20 @@ impl Disk {
         self.opened.notify_all();
     }
 
-    /// Waits until a slow read has begun.
-    pub(crate) fn wait_for_slow_read(&self) {
+    fn wait_at_the_gate(&self) {
+        *self.begun.lock().unwrap() += 1;
+        self.opened.notify_all();
+        let is_open = self.is_open.lock().unwrap();
+        drop(self.opened.wait_while(is_open, |is_open| !*is_open).unwrap());
+    }
+
+    /// How many slow reads and writes have begun.
+    pub(crate) fn begun(&self) -> u32 {
+        *self.begun.lock().unwrap()
+    }
+
+    /// Waits until a slow read or write has begun.
+    pub(crate) fn wait_for_slow(&self) {
         let begun = self.begun.lock().unwrap();
         drop(self.opened.wait_while(begun, |begun| *begun == 0).unwrap());
     }
@@ -106,10 +122,7 @@ impl Backend for Shared {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
         failing(offset)?;
         if offset == SLOW {
-            *self.0.begun.lock().unwrap() += 1;
-            self.0.opened.notify_all();
-            let is_open = self.0.is_open.lock().unwrap();
-            drop(self.0.opened.wait_while(is_open, |is_open| !*is_open).unwrap());
+            self.0.wait_at_the_gate();
         }
         let at = offset as usize;
         buffer.copy_from_slice(&self.0.data.lock().unwrap()[at..at + buffer.len()]);
@@ -118,6 +131,9 @@ impl Backend for Shared {
 
     fn write_at(&self, data: &[u8], offset: u64, _fua: bool) -> io::Result<()> {
         failing(offset)?;
+        if offset == SLOW_WRITE {
+            self.0.wait_at_the_gate();
+        }
         let at = offset as usize;
         self.0.data.lock().unwrap()[at..at + data.len()].copy_from_slice(data);
         Ok(())
@@ -163,6 +179,7 @@ impl Backend for Shared {
 pub(crate) struct World {
     pub(crate) disk: Arc<Disk>,
     scratch: Scratch,
+    tcp: SocketAddr,
     stop: UnixStream,
     server: Option<JoinHandle<io::Result<()>>>,
 }
@@ -175,8 +192,12 @@ impl World {
     /// A disk as the default export, and as `ro`, which is read-only.
     pub(crate) fn with(disk: Arc<Disk>, limits: Limits) -> Self {
         let scratch = Scratch::new();
-        let listen = Listen::Unix(scratch.path().join("socket"));
-        let listeners = Listeners::bind(&[listen]).unwrap();
+        let unix = Listen::Unix(scratch.path().join("socket"));
+        let listeners = Listeners::bind(&[unix, "tcp:127.0.0.1:0".parse().unwrap()]).unwrap();
+        let tcp = listeners.addresses().iter().find_map(|address| match address {
+            Address::Tcp { host, port } => Some(format!("{host}:{port}").parse().unwrap()),
+            _ => None,
+        });
         let export = |name: &str| {
             Export::new(name.into(), "a test".into(), Arc::new(Shared(Arc::clone(&disk))))
         };
@@ -184,11 +205,18 @@ impl World {
         let server = Server::new(exports, Security::None, limits);
         let (stop, stopped) = UnixStream::pair().unwrap();
         let server = std::thread::spawn(move || server.serve(listeners, stopped.as_fd()));
-        Self { disk, scratch, stop, server: Some(server) }
+        Self { disk, scratch, tcp: tcp.unwrap(), stop, server: Some(server) }
     }
 
     pub(crate) fn connect(&self) -> UnixStream {
         UnixStream::connect(self.scratch.path().join("socket")).unwrap()
+    }
+
+    /// A connection by TCP; it may be turned away.
+    pub(crate) fn connect_tcp(&self) -> UnixStream {
+        let stream = TcpStream::connect(self.tcp).unwrap();
+        // A stream socket is used in the same way, whatever it is made of.
+        OwnedFd::from(stream).into()
     }
 
     /// A client in the transmission phase, with block status where that can be had.
@@ -229,4 +257,19 @@ impl Drop for World {
             self.join();
         }
     }
+}
+
+/// Whether there is the end to be read, or something else.
+pub(crate) fn has_ended(client: &mut RawClient) -> bool {
+    client.stream.set_nonblocking(true).unwrap();
+    let read = client.stream.read(&mut [0]);
+    client.stream.set_nonblocking(false).unwrap();
+    !matches!(read, Err(error) if error.kind() == ErrorKind::WouldBlock)
+}
+
+/// Whether the server has closed the connection, whatever of it is still to be read.
+pub(crate) fn is_hung_up(client: &RawClient) -> bool {
+    let mut fds = [PollFd::new(client.stream.as_fd(), PollFlags::empty())];
+    poll(&mut fds, PollTimeout::ZERO).unwrap();
+    fds[0].revents().is_some_and(|events| events.contains(PollFlags::POLLHUP))
 }
