@@ -1,5 +1,6 @@
 //! Reading and writing: a file, a block device, or memory, which is a file too.
 
+mod remains;
 #[cfg(test)]
 mod tests;
 
@@ -139,42 +140,6 @@ impl FileExport {
         }
         self.file.write_all_at(data, offset)?;
         self.note(offset, data.len());
-        Ok(())
-    }
-
-    /// Fails if a range ends behind the end of the file. A write there would make the file grow
-    /// back, and what was cut off would then read as zeroes as if nothing had happened. Returns the
-    /// file's size, if it matters.
-    fn check_end(&self, end: u64) -> io::Result<u64> {
-        if self.kind != Kind::Regular {
-            return Ok(self.geometry.size);
-        }
-        let size = self.file.metadata()?.len();
-        if size < self.geometry.size {
-            self.whole_at.store(0, Ordering::Relaxed);
-        }
-        if end <= size {
-            return Ok(size);
-        }
-        Err(io::Error::other(format!(
-            "{} was truncated while it was served: it has {size} bytes instead of {}; what was \
-             cut off is lost, so detach the device",
-            self.path.display(),
-            self.geometry.size
-        )))
-    }
-
-    /// The same, without asking for the size before each write: where it was right a moment ago, it
-    /// is believed. A write in that moment may make a truncated file grow, but never to its old
-    /// size, since the one that ends there always asks; so the next question finds it out.
-    fn check_end_at(&self, end: u64, now: u64) -> io::Result<()> {
-        let age = now.wrapping_sub(self.whole_at.load(Ordering::Relaxed));
-        if self.kind != Kind::Regular || age < MOMENT && end < self.geometry.size {
-            return Ok(());
-        }
-        if self.check_end(end)? >= self.geometry.size {
-            self.whole_at.store(now, Ordering::Relaxed);
-        }
         Ok(())
     }
 
@@ -320,6 +285,7 @@ impl Backend for FileExport {
                 Err(error) if is_unsupported(&error) => {}
                 other => other?,
             }
+            self.check_changed(offset + length)?;
         }
         self.sync_if(fua)
     }
@@ -347,6 +313,7 @@ impl Backend for FileExport {
                 }
                 other => other?,
             }
+            self.check_changed(offset + length)?;
         }
         self.sync_if(how.fua)
     }
@@ -365,7 +332,7 @@ impl Backend for FileExport {
             return Ok(vec![Extent { length, hole: false, zero: false }]);
         }
         let most = if one { 1 } else { MOST_EXTENTS };
-        extents::of_file(&self.file, offset, length, most)
+        self.keep_present(offset, extents::of_file(&self.file, offset, length, most)?)
     }
 
     fn try_read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<bool> {

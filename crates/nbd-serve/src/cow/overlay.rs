@@ -198,12 +198,18 @@ impl Backend for Overlay {
         while at < end && extents.len() < most {
             let (next, is_own) = self.map.run(at, end);
             let found = if is_own {
-                self.diff.extents(self.at(at), next - at, one)?
+                self.diff.extents(self.at(at), next - at, one)
             } else {
-                self.base.extents(at, next - at, one)?
+                self.base.extents(at, next - at, one)
             };
-            at += found.iter().map(|extent| extent.length).sum::<u64>();
+            let found = match found {
+                // What could be found out is an answer, and the client asks on from there.
+                Err(_) if !extents.is_empty() => break,
+                found => found?,
+            };
+            let length: u64 = found.iter().map(|extent| extent.length).sum();
             extents.extend(found);
+            at += length;
         }
         Ok(extents)
     }

@@ -339,3 +339,51 @@ fn writers_of_one_cluster_do_not_lose_each_others_data() {
     let expected = |at: usize| (at / SECTOR % 8) as u8 + 1;
     assert!(data.iter().enumerate().all(|(at, byte)| *byte == expected(at)));
 }
+
+/// Neither by those who ask for what is where, nor by a commit, which would write the zeroes to the
+/// base.
+#[test]
+fn what_was_cut_off_of_base_or_diff_is_not_called_zero() {
+    for cut in ["base", "diff"] {
+        let world = World::new();
+        let overlay = world.overlay();
+        let (length, size) = (8192, SIZE as u64);
+        let offset = size - length;
+        if cut == "diff" {
+            overlay.write_at(&[3; 8192], offset, false).unwrap();
+        }
+        overlay.extents(offset, length, false).unwrap();
+        let mut options = File::options();
+        let file = options.read(true).write(true).open(world.directory.path(cut)).unwrap();
+        let start = if cut == "diff" { format::read(&file).unwrap().data } else { 0 };
+        file.set_len(start + offset).unwrap();
+        let error = overlay.extents(offset, length, false).unwrap_err().to_string();
+        assert!(error.contains("was truncated while it was served"), "{error}");
+        overlay.read_at(&mut [0; 4096], offset).unwrap_err();
+        // What is in front of it is told.
+        let extents = overlay.extents(0, size, false).unwrap();
+        assert_eq!(extents.iter().map(|extent| extent.length).sum::<u64>(), offset);
+    }
+}
+
+#[test]
+fn a_diff_that_was_cut_off_is_not_committed_as_zeroes() {
+    let directory = Directory::new();
+    let (base, diff) = (directory.file("base", 1 << 20), directory.path("diff"));
+    fs::write(&base, vec![7; 1 << 20]).unwrap();
+    let file = first(&diff, 1 << 20, false).unwrap();
+    let map = Map::open(file).unwrap();
+    let data = map.layout().data;
+    let storage = storage(map.file().try_clone().unwrap(), diff.clone(), map.layout());
+    storage.write_at(&[8; 65536], data, false).unwrap();
+    map.allocating().set(0, 65536).unwrap();
+    map.flush().unwrap();
+    drop((map, storage));
+    File::options().write(true).open(&diff).unwrap().set_len(data + 4096).unwrap();
+    let error = commit::commit(spec(&base, &diff)).unwrap_err();
+    assert!(complaint(&error).contains("was truncated while it was served"), "{error:?}");
+    // Nothing was made zero, and the diff is still there.
+    let content = fs::read(&base).unwrap();
+    assert!(content.iter().all(|byte| matches!(byte, 7 | 8)));
+    assert!(fs::metadata(&diff).unwrap().len() > 0);
+}

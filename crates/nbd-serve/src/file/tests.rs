@@ -149,11 +149,49 @@ fn a_file_truncated_under_us_reads_as_an_error_and_never_as_zeroes() {
     truncated(export.write_at(&buffer, MIB - 4096, false));
     truncated(export.write_at(&buffer, MIB - 8192, false));
     truncated(export.write_zeroes_by_hand(MIB - 4096, 4096));
-    export.trim(MIB - 4096, 4096, false).unwrap();
     truncated(export.read_at(&mut buffer, MIB - 4096));
     // What is left is as good as before.
     assert_eq!(read(&export, 0, 4096), pattern(4096, 5));
     export.write_at(&buffer, 0, true).unwrap();
+}
+
+/// A copying tool would make zeroes of it, with success.
+#[test]
+fn what_was_cut_off_is_neither_called_zero_nor_made_zero() {
+    let directory = Directory::new();
+    let on_disk = file(&directory, MIB);
+    let shared = File::from(memfd_create(c"cut", MFdFlags::MFD_CLOEXEC).unwrap());
+    shared.set_len(MIB).unwrap();
+    let geometry = on_disk.geometry();
+    let in_memory = FileExport::new(shared, "disk".into(), Kind::Regular, false, geometry);
+    for export in [on_disk, in_memory] {
+        export.write_at(&pattern(4096, 5), 0, true).unwrap();
+        let cut = MIB / 2 + 100;
+        export.file.set_len(cut).unwrap();
+        let lost = |result: io::Result<()>| {
+            let text = result.unwrap_err().to_string();
+            assert!(text.contains("disk was truncated"), "{text}");
+        };
+        // What is there is told, and no more.
+        let data = Extent { length: 4096, hole: false, zero: false };
+        let hole = Extent { length: cut - 4096, hole: true, zero: true };
+        assert_eq!(export.extents(0, MIB, false).unwrap(), [data, hole]);
+        assert_eq!(export.extents(4096, MIB - 4096, true).unwrap(), [hole]);
+        for offset in [cut, MIB / 2 + 4096, MIB - 4096] {
+            lost(export.extents(offset, MIB - offset, false).map(drop));
+        }
+        for (no_hole, fast_only) in [(false, false), (true, false), (false, true)] {
+            let how = ZeroOptions { fua: false, no_hole, fast_only };
+            for (offset, length) in [(MIB - 4096, 4096), (MIB / 2, 4096), (0, MIB)] {
+                lost(export.write_zeroes(offset, length, how));
+            }
+            export.write_zeroes(MIB / 4, 4096, how).unwrap();
+        }
+        lost(export.trim(MIB - 4096, 4096, false));
+        lost(export.trim(MIB / 2, 4096, false));
+        export.trim(MIB / 4, 4096, true).unwrap();
+        assert_eq!(export.file.metadata().unwrap().len(), cut);
+    }
 }
 
 #[test]

@@ -141,3 +141,34 @@ fn nbdcopy_copies_both_ways() {
     output("nbdcopy", &["--requests=64", &server.uri(""), &server.uri("m")]);
     assert_eq!(server.stop(), [""; 0]);
 }
+
+/// The part that is gone is an error, and never zeroes with success.
+#[test]
+fn tools_fail_to_copy_a_file_that_was_cut_off_while_it_was_served() {
+    let scratch = Scratch::new();
+    let back = scratch.path().join("back");
+    let back = back.to_str().unwrap();
+    for layers in ["", "cow:"] {
+        let directory = Scratch::new();
+        let disk = directory.path().join("disk");
+        fs::write(&disk, pattern(4 << 20)).unwrap();
+        let end = if layers.is_empty() { "" } else { "+{dir}/diff" };
+        let export = format!("{layers}file:{{dir}}/disk{end}");
+        let server = Server::in_directory(directory, &[&export]);
+        fs::File::options().write(true).open(&disk).unwrap().set_len(1 << 20).unwrap();
+        let uri = server.uri("");
+        for (program, arguments) in [
+            ("nbdcopy", vec![&*uri, back]),
+            ("qemu-img", vec!["convert", "-f", "raw", "-O", "raw", &uri, back]),
+        ] {
+            let (code, _, words) = run(program, &arguments);
+            assert_ne!(code, 0, "{program} copies what is gone from {export}: {words}");
+        }
+        let (code, text, _) = run("nbdinfo", &["--map", &uri]);
+        assert!(code != 0 || !text.contains("hole,zero"), "{text}");
+        let zero = ["-f", "raw", "-c", "write -z 2M 64k", &uri];
+        let (code, text, words) = run("qemu-io", &zero);
+        // A diff is whole, so zeroes can be written there.
+        assert_eq!(code != 0, layers.is_empty(), "{export}: {text}{words}");
+    }
+}
