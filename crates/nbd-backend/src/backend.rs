@@ -141,6 +141,10 @@ pub struct Capabilities {
     pub flush: bool,
     /// [`Backend::write_at`] and the others honour `fua`.
     pub fua: bool,
+    /// What was written is as durable as it ever gets: memory. Clients on the network are offered
+    /// flush and FUA all the same, since they like to ask; that succeeds and has nothing to do. The
+    /// kernel is not, as it would only cost time.
+    pub volatile: bool,
     /// [`Backend::trim`] works.
     pub trim: bool,
     /// [`Backend::write_zeroes`] works.
@@ -181,6 +185,7 @@ impl Geometry {
             read_only: has(TransmissionFlags::READ_ONLY),
             flush: has(TransmissionFlags::SEND_FLUSH),
             fua: has(TransmissionFlags::SEND_FUA),
+            volatile: false,
             trim: has(TransmissionFlags::SEND_TRIM),
             write_zeroes: has(TransmissionFlags::SEND_WRITE_ZEROES),
             fast_zero: false,

@@ -143,6 +143,7 @@ impl Job {
     fn needs_no_server(&self, terms: &Terms) -> bool {
         match self.command {
             Command::BlockStatus { .. } => terms.allocation.is_none(),
+            Command::Flush => !terms.has_flush,
             Command::Cache { .. } => !terms.has_cache,
             _ => false,
         }

@@ -71,6 +71,7 @@ fn settle(offer: &Established) -> Result<(Terms, Shape), Cause> {
         allocation,
         // A server's minimum is never above its maximum, so nothing is left of neither.
         max_payload: (offer.block_sizes.maximum / block * block).max(block),
+        has_flush: offer.flags.contains(TransmissionFlags::SEND_FLUSH),
         has_cache: offer.flags.contains(TransmissionFlags::SEND_CACHE),
         is_multi: offer.flags.contains(TransmissionFlags::CAN_MULTI_CONN),
     };

@@ -99,6 +99,7 @@ impl Shape {
             read_only: !is_writable,
             flush: has(TransmissionFlags::SEND_FLUSH),
             fua: has(TransmissionFlags::SEND_FUA),
+            volatile: false,
             trim: is_writable && has(TransmissionFlags::SEND_TRIM),
             write_zeroes: is_writable && has(TransmissionFlags::SEND_WRITE_ZEROES),
             fast_zero: is_writable && has(TransmissionFlags::SEND_FAST_ZERO),

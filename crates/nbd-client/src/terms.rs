@@ -14,6 +14,8 @@ pub(crate) struct Terms {
     pub(crate) allocation: Option<u32>,
     /// The longest read or write: a multiple of the block size.
     pub(crate) max_payload: u32,
+    /// Flush is understood. If not, what was answered is as durable as it ever gets.
+    pub(crate) has_flush: bool,
     /// Cache is understood.
     pub(crate) has_cache: bool,
     /// Flush on one connection covers what was written over another.

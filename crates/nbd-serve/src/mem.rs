@@ -39,6 +39,7 @@ pub(crate) fn geometry(spec: MemorySpec) -> Geometry {
         size: spec.size,
         block_size: spec.block,
         capabilities: Capabilities {
+            volatile: true,
             trim: true,
             write_zeroes: true,
             fast_zero: true,

@@ -251,6 +251,7 @@ fn capabilities(spec: &FileSpec, kind: Kind, device: Option<u64>) -> Capabilitie
         read_only: spec.read_only,
         flush: writable,
         fua: writable,
+        volatile: false,
         trim: writable && discards,
         write_zeroes: writable,
         fast_zero: writable,

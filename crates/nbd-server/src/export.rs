@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use nbd_backend::{Backend, Durability, Geometry, ProcessDurability, Workers};
+use nbd_backend::{Backend, Capabilities, Durability, Geometry, ProcessDurability, Workers};
 use nbd_proto::handshake::{Catalog, Offer, Refusal};
 use nbd_proto::{BlockSizes, Export as Rules, TransmissionFlags};
 
@@ -34,7 +34,13 @@ impl Export {
     /// The same export, to which nobody may write.
     #[must_use]
     pub fn read_only(mut self) -> Self {
-        self.geometry.capabilities.read_only = true;
+        self.geometry.capabilities = Capabilities {
+            read_only: true,
+            trim: false,
+            write_zeroes: false,
+            fast_zero: false,
+            ..self.geometry.capabilities
+        };
         self
     }
 
@@ -70,9 +76,10 @@ impl Export {
     fn offer(&self, limits: &Limits) -> Offer {
         let minimum = self.minimum();
         let can = &self.geometry.capabilities;
+        // What the storage can do, and no more. A client that is not offered a flush knows that there
+        // is none to be had; if it were, it would be told of a failure, and so of lost data.
         let mut flags = self.geometry.transmission_flags();
-        if !can.flush {
-            // There is nothing to be made durable, so that succeeds; and clients like to ask.
+        if can.volatile {
             flags |= TransmissionFlags::SEND_FLUSH | TransmissionFlags::SEND_FUA;
         }
         Offer {
@@ -85,7 +92,7 @@ impl Export {
             },
             description: Some(self.description.clone()),
             name: self.name.clone(),
-            allocation: true,
+            allocation: can.extents,
         }
     }
 

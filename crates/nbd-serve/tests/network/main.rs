@@ -13,6 +13,7 @@
 //! | `odd` | odd requests, sent by libnbd from Python |
 //! | `qemu` | qemu-img and qemu-io |
 //! | `fio` | fio's nbd engine, which verifies what it reads |
+//! | `offers` | what is offered is what the storage can do |
 //! | `spans` | reads that are sent from where the storage lies in memory |
 //! | `tls` | secured connections |
 
@@ -22,6 +23,7 @@ mod fio;
 mod libnbd;
 mod memory;
 mod odd;
+mod offers;
 mod qemu;
 mod service;
 mod spans;
