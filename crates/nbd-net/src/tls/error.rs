@@ -39,7 +39,7 @@ pub enum CredentialsError {
         #[source]
         source: pem::Error,
     },
-    /// A certificate or key is not acceptable, or the two do not belong together.
+    /// A certificate is not acceptable, or does not belong to the key beside it.
     #[error("the content of {path} cannot be used")]
     Unusable {
         /// The file.
@@ -47,6 +47,14 @@ pub enum CredentialsError {
         /// Why.
         #[source]
         source: RustlsError,
+    },
+    /// A key is none that can be used.
+    #[error("the key in {path} cannot be used: {what}")]
+    Key {
+        /// The file.
+        path: PathBuf,
+        /// Why, and what to do.
+        what: &'static str,
     },
     /// The authorities, or their lists of revoked certificates, are not acceptable.
     #[error("the authorities in {directory} cannot be used (ca-cert.pem, ca-crl.pem)")]

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use ring::rsa::KeyPair;
 use rustls::RootCertStore;
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
@@ -49,7 +50,11 @@ impl<'a> Files<'a> {
         let path = self.directory.join(format!("{role}-key.pem"));
         let key = PrivateKeyDer::from_pem_file(&path);
         let key = key.map_err(|error| explain(error, &path, "private key"))?;
-        Ok((chain, key))
+        // Where a key goes with its certificate, only the latter would be named.
+        match super::provider().key_provider.load_private_key(key.clone_key()) {
+            Ok(_) => Ok((chain, key)),
+            Err(_) => Err(CredentialsError::Key { path, what: unfit(&key) }),
+        }
     }
 
     /// The same, if both files are there or none is.
@@ -98,6 +103,36 @@ fn explain(error: pem::Error, path: &Path, what: &'static str) -> CredentialsErr
         source => CredentialsError::Malformed { path, source },
     }
 }
+
+/// Why a key cannot be used, and what to do about it. Only ring says more of an RSA key than that.
+fn unfit(key: &PrivateKeyDer<'_>) -> &'static str {
+    let rsa = match key {
+        PrivateKeyDer::Pkcs1(key) => KeyPair::from_der(key.secret_pkcs1_der()),
+        PrivateKeyDer::Pkcs8(key) => KeyPair::from_pkcs8(key.secret_pkcs8_der()),
+        _ => return UNKNOWN_KEY,
+    };
+    match rsa.map_err(|rejected| rejected.to_string()) {
+        Err(why) if why.contains("MultipleOf512") => {
+            "it is an RSA key whose length is no multiple of 512 bits, as certtool made them for \
+             years (2,432 bits), and the cryptography in this program (ring) does not sign with \
+             such keys; make a key and a certificate anew, of 3072 bits (certtool --bits 3072) or \
+             with ECDSA"
+        }
+        Err(why) if why.contains("TooSmall") => {
+            "it is an RSA key of less than 2048 bits, which is not secure; make a key and a \
+             certificate anew, of 3072 bits or with ECDSA"
+        }
+        Err(why) if why.contains("TooLarge") => {
+            "it is an RSA key of more than 4096 bits, which the cryptography in this program \
+             (ring) does not sign with; make a key and a certificate anew, of 4096 bits or with \
+             ECDSA"
+        }
+        _ => UNKNOWN_KEY,
+    }
+}
+
+const UNKNOWN_KEY: &str = "it is damaged, or of another kind than RSA, ECDSA (P-256, P-384) and \
+    Ed25519; make a key and a certificate of one of these";
 
 /// A file that we may not see is no missing one.
 fn exists(path: &Path) -> Result<bool, CredentialsError> {

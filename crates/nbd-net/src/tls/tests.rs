@@ -106,3 +106,26 @@ fn a_key_of_another_certificate_is_refused() {
         assert!(matches!(error, CredentialsError::Unusable { .. }), "{error}");
     }
 }
+
+/// A key of which rustls only says that it cannot be used, with the certificate's name.
+#[test]
+fn a_key_that_cannot_be_used_is_named_and_why() {
+    let damaged = "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n";
+    for (key, why) in [
+        (include_str!("keys/rsa-2432.pem"), "no multiple of 512 bits"),
+        (include_str!("keys/rsa-1024.pem"), "less than 2048 bits"),
+        (damaged, "it is damaged, or of another kind"),
+    ] {
+        for role in ["server", "client"] {
+            let scratch = scratch();
+            let path = scratch.path();
+            fs::write(path.join(format!("{role}-key.pem")), key).unwrap();
+            let error = match role {
+                "server" => ServerTls::load(path, false).unwrap_err(),
+                _ => ClientTls::load(Some(path), true).unwrap_err(),
+            };
+            let error = error.to_string();
+            assert!(error.contains(&format!("{role}-key.pem")) && error.contains(why), "{error}");
+        }
+    }
+}
