@@ -11,11 +11,16 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use nbd_net::descriptors;
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
 use crate::fence::{self, Fence};
-use crate::system;
+use crate::{shell, system};
+
+/// What a service manager tells a service, and not what that starts.
+const SERVICE_VARIABLES: [&str; 5] =
+    ["NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "LISTEN_PIDFDID", "LISTEN_FDNAMES"];
 
 /// How the server is reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,7 +52,7 @@ enum Way {
 }
 
 impl Server {
-    /// Starts a server by the shell; `exec` is put before `text`, so that the shell makes way.
+    /// Starts a server by the shell, which makes way for it where that [is possible](shell).
     ///
     /// The server ends when the calling thread does.
     pub(crate) fn start(text: &str, manner: Manner, name: &str) -> io::Result<Self> {
@@ -58,31 +63,35 @@ impl Server {
         for variable in nbd_backend::ENVIRONMENT {
             command.env_remove(variable);
         }
-        // Nor is it the service whose manager waits to hear that it is ready.
-        command.env_remove("NOTIFY_SOCKET");
+        // Nor is it the service whose manager waits to hear that it is ready, or passes sockets.
+        for variable in SERVICE_VARIABLES {
+            command.env_remove(variable);
+        }
         // Signals of a terminal are for us, and what it starts is to end with it.
         command.process_group(0);
         system::die_with_this_thread(&mut command);
+        system::keep_descriptors_from(&mut command, descriptors::original_limit());
+        let serve = shell::with_exec(text);
         let (way, script) = match manner {
             Manner::Talk => {
                 let (ours, theirs) = UnixStream::pair()?;
                 let theirs = OwnedFd::from(theirs);
                 command.stdin(theirs.try_clone()?).stdout(theirs);
-                (Way::Talk(Some(ours)), format!("exec {text}"))
+                (Way::Talk(Some(ours)), serve)
             }
             Manner::Path => {
                 let directory = Directory::new()?;
                 command.env("unixsocket", directory.socket());
-                (Way::Socket(directory), format!("exec {text}"))
+                (Way::Socket(directory), serve)
             }
             Manner::Listen => {
                 let directory = Directory::new()?;
                 let listener = UnixListener::bind(directory.socket())?;
                 let socket = directory.open()?;
-                command.stdin(OwnedFd::from(listener)).env_remove("LISTEN_FDNAMES");
+                command.stdin(OwnedFd::from(listener));
                 // Only the shell knows the process number before the server runs.
                 let script =
-                    format!("exec 3<&0 </dev/null; export LISTEN_FDS=1 LISTEN_PID=$$; exec {text}");
+                    format!("exec 3<&0 </dev/null; export LISTEN_FDS=1 LISTEN_PID=$$; {serve}");
                 (Way::Unnamed(socket), script)
             }
         };

@@ -11,7 +11,7 @@
 //! | `remote` | the backend; `wait` is for callers who wait |
 //! | `link` | the thread behind a connection: connects, replays, receives, begins again; `retry` says when |
 //! | `roster` | which connections there are, and what waits for one |
-//! | `dial`, `child` | from a target to a connection, starting a program if need be |
+//! | `dial`, `child`, `shell` | from a target to a connection, starting a program if need be |
 //! | `shake`, `terms`, `shape` | the handshake, and what was agreed on in it |
 //! | `connection`, `flow`, `table` | requests on their way, and those that are not answered |
 //! | `job`, `stock` | a task that was taken over, and the requests that it is split into |
@@ -55,6 +55,7 @@ mod retry;
 mod roster;
 mod shake;
 mod shape;
+mod shell;
 mod stock;
 mod system;
 mod table;

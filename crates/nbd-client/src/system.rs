@@ -7,6 +7,7 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 use nix::sys::prctl;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
 use nix::unistd::{Pid, getppid};
 
@@ -25,6 +26,43 @@ pub(crate) fn die_with_this_thread(command: &mut Command) {
     // nor takes a lock; its errors are numbers.
     unsafe {
         command.pre_exec(prepare);
+    }
+}
+
+/// Leaves the program that `command` starts none of our descriptors but the standard ones, and its
+/// own limit of them: there are sockets among ours that only we may hold, and programs made for few
+/// descriptors fail with many.
+pub(crate) fn keep_descriptors_from(command: &mut Command, limit: Option<u64>) {
+    let prepare = move || {
+        close_on_exec();
+        if let Some(soft) = limit {
+            let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+            setrlimit(Resource::RLIMIT_NOFILE, soft.min(hard), hard)?;
+        }
+        Ok(())
+    };
+    // SAFETY: between fork and exec, the closure makes system calls only, and neither allocates nor
+    // takes a lock; its errors are numbers.
+    unsafe {
+        command.pre_exec(prepare);
+    }
+}
+
+/// All descriptors behind the standard ones are closed by exec. Those that std needs are already.
+fn close_on_exec() {
+    const FIRST: libc::c_int = 3;
+    /// Where the kernel cannot do it at once (before 5.11), these are tried one by one.
+    const MOST: libc::c_int = 4096;
+    // SAFETY: takes three numbers.
+    let done = unsafe {
+        libc::syscall(libc::SYS_close_range, FIRST, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC)
+    };
+    if done == 0 {
+        return;
+    }
+    for descriptor in FIRST..MOST {
+        // SAFETY: takes numbers; one that is not open is an error without effect.
+        unsafe { libc::fcntl(descriptor, libc::F_SETFD, libc::FD_CLOEXEC) };
     }
 }
 

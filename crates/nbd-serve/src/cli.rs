@@ -37,7 +37,9 @@ SPEC is one of
       retry=SECONDS       requests fail when the server is gone for so long; else they wait
       tls-certificates=DIRECTORY, tls-hostname=NAME, tls-verify-peer=0
   exec:COMMAND            a server that is started here, and again when it dies: one that talks
-                          on stdin and stdout, or listens on $unixsocket if COMMAND has that
+                          on stdin and stdout, or listens on $unixsocket if COMMAND has that.
+                          A line for the shell: exec:cd /srv && A=1 nbdkit -s …; its last command
+                          serves
   exec+listen:COMMAND     one that is given a listening socket, as by systemd. Options stand before
                           the colon: exec,retry=60: or exec+listen,connections=4,retry=60:
   cow:BASE+DIFF           BASE, a path or a SPEC, is only read; changes go to the file DIFF,

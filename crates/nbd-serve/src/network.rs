@@ -13,6 +13,7 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use nbd_control::service;
 use nbd_net::address::Listen;
+use nbd_net::descriptors;
 use nbd_net::listener::{ListenError, Listener, Listeners};
 use nbd_net::tls::{CredentialsError, ServerTls};
 use nbd_server::{Export as NetworkExport, Limits, Security, Server};
@@ -28,6 +29,8 @@ use crate::spec::{self, Spec, SpecError};
 const LONGEST_NAME: usize = 4096;
 /// What clients may rely on where nothing else is agreed on, and the most that headers can say.
 const PAYLOADS: std::ops::RangeInclusive<u64> = 4096..=1 << 30;
+/// For storage, connections to other servers, and programs that are started.
+const SPARE_DESCRIPTORS: usize = 64;
 /// With less memory than that clients would wait for each other all the time.
 const LEAST_MEMORY: u64 = 1 << 20;
 
@@ -65,6 +68,9 @@ pub struct NetworkArgs {
     pub tls_verify_peer: bool,
 
     /// Most clients at a time; more are turned away.
+    ///
+    /// The limit of open files is raised for them. Where it cannot be raised far enough, there are
+    /// fewer, and a warning says so.
     #[arg(long, value_name = "NUMBER", default_value_t = Limits::default().connections, requires = "listen")]
     pub max_connections: usize,
 
@@ -77,7 +83,8 @@ pub struct NetworkArgs {
     ///
     /// Small requests are served at once, whatever the others do: beside this memory each client has
     /// buffers of its own, 4M at most. One that leaves replies unread or a request half sent for half
-    /// a minute, while others wait for the memory that is taken up by that, is dropped.
+    /// a minute, or then moves less than 256K a second, while others wait for the memory that is
+    /// taken up by that, is dropped.
     #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = parse_memory, requires = "listen")]
     pub max_memory: u64,
 
@@ -86,10 +93,16 @@ pub struct NetworkArgs {
     pub handshake_timeout: Duration,
 
     /// Seconds of silence after which a client is dropped [default: never].
+    ///
+    /// A client whose machine has vanished is dropped anyway: after about a minute and a half without
+    /// an acknowledgement, or some six minutes if it had long stopped reading before.
     #[arg(long, value_name = "SECONDS", value_parser = parse_seconds, requires = "listen")]
     pub idle_timeout: Option<Duration>,
 
     /// Seconds that requests under way may take to end after SIGTERM or SIGINT.
+    ///
+    /// A client whose requests take longer sees the end of its connection when this process has ended,
+    /// and with it whatever could still have been written.
     #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = parse_seconds, requires = "listen")]
     pub grace: Duration,
 }
@@ -178,10 +191,33 @@ pub(crate) fn serve(args: &NetworkArgs, texts: &[OsString]) -> Result<(), Networ
         tracing::info!("serving {} on {place}", served.join(", "));
     }
     service::ready(&format!("serving {} on {}", served.join(", "), places.join(", ")));
-    let server = Server::new(exports, security, limits(args));
+    let connections = connections(args.max_connections);
+    let limits = Limits { connections, ..limits(args) };
+    let server = Server::new(exports, security, limits);
     let served = server.serve(listeners, stop.as_fd());
     backends.iter().for_each(|backend| backend.close());
     served.map_err(NetworkError::Accept)
+}
+
+/// As many clients as there are descriptors for. Those beyond that are turned away: if accepting them
+/// failed, they would wait without an answer.
+fn connections(wanted: usize) -> usize {
+    let own = std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count) + SPARE_DESCRIPTORS;
+    let limit = match descriptors::raise_limit((wanted + own) as u64) {
+        Ok(limit) => usize::try_from(limit).unwrap_or(usize::MAX),
+        Err(error) => {
+            tracing::warn!("cannot raise the limit of open files: {error}");
+            return wanted;
+        }
+    };
+    let most = limit.saturating_sub(own).max(1);
+    if most < wanted {
+        tracing::warn!(
+            "{most} clients at a time, and not {wanted}: this process may have {limit} open files \
+             only (raise LimitNOFILE= of the service, or `ulimit -n`)"
+        );
+    }
+    most.min(wanted)
 }
 
 fn limits(args: &NetworkArgs) -> Limits {

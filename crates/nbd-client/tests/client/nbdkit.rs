@@ -85,6 +85,31 @@ fn by_standard_input_and_output() {
     exercise(&connect("exec:nbdkit -s memory 64M"));
 }
 
+/// The server must be the process that we know, or it outlives us.
+#[test]
+fn a_command_line_of_the_shell_ends_in_the_server_itself() {
+    for scheme in ["exec:", "exec+listen:"] {
+        let server = if scheme == "exec:" { "nbdkit -s" } else { "nbdkit -f" };
+        for line in [
+            "A='b c' SERVER memory 64M",
+            "cd / && A='b c' SERVER memory 64M",
+            "A='b c'; export A; cd /; SERVER memory 64M",
+        ] {
+            let remote = connect(&format!("{scheme}{}", line.replace("SERVER", server)));
+            let pid = pid_of(&remote.child_pidfd().unwrap());
+            let command = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap();
+            assert_eq!(command.trim(), "nbdkit", "{line}");
+            let environment = fs::read(format!("/proc/{pid}/environ")).unwrap();
+            assert!(environment.split(|byte| *byte == 0).any(|text| text == b"A=b c"), "{line}");
+            if line.contains("cd /") {
+                let directory = fs::read_link(format!("/proc/{pid}/cwd")).unwrap();
+                assert_eq!(directory, PathBuf::from("/"));
+            }
+            exercise(&remote);
+        }
+    }
+}
+
 #[test]
 fn by_a_socket_that_it_makes() {
     exercise(&connect("exec:nbdkit -f -U $unixsocket memory 64M"));

@@ -235,3 +235,66 @@ fn a_second_signal_does_not_wait() {
     server.signal(Signal::SIGINT);
     assert_eq!(server.end().0.code(), Some(130));
 }
+
+/// The soft limit is raised; a client for whom there is no descriptor is turned away and does not
+/// wait for ever.
+#[test]
+fn as_many_clients_as_promised_are_served_whatever_the_limit_of_open_files() {
+    for (limit, privileges, clients, served) in [
+        ("ulimit -S -n 64", "", 200, 200),
+        ("ulimit -n 100", "setpriv --bounding-set=-all --inh-caps=-all", 200, 1),
+    ] {
+        let scratch = Scratch::new();
+        let socket = scratch.path().join("socket");
+        let is_root = nix::unistd::geteuid().is_root();
+        let privileges = if is_root { privileges } else { "" };
+        let shell = format!("{limit}; exec {privileges} \"$0\" \"$@\"");
+        let mut server = Command::new("/bin/sh")
+            .args(["-c", &shell, PROGRAM])
+            .arg(format!("--listen=unix:{}", socket.display()))
+            .args(["--max-connections=200", "mem:1M"])
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap();
+        while UnixStream::connect(&socket).is_err() {
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        let mut all = Vec::new();
+        let mut greeted = 0;
+        for _ in 0..clients {
+            let mut client = UnixStream::connect(&socket).unwrap();
+            client.set_read_timeout(Some(std::time::Duration::from_secs(60))).unwrap();
+            // The one that was there to find out may not have left yet.
+            greeted += usize::from(client.read(&mut [0; 18]).unwrap() > 0);
+            all.push(client);
+        }
+        server.kill().unwrap();
+        server.wait().unwrap();
+        assert!(greeted + 1 >= served, "{limit}: {greeted} of {clients} clients were served");
+    }
+}
+
+/// Neither the sockets that a service manager has passed nor the variables that say so.
+#[test]
+fn programs_inherit_nothing_that_is_for_the_service() {
+    let scratch = Scratch::new();
+    let (socket, seen) = (scratch.path().join("socket"), scratch.path().join("seen"));
+    let listening = UnixListener::bind(&socket).unwrap();
+    let see = "{ env; ls -l /proc/self/fd; }";
+    let export = format!("exec:sh -c '{see} >{}; exec nbdkit -s memory 1M'", seen.display());
+    let shell = "LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=nbd exec \"$0\" \"$@\" 3<&0 </dev/null";
+    let mut server = Command::new("/bin/sh")
+        .args(["-c", shell, PROGRAM, "--listen=systemd", &export])
+        .stdin(OwnedFd::from(listening))
+        .spawn()
+        .unwrap();
+    let uri = format!("nbd+unix:///?socket={}", socket.display());
+    assert_eq!(output("nbdinfo", &["--size", &uri]).trim(), "1048576");
+    server.kill().unwrap();
+    server.wait().unwrap();
+    let text = std::fs::read_to_string(seen).unwrap();
+    assert!(text.contains("PATH="), "{text}");
+    assert!(!text.contains("LISTEN_"), "{text}");
+    // What it talks to us by.
+    assert_eq!(text.matches("socket:[").count(), 1, "{text}");
+}
