@@ -99,6 +99,7 @@ impl Disk {
 impl Backend for Disk {
     fn geometry(&self) -> Geometry {
         let capabilities = Capabilities {
+            volatile: true,
             trim: true,
             write_zeroes: true,
             cache: true,

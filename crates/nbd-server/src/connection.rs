@@ -44,7 +44,9 @@ pub(crate) enum ConnectionError {
     Stopped,
     #[error("was silent for too long")]
     Idle,
-    #[error("left a request half sent for too long, while others waited for its memory")]
+    #[error(
+        "left a request half sent for too long, or sent it too slowly, while others waited for its memory"
+    )]
     Stalled,
     #[error("does not answer any more, nor does its machine")]
     Vanished,

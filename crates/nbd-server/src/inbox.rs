@@ -4,12 +4,12 @@ use std::io::{self, IoSliceMut};
 use std::ops::Range;
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nbd_backend::{Span, Vigil};
 use nbd_net::stream::Receiver;
 
-use crate::limits::Limits;
+use crate::limits::{Limits, is_too_slow};
 use crate::memory::{Block, Grant, Memory};
 
 /// Size of a connection's first block, in bytes: enough for a client that sends little at once, of
@@ -41,6 +41,8 @@ pub(crate) struct Inbox {
     /// More has come at once than there was room for.
     was_full: bool,
     timeout: Duration,
+    /// How long the client was waited for since the message began that lies in common memory.
+    waited: Duration,
 }
 
 /// Why nothing can be received at the moment.
@@ -76,6 +78,7 @@ impl Inbox {
             expects_long: false,
             was_full: false,
             timeout,
+            waited: Duration::ZERO,
         })
     }
 
@@ -88,6 +91,7 @@ impl Inbox {
     pub(crate) fn consume(&mut self, count: usize) {
         assert!(count <= self.end - self.start, "consuming what has not come");
         self.start += count;
+        self.waited = Duration::ZERO;
     }
 
     /// A part of [`bytes`](Self::bytes) that stays when they are consumed.
@@ -106,6 +110,13 @@ impl Inbox {
         !self.block.is_own()
     }
 
+    /// Whether a message takes up common memory and comes so slowly that others should not have to
+    /// wait for it.
+    pub(crate) fn is_too_slow(&self, stall: Duration) -> bool {
+        let have = (self.end - self.start) as u64;
+        self.holds_memory() && have > 0 && is_too_slow(self.waited, have, stall)
+    }
+
     /// How long [`receive`](Self::receive) waits, at most a client's time to be idle.
     pub(crate) fn timeout(&self) -> Duration {
         self.timeout
@@ -122,14 +133,18 @@ impl Inbox {
         let Some(block) = Arc::get_mut(&mut self.block) else {
             return Err(io::Error::other("a block to receive into is shared"));
         };
-        let whole = block.bytes().len();
-        let room = if missing > LONG || is_head_only { end + missing } else { whole };
+        let (whole, is_common) = (block.bytes().len(), !block.is_own());
+        // A long message may have to begin where there is no room for all of it.
+        let room = if missing > LONG || is_head_only { whole.min(end + missing) } else { whole };
         let room = &mut block.bytes_mut()[end..room];
         let socket = Arc::clone(self.receiver.socket());
-        let count = match &mut self.vigil {
+        let begun = is_common.then(Instant::now);
+        let received = match &mut self.vigil {
             Some(vigil) => vigil.keep(socket.as_fd(), || self.receiver.receive(room)),
             None => self.receiver.receive(room),
-        }?;
+        };
+        self.waited += begun.map_or(Duration::ZERO, |begun| begun.elapsed());
+        let count = received?;
         self.end += count;
         self.was_full = self.end == whole;
         Ok(count)
@@ -171,8 +186,10 @@ impl Inbox {
     /// Sees to it that the block is ours alone and has room for a message of `length` bytes.
     pub(crate) fn make_room(&mut self, length: usize) -> Result<(), Lack> {
         let have = self.end - self.start;
-        let needed = have + length.saturating_sub(have).max(1);
-        if needed > BLOCK {
+        let mut needed = have + length.saturating_sub(have).max(1);
+        if needed > BLOCK && self.begins_at_home(have) {
+            needed = BLOCK;
+        } else if needed > BLOCK {
             return self.make_long_room(needed);
         }
         if !self.block.is_own() {
@@ -191,6 +208,15 @@ impl Inbox {
         let grant = self.memory.try_take(BLOCK as u64).ok_or(Lack::Turn)?;
         self.change_block(self.memory.block(grant, BLOCK).into());
         Ok(())
+    }
+
+    /// Whether the beginning of a long message comes into the connection's own block: where common
+    /// memory is scarce, a header alone does not get any. It costs a copy, so only there.
+    fn begins_at_home(&mut self, have: usize) -> bool {
+        have < BLOCK
+            && self.block.is_own()
+            && Arc::get_mut(&mut self.block).is_some()
+            && self.memory.is_scarce()
     }
 
     /// Whether the first block of a connection has had its time: there is not enough room, never
@@ -265,6 +291,7 @@ impl Inbox {
         }
         let used = std::mem::replace(&mut self.block, fresh);
         (self.start, self.end) = (0, have);
+        self.waited = Duration::ZERO;
         // One that was too small is not kept.
         if used.is_own() && !self.block.is_own() {
             self.own = Some(used);
@@ -370,6 +397,27 @@ mod tests {
         // That one is all there is.
         let _payload = inbox.share(0..28);
         assert_eq!(inbox.make_room(100), Err(Lack::Turn));
+    }
+
+    #[test]
+    fn a_long_message_begins_at_home_where_memory_is_scarce() {
+        let (mut inbox, mut client) = inbox(8 << 20);
+        let others = inbox.memory.try_take((4 << 20) + 1).unwrap();
+        let length = BLOCK + 100_000;
+        client.write_all(&[7; 4096]).unwrap();
+        inbox.make_room(length).unwrap();
+        assert_eq!(inbox.receive(length).unwrap(), 4096);
+        assert!(!inbox.holds_memory());
+        std::thread::scope(|scope| {
+            scope.spawn(|| client.write_all(&vec![7; BLOCK - 4096]).unwrap());
+            while inbox.bytes().len() < BLOCK {
+                inbox.make_room(length).unwrap();
+                inbox.receive(length).unwrap();
+            }
+        });
+        inbox.make_room(length).unwrap();
+        assert!(inbox.holds_memory() && inbox.bytes() == [7; BLOCK]);
+        drop(others);
     }
 
     #[test]

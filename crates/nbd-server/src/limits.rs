@@ -4,6 +4,18 @@ use std::time::Duration;
 
 use nbd_net::liveness;
 
+/// The least that a client has to send or read in a second while others wait for the memory that it
+/// takes up, in bytes, once it has been waited for as long as [`Limits::stall`]. One that trickles
+/// would keep it otherwise, as each byte is a sign of life.
+pub(crate) const MIN_RATE: u64 = 256 << 10;
+
+/// Whether a client that was waited for so long, and has moved so much meanwhile, is too slow for
+/// others to wait.
+pub(crate) fn is_too_slow(waited: Duration, moved: u64, stall: Duration) -> bool {
+    let allowed = Duration::from_millis(moved.saturating_mul(1000) / MIN_RATE);
+    waited > stall.saturating_add(allowed)
+}
+
 /// Limits of a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
@@ -24,7 +36,7 @@ pub struct Limits {
     /// buffers of its own, a few MiB at most, so that small requests are served at once.
     pub memory: u64,
     /// How long a client may leave replies unread or a request half sent while others wait for the
-    /// memory that is taken up by that.
+    /// memory that is taken up by that, or may send or read less than 256 KiB a second.
     pub stall: Duration,
     /// How long the machine of a client may leave unanswered what it was sent, and what it was
     /// asked since. One whose client is merely stopped answers. Of clients on TCP only: the others
@@ -50,5 +62,22 @@ impl Default for Limits {
             max_payload: 64 << 20,
             grace: Duration::from_secs(10),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_moves_something_is_waited_for_as_long_as_that_takes_at_the_least_rate() {
+        let (stall, second) = (Duration::from_secs(30), Duration::from_secs(1));
+        assert!(!is_too_slow(stall, 0, stall));
+        assert!(is_too_slow(stall + second, 0, stall));
+        // A byte is no reason to go on waiting, and a second's worth is one for a second.
+        assert!(is_too_slow(stall + second, 1, stall));
+        assert!(!is_too_slow(stall + second, MIN_RATE, stall));
+        assert!(is_too_slow(stall + 2 * second, MIN_RATE, stall));
+        assert!(!is_too_slow(stall + second, u64::MAX, Duration::MAX));
     }
 }

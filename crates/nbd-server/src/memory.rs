@@ -59,6 +59,11 @@ impl Memory {
         grant
     }
 
+    /// Whether more than half is used. Then nobody is given a lot before it has shown that it needs it.
+    pub(crate) fn is_scarce(&self) -> bool {
+        self.lock().used > self.limit / 2
+    }
+
     /// Whether somebody waits.
     pub(crate) fn is_wanted(&self) -> bool {
         let state = self.lock();

@@ -3,10 +3,12 @@
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::mem::take;
+use std::time::Duration;
 
 use nbd_backend::Span;
 use nbd_net::stream::Sender;
 
+use crate::limits::is_too_slow;
 use crate::memory::Grant;
 use crate::request::Refused;
 
@@ -32,6 +34,10 @@ pub(crate) struct Outbox {
     lent: usize,
     /// For data among these bytes.
     held: Vec<Grant>,
+    /// How long the client was waited for since something was held first, and what was sent since, in
+    /// bytes.
+    waited: Duration,
+    sent_since: u64,
     /// What is being received lies in common memory.
     pub(crate) inbox_holds: bool,
     /// Requests that are being worked on.
@@ -60,6 +66,8 @@ impl Outbox {
             spans: VecDeque::new(),
             lent: 0,
             held: Vec::new(),
+            waited: Duration::ZERO,
+            sent_since: 0,
             inbox_holds: false,
             outstanding: 0,
             outstanding_bytes: 0,
@@ -100,6 +108,13 @@ impl Outbox {
         if self.staged() > 0 {
             self.held.extend(grant);
         }
+    }
+
+    /// The client was waited for; `true` if it reads so slowly that others should not have to wait for
+    /// the memory.
+    pub(crate) fn has_waited(&mut self, time: Duration, stall: Duration) -> bool {
+        self.waited += time;
+        !self.held.is_empty() && is_too_slow(self.waited, self.sent_since, stall)
     }
 
     /// Whether this connection takes up common memory for as long as the client does not read.
@@ -180,6 +195,7 @@ impl Outbox {
 
     /// Forgets what was sent.
     fn sent(&mut self, mut count: usize) {
+        self.sent_since += count as u64;
         while count > 0 {
             let next = self.spans.front().map_or(self.end, |(place, _)| *place);
             let staged = count.min(next - self.start);
@@ -229,6 +245,7 @@ impl Outbox {
             self.buffer = vec![0; BUFFER];
         }
         self.held.clear();
+        (self.waited, self.sent_since) = (Duration::ZERO, 0);
     }
 
     /// A client that is gone is no error here: whoever receives from it notices as well.

@@ -55,6 +55,7 @@ impl RawClient {
     /// Shakes hands. Panics if the server does not answer at all.
     pub fn shake_hands(mut stream: UnixStream, wishes: Wishes) -> Result<Self, HandshakeError> {
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_write_timeout(Some(PATIENCE)).unwrap();
         let mut client = Client::new(wishes);
         let (mut input, mut output) = (Vec::new(), Vec::new());
         loop {

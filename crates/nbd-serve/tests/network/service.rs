@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use nbd_net::testing::Scratch;
 use nbd_proto::CommandType as Type;
@@ -236,6 +236,16 @@ fn a_second_signal_does_not_wait() {
     assert_eq!(server.end().0.code(), Some(130));
 }
 
+/// Is killed when the test ends, in whatever way.
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// The soft limit is raised; a client for whom there is no descriptor is turned away and does not
 /// wait for ever.
 #[test]
@@ -249,13 +259,14 @@ fn as_many_clients_as_promised_are_served_whatever_the_limit_of_open_files() {
         let is_root = nix::unistd::geteuid().is_root();
         let privileges = if is_root { privileges } else { "" };
         let shell = format!("{limit}; exec {privileges} \"$0\" \"$@\"");
-        let mut server = Command::new("/bin/sh")
+        let server = Command::new("/bin/sh")
             .args(["-c", &shell, PROGRAM])
             .arg(format!("--listen=unix:{}", socket.display()))
-            .args(["--max-connections=200", "mem:1M"])
+            .args(["--max-connections=200", "--handshake-timeout=600", "mem:1M"])
             .stdin(Stdio::null())
             .spawn()
             .unwrap();
+        let _server = Killed(server);
         while UnixStream::connect(&socket).is_err() {
             std::thread::sleep(std::time::Duration::from_millis(5));
         }
@@ -268,8 +279,6 @@ fn as_many_clients_as_promised_are_served_whatever_the_limit_of_open_files() {
             greeted += usize::from(client.read(&mut [0; 18]).unwrap() > 0);
             all.push(client);
         }
-        server.kill().unwrap();
-        server.wait().unwrap();
         assert!(greeted + 1 >= served, "{limit}: {greeted} of {clients} clients were served");
     }
 }
@@ -283,15 +292,14 @@ fn programs_inherit_nothing_that_is_for_the_service() {
     let see = "{ env; ls -l /proc/self/fd; }";
     let export = format!("exec:sh -c '{see} >{}; exec nbdkit -s memory 1M'", seen.display());
     let shell = "LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=nbd exec \"$0\" \"$@\" 3<&0 </dev/null";
-    let mut server = Command::new("/bin/sh")
+    let server = Command::new("/bin/sh")
         .args(["-c", shell, PROGRAM, "--listen=systemd", &export])
         .stdin(OwnedFd::from(listening))
         .spawn()
         .unwrap();
+    let _server = Killed(server);
     let uri = format!("nbd+unix:///?socket={}", socket.display());
     assert_eq!(output("nbdinfo", &["--size", &uri]).trim(), "1048576");
-    server.kill().unwrap();
-    server.wait().unwrap();
     let text = std::fs::read_to_string(seen).unwrap();
     assert!(text.contains("PATH="), "{text}");
     assert!(!text.contains("LISTEN_"), "{text}");

@@ -16,6 +16,9 @@ impl Connection {
         inbox: &mut Inbox,
         length: usize,
     ) -> Result<usize, ConnectionError> {
+        if inbox.is_too_slow(self.limits.stall) && self.memory.is_wanted() {
+            return Err(ConnectionError::Stalled);
+        }
         self.hear(inbox, |inbox| {
             self.make_room(inbox, length);
             inbox.receive(length)

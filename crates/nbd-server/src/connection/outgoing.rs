@@ -32,9 +32,17 @@ impl Connection {
     /// Sends whenever the client takes something, until nothing is left.
     pub(super) fn drain(&self) {
         loop {
+            let begun = Instant::now();
             let is_taking = self.wait_for_reader();
             let mut guard = self.lock();
+            let is_slow = guard.outbox.has_waited(begun.elapsed(), self.limits.stall);
             if !is_taking {
+                guard.outbox.hang_up();
+            } else if is_slow && self.memory.is_wanted() {
+                let peer = self.socket.peer();
+                tracing::warn!(
+                    "{peer}: read replies too slowly, while others waited for the memory"
+                );
                 guard.outbox.hang_up();
             }
             if guard.outbox.send().is_ok() {

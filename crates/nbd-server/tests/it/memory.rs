@@ -104,6 +104,48 @@ fn client_takes_memory_from_others_with_half_a_request() {
     assert_eq!(world.disk.content()[..LARGE], [2; LARGE]);
 }
 
+/// Each byte comes in time.
+#[test]
+fn client_takes_memory_from_others_with_a_request_that_trickles() {
+    let world = world(MOMENT);
+    let mut trickling = world.client(ReplyStyle::Simple);
+    half_a_write(&mut trickling);
+    let others = std::thread::scope(|scope| {
+        let others = scope.spawn(|| (0..2).for_each(|_| large_write(&world)));
+        let begun = std::time::Instant::now();
+        while !others.is_finished() && begun.elapsed() < Duration::from_secs(60) {
+            std::thread::sleep(MOMENT / 10);
+            if trickling.stream.write_all(&[1]).is_err() {
+                break;
+            }
+        }
+        // So that the others get on if they have not.
+        drop(trickling);
+        begun.elapsed()
+    });
+    assert!(others < Duration::from_secs(60), "the others waited for {others:?}");
+    assert_eq!(world.disk.content()[..LARGE], [2; LARGE]);
+}
+
+/// More of them than there is memory for, if each got all that its header asks for.
+#[test]
+fn headers_of_large_writes_do_not_take_the_memory_from_others() {
+    let limits = Limits { memory: 4 << 20, stall: never(), ..Limits::default() };
+    let world = World::with(Disk::new(1), limits);
+    let mut idle = Vec::new();
+    for _ in 0..8 {
+        let mut client = world.client(ReplyStyle::Simple);
+        let head = client.request(Type::WRITE, nbd_proto::CommandFlags::NONE, 1, 0, LARGE as u64);
+        client.send(&[head, vec![1; 4096]].concat());
+        idle.push(client);
+    }
+    large_write(&world);
+    for mut client in idle {
+        client.send(&vec![1; LARGE - 4096]);
+        assert_eq!(client.answer(0).outcome, Outcome::Done);
+    }
+}
+
 #[test]
 fn client_takes_memory_from_others_with_replies_that_it_does_not_read() {
     let world = world(MOMENT);
