@@ -72,8 +72,12 @@ pub struct State {
     pub group: Option<String>,
     /// When to start a lost backend again.
     pub restart: String,
-    /// How many failures in a row are too many.
+    /// How many failures in a row are too many, or [`State::UNLIMITED`]; see
+    /// [`State::restart_limit`].
     pub restart_limit: u32,
+    /// Whether the operator has asked for that limit.
+    #[serde(default)]
+    pub restart_limit_given: bool,
     /// How many crashes of backends by one request are too many; 0 is never.
     pub poison_limit: u32,
     /// What requests are recorded to.
@@ -105,6 +109,18 @@ pub struct State {
 impl State {
     /// The version that this program writes.
     pub const VERSION: u32 = 2;
+    /// A limit that is never reached, also for holders that know of no devices without a limit.
+    pub const UNLIMITED: u32 = u32::MAX;
+    /// The limit that holders had, and wrote down, when none was asked for.
+    const FORMER_LIMIT: u32 = 10;
+
+    /// How many failures in a row are too many, if the operator has asked for a limit.
+    #[must_use]
+    pub fn restart_limit(&self) -> Option<u32> {
+        let limit = self.restart_limit;
+        let former = limit == Self::UNLIMITED || limit == Self::FORMER_LIMIT;
+        (self.restart_limit_given || !former).then_some(limit)
+    }
 }
 
 impl Registry {

@@ -65,6 +65,22 @@ pub struct BackendStatus {
     pub program: Vec<String>,
     /// How often a backend was started after the first one was ready.
     pub restarts: u64,
+    /// The tries to start one that have failed, while there is none for that reason.
+    #[serde(default)]
+    pub retry: Option<RetryStatus>,
+}
+
+/// A backend that does not come back, and is started again and again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RetryStatus {
+    /// How long ago the device was served last, or the first try failed.
+    pub since_ms: u64,
+    /// How many tries in a row have come to nothing.
+    pub tries: u32,
+    /// Why the last one did.
+    pub cause: String,
+    /// When the next one begins; absent while one is under way.
+    pub next_ms: Option<u64>,
 }
 
 /// What the backend is doing.

@@ -445,7 +445,7 @@ pub(crate) struct AttachArguments {
     /// When to start a lost backend again [default: on-failure].
     #[arg(long, value_enum)]
     pub(crate) restart: Option<Restart>,
-    /// How many failures in a row are too many [default: 10].
+    /// Give up after so many failures in a row without an answered request [default: never].
     #[arg(long, value_name = "N")]
     pub(crate) restart_limit: Option<u32>,
     /// Answer a request with EIO once it has crashed so many backends, 2 or more; 0: never

@@ -264,11 +264,14 @@ fn render(found: &[Listed]) -> String {
 
 fn gauges(text: &mut String, attached: &[&Status]) {
     type Value = fn(&Status) -> Option<f64>;
-    let families: [(&'static str, &str, Value); 4] = [
+    let families: [(&'static str, &str, Value); 5] = [
         ("nbd_size_bytes", "Size of the device.", |it| Some(it.export.size as f64)),
         ("nbd_in_flight", "Requests without an answer.", |it| Some(it.in_flight.len() as f64)),
         ("nbd_oldest_request_seconds", "How long the oldest of them has waited.", |it| {
             Some(it.in_flight.first().map_or(0, |request| request.age_ms) as f64 / 1000.0)
+        }),
+        ("nbd_failed_starts", "Starts of the backend in a row that came to nothing.", |it| {
+            Some(it.backend.retry.as_ref().map_or(0, |retry| retry.tries).into())
         }),
         ("nbd_last_recovery_seconds", "From the last loss of a backend to its successor.", |it| {
             Some(it.last_recovery.as_ref()?.ready_ms? / 1000.0)

@@ -31,6 +31,7 @@ pub(crate) fn example() -> Status {
             description: "file:/srv/disk.img".into(),
             program: vec!["/usr/bin/nbd-serve".into(), "file:/srv/disk.img".into()],
             restarts: 0,
+            retry: None,
         },
         in_flight: Vec::new(),
         totals: TotalsStatus::default(),
@@ -90,6 +91,7 @@ fn a_device_in_trouble() {
         description: "my \x1b[31mexport".into(),
         program: Vec::new(),
         restarts: 3,
+        retry: None,
     };
     device.totals = TotalsStatus {
         reads: 1,

@@ -231,7 +231,7 @@ fn settings_of(registry: &Registry, state: &State) -> Result<Settings, Failure> 
             "never" => RestartWhen::Never,
             _ => RestartWhen::OnFailure,
         },
-        restart_limit: state.restart_limit,
+        restart_limit: state.restart_limit(),
         poison_limit: state.poison_limit,
         on_backend_loss: state.on_backend_loss.parse().map_err(other)?,
         program: state.program.clone(),

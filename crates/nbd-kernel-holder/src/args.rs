@@ -33,9 +33,9 @@ pub(crate) struct Args {
     /// When to start a lost backend again
     #[arg(long, value_enum, default_value = "on-failure")]
     pub(crate) restart: RestartWhen,
-    /// Give up after so many failures in a row without an answered request
-    #[arg(long, value_name = "N", default_value_t = 10)]
-    pub(crate) restart_limit: u32,
+    /// Give up after so many failures in a row without an answered request [default: never]
+    #[arg(long, value_name = "N")]
+    pub(crate) restart_limit: Option<u32>,
     /// Answer a request with EIO once it has crashed so many backends, 2 or more; 0: never
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = poison_limit)]
     pub(crate) poison_limit: u32,

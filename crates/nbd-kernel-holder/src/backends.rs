@@ -16,6 +16,7 @@ use crate::holder::Holder;
 use crate::kernel::sitter::MOST_KEEPSAKES;
 use crate::lanes;
 use crate::peers::{Peer, check_export};
+use crate::retry::Subject;
 use crate::supervisor::{Event, PeerId};
 use crate::system::Process;
 
@@ -62,7 +63,10 @@ impl Holder {
             FromBackend::Ready { replayed } if is_owner => self.take_ready(id, replayed),
             FromBackend::Poisoned(poison) if is_owner => self.take_poison(&poison),
             FromBackend::Failed { reason, damaged } => {
-                self.warn(&format!("the backend failed: {reason}"));
+                // Of one that was not granted the lanes it is told at its end.
+                if is_owner {
+                    self.complain(Subject::Backend, &format!("the backend failed: {reason}"));
+                }
                 if let Some(peer) = self.peers.get_mut(&id) {
                     peer.last_words = Some(reason.clone());
                 }
@@ -84,11 +88,13 @@ impl Holder {
     }
 
     pub(crate) fn refuse(&mut self, id: PeerId, reason: &str) {
-        tracing::warn!(
-            device = %self.device.name(),
-            event = "backend-refused",
-            "refused a backend: {reason}"
-        );
+        if self.complaints.is_new(Subject::Refused, reason) {
+            tracing::warn!(
+                device = %self.device.name(),
+                event = "backend-refused",
+                "refused a backend: {reason}"
+            );
+        }
         self.last_failure = reason.into();
         if let Some(channel) = self.peers.get(&id).and_then(|peer| peer.channel.as_ref()) {
             let _ = channel.send(&FromHolder::Refusal { reason: reason.into() }, &[]);
@@ -108,6 +114,9 @@ impl Holder {
                     peer.hello = Some(hello);
                 }
                 self.apply(&Event::Hello { peer: id, takeover });
+                if self.supervisor.spare() == Some(id) && self.complaints.clear(Subject::Spare) {
+                    self.log("a spare backend is ready again");
+                }
             }
         }
     }
@@ -174,14 +183,23 @@ impl Holder {
         // First written down, then done: a holder that adopts the device must know of everybody
         // who may have the lanes, or it would give them to a second one.
         if !self.save_state() {
-            self.last_failure = "the holder cannot write its state".into();
-            self.drop_peer(id);
-            self.apply(&Event::OwnerDead { clean: false, progressed: false });
-            return;
+            return self.not_granted(id);
         }
         if let Some(Err(error)) = self.send_grant(id) {
             self.peer_closed(id, &error);
         }
+    }
+
+    /// What has to be written down before a grant could not be: no space, most probably.
+    fn not_granted(&mut self, id: PeerId) {
+        let reason = "the holder cannot write its state; see its log";
+        self.last_failure = reason.into();
+        if let Some(channel) = self.peers.get(&id).and_then(|peer| peer.channel.as_ref()) {
+            // It is dropped in any case; one that has joined should know why.
+            let _ = channel.send(&FromHolder::Refusal { reason: reason.into() }, &[]);
+        }
+        self.drop_peer(id);
+        self.apply(&Event::NotGranted);
     }
 
     fn send_grant(&self, id: PeerId) -> Option<Result<(), ChannelError>> {
@@ -269,7 +287,7 @@ impl Holder {
         self.settle_replacement(id);
         self.apply(&Event::Ready { peer: id });
         let pid = self.peers.get(&id).and_then(Peer::pid).unwrap_or(0);
-        if self.attached {
+        if self.attached && !self.is_on_probation() {
             let recovered_ms = self.recovery().and_then(|recovery| recovery.ready_ms);
             tracing::info!(
                 device = %self.device.name(),
@@ -281,7 +299,9 @@ impl Holder {
             );
         }
         let text = format!("{} is served by process {pid}", self.device.name());
-        self.answer_waiters(Waits::Backend, &Ok(text));
+        for waits in [Waits::Start, Waits::Backend] {
+            self.answer_waiters(waits, &Ok(text.clone()));
+        }
     }
 
     /// A new program that has got as far as serving is the device's program from now on.
@@ -312,13 +332,21 @@ impl Holder {
             (None, None) => format!("the backend left before it was served: {error}"),
         };
         let said = if peer.last_words.is_none() { self.words_of_backends().pop() } else { None };
-        self.last_failure = match said {
+        let text = match said {
             Some(said) => format!("{reason}; it said: {said}"),
             None => reason,
         };
-        self.warn(&self.last_failure);
+        self.peer_failed(id, text);
         self.drop_peer(id);
         self.apply(&Event::Gone { peer: id });
+    }
+
+    /// Why a peer is given up that has never had the lanes. A spare's failure is not the device's.
+    pub(crate) fn peer_failed(&mut self, id: PeerId, text: String) {
+        match self.supervisor.is_spare(id) {
+            true => self.complain(Subject::Spare, &format!("the spare backend: {text}")),
+            false => self.note_failure(text),
+        }
     }
 
     /// What backends have written to the log, line by line.
@@ -341,7 +369,7 @@ impl Holder {
             lanes::end(lane.as_fd());
         }
         let failure = Err(Failure::new(FailureKind::Other, reason));
-        for waits in [Waits::Backend, Waits::Pause, Waits::Fail] {
+        for waits in [Waits::Start, Waits::Backend, Waits::Pause, Waits::Fail] {
             self.answer_waiters(waits, &failure);
         }
     }

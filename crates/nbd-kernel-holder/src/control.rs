@@ -31,8 +31,10 @@ impl Client {
 /// What a client waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Waits {
-    /// A backend.
+    /// A backend, however long that takes.
     Backend,
+    /// The backend that it has ordered, or word that it failed.
+    Start,
     /// The end of the backend.
     Pause,
     /// The answers to what is in flight.
@@ -187,7 +189,7 @@ impl Holder {
             return self.answer(id, &Response::Failed(failure));
         }
         self.replacing = program;
-        self.await_for(id, Waits::Backend);
+        self.await_for(id, Waits::Start);
         self.due = None;
         self.apply(&Event::Restart);
     }

@@ -10,6 +10,7 @@ use crate::control::Waits;
 use crate::holder::Holder;
 use crate::peers::{Ending, Peer};
 use crate::program;
+use crate::retry::Subject;
 use crate::supervisor::{Event, PeerId};
 
 /// How often to look whether the requests are answered.
@@ -100,8 +101,9 @@ impl Holder {
                 self.supervisor.started_stand_in(id);
             }
             Err(error) => {
-                self.last_failure = format!("cannot start what answers with EIO: {error}");
-                self.warn(&self.last_failure);
+                let text = format!("cannot start what answers with EIO: {error}");
+                self.complain(Subject::StandIn, &text);
+                self.last_failure = text;
                 self.stand_in_due = Some(Instant::now() + PAUSE);
                 self.apply(&Event::NoStandIn);
             }
@@ -110,6 +112,7 @@ impl Holder {
 
     /// The stand-in has the lanes and answers.
     pub(crate) fn stand_in_ready(&mut self) {
+        self.complaints.clear(Subject::StandIn);
         self.log("requests are answered with EIO");
         self.skip_generation();
         if let Some(failing) = &mut self.failing {
@@ -195,12 +198,18 @@ impl Holder {
     pub(crate) fn tend_loss(&mut self) {
         if self.loss_due().is_some_and(|due| Instant::now() >= due) {
             let seconds = self.unserved_since.map_or(0, |since| since.elapsed().as_secs());
-            tracing::warn!(
-                device = %self.device.name(),
-                event = "unserved",
-                seconds,
-                "there has been no backend for {seconds} s"
-            );
+            // Not again for each time that what answers with EIO could not be started.
+            if self
+                .stand_in_due
+                .is_none_or(|due| self.unserved_since.is_some_and(|since| due < since))
+            {
+                tracing::warn!(
+                    device = %self.device.name(),
+                    event = "unserved",
+                    seconds,
+                    "there has been no backend for {seconds} s"
+                );
+            }
             self.apply(&Event::Unserved);
         }
     }

@@ -30,21 +30,19 @@ use crate::peers::Peer;
 use crate::program;
 use crate::recording::Recording;
 use crate::resize::{Growing, Resize};
+use crate::retry::{Complaints, Outage, Subject, is_shortage};
 use crate::sandbox::Cell;
 use crate::signals::Signals;
 use crate::status::{FirstSeen, monotonic};
 use crate::supervisor::{Action, Event, PeerId, Refusal, Supervisor};
 use crate::system::Process;
 
-/// How long after a backend is ready its spare is started.
-const SPARE_PAUSE: Duration = Duration::from_millis(100);
-
 /// What was asked for at attach.
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
     pub(crate) api: KernelApi,
     pub(crate) restart: RestartWhen,
-    pub(crate) restart_limit: u32,
+    pub(crate) restart_limit: Option<u32>,
     pub(crate) poison_limit: u32,
     pub(crate) on_backend_loss: OnBackendLoss,
     pub(crate) program: Vec<String>,
@@ -110,6 +108,8 @@ pub(crate) struct Holder {
     /// The driver has closed the lanes, which was not our doing.
     pub(crate) dropped: bool,
     pub(crate) last_failure: String,
+    pub(crate) complaints: Complaints,
+    pub(crate) outage: Option<Outage>,
     pub(crate) history: History,
     pub(crate) first_seen: FirstSeen,
     /// What the operator wants answered with EIO.
@@ -181,6 +181,8 @@ impl Holder {
             failed: None,
             dropped: false,
             last_failure: String::new(),
+            complaints: Complaints::default(),
+            outage: None,
             first_seen: FirstSeen::new(),
             failing: None,
             unserved_since: None,
@@ -253,10 +255,7 @@ impl Holder {
     fn act(&mut self, action: &Action) {
         match *action {
             Action::Start => self.start_program(),
-            Action::StartAfter(pause) => {
-                self.log(&format!("starting the backend again in {} ms", pause.as_millis()));
-                self.due = Some(Instant::now() + pause);
-            }
+            Action::StartAfter(pause) => self.start_after(pause),
             Action::Grant(id) => self.grant(id),
             Action::Refuse(id, why) => self.refuse(id, &self.refusal(why)),
             Action::KillOwner => {
@@ -281,13 +280,15 @@ impl Holder {
                     "giving up on the backend: {text}"
                 );
                 let failure = Failure::new(FailureKind::Other, text);
-                self.answer_waiters(Waits::Backend, &Err(failure));
+                for waits in [Waits::Start, Waits::Backend] {
+                    self.answer_waiters(waits, &Err(failure.clone()));
+                }
             }
             Action::ReplacementFailed => {
                 self.replacing = None;
                 let text = format!("the present backend goes on: {}", self.last_failure);
                 let failure = Failure::new(FailureKind::Other, text);
-                self.answer_waiters(Waits::Backend, &Err(failure));
+                self.answer_waiters(Waits::Start, &Err(failure));
             }
         }
     }
@@ -312,9 +313,8 @@ impl Holder {
             Ok(id) => self.supervisor.started(id),
             Err(error) => {
                 let name = program.first().cloned().unwrap_or_default();
-                self.last_failure = format!("cannot start {name}: {error}");
-                self.warn(&self.last_failure);
-                self.apply(&Event::StartFailed);
+                self.note_failure(format!("cannot start {name}: {error}"));
+                self.apply(&Event::StartFailed { shortage: is_shortage(&error) });
             }
         }
     }
@@ -358,7 +358,8 @@ impl Holder {
             self.spare_due = None;
             return;
         }
-        let due = *self.spare_due.get_or_insert_with(|| Instant::now() + SPARE_PAUSE);
+        let due =
+            *self.spare_due.get_or_insert_with(|| Instant::now() + self.supervisor.spare_pause());
         if Instant::now() >= due {
             self.spare_due = None;
             self.start_spare();
@@ -370,8 +371,8 @@ impl Holder {
         match self.launch(&program) {
             Ok(id) => self.supervisor.started_spare(id),
             Err(error) => {
-                self.warn(&format!("cannot start a spare backend: {error}"));
-                self.supervisor.lose_spare();
+                self.complain(Subject::Spare, &format!("cannot start a spare backend: {error}"));
+                self.supervisor.spare_failed();
             }
         }
     }
@@ -409,8 +410,10 @@ impl Holder {
         });
         if let Some((&id, _)) = overdue {
             let seconds = patience.as_secs();
-            self.last_failure = format!("the backend did not introduce itself within {seconds} s");
-            self.warn(&self.last_failure);
+            self.peer_failed(
+                id,
+                format!("the backend did not introduce itself within {seconds} s"),
+            );
             self.drop_peer(id);
             self.apply(&Event::Gone { peer: id });
         }
@@ -454,7 +457,8 @@ impl Holder {
             sandbox: self.settings.sandbox.map(|sandbox| sandbox.name().into()),
             group: self.settings.group.as_ref().map(|(name, _)| name.clone()),
             restart: self.settings.restart.name().into(),
-            restart_limit: self.settings.restart_limit,
+            restart_limit: self.settings.restart_limit.unwrap_or(State::UNLIMITED),
+            restart_limit_given: self.settings.restart_limit.is_some(),
             poison_limit: self.settings.poison_limit,
             survive_shutdown: self.settings.survive_shutdown,
             warm_spare: self.settings.warm_spare,

@@ -11,6 +11,7 @@ use nbd_ledger::Inspector;
 use crate::control::Waits;
 use crate::holder::Holder;
 use crate::peers::Ending;
+use crate::retry::Subject;
 use crate::supervisor::{Event, PeerId};
 
 /// An owner that is gone.
@@ -91,16 +92,24 @@ impl Holder {
         if self.failed.is_some() {
             return;
         }
-        let header = self.inspector.as_ref().map(Inspector::header);
-        let progressed =
-            header.is_some_and(|header| header.first_answer_at.load(Ordering::Relaxed) != 0);
+        let progressed = self.has_answered();
         let clean = ending == Ending::Exited(0);
         self.drop_old_spare();
         self.apply(&Event::OwnerDead { clean, progressed });
         self.settle_pause();
     }
 
-    fn log_loss(&self, pid: i32, ending: &Ending) {
+    /// Whether the latest backend has answered anything.
+    pub(crate) fn has_answered(&self) -> bool {
+        let header = self.inspector.as_ref().map(Inspector::header);
+        header.is_some_and(|header| header.first_answer_at.load(Ordering::Relaxed) != 0)
+    }
+
+    fn log_loss(&mut self, pid: i32, ending: &Ending) {
+        let cause = ending.to_string();
+        if !self.complaints.is_new(Subject::Loss, &cause) && self.outage.is_some() {
+            return self.log_repeated(&format!("backend {pid} {cause} as well"));
+        }
         let (signal, status) = match *ending {
             Ending::Killed(signal, _) => (Some(signal.as_str()), None),
             Ending::Exited(status) => (None, Some(status)),
@@ -141,7 +150,7 @@ impl Holder {
             let text = format!("the former program is started again: {}", self.last_failure);
             self.warn(&text);
             let failure = Failure::new(FailureKind::Other, text);
-            self.answer_waiters(Waits::Backend, &Err(failure));
+            self.answer_waiters(Waits::Start, &Err(failure));
         }
     }
 }

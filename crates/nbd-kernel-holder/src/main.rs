@@ -23,6 +23,7 @@ mod program;
 mod pump;
 mod recording;
 mod resize;
+mod retry;
 mod sandbox;
 mod signals;
 mod stand_in;

@@ -81,7 +81,7 @@ impl Holder {
             let failure = Failure::new(FailureKind::Busy, text);
             return self.answer(id, &Response::Failed(failure));
         }
-        self.await_for(id, Waits::Backend);
+        self.await_for(id, Waits::Start);
         // From now on it counts how long there is none.
         self.unserved_since = Some(std::time::Instant::now());
         let actions = self.supervisor.apply(&Event::Resume);
@@ -93,7 +93,7 @@ impl Holder {
             let text = format!(
                 "{name} is resumed; requests wait for a backend to join: `nbd-serve --join {name} SPEC`"
             );
-            self.answer_waiters(Waits::Backend, &Ok(text));
+            self.answer_waiters(Waits::Start, &Ok(text));
         }
     }
 }

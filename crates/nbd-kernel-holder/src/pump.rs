@@ -78,7 +78,8 @@ impl Holder {
         let fence = self.fence_due().map(|due| due.saturating_duration_since(now));
         let deaf = self.deaf_until.map(|until| until.saturating_duration_since(now));
         let orders = self.next_look();
-        let wait = [limit, due, spare, fence, deaf, orders].into_iter().flatten().min();
+        let outage = self.outage_look();
+        let wait = [limit, due, spare, fence, deaf, orders, outage].into_iter().flatten().min();
         for source in self.wait(wait) {
             self.handle(source);
         }
@@ -94,6 +95,7 @@ impl Holder {
             self.apply(&Event::Due);
         }
         self.drop_overdue_program();
+        self.check_outage();
         self.tend_spare();
         self.tend_failing();
         self.tend_loss();

@@ -53,7 +53,7 @@ impl Holder {
             let text = format!("{name}: the recording begins {when}");
             return self.answer(id, &Response::Done { text });
         }
-        self.await_for(id, Waits::Backend);
+        self.await_for(id, Waits::Start);
         self.due = None;
         self.apply(&Event::Restart);
     }

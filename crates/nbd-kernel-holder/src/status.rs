@@ -18,6 +18,7 @@ use nix::time::{ClockId, clock_gettime};
 use crate::holder::Holder;
 use crate::lanes;
 use crate::poison;
+use crate::retry;
 use crate::supervisor::Phase;
 
 /// When requests that no backend has read were first noticed.
@@ -100,6 +101,7 @@ impl Holder {
             description: self.description.clone(),
             program: self.settings.program.clone(),
             restarts: self.supervisor.restarts(),
+            retry: self.retry_status(),
         }
     }
 
@@ -110,6 +112,7 @@ impl Holder {
             BackendState::Restarting if self.supervisor.is_fencing() => {
                 "waiting until the killed backend is dead".into()
             }
+            BackendState::Restarting | BackendState::Starting => self.retry_words(),
             BackendState::Waiting => {
                 format!("join with `nbd-serve --join {name} SPEC` or NBD_JOIN={name} PROGRAM")
             }
@@ -118,7 +121,12 @@ impl Holder {
                 "what is in flight is being answered with EIO".into()
             }
             BackendState::Failing => {
-                "there is no backend, and requests are answered with EIO until there is one".into()
+                let text =
+                    "there is no backend, and requests are answered with EIO until there is one";
+                match self.retry_words() {
+                    retry if retry.is_empty() => text.into(),
+                    retry => format!("{text}; {retry}"),
+                }
             }
             BackendState::Down => format!(
                 "it failed too often ({}); see the log, then `nbd-ctl restart {name}`",
@@ -126,6 +134,10 @@ impl Holder {
             ),
             _ => String::new(),
         }
+    }
+
+    fn retry_words(&self) -> String {
+        self.retry_status().as_ref().map(retry::describe).unwrap_or_default()
     }
 
     pub(crate) fn totals(&self) -> TotalsStatus {

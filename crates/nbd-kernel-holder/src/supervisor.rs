@@ -12,12 +12,14 @@
 
 mod orders;
 mod parting;
+mod retry;
 #[cfg(test)]
 mod tests;
 
 use std::time::Duration;
 
 use crate::args::RestartWhen;
+pub(crate) use retry::LONGEST_PAUSE;
 
 /// Number of a peer, never reused.
 pub(crate) type PeerId = u64;
@@ -29,8 +31,12 @@ pub(crate) enum Event {
     Hello { peer: PeerId, takeover: bool },
     /// A peer that does not own the lanes is gone.
     Gone { peer: PeerId },
-    /// The program could not even be started.
-    StartFailed,
+    /// The program could not even be started; `shortage`: for want of memory, descriptors or space.
+    StartFailed { shortage: bool },
+    /// The lanes that were granted could not be given away, for want of space or memory.
+    NotGranted,
+    /// The owner has answered, or has stayed for long enough: its predecessors' failures are over.
+    Stable,
     /// The owner has recovered and is serving.
     Ready { peer: PeerId },
     /// No thread of the owner can run any more.
@@ -141,7 +147,7 @@ pub(crate) enum Phase {
 #[derive(Debug)]
 pub(crate) struct Supervisor {
     when: RestartWhen,
-    limit: u32,
+    limit: Option<u32>,
     has_program: bool,
     /// False until the device exists: then the first failure is the last.
     attached: bool,
@@ -161,21 +167,17 @@ pub(crate) struct Supervisor {
     failing: bool,
     due: bool,
     down: bool,
+    /// Tries in a row that came to nothing; they make the pauses longer.
+    tries: u32,
+    /// Those of them that were the backend's own fault, which a limit is for.
     failures: u32,
     restarts: u64,
     /// Nobody is granted the lanes any more.
     parting: bool,
 }
 
-/// A spare that fails so often is not tried again before the owner changes.
-const SPARE_TRIES: u32 = 2;
-/// Failures in a row double the pause from this …
-const FIRST_PAUSE: Duration = Duration::from_millis(20);
-/// … up to this.
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
-
 impl Supervisor {
-    pub(crate) fn new(when: RestartWhen, limit: u32, has_program: bool) -> Self {
+    pub(crate) fn new(when: RestartWhen, limit: Option<u32>, has_program: bool) -> Self {
         Self {
             when,
             limit,
@@ -192,6 +194,7 @@ impl Supervisor {
             failing: false,
             due: false,
             down: false,
+            tries: 0,
             failures: 0,
             restarts: 0,
             parting: false,
@@ -227,21 +230,25 @@ impl Supervisor {
         let alone = self.starting.is_none() && self.candidate.is_none() && self.spare.is_none();
         let staying = self.attached && !self.is_parting();
         let willing = self.keeps_spare && staying && self.when != RestartWhen::Never;
-        settled && alone && willing && self.spare_failures < SPARE_TRIES
+        settled && alone && willing
     }
 
     pub(crate) fn started_spare(&mut self, peer: PeerId) {
         self.starting = Some((peer, Purpose::Spare));
     }
 
-    /// The spare could not be started, or is of an older build than the program is now.
+    /// The spare is of an older build than the program is now.
     pub(crate) fn lose_spare(&mut self) -> Option<PeerId> {
-        self.spare_failures += 1;
         self.spare.take()
     }
 
     pub(crate) fn spare(&self) -> Option<PeerId> {
         self.spare
+    }
+
+    /// Whether a peer is the spare, or was started to be it.
+    pub(crate) fn is_spare(&self, peer: PeerId) -> bool {
+        self.spare == Some(peer) || self.is_starting(peer) == Some(Purpose::Spare)
     }
 
     fn is_starting(&self, peer: PeerId) -> Option<Purpose> {
@@ -265,7 +272,9 @@ impl Supervisor {
     pub(crate) fn is_settled(&self) -> bool {
         use Phase::{Down, Paused, Running, Waiting};
         let serving = self.starting.is_some_and(|(_, purpose)| purpose == Purpose::Serve);
-        let calm = matches!(self.phase(), Running | Waiting | Down | Paused);
+        // In the pause before the next try there is nothing that a change could disturb.
+        let pausing = self.owner.is_none() && self.due;
+        let calm = pausing || matches!(self.phase(), Running | Waiting | Down | Paused);
         calm && !serving && self.candidate.is_none()
     }
 
@@ -301,7 +310,12 @@ impl Supervisor {
         match *event {
             Event::Hello { peer, takeover } => self.hello(peer, takeover),
             Event::Gone { peer } => self.gone(peer),
-            Event::StartFailed => self.fail(),
+            Event::StartFailed { shortage } => self.fail(shortage),
+            Event::NotGranted => self.not_granted(),
+            Event::Stable => {
+                self.forget_failures();
+                Vec::new()
+            }
             Event::Ready { peer } => {
                 if let Some(owner) = self.owner.as_mut().filter(|owner| owner.peer == peer) {
                     owner.ready = true;
@@ -331,7 +345,7 @@ impl Supervisor {
     }
 
     fn restart(&mut self) -> Vec<Action> {
-        self.failures = 0;
+        self.forget_failures();
         self.due = false;
         self.down = false;
         // Whatever is there was started when the program may have been another one.
@@ -395,27 +409,27 @@ impl Supervisor {
         if let Some((_, program)) = self.candidate.take_if(|(candidate, _)| *candidate == peer) {
             // While there is a backend, it is that one's end that is waited for.
             let alone = program && !self.has_backend() && !self.paused;
-            return if alone { self.fail() } else { Vec::new() };
+            return if alone { self.fail(false) } else { Vec::new() };
         }
         if self.spare == Some(peer) {
-            self.lose_spare();
+            self.spare_failed();
             return Vec::new();
         }
         let Some(purpose) = self.is_starting(peer) else { return Vec::new() };
         self.starting = None;
         if purpose == Purpose::Spare && self.has_backend() {
-            self.spare_failures += 1;
+            self.spare_failed();
             return Vec::new();
         }
-        self.fail()
+        self.fail(false)
     }
 
     /// The program did not get as far as serving.
-    fn fail(&mut self) -> Vec<Action> {
+    fn fail(&mut self, shortage: bool) -> Vec<Action> {
         if self.has_backend() {
             return vec![Action::ReplacementFailed];
         }
-        self.failures += 1;
+        self.count_failure(shortage);
         self.again()
     }
 
@@ -463,13 +477,16 @@ impl Supervisor {
             let idle = self.spare.take().or(self.starting.take().map(|(peer, _)| peer));
             return idle.map(Action::Dismiss).into_iter().collect();
         }
-        self.failures = if owner.ready && progressed { 0 } else { self.failures + 1 };
+        match owner.ready && progressed {
+            true => self.forget_failures(),
+            false => self.count_failure(false),
+        }
         if self.starting.is_some() {
             // It is on its way, whatever it was started for.
             return Vec::new();
         }
         match self.spare.take() {
-            Some(spare) if self.failures == 0 => self.grant(spare, Kind::Program),
+            Some(spare) if self.tries == 0 => self.grant(spare, Kind::Program),
             Some(spare) => {
                 // It would be as short-lived as the last one; the pause comes first.
                 let mut actions = vec![Action::Dismiss(spare)];
@@ -478,18 +495,5 @@ impl Supervisor {
             }
             None => self.again(),
         }
-    }
-
-    fn again(&mut self) -> Vec<Action> {
-        if !self.attached || !self.has_program || self.failures > self.limit {
-            self.down = true;
-            return vec![Action::GiveUp];
-        }
-        if self.failures == 0 {
-            return vec![Action::Start];
-        }
-        self.due = true;
-        let doubled = FIRST_PAUSE.saturating_mul(1 << (self.failures - 1).min(16));
-        vec![Action::StartAfter(doubled.min(LONGEST_PAUSE))]
     }
 }

@@ -144,13 +144,16 @@ fn by_backend(facts: &Facts, status: &Status) -> (Verdict, String, Vec<WayOut>) 
         BackendState::Running => running(facts, status, eio("--kill ")),
         BackendState::Starting => held(
             Verdict::Starting,
-            "a backend has been started and is not serving yet".into(),
+            with_detail("a backend has been started and is not serving yet", status),
             way(format!("nbd-ctl status {device}"), "shows whether it gets on; see its log"),
         ),
         BackendState::Restarting if facts.backend.is_some() => fencing(facts, device),
         BackendState::Restarting => held(
             Verdict::Restarting,
-            "its backend is gone, and another one is started in a moment".into(),
+            match status.backend.retry.is_some() {
+                true => with_detail("its backend does not come back", status),
+                false => "its backend is gone, and another one is started in a moment".into(),
+            },
             restart("starts it at once"),
         ),
         BackendState::Waiting => held(
@@ -173,7 +176,10 @@ fn by_backend(facts: &Facts, status: &Status) -> (Verdict, String, Vec<WayOut>) 
         ),
         BackendState::Failing => (
             Verdict::Failing,
-            "it has no backend, and requests are answered with EIO".into(),
+            match &status.backend.retry {
+                Some(_) => with_detail("requests are answered with EIO", status),
+                None => "it has no backend, and requests are answered with EIO".into(),
+            },
             vec![restart("starts its program, which serves what comes then")],
         ),
         BackendState::Failed => (
@@ -181,6 +187,14 @@ fn by_backend(facts: &Facts, status: &Status) -> (Verdict, String, Vec<WayOut>) 
             format!("it has failed and answers everything with EIO: {}", status.backend.detail),
             vec![way(format!("nbd-ctl detach {device}"), "then attach it anew and check its data")],
         ),
+    }
+}
+
+/// A sentence, and what else the holder says of the backend.
+fn with_detail(sentence: &str, status: &Status) -> String {
+    match status.backend.detail.as_str() {
+        "" => sentence.to_owned(),
+        detail => format!("{sentence}: {detail}"),
     }
 }
 

@@ -100,6 +100,7 @@ pub(crate) fn status(device: &str) -> Status {
             description: "mem:1M".into(),
             program: vec!["/bin/nbd-serve".into(), "mem:1M".into()],
             restarts: 0,
+            retry: None,
         },
         in_flight: Vec::new(),
         totals: TotalsStatus::default(),

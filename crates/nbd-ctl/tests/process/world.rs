@@ -153,6 +153,7 @@ impl World {
             group: None,
             restart: "always".into(),
             restart_limit: 5,
+            restart_limit_given: true,
             poison_limit: 3,
             on_backend_loss: "hold".into(),
             paused: false,

@@ -60,7 +60,7 @@ impl Supervisor {
 
     pub(super) fn resume(&mut self) -> Vec<Action> {
         self.paused = false;
-        self.failures = 0;
+        self.forget_failures();
         if self.owner.is_some() {
             // It is dying, and what follows follows then.
             return Vec::new();

@@ -4,7 +4,7 @@ const KILLED: Event = Event::OwnerDead { clean: false, progressed: true };
 const CRASHED_AT_ONCE: Event = Event::OwnerDead { clean: false, progressed: false };
 
 fn serving(when: RestartWhen) -> Supervisor {
-    let mut supervisor = Supervisor::new(when, 3, true);
+    let mut supervisor = Supervisor::new(when, Some(3), true);
     supervisor.started(1);
     let hello = Event::Hello { peer: 1, takeover: false };
     assert_eq!(supervisor.apply(&hello), [Action::Grant(1)]);
@@ -98,7 +98,7 @@ fn whoever_joins_by_hand_is_also_restarted_by_hand() {
 
 #[test]
 fn the_first_failure_before_the_device_exists_is_the_last() {
-    let mut supervisor = Supervisor::new(RestartWhen::Always, 3, true);
+    let mut supervisor = Supervisor::new(RestartWhen::Always, Some(3), true);
     supervisor.started(1);
     assert_eq!(supervisor.apply(&Event::Gone { peer: 1 }), [Action::GiveUp]);
 }
@@ -153,19 +153,6 @@ fn a_backend_that_ended_cleanly_takes_its_spare_along() {
     let clean = Event::OwnerDead { clean: true, progressed: true };
     assert_eq!(supervisor.apply(&clean), [Action::Dismiss(2)]);
     assert_eq!(supervisor.phase(), Phase::Waiting);
-}
-
-#[test]
-fn a_spare_that_keeps_failing_is_done_without() {
-    let mut supervisor = serving(RestartWhen::OnFailure);
-    supervisor.keep_spare();
-    for peer in 2..4 {
-        assert!(supervisor.wants_spare());
-        supervisor.started_spare(peer);
-        assert_eq!(supervisor.apply(&Event::Gone { peer }), []);
-    }
-    assert!(!supervisor.wants_spare());
-    assert_eq!(supervisor.apply(&KILLED), [Action::Start]);
 }
 
 #[test]

@@ -30,6 +30,7 @@ fn status(state: BackendState) -> Status {
             description: String::new(),
             program: vec!["/bin/nbd-serve".into()],
             restarts: 0,
+            retry: None,
         },
         in_flight: Vec::new(),
         totals: TotalsStatus::default(),

@@ -10,7 +10,7 @@ fn hello(peer: PeerId) -> Event {
 
 /// Peer 1 serves, started by us.
 fn serving(when: RestartWhen) -> Supervisor {
-    let mut supervisor = Supervisor::new(when, 3, true);
+    let mut supervisor = Supervisor::new(when, Some(3), true);
     supervisor.started(1);
     supervisor.apply(&hello(1));
     supervisor.apply(&Event::Ready { peer: 1 });
@@ -160,7 +160,7 @@ fn requests_of_a_paused_device_can_be_failed_and_it_stays_paused() {
 
 #[test]
 fn an_adopted_stand_in_makes_room_for_the_program() {
-    let mut supervisor = Supervisor::new(RestartWhen::OnFailure, 3, true);
+    let mut supervisor = Supervisor::new(RestartWhen::OnFailure, Some(3), true);
     supervisor.set_attached(4);
     supervisor.adopt(3, Kind::Program);
     assert_eq!(supervisor.apply(&Event::FailDone), [Action::KillOwner]);

@@ -9,7 +9,7 @@ fn hello(peer: PeerId, takeover: bool) -> Event {
 }
 
 fn serving(when: RestartWhen) -> Supervisor {
-    let mut supervisor = Supervisor::new(when, 3, true);
+    let mut supervisor = Supervisor::new(when, Some(3), true);
     supervisor.started(1);
     supervisor.apply(&hello(1, false));
     supervisor.apply(&Event::Ready { peer: 1 });
