@@ -122,7 +122,7 @@ pub struct RequestStatus {
     pub cookie: String,
     /// Where it waits.
     pub stage: Stage,
-    /// How long it has waited. For `unread` it is counted from the first status that saw it.
+    /// How long it has waited since it came to the lane, by a second too short if others waited already.
     pub age_ms: u64,
     /// How often a backend began to execute it.
     pub attempts: u32,

@@ -20,6 +20,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{Gid, Uid};
 
+use crate::ages::Ages;
 use crate::args::{KernelApi, RestartWhen, Sandbox};
 use crate::control::Waits;
 use crate::fail::Failing;
@@ -33,7 +34,7 @@ use crate::resize::{Growing, Resize};
 use crate::retry::{Complaints, Outage, Subject, is_shortage};
 use crate::sandbox::Cell;
 use crate::signals::Signals;
-use crate::status::{FirstSeen, monotonic};
+use crate::status::monotonic;
 use crate::supervisor::{Action, Event, PeerId, Refusal, Supervisor};
 use crate::system::Process;
 
@@ -111,7 +112,7 @@ pub(crate) struct Holder {
     pub(crate) complaints: Complaints,
     pub(crate) outage: Option<Outage>,
     pub(crate) history: History,
-    pub(crate) first_seen: FirstSeen,
+    pub(crate) ages: Ages,
     /// What the operator wants answered with EIO.
     pub(crate) failing: Option<Failing>,
     /// Since when there is no backend.
@@ -183,7 +184,7 @@ impl Holder {
             last_failure: String::new(),
             complaints: Complaints::default(),
             outage: None,
-            first_seen: FirstSeen::new(),
+            ages: Ages::default(),
             failing: None,
             unserved_since: None,
             stand_in_due: None,

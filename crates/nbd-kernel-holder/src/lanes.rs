@@ -2,12 +2,14 @@
 //! end's traffic.
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::sys::socket::{
     AddressFamily, MsgFlags, Shutdown, SockFlag, SockType, recv, setsockopt, shutdown, socketpair,
     sockopt,
 };
+
+use crate::system;
 
 /// What a lane buffers toward the backend: all that the driver has in flight on one queue, 128
 /// requests of 128 KiB. So the driver never blocks in the middle of a message, holding its
@@ -37,6 +39,11 @@ pub(crate) fn create(count: u32) -> io::Result<(Vec<OwnedFd>, Vec<OwnedFd>)> {
 pub(crate) fn end(lane: BorrowedFd<'_>) {
     // Not connected any more: then it has ended already.
     let _ = shutdown(lane.as_raw_fd(), Shutdown::Both);
+}
+
+/// How many bytes the driver has sent and no backend has received; none if the lane has ended.
+pub(crate) fn unread(lane: &OwnedFd) -> u64 {
+    system::unread_bytes(lane.as_fd()).unwrap_or(0)
 }
 
 /// The bytes that the driver has sent and no backend has received, without taking them.

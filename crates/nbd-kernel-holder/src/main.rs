@@ -5,6 +5,7 @@
 //! another one.
 
 mod adopt;
+mod ages;
 mod args;
 mod attach;
 mod backends;

@@ -44,7 +44,10 @@ enum Source {
     Progress,
     Errand,
     Orphan,
+    /// The driver has closed a lane.
     Lane,
+    /// The driver has sent something on a lane, after nothing was in flight.
+    Arrival,
 }
 
 impl Holder {
@@ -79,7 +82,9 @@ impl Holder {
         let deaf = self.deaf_until.map(|until| until.saturating_duration_since(now));
         let orders = self.next_look();
         let outage = self.outage_look();
-        let wait = [limit, due, spare, fence, deaf, orders, outage].into_iter().flatten().min();
+        let ages = self.ages_due().map(|due| due.saturating_duration_since(now));
+        let wait =
+            [limit, due, spare, fence, deaf, orders, outage, ages].into_iter().flatten().min();
         for source in self.wait(wait) {
             self.handle(source);
         }
@@ -96,6 +101,7 @@ impl Holder {
         }
         self.drop_overdue_program();
         self.check_outage();
+        self.check_ages();
         self.tend_spare();
         self.tend_failing();
         self.tend_loss();
@@ -106,9 +112,9 @@ impl Holder {
         let mut fds = Vec::new();
         self.each_descriptor(&mut |source, fd| {
             sources.push(source);
-            // Of a lane only its end is our business, and that is reported without being asked for.
-            let lane = matches!(source, Source::Lane);
-            let events = if lane { PollFlags::empty() } else { PollFlags::POLLIN };
+            // The end of a lane is reported without being asked for.
+            let quiet = matches!(source, Source::Lane) && !self.watches_arrivals();
+            let events = if quiet { PollFlags::empty() } else { PollFlags::POLLIN };
             fds.push(PollFd::new(fd, events));
         });
         let timeout = match limit {
@@ -125,14 +131,19 @@ impl Holder {
             return Vec::new();
         }
         let ready = |fd: &PollFd<'_>| fd.revents().is_some_and(|events| !events.is_empty());
-        let both = sources.into_iter().zip(&fds);
-        both.filter(|(_, fd)| ready(fd)).map(|(source, _)| source).collect()
+        let both = sources.into_iter().zip(&fds).filter(|(_, fd)| ready(fd));
+        both.map(|(source, fd)| match source {
+            Source::Lane if fd.revents() == Some(PollFlags::POLLIN) => Source::Arrival,
+            other => other,
+        })
+        .collect()
     }
 
     fn handle(&mut self, source: Source) {
         match source {
             Source::Signal => self.take_signals(),
             Source::Lane => self.dropped = true,
+            Source::Arrival => self.note_arrivals(),
             Source::Control => self.accept_client(),
             Source::Join => self.accept_peer(),
             Source::Report => self.check_report(),

@@ -178,7 +178,7 @@ impl Holder {
         );
     }
 
-    /// What the operator is told of the outage, while there is no backend.
+    /// What operators are told of the outage while there is no backend.
     pub(crate) fn retry_status(&self) -> Option<RetryStatus> {
         let outage = self.outage.as_ref().filter(|outage| outage.ready.is_none())?;
         let now = Instant::now();

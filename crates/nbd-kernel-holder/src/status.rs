@@ -1,9 +1,7 @@
 //! What the holder tells about its device. Everything is read without asking the backend or the
 //! driver for anything, so it answers at once however stuck they are.
 
-use std::collections::HashMap;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
 
 use nbd_control::latency::{Bucket, LatencyStatus};
 use nbd_control::process;
@@ -20,9 +18,6 @@ use crate::lanes;
 use crate::poison;
 use crate::retry;
 use crate::supervisor::Phase;
-
-/// When requests that no backend has read were first noticed.
-pub(crate) type FirstSeen = HashMap<(u32, u64), Instant>;
 
 /// `CLOCK_MONOTONIC` in nanoseconds, the ledger's clock.
 pub(crate) fn monotonic() -> u64 {
@@ -199,32 +194,32 @@ impl Holder {
 
     /// All requests that wait, oldest first: those in the ledger, and those still in the sockets.
     pub(crate) fn in_flight(&mut self) -> Vec<RequestStatus> {
+        // What has come just now has an age, too.
+        self.note_arrivals();
         let Some(inspector) = &self.inspector else {
             return Vec::new();
         };
         let now = monotonic();
+        let age = |came: u64| now.saturating_sub(came) / 1_000_000;
         let mut found = Vec::new();
-        let mut still_unread = FirstSeen::new();
         for (lane, socket) in (0u32..).zip(&self.lanes) {
             for slot in inspector.in_flight(lane) {
                 let executing = slot.started_at != 0;
                 let stage = if executing { Stage::Executing } else { Stage::Queued };
-                let age = now.saturating_sub(slot.received_at) / 1_000_000;
+                // It may have waited in the socket before a backend took it.
+                let came = self.ages.at(lane, slot.position).unwrap_or(slot.received_at);
+                let age = age(came.min(slot.received_at));
                 found.push(RequestStatus {
                     attempts: slot.attempts,
                     crashes: slot.crashes,
                     ..describe(lane, &slot.request, stage, age)
                 });
             }
-            for request in inspector.unread(lane, &lanes::peek(socket)) {
-                let key = (lane, request.cookie);
-                let first = self.first_seen.get(&key).copied().unwrap_or_else(Instant::now);
-                still_unread.insert(key, first);
-                let age = first.elapsed().as_millis() as u64;
-                found.push(describe(lane, &request, Stage::Unread, age));
+            for unread in inspector.unread(lane, &lanes::peek(socket)) {
+                let came = self.ages.at(lane, unread.position).unwrap_or(now);
+                found.push(describe(lane, &unread.request, Stage::Unread, age(came)));
             }
         }
-        self.first_seen = still_unread;
         found.sort_by_key(|request| std::cmp::Reverse(request.age_ms));
         found
     }

@@ -30,6 +30,8 @@ pub struct Inspector {
 pub struct InFlight {
     /// The request.
     pub request: Request,
+    /// Stream position of its first byte.
+    pub position: u64,
     /// `CLOCK_MONOTONIC` nanoseconds at which the backend took it.
     pub received_at: u64,
     /// The same for the latest begin of its execution, 0 if it waits for one.
@@ -38,6 +40,15 @@ pub struct InFlight {
     pub attempts: u32,
     /// How many backends crashed while they executed it.
     pub crashes: u32,
+}
+
+/// A request that no backend has taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unread {
+    /// The request.
+    pub request: Request,
+    /// Stream position of its first byte.
+    pub position: u64,
 }
 
 /// A lane's totals, copied; see [`layout::Totals`](crate::layout::Totals).
@@ -86,6 +97,7 @@ impl Inspector {
                 };
                 let seen = InFlight {
                     request: receive::request_of(slot),
+                    position,
                     received_at: slot.received_at.load(Ordering::Relaxed),
                     started_at: slot.started_at.load(Ordering::Relaxed),
                     attempts: slot.attempts.load(Ordering::Acquire),
@@ -93,11 +105,27 @@ impl Inspector {
                 };
                 // Refilled while it was read: then it was answered just now.
                 let same = slot.position.load(Ordering::Acquire) == position;
-                (waits && same).then_some((position, seen))
+                (waits && same).then_some(seen)
             })
             .collect();
-        found.sort_by_key(|(position, _)| *position);
-        found.into_iter().map(|(_, seen)| seen).collect()
+        found.sort_by_key(|seen| seen.position);
+        found
+    }
+
+    /// Stream position behind the last byte that a lane's backends have received.
+    pub fn received(&self, lane: u32) -> u64 {
+        let record = self.map.lane(lane).receiving();
+        let before = record.received.load(Ordering::Relaxed);
+        before.saturating_add(record.message.msg_len.load(Ordering::Acquire).into())
+    }
+
+    /// Stream position up to which a lane's backends have taken requests.
+    pub fn taken(&self, lane: u32) -> u64 {
+        self.map.lane(lane).parsed.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn file(&self) -> &std::fs::File {
+        &self.file
     }
 
     /// A lane's totals since attach.
@@ -123,17 +151,18 @@ impl Inspector {
 
     /// The requests that nobody has taken: those in the bytes that a lane's backend has received,
     /// and in those that wait in its `socket`, as a peek shows them.
-    pub fn unread(&self, lane: u32, socket: &[u8]) -> Vec<Request> {
+    pub fn unread(&self, lane: u32, socket: &[u8]) -> Vec<Unread> {
+        let start = self.taken(lane);
         let mut bytes = match self.unparsed(lane, UNREAD_MOST) {
             Ok(rest) => rest,
             // In the middle of a payload that is being skipped.
             Err(skip) => {
                 let skip = usize::try_from(skip).unwrap_or(usize::MAX).min(socket.len());
-                return requests_in(&socket[skip..]);
+                return requests_in(&socket[skip..], start);
             }
         };
         bytes.extend_from_slice(socket);
-        requests_in(&bytes)
+        requests_in(&bytes, start)
     }
 
     /// The bytes that a lane's backend has received and not taken as requests, at most `limit`.
@@ -141,13 +170,9 @@ impl Inspector {
     fn unparsed(&self, lane: u32, limit: u64) -> Result<Vec<u8>, u64> {
         let layout = self.map.layout();
         let control = self.map.lane(lane);
-        let record = control.receiving();
-        let received = record
-            .received
-            .load(Ordering::Relaxed)
-            .saturating_add(u64::from(record.message.msg_len.load(Ordering::Acquire)));
+        let received = self.received(lane);
         let parsed = control.parsed.load(Ordering::Acquire);
-        let base = record.base.load(Ordering::Relaxed);
+        let base = control.receiving().base.load(Ordering::Relaxed);
         if parsed > received {
             return Err(parsed - received);
         }
@@ -165,7 +190,7 @@ impl Inspector {
     }
 }
 
-fn requests_in(mut bytes: &[u8]) -> Vec<Request> {
+fn requests_in(mut bytes: &[u8], mut position: u64) -> Vec<Unread> {
     let mut found = Vec::new();
     while let Some(header) = bytes.first_chunk() {
         // A backend that runs meanwhile moves the bytes under us; then they make no sense.
@@ -173,10 +198,11 @@ fn requests_in(mut bytes: &[u8]) -> Vec<Request> {
             break;
         };
         if request.command != CommandType::DISC {
-            found.push(request);
+            found.push(Unread { request, position });
         }
         let length = Request::LEN + request.payload_len() as usize;
         bytes = bytes.get(length..).unwrap_or_default();
+        position = position.saturating_add(length as u64);
     }
     found
 }

@@ -26,6 +26,8 @@ pub const SLOTS: u32 = 256;
 pub const RECORDS: u32 = 4096;
 /// Histograms of a lane: reads, writes, all other commands, flushes.
 pub const KINDS: usize = 4;
+/// Marks of when requests came that a lane's control page has room for.
+pub const MARKS: usize = 5;
 /// Buckets of a histogram; [`crate::latency`] says what falls into which.
 pub const BUCKETS: usize = 103;
 /// Upper bound for the lanes of a device.
@@ -221,7 +223,10 @@ pub struct LaneControl {
     /// How many requests the flight recorder has seen. The one that comes next is record
     /// `recorded` modulo [`RECORDS`]; it counts once this word has moved on.
     pub recorded: AtomicU64,
-    reserved: [AtomicU64; 11],
+    /// The holder's own, which backends leave alone: [`crate::arrivals`], a stream position and a time
+    /// for each mark.
+    pub marks: [AtomicU64; 2 * MARKS],
+    reserved: AtomicU64,
     /// The pair of receive records.
     pub receive: [ReceiveRecord; 2],
     /// The pair of transmit records.
@@ -397,7 +402,7 @@ const _: () = {
     assert!(offset_of!(Header, flush_error) == 36 && offset_of!(Header, first_answer_at) == 56);
     assert!(size_of::<Slot>() == 64 && offset_of!(Slot, attempts) == 56);
     assert!(size_of::<Record>() == 64 && offset_of!(Record, attempts) == 48);
-    assert!(offset_of!(LaneControl, recorded) == 32);
+    assert!(offset_of!(LaneControl, recorded) == 32 && offset_of!(LaneControl, marks) == 40);
     assert!(size_of::<ReceiveRecord>() == 128 && offset_of!(ReceiveRecord, message) == 32);
     assert!(size_of::<TransmitRecord>() == 128 && offset_of!(TransmitRecord, message) == 32);
     assert!(offset_of!(LaneControl, receive) == 128);

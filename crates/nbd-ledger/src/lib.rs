@@ -23,12 +23,14 @@
 //! | [`recover`] | a successor takes over |
 //! | [`record`] | the flight recorder: what was executed, for onlookers |
 //! | [`latency`] | histograms of how long requests took, for onlookers |
+//! | [`arrivals`] | since when requests wait, noted by the holder |
 //! | [`inspect`], [`gdb`] | reading along from another process, or from a debugger |
 //!
 //! Within one process the lane's [`receive::Receiver`] belongs to one thread and its
 //! [`transmit::Transmitter`] sits behind a lock of the caller's; that lock is private memory and
 //! dies with the process.
 
+pub mod arrivals;
 pub mod audit;
 pub mod gdb;
 mod hook;

@@ -413,7 +413,7 @@ fn describe(request: &RequestStatus) -> String {
 
 fn request(request: &RequestStatus) -> String {
     let stage = match request.stage {
-        // It is counted from when it was first seen there.
+        // Of requests that came together the later ones can be a little older than is known.
         Stage::Unread => {
             let seen = age(request.age_ms);
             return format!("{}, for at least {seen}: no backend has read it", describe(request));
