@@ -5,13 +5,15 @@ use std::path::Path;
 
 use nbd_control::status::BackendState;
 use nbd_tests::command::{LIMIT, run};
-use nbd_tests::ctl::{ctl, start_serve};
+use nbd_tests::ctl::{ctl, program, start_serve};
 use nbd_tests::device::Device;
 use nbd_tests::disk;
 use nbd_tests::mount::Mount;
 use nbd_tests::temp::TempDir;
+use nbd_tests::wait::{LONG, wait_until};
 use nbd_tests::world::World;
 use nbd_tests::{Api, kernel_tests};
+use nix::sys::signal::Signal;
 
 const MIB: u64 = 1 << 20;
 const FAILED: i32 = 1;
@@ -24,6 +26,8 @@ kernel_tests!(
     devices_that_are_not_attached,
     a_device_in_use_is_not_detached,
     backends_that_do_not_fit_are_refused,
+    a_path_that_leads_to_another_file_costs_no_backend,
+    a_backend_that_dies_while_its_path_leads_elsewhere_is_followed_once_the_file_is_back,
     a_replacement_that_fails_late_does_not_lose_the_device,
     detach_does_not_swallow_what_could_not_be_written,
 );
@@ -108,15 +112,66 @@ fn backends_that_do_not_fit_are_refused(api: Api) {
     device.detach();
 }
 
-/// One that gets the lanes, and only then finds that it cannot serve: here because the same
-/// device would show other data. By then the old backend is dead.
+/// The same device would show other data. The successor finds that out while the present backend
+/// serves, and nothing is lost but the order.
+fn a_path_that_leads_to_another_file_costs_no_backend(api: Api) {
+    let files = TempDir::new();
+    let spec = files.spec("disk.img", MIB);
+    let other = files.spec("other.img", 2 * MIB);
+    let device = Device::attach(api, [&spec]);
+    let (name, backend) = (device.name(), device.backend());
+    let reason = "is not the file that was attached";
+    ctl(["replace", &name, &other]).fails_with(FAILED).says(&["other.img", reason]);
+    let join = ["--join", &name, "--takeover", &other];
+    start_serve(join).finish(LIMIT).fails_with(FAILED).says(&["other.img", reason]);
+
+    let (path, kept) = (files.join("disk.img"), files.join("kept.img"));
+    fs::rename(&path, &kept).expect("a file put aside");
+    files.image("disk.img", 2 * MIB);
+    let refused = ctl(["restart", &name]).fails_with(FAILED);
+    refused.says(&["the present backend goes on", "disk.img", reason]);
+    ctl(["replace", &name]).fails_with(FAILED).says(&[reason]);
+    ctl(["resize", &name, "--to-backend"]).fails_with(FAILED).says(&[reason]);
+    assert_eq!(device.backend(), backend, "the backend was not touched");
+    assert_eq!(device.wait_running().backend.restarts, 0);
+    still_works(&device, &kept);
+
+    fs::rename(&kept, &path).expect("the file back in its place");
+    ctl(["restart", &name]).succeeds();
+    still_works(&device, &path);
+    device.detach();
+}
+
+fn a_backend_that_dies_while_its_path_leads_elsewhere_is_followed_once_the_file_is_back(api: Api) {
+    let files = TempDir::new();
+    let device = Device::attach(api, ["--no-spare", &files.spec("disk.img", MIB)]);
+    let (path, kept) = (files.join("disk.img"), files.join("kept.img"));
+    fs::rename(&path, &kept).expect("a file put aside");
+    files.image("disk.img", MIB);
+    device.signal_backend(Signal::SIGKILL);
+    // More often than older holders tried.
+    wait_until("failed tries", LONG, || {
+        let backend = device.status().backend;
+        assert_ne!(backend.state, BackendState::Down, "{}", backend.detail);
+        backend.retry.is_some_and(|retry| retry.tries > 10)
+    });
+    let read = disk::start_read(&device.path(), 0);
+    fs::rename(&kept, &path).expect("the file back in its place");
+    read.finish(LIMIT).succeeds();
+    still_works(&device, &path);
+    device.detach();
+}
+
+/// One that gets the lanes, and only then finds that it cannot serve: here because it knows nothing
+/// of looking before. By then the old backend is dead.
 fn a_replacement_that_fails_late_does_not_lose_the_device(api: Api) {
     let files = TempDir::new();
     let spec = files.spec("disk.img", MIB);
     let other = files.spec("other.img", 2 * MIB);
     let device = Device::attach(api, [&spec]);
     let name = device.name();
-    let refused = ctl(["replace", &name, &other]).fails_with(FAILED);
+    let rash = format!("unset NBD_EXAMINE; exec {} {other}", program("nbd-serve"));
+    let refused = ctl(["replace", &name, "--", "/bin/sh", "-c", &rash]).fails_with(FAILED);
     refused.says(&["other.img", "is not the file that was attached"]);
 
     still_works(&device, &files.join("disk.img"));

@@ -8,7 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nbd_control::backend::{
-    EXPORT_VARIABLE, ExportInfo, FromBackend, FromHolder, GROW_VARIABLE, Grant, HOLDER_FD, Hello,
+    EXAMINE_VARIABLE, EXPORT_VARIABLE, ExportInfo, FromBackend, FromHolder, GROW_VARIABLE, Grant,
+    HOLDER_FD, Hello,
 };
 use nbd_control::registry::Registry;
 use nbd_control::{Channel, ChannelError};
@@ -25,8 +26,8 @@ use crate::replay::Replay;
 pub const JOIN_VARIABLE: &str = "NBD_JOIN";
 
 /// The environment variables that are meant for one backend, and not for what it starts.
-pub const ENVIRONMENT: [&str; 5] =
-    [HOLDER_FD, EXPORT_VARIABLE, GROW_VARIABLE, JOIN_VARIABLE, REPLAY_VARIABLE];
+pub const ENVIRONMENT: [&str; 6] =
+    [HOLDER_FD, EXPORT_VARIABLE, GROW_VARIABLE, EXAMINE_VARIABLE, JOIN_VARIABLE, REPLAY_VARIABLE];
 
 /// How long the holder may take for an acknowledgement.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -130,6 +131,9 @@ impl Endpoint {
 #[derive(Debug)]
 pub struct Link {
     channel: Channel,
+    /// Where to connect again, if the holder hangs up because it is an older one.
+    path: Option<PathBuf>,
+    may_examine: bool,
     attached: Option<ExportInfo>,
     is_to_grow: bool,
     replay: Option<Replay>,
@@ -158,7 +162,12 @@ impl Link {
         };
         let channel = Channel::new(stream)?;
         let is_to_grow = attached.is_some() && std::env::var_os(GROW_VARIABLE).is_some();
-        Ok(Self { channel, attached, is_to_grow, replay })
+        let (path, may_examine) = match endpoint {
+            Endpoint::Socket(path) => (Some(path.clone()), true),
+            Endpoint::Inherited(_) => (None, std::env::var_os(EXAMINE_VARIABLE).is_some()),
+            Endpoint::Replay { .. } => (None, false),
+        };
+        Ok(Self { channel, path, may_examine, attached, is_to_grow, replay })
     }
 
     /// What was attached, if this process was started to succeed another one. A backend whose
@@ -172,6 +181,40 @@ impl Link {
     /// (`nbd-ctl resize`).
     pub fn is_to_grow(&self) -> bool {
         self.is_to_grow
+    }
+
+    /// What predecessors deposited, to see whether it fits before the [Hello](Self::hello), by which
+    /// a predecessor that lives may be killed. Nothing if the holder does not offer that.
+    ///
+    /// # Errors
+    /// The holder refuses, or the conversation failed.
+    pub fn stored(&mut self) -> Result<Option<Stored>, JoinError> {
+        if !std::mem::take(&mut self.may_examine) {
+            return Ok(None);
+        }
+        let asked = self.channel.send(&FromBackend::Examine, &[]);
+        let answer = asked.and_then(|()| self.channel.receive_within(PATIENCE));
+        let received = match (answer, &self.path) {
+            // It does not know the question.
+            (Err(ChannelError::Closed), Some(path)) => {
+                let stream = UnixStream::connect(path)
+                    .map_err(|source| JoinError::Connect { path: path.clone(), source })?;
+                self.channel = Channel::new(stream)?;
+                return Ok(None);
+            }
+            (answer, _) => answer?,
+        };
+        match received.message {
+            FromHolder::Stored { device, attached, names } => {
+                if names.len() != received.descriptors.len() {
+                    return Err(JoinError::Protocol("a wrong number of descriptors"));
+                }
+                let kept = names.into_iter().zip(received.descriptors).collect();
+                Ok(Some(Stored { device, attached, kept }))
+            }
+            FromHolder::Refusal { reason } => Err(JoinError::Refused(reason)),
+            _ => Err(JoinError::Protocol("an answer to another question")),
+        }
     }
 
     /// Introduces the backend and waits for the lanes: until the predecessor is dead, however
@@ -193,7 +236,9 @@ impl Link {
         let grant = match received.message {
             FromHolder::Grant(grant) => grant,
             FromHolder::Refusal { reason } => return Err(JoinError::Refused(reason)),
-            FromHolder::Kept => return Err(JoinError::Protocol("an answer to nothing")),
+            FromHolder::Kept | FromHolder::Stored { .. } => {
+                return Err(JoinError::Protocol("an answer to nothing"));
+            }
         };
         let mut descriptors = received.descriptors.into_iter();
         let expected = 1 + grant.lanes as usize + grant.keepsakes.len();
@@ -212,6 +257,12 @@ impl Link {
 
     /// Tells the holder that there will be no backend, and why.
     pub fn fail(self, reason: &str) {
+        self.tell_failure(reason);
+    }
+
+    /// The same, for those who cannot give the connection away. The process exits after that.
+    pub fn tell_failure(&self, reason: &str) {
+        // A holder that is gone needs no reason.
         let _ = self.channel.send(&failure(reason, false), &[]);
     }
 }
@@ -235,6 +286,37 @@ fn inherited(fd: RawFd) -> Result<UnixStream, JoinError> {
         <OwnedFd as std::os::fd::FromRawFd>::from_raw_fd(fd).into()
     };
     Ok(stream)
+}
+
+/// What predecessors deposited, shown before anything is granted.
+#[derive(Debug)]
+pub struct Stored {
+    device: String,
+    attached: bool,
+    kept: Vec<(String, OwnedFd)>,
+}
+
+impl Stored {
+    /// Name of the device, like `nbd0`.
+    pub fn device(&self) -> &str {
+        &self.device
+    }
+
+    /// Whether the device exists, so that nothing can be deposited any more.
+    pub fn is_attached(&self) -> bool {
+        self.attached
+    }
+
+    /// A descriptor, to be looked at only.
+    pub fn keepsake(&self, name: &str) -> Option<BorrowedFd<'_>> {
+        let (_, fd) = self.kept.iter().find(|(kept, _)| kept == name)?;
+        Some(fd.as_fd())
+    }
+
+    /// The names of all.
+    pub fn keepsakes(&self) -> impl Iterator<Item = &str> {
+        self.kept.iter().map(|(name, _)| &**name)
+    }
 }
 
 /// The lanes are ours; nothing was read from them yet.
@@ -272,7 +354,9 @@ impl Session {
         match self.channel.receive_within(PATIENCE)?.message {
             FromHolder::Kept => Ok(()),
             FromHolder::Refusal { reason } => Err(JoinError::Refused(reason)),
-            FromHolder::Grant(_) => Err(JoinError::Protocol("a second grant")),
+            FromHolder::Grant(_) | FromHolder::Stored { .. } => {
+                Err(JoinError::Protocol("an answer to another question"))
+            }
         }
     }
 

@@ -36,7 +36,7 @@ pub use backend::{Backend, Capabilities, Extent, Geometry, ZeroOptions};
 pub use clock::now;
 pub use durability::{Durability, ProcessDurability, remember};
 pub use engine::{Outcome, ServeError};
-pub use join::{ENVIRONMENT, Endpoint, JOIN_VARIABLE, JoinError, Link, Session};
+pub use join::{ENVIRONMENT, Endpoint, JOIN_VARIABLE, JoinError, Link, Session, Stored};
 pub use lane::AbortOnPanic;
 pub use lull::Lull;
 pub use nbd_control::backend::ExportInfo;

@@ -2,6 +2,8 @@
 //!
 //! ```text
 //! backend                      holder
+//!    │ Examine, if there is an owner ► │   what is stored, to look at before the owner is killed
+//!    │ ◄────────────────── Stored │
 //!    │ Hello ───────────────────► │   checks the export, waits until the predecessor is dead
 //!    │ ◄─────────── Grant or Refusal │   ledger, lanes, keepsakes as descriptors
 //!    │ Keep (fd) ───────────────► │   any number of times
@@ -34,6 +36,10 @@ pub const EXPORT_VARIABLE: &str = "NBD_EXPORT";
 /// The environment variable that asks a started successor for its present size, be it larger than
 /// that in [`EXPORT_VARIABLE`]: the device shall grow.
 pub const GROW_VARIABLE: &str = "NBD_GROW";
+
+/// The environment variable that tells a program that is started while another backend serves the
+/// device that it may send [`FromBackend::Examine`] before its Hello.
+pub const EXAMINE_VARIABLE: &str = "NBD_EXAMINE";
 
 impl ExportInfo {
     /// The value of [`EXPORT_VARIABLE`].
@@ -80,6 +86,9 @@ pub enum FromBackend {
     },
     /// A request that crashed too many backends was answered with EIO. Said before `Ready`.
     Poisoned(Poison),
+    /// Before the Hello: asks for what is stored, to see whether it fits. So a backend that could
+    /// not serve the device says so while its predecessor lives.
+    Examine,
 }
 
 /// A request that crashes backends.
@@ -124,6 +133,16 @@ pub enum FromHolder {
     },
     /// A keepsake is safe.
     Kept,
+    /// What predecessors deposited; the descriptors are in the order of the names. They are to be
+    /// looked at and not to be used: their owner lives.
+    Stored {
+        /// Name of the device, like `nbd0`.
+        device: String,
+        /// Whether the device exists, so that nothing can be deposited any more.
+        attached: bool,
+        /// The names.
+        names: Vec<String>,
+    },
 }
 
 /// What a backend needs to know beside its descriptors.

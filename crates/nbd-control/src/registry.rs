@@ -117,10 +117,14 @@ impl State {
     /// How many failures in a row are too many, if the operator has asked for a limit.
     #[must_use]
     pub fn restart_limit(&self) -> Option<u32> {
-        let limit = self.restart_limit;
-        let former = limit == Self::UNLIMITED || limit == Self::FORMER_LIMIT;
-        (self.restart_limit_given || !former).then_some(limit)
+        asked_limit(self.restart_limit, self.restart_limit_given)
     }
+}
+
+/// A number that older holders wrote down without being asked is no limit.
+fn asked_limit(limit: u32, given: bool) -> Option<u32> {
+    let by_itself = limit == State::UNLIMITED || limit == State::FORMER_LIMIT;
+    (given || !by_itself).then_some(limit)
 }
 
 impl Registry {
@@ -261,5 +265,19 @@ impl Registry {
             return Err(io::Error::new(io::ErrorKind::InvalidData, text));
         }
         Ok(Some(state))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_limit_is_one_that_was_asked_for() {
+        assert_eq!(asked_limit(10, true), Some(10));
+        assert_eq!(asked_limit(0, true), Some(0));
+        assert_eq!(asked_limit(10, false), None, "the default of older holders");
+        assert_eq!(asked_limit(7, false), Some(7), "older holders were asked for it");
+        assert_eq!(asked_limit(State::UNLIMITED, false), None);
     }
 }

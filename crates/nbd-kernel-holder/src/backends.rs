@@ -10,6 +10,7 @@ use nbd_control::control::{Failure, FailureKind};
 use nbd_ledger::{Inspector, Ledger, layout};
 use nbd_proto::TransmissionFlags;
 use nbd_record::KEEPSAKE;
+use nix::sys::socket::UnixCredentials;
 
 use crate::control::Waits;
 use crate::holder::Holder;
@@ -48,7 +49,7 @@ impl Holder {
         let is_owner = self.supervisor.owner() == Some(id);
         match received.message {
             // It has the lanes, so it must not be forgotten, whatever it says.
-            FromBackend::Hello(_) if is_owner => {
+            FromBackend::Hello(_) | FromBackend::Examine if is_owner => {
                 self.warn("ignored: the backend introduced itself twice");
             }
             FromBackend::Hello(hello) => self.take_hello(id, hello),
@@ -74,6 +75,7 @@ impl Holder {
                     self.fail_device(&reason);
                 }
             }
+            FromBackend::Examine => self.show_stored(id),
             FromBackend::Keep { .. } | FromBackend::Ready { .. } | FromBackend::Poisoned(_) => {
                 self.refuse(id, "only the backend that was granted the lanes may say that");
             }
@@ -121,17 +123,45 @@ impl Holder {
         }
     }
 
+    /// Who has spoken, if they may serve the device.
+    fn check_sender(&self, peer: &Peer) -> Result<UnixCredentials, String> {
+        let sender = peer.channel.as_ref().and_then(nbd_control::Channel::sender);
+        let sender = sender.ok_or("the kernel does not vouch for it")?;
+        let user = self.settings.user.as_ref().map(|(_, uid, _)| uid.as_raw());
+        match sender.uid() == 0 || Some(sender.uid()) == user {
+            true => Ok(sender),
+            false => Err(format!("user {} may not serve this device", sender.uid())),
+        }
+    }
+
+    /// Lets a backend look at what its predecessors left, before it introduces itself.
+    fn show_stored(&mut self, id: PeerId) {
+        let Some(peer) = self.peers.get(&id) else {
+            return;
+        };
+        let refused = match self.check_sender(peer) {
+            _ if peer.hello.is_some() => Some("only before it introduces itself".to_owned()),
+            checked => checked.err(),
+        };
+        if let Some(reason) = refused {
+            return self.refuse(id, &reason);
+        }
+        let names = self.keepsakes.iter().map(|(name, _)| name.clone()).collect();
+        let (device, attached) = (self.device.name(), self.sitter.is_some());
+        let stored = FromHolder::Stored { device, attached, names };
+        let descriptors: Vec<_> = self.keepsakes.iter().map(|(_, fd)| fd.as_fd()).collect();
+        let sent = peer.channel.as_ref().map(|channel| channel.send(&stored, &descriptors));
+        if let Some(Err(error)) = sent {
+            self.peer_closed(id, &error);
+        }
+    }
+
     fn check_hello(&self, id: PeerId, hello: &Hello) -> Result<Process, String> {
         let peer = self.peers.get(&id).ok_or("it is gone")?;
         if peer.hello.is_some() {
             return Err("it introduced itself twice".into());
         }
-        let sender = peer.channel.as_ref().and_then(nbd_control::Channel::sender);
-        let sender = sender.ok_or("the kernel does not vouch for it")?;
-        let user = self.settings.user.as_ref().map(|(_, uid, _)| uid.as_raw());
-        if sender.uid() != 0 && Some(sender.uid()) != user {
-            return Err(format!("user {} may not serve this device", sender.uid()));
-        }
+        let sender = self.check_sender(peer)?;
         if hello.ledger_version != layout::VERSION {
             let (theirs, ours) = (hello.ledger_version, layout::VERSION);
             return Err(format!(

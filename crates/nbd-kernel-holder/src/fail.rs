@@ -9,7 +9,7 @@ use nbd_control::control::{Failure, FailureKind, Response};
 use crate::control::Waits;
 use crate::holder::Holder;
 use crate::peers::{Ending, Peer};
-use crate::program;
+use crate::program::{self, Start};
 use crate::retry::Subject;
 use crate::supervisor::{Event, PeerId};
 
@@ -91,8 +91,16 @@ impl Holder {
         let user = self.settings.user.as_ref().map(|(_, uid, gid)| (*uid, *gid));
         let log = self.registry.log(self.device.index);
         let program = ["/proc/self/exe", "--stand-in"].map(String::from);
-        let survive = self.settings.survive_shutdown;
-        match program::start(&program, user, self.export, false, survive, &log, None) {
+        let how = Start {
+            user,
+            attached: self.export,
+            grows: false,
+            examines: false,
+            survive_shutdown: self.settings.survive_shutdown,
+            log: &log,
+            cell: None,
+        };
+        match program::start(&program, how) {
             Ok(started) => {
                 let id = self.next_id();
                 let mut peer = Peer::new(Some(started.channel), Some(started.process));

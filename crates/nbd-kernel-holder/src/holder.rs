@@ -28,7 +28,7 @@ use crate::kernel::Device;
 use crate::kernel::sitter::{self, Sitter};
 use crate::loss::Departed;
 use crate::peers::Peer;
-use crate::program;
+use crate::program::{self, Start};
 use crate::recording::Recording;
 use crate::resize::{Growing, Resize};
 use crate::retry::{Complaints, Outage, Subject, is_shortage};
@@ -327,11 +327,14 @@ impl Holder {
         let log = self.registry.log(self.device.index);
         // Another program has to show that it fits; the present one's storage may have grown.
         let attached = self.export.filter(|_| program == self.settings.program);
-        let survive = self.settings.survive_shutdown;
+        let survive_shutdown = self.settings.survive_shutdown;
         let cell = self.cell()?;
         let growing = self.growing.as_mut().filter(|growing| growing.peer.is_none());
         let grows = growing.is_some();
-        let started = program::start(program, user, attached, grows, survive, &log, cell)?;
+        let examines = self.supervisor.has_backend();
+        let log = &log;
+        let how = Start { user, attached, grows, examines, survive_shutdown, log, cell };
+        let started = program::start(program, how)?;
         let pid = started.process.pid.as_raw();
         tracing::debug!(device = %self.device.name(), pid, ?program, "a backend is started");
         self.next_id += 1;

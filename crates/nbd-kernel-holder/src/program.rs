@@ -10,7 +10,9 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use nbd_control::Channel;
-use nbd_control::backend::{EXPORT_VARIABLE, ExportInfo, GROW_VARIABLE, HOLDER_FD};
+use nbd_control::backend::{
+    EXAMINE_VARIABLE, EXPORT_VARIABLE, ExportInfo, GROW_VARIABLE, HOLDER_FD,
+};
 use nix::unistd::{Gid, Group, Uid, User};
 
 use crate::sandbox::Cell;
@@ -51,44 +53,65 @@ pub(crate) fn look_up_group(group: &str) -> io::Result<Gid> {
     }
 }
 
-/// Starts a backend. What it says goes to `log`. One that shall survive the shutdown is called
-/// by a name that systemd spares. With `grows` it is asked for its present size.
-pub(crate) fn start(
-    program: &[String],
-    user: Option<(Uid, Gid)>,
-    attached: Option<ExportInfo>,
-    grows: bool,
-    survive_shutdown: bool,
-    log: &Path,
-    cell: Option<Cell>,
-) -> io::Result<Started> {
+/// How to start a backend.
+pub(crate) struct Start<'a> {
+    pub(crate) user: Option<(Uid, Gid)>,
+    /// What was attached, if the program need not show that it fits.
+    pub(crate) attached: Option<ExportInfo>,
+    /// It is asked for its present size.
+    pub(crate) grows: bool,
+    /// Another backend lives: before that one is killed it may look whether it fits.
+    pub(crate) examines: bool,
+    /// It is called by a name that systemd spares.
+    pub(crate) survive_shutdown: bool,
+    /// Where its output goes.
+    pub(crate) log: &'a Path,
+    pub(crate) cell: Option<Cell>,
+}
+
+/// Starts a backend.
+pub(crate) fn start(program: &[String], how: Start<'_>) -> io::Result<Started> {
     let (name, arguments) =
         program.split_first().ok_or(io::Error::new(io::ErrorKind::InvalidInput, "no program"))?;
     let (ours, theirs) = UnixStream::pair()?;
     let theirs: OwnedFd = theirs.into();
     let channel = Channel::new(ours).map_err(io::Error::other)?;
     channel.identify_senders().map_err(io::Error::other)?;
-    let log = open_log(log)?;
+    let log = open_log(how.log)?;
     let mut command = Command::new(name);
     command
         .args(arguments)
         .env(HOLDER_FD, theirs.as_raw_fd().to_string())
+        .env_remove(EXPORT_VARIABLE)
+        .env_remove(GROW_VARIABLE)
+        .env_remove(EXAMINE_VARIABLE)
         .env_remove(nbd_control::service::SOCKET)
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
         .stderr(log);
-    if survive_shutdown {
+    if how.survive_shutdown {
         command.arg0(format!("@{name}"));
     }
-    if let Some(export) = attached {
+    if let Some(export) = how.attached {
         command.env(EXPORT_VARIABLE, export.to_variable());
     }
-    if grows {
+    if how.grows {
         command.env(GROW_VARIABLE, "1");
     }
-    prepare_program(&mut command, theirs.as_raw_fd(), user, cell);
-    let child = command.spawn()?;
-    let process = Process::open(child.id().cast_signed())?;
+    if how.examines {
+        command.env(EXAMINE_VARIABLE, "1");
+    }
+    prepare_program(&mut command, theirs.as_raw_fd(), how.user, how.cell);
+    let mut child = command.spawn()?;
+    let process = match Process::open(child.id().cast_signed()) {
+        Ok(process) => process,
+        Err(error) => {
+            // No descriptor is left to watch it by, so it must not stay. It has not yet been told
+            // anything, and dies at once.
+            child.kill().and_then(|()| child.wait()).map_err(io::Error::other)?;
+            return Err(error);
+        }
+    };
     // Not ours to inherit: the holder is never killed for memory, a backend may be.
     let _ = std::fs::write(format!("/proc/{}/oom_score_adj", child.id()), "-500");
     Ok(Started { process, channel })

@@ -146,10 +146,14 @@ pub(crate) fn check(probe: &mut Probe, keepsake: &File) -> Result<(), AdoptError
             }
         }
         None if left.len() < probe.geometry.size => return Err(AdoptError::OtherFile),
-        None => probe.notes.push(
-            "no longer exists; the device goes on with the deleted file until it is detached"
-                .into(),
-        ),
+        None => {
+            const GONE: &str =
+                "no longer exists; the device goes on with the deleted file until it is detached";
+            // It may have been examined before.
+            if probe.notes.iter().all(|note| note != GONE) {
+                probe.notes.push(GONE.into());
+            }
+        }
     }
     check_mode(&probe.spec, keepsake)
 }

@@ -293,7 +293,7 @@ fn endpoint(cli: &Cli) -> Result<Endpoint, Error> {
     })
 }
 
-fn serve(link: Link, mut export: Export, cli: &Cli) -> Result<(), Error> {
+fn serve(mut link: Link, mut export: Export, cli: &Cli) -> Result<(), Error> {
     match link.attached() {
         Some(attached) if link.is_to_grow() => {
             if let Err(error) = export.grow(&attached) {
@@ -304,6 +304,7 @@ fn serve(link: Link, mut export: Export, cli: &Cli) -> Result<(), Error> {
         Some(attached) => export.agree(&attached),
         None => {}
     }
+    examine(&mut link, &mut export, cli)?;
     let description = export.description().to_owned();
     rehearse(&link);
     let mut session = link.hello(&description, &export.geometry(), cli.takeover)?;
@@ -321,6 +322,20 @@ fn serve(link: Link, mut export: Export, cli: &Cli) -> Result<(), Error> {
         Ok(_) => Ok(()),
         Err(source) => Err(Error::Serve { description, source }),
     }
+}
+
+/// Looks whether it could take over, while the predecessor that it would cost its life still serves.
+fn examine(link: &mut Link, export: &mut Export, cli: &Cli) -> Result<(), Error> {
+    if cli.join.is_some() && !cli.takeover {
+        return Ok(());
+    }
+    let Some(stored) = link.stored()? else {
+        return Ok(());
+    };
+    export.examine(stored).map_err(|error| {
+        link.tell_failure(&chain(&error));
+        error.into()
+    })
 }
 
 /// What `--print-geometry` prints.

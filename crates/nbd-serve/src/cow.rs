@@ -155,6 +155,14 @@ impl Source for CowSource {
         self.base.keepsakes(&format!("{place}{BASE}."), names);
     }
 
+    fn examine(&mut self, estate: &mut Estate<'_>) -> Result<(), ExportError> {
+        if let Some(kept) = estate.inherit(KEEPSAKE)? {
+            let path = self.diff.clone();
+            check(&self.diff, &kept).map_err(|source| ExportError::Cow { path, source })?;
+        }
+        estate.within(BASE, |estate| self.base.examine(estate))
+    }
+
     fn settle(self: Box<Self>, estate: &mut Estate<'_>) -> Result<Arc<dyn Backend>, ExportError> {
         let opened = self
             .open_diff(estate)?

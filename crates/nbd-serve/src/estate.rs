@@ -6,7 +6,7 @@ use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use nbd_backend::{JoinError, Session};
+use nbd_backend::{JoinError, Session, Stored};
 use nbd_control::settings::{self, Setting};
 
 use crate::export::ExportError;
@@ -37,6 +37,25 @@ impl Keeper for Session {
 
     fn keep(&mut self, name: &str, descriptor: BorrowedFd<'_>) -> Result<(), JoinError> {
         Session::keep(self, name, descriptor)
+    }
+}
+
+/// A holder that shows what it keeps, and takes nothing.
+impl Keeper for Stored {
+    fn device(&self) -> &str {
+        Stored::device(self)
+    }
+
+    fn names(&self) -> Vec<String> {
+        self.keepsakes().map(Into::into).collect()
+    }
+
+    fn keepsake(&self, name: &str) -> Option<BorrowedFd<'_>> {
+        Stored::keepsake(self, name)
+    }
+
+    fn keep(&mut self, _name: &str, _descriptor: BorrowedFd<'_>) -> Result<(), JoinError> {
+        Err(JoinError::Refused("nothing can be deposited after the device is attached".into()))
     }
 }
 
@@ -78,19 +97,25 @@ impl<'a> Estate<'a> {
         names: &[String],
         settings: &[Setting],
     ) -> Result<Self, ExportError> {
-        let left = keeper.names();
-        let strange = left.iter().find(|left| *left != settings::KEEPSAKE && !names.contains(left));
-        if let Some(was) = strange {
-            let now = names.first().map_or("nothing that is kept", |name| name.as_str());
-            return Err(ExportError::OtherKind {
-                device: keeper.device().into(),
-                was: was.clone(),
-                now: now.into(),
-            });
-        }
+        check_names(keeper, names)?;
         let mut estate = Self { keeper, place: String::new(), table: None, taken: 0 };
         estate.table = estate.table(settings)?.map(Arc::new);
         Ok(estate)
+    }
+
+    /// What a predecessor that lives has left, to be looked at. Nothing is changed.
+    pub(crate) fn examined(stored: &'a mut Stored, names: &[String]) -> Result<Self, ExportError> {
+        check_names(stored, names)?;
+        let missing = names.iter().find(|name| stored.keepsake(name).is_none());
+        if let Some(name) = missing.filter(|_| stored.is_attached()) {
+            let reason = "the present backend has left none, so only one of its kind can follow it";
+            return Err(ExportError::Keep {
+                device: stored.device().into(),
+                name: name.clone(),
+                source: JoinError::Refused(reason.into()),
+            });
+        }
+        Ok(Self { keeper: stored, place: String::new(), table: None, taken: 0 })
     }
 
     /// The table of settings: the predecessor's with the values that it has by now, except where
@@ -162,6 +187,20 @@ impl<'a> Estate<'a> {
     fn keep_failed(&self, name: &str, source: JoinError) -> ExportError {
         let device = self.keeper.device().into();
         ExportError::Keep { device, name: name.into(), source }
+    }
+}
+
+/// A predecessor of another kind has left something else than what will be kept.
+fn check_names(keeper: &dyn Keeper, names: &[String]) -> Result<(), ExportError> {
+    let left = keeper.names();
+    let strange = left.iter().find(|left| *left != settings::KEEPSAKE && !names.contains(left));
+    match strange {
+        None => Ok(()),
+        Some(was) => Err(ExportError::OtherKind {
+            device: keeper.device().into(),
+            was: was.clone(),
+            now: names.first().map_or("nothing that is kept", |name| name.as_str()).into(),
+        }),
     }
 }
 

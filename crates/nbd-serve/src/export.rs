@@ -4,7 +4,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use nbd_backend::{Backend, ExportInfo, Geometry, JoinError};
+use nbd_backend::{Backend, ExportInfo, Geometry, JoinError, Stored};
 use thiserror::Error;
 
 use crate::adopt::AdoptError;
@@ -83,6 +83,17 @@ impl Export {
     /// Looks how large it is by now, for a device that is to grow.
     pub(crate) fn grow(&mut self, attached: &ExportInfo) -> Result<(), ExportError> {
         self.source.grow(attached.size)
+    }
+
+    /// Checks that it fits what a predecessor that lives has left. Nothing is changed by that.
+    ///
+    /// # Errors
+    /// It could not take over from that predecessor.
+    pub(crate) fn examine(&mut self, mut stored: Stored) -> Result<(), ExportError> {
+        let mut names = Vec::new();
+        self.source.keepsakes("", &mut names);
+        let mut estate = Estate::examined(&mut stored, &names)?;
+        self.source.examine(&mut estate)
     }
 
     /// Takes over what the predecessor left, or makes sure that there is something to leave.

@@ -104,6 +104,14 @@ impl Source for RecordSource {
         self.inner.keepsakes(&format!("{place}{KEEPSAKE}."), names);
     }
 
+    fn examine(&mut self, estate: &mut Estate<'_>) -> Result<(), ExportError> {
+        if let Some(kept) = estate.inherit(KEEPSAKE)? {
+            let path = self.path.clone();
+            self.check(&kept).map_err(|source| ExportError::Record { path, source })?;
+        }
+        estate.within(KEEPSAKE, |estate| self.inner.examine(estate))
+    }
+
     fn settle(self: Box<Self>, estate: &mut Estate<'_>) -> Result<Arc<dyn Backend>, ExportError> {
         let log = self.open_log(estate)?;
         let Self { inner, path } = *self;

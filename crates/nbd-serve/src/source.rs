@@ -51,6 +51,11 @@ pub(crate) trait Source: fmt::Debug {
     /// The names of all that a successor must be left.
     fn keepsakes(&self, place: &str, names: &mut Vec<String>);
 
+    /// Checks that it fits what the predecessor left, which still uses it.
+    fn examine(&mut self, _estate: &mut Estate<'_>) -> Result<(), ExportError> {
+        Ok(())
+    }
+
     /// Takes over what the predecessor left, or makes sure that there is something to leave.
     fn settle(self: Box<Self>, estate: &mut Estate<'_>) -> Result<Arc<dyn Backend>, ExportError>;
 
@@ -134,14 +139,15 @@ impl Source for MemorySpec {
         names.push(format!("{place}{}", mem::KEEPSAKE));
     }
 
+    fn examine(&mut self, estate: &mut Estate<'_>) -> Result<(), ExportError> {
+        inherit_memory(*self, estate).map(drop)
+    }
+
     fn settle(self: Box<Self>, estate: &mut Estate<'_>) -> Result<Arc<dyn Backend>, ExportError> {
         let object = Spec::Memory(*self).to_string();
         let failed = |source| ExportError::Memory { object: object.clone(), source };
-        let file = match estate.inherit(mem::KEEPSAKE)? {
-            Some(file) => {
-                mem::check(&file, self.size).map_err(failed)?;
-                file
-            }
+        let file = match inherit_memory(*self, estate)? {
+            Some(file) => file,
             None => {
                 let file = mem::make(self.size).map_err(failed)?;
                 estate.keep(mem::KEEPSAKE, &file)?;
@@ -151,6 +157,16 @@ impl Source for MemorySpec {
         let geometry = mem::geometry(*self);
         Ok(Arc::new(FileExport::new(file, object.into(), Kind::Memory, false, geometry)))
     }
+}
+
+fn inherit_memory(spec: MemorySpec, estate: &Estate<'_>) -> Result<Option<File>, ExportError> {
+    let Some(file) = estate.inherit(mem::KEEPSAKE)? else {
+        return Ok(None);
+    };
+    let object = || Spec::Memory(spec).to_string();
+    mem::check(&file, spec.size)
+        .map_err(|source| ExportError::Memory { object: object(), source })?;
+    Ok(Some(file))
 }
 
 impl Source for Probe {
@@ -202,6 +218,10 @@ impl Source for Probe {
         names.push(format!("{place}{}", adopt::KEEPSAKE));
     }
 
+    fn examine(&mut self, estate: &mut Estate<'_>) -> Result<(), ExportError> {
+        inherit_file(self, estate).map(drop)
+    }
+
     fn settle(
         mut self: Box<Self>,
         estate: &mut Estate<'_>,
@@ -219,14 +239,22 @@ impl Source for Probe {
     }
 }
 
-fn settle_file(probe: &mut Probe, estate: &mut Estate<'_>) -> Result<File, ExportError> {
+/// The predecessor's file, if it left one; it must be the one that is named.
+fn inherit_file(probe: &mut Probe, estate: &Estate<'_>) -> Result<Option<File>, ExportError> {
+    let Some(file) = estate.inherit(adopt::KEEPSAKE)? else {
+        return Ok(None);
+    };
     let path = probe.spec.path.clone();
-    let found = estate.inherit(adopt::KEEPSAKE)?;
-    let failed = |source| ExportError::Adopt { path, source };
-    if let Some(file) = found {
-        adopt::check(probe, &file).map_err(failed)?;
+    adopt::check(probe, &file).map_err(|source| ExportError::Adopt { path, source })?;
+    Ok(Some(file))
+}
+
+fn settle_file(probe: &mut Probe, estate: &mut Estate<'_>) -> Result<File, ExportError> {
+    if let Some(file) = inherit_file(probe, estate)? {
         return Ok(file);
     }
+    let path = probe.spec.path.clone();
+    let failed = |source| ExportError::Adopt { path, source };
     let file = adopt::first(probe).map_err(failed)?;
     estate.keep(adopt::KEEPSAKE, &file)?;
     Ok(file)

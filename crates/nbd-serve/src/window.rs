@@ -86,7 +86,21 @@ impl Window {
 
     /// A successor must serve the same part. It is noted where only the holder can lose it.
     fn settle_range(&self, estate: &mut Estate<'_>) -> Result<(), ExportError> {
+        if self.is_noted(estate)? {
+            return Ok(());
+        }
         let Range { start, length } = self.range;
+        let mut bytes = [0; 16];
+        bytes[..8].copy_from_slice(&start.to_le_bytes());
+        bytes[8..].copy_from_slice(&length.to_le_bytes());
+        let note = mem::make(bytes.len() as u64)
+            .map_err(|source| ExportError::Memory { object: KEEPSAKE.into(), source })?;
+        note.write_all_at(&bytes, 0).map_err(WindowError::Note)?;
+        estate.keep(KEEPSAKE, &note)
+    }
+
+    /// Whether a predecessor has noted this part; another one is an error.
+    fn is_noted(&self, estate: &Estate<'_>) -> Result<bool, ExportError> {
         let mut bytes = [0; 16];
         if let Some(kept) = estate.inherit(KEEPSAKE)? {
             kept.read_exact_at(&mut bytes, 0).map_err(WindowError::Note)?;
@@ -100,14 +114,9 @@ impl Window {
             if was != self.range {
                 return Err(WindowError::OtherRange(was).into());
             }
-            return Ok(());
+            return Ok(true);
         }
-        bytes[..8].copy_from_slice(&start.to_le_bytes());
-        bytes[8..].copy_from_slice(&length.to_le_bytes());
-        let note = mem::make(bytes.len() as u64)
-            .map_err(|source| ExportError::Memory { object: KEEPSAKE.into(), source })?;
-        note.write_all_at(&bytes, 0).map_err(WindowError::Note)?;
-        estate.keep(KEEPSAKE, &note)
+        Ok(false)
     }
 }
 
@@ -131,6 +140,11 @@ impl Source for Window {
     fn keepsakes(&self, place: &str, names: &mut Vec<String>) {
         names.push(format!("{place}{KEEPSAKE}"));
         self.inner.keepsakes(&format!("{place}{KEEPSAKE}."), names);
+    }
+
+    fn examine(&mut self, estate: &mut Estate<'_>) -> Result<(), ExportError> {
+        self.is_noted(estate)?;
+        estate.within(KEEPSAKE, |estate| self.inner.examine(estate))
     }
 
     fn settle(self: Box<Self>, estate: &mut Estate<'_>) -> Result<Arc<dyn Backend>, ExportError> {
@@ -218,6 +232,10 @@ impl Source for Wrapped {
 
     fn keepsakes(&self, place: &str, names: &mut Vec<String>) {
         self.inner.keepsakes(place, names);
+    }
+
+    fn examine(&mut self, estate: &mut Estate<'_>) -> Result<(), ExportError> {
+        self.inner.examine(estate)
     }
 
     fn settle(self: Box<Self>, estate: &mut Estate<'_>) -> Result<Arc<dyn Backend>, ExportError> {

@@ -193,6 +193,7 @@ impl Holder {
                 FromBackend::Ready { replayed } => return Fate::Ready { replayed },
                 FromBackend::Failed { reason, .. } => return Fate::Failed(reason),
                 FromBackend::Hello(_) => panic!("two hellos"),
+                FromBackend::Examine => panic!("it was not offered"),
                 FromBackend::Poisoned(poison) => panic!("given up: {poison:?}"),
             }
         }
