@@ -97,8 +97,12 @@ fn backends_that_do_not_fit_are_refused(api: Api) {
     let sizes = ["smaller.img", "524288", "1048576", &name];
 
     let join = ["--join", &name, "--takeover", &smaller];
-    start_serve(join).finish(LIMIT).fails_with(FAILED).says(&sizes);
-    ctl(["replace", &name, &smaller]).fails_with(FAILED).says(&sizes);
+    let other = ["smaller.img", "is not the file that was attached"];
+    start_serve(join).finish(LIMIT).fails_with(FAILED).says(&other);
+    ctl(["replace", &name, &smaller]).fails_with(FAILED).says(&other);
+    // One that does not look before is refused by the holder.
+    let rash = format!("unset NBD_EXAMINE; exec {} {smaller}", program("nbd-serve"));
+    ctl(["replace", &name, "--", "/bin/sh", "-c", &rash]).fails_with(FAILED).says(&sizes);
     for program in [vec!["/bin/false"], vec!["/bin/sh", "-c", "exit 3"]] {
         let command = ["replace", &name, "--"].into_iter().chain(program);
         ctl(command).fails_with(FAILED).says(&["the present backend goes on"]);
