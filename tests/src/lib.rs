@@ -18,6 +18,7 @@
 //! | [`kernel_log`] | what the driver had to say meanwhile |
 //! | [`disk`], [`mount`], [`tree`] | bytes on a device, file systems and something to put on them |
 //! | [`page`], [`session`] | commands of the documentation, and a shell that types them |
+//! | [`loop_device`], [`mapping`] | block devices on top of the device |
 //! | [`nbdkit`] | a server that somebody else runs |
 //! | [`process`], [`temp`], [`random`], [`wait`] | odds and ends |
 
@@ -30,6 +31,8 @@ pub mod fio;
 pub mod gdb;
 pub mod kernel_log;
 pub mod killer;
+pub mod loop_device;
+pub mod mapping;
 pub mod mount;
 pub mod nbdkit;
 pub mod page;

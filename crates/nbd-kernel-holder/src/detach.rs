@@ -10,14 +10,10 @@ use nix::fcntl::{Flock, FlockArg};
 
 use crate::holder::Holder;
 use crate::kernel::errand::{self, Flushed};
-use crate::kernel::users::users_of;
 use crate::lanes;
 use crate::peers::Peer;
 use crate::supervisor::Event;
 
-/// How long a passing user, like udev, may keep a device open.
-const PASSING: Duration = Duration::from_secs(1);
-const PASSING_TICK: Duration = Duration::from_millis(50);
 /// How long writing back may take, unless the operator forces.
 const FLUSH: Duration = Duration::from_secs(60);
 /// The same when the backend does not answer at all.
@@ -117,12 +113,16 @@ impl Holder {
                 );
                 Ok(())
             }
-            Some(Flushed::Busy) => fail(
-                FailureKind::Busy,
-                format!(
-                    "{name} is in use by the kernel (mounted, swap, or part of another device)"
-                ),
-            ),
+            Some(Flushed::Busy) => {
+                // What has come since it was looked at.
+                self.check_unused("", "detach")?;
+                fail(
+                    FailureKind::Busy,
+                    format!(
+                        "{name} is in use by the kernel (mounted, swap, or part of another device)"
+                    ),
+                )
+            }
             Some(Flushed::Failed(errno)) => fail(
                 FailureKind::DataLost,
                 format!(
@@ -180,34 +180,6 @@ impl Holder {
             self.orphans.push(late);
         }
         self.errand_status.take()
-    }
-
-    /// Fails if somebody uses the device; `loss` is what that means for them, if it needs saying.
-    pub(crate) fn check_unused(&mut self, loss: &str, command: &str) -> Result<(), Failure> {
-        let ours: Vec<i32> = [
-            Some(nix::unistd::getpid().as_raw()),
-            self.sitter.as_ref().map(|sitter| sitter.process.pid.as_raw()),
-        ]
-        .into_iter()
-        .flatten()
-        .collect();
-        let device = self.device.clone();
-        let mut users = Vec::new();
-        self.pump_until(Some(PASSING), Some(PASSING_TICK), |_| {
-            users = users_of(&device, &ours);
-            // A mount does not pass by itself.
-            users.is_empty() || users.iter().any(|user| user.starts_with("mounted"))
-        });
-        if users.is_empty() {
-            return Ok(());
-        }
-        let name = device.name();
-        let loss = if loss.is_empty() { String::new() } else { format!(" and {loss}") };
-        let text = format!(
-            "{name} is {}{loss}: end that first, or use `nbd-ctl {command} --force {name}`",
-            users.join(" and ")
-        );
-        Err(Failure::new(FailureKind::Busy, text))
     }
 
     /// Takes everything down, whatever state it is in: the lanes first, so that nobody can block

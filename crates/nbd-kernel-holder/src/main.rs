@@ -11,6 +11,7 @@ mod attach;
 mod backends;
 mod control;
 mod detach;
+mod device_users;
 mod fail;
 mod holder;
 mod kernel;

@@ -249,6 +249,9 @@ impl Holder {
     fn shrink(&mut self, size: u64, force: bool) -> Result<(), Failure> {
         if !force {
             self.check_unused(&format!("it would lose what is beyond {}", Size(size)), "resize")?;
+            if self.is_forced() {
+                return Err(busy(format!("{}: it is being detached", self.device.name())));
+            }
         }
         self.tell_driver(size, !force)?;
         self.export = Some(ExportInfo { size, ..self.export() });

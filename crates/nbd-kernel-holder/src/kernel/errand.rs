@@ -9,7 +9,7 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use nix::sys::signal::Signal;
 
 use super::netlink::Netlink;
-use super::{Device, contents, ioctl};
+use super::{Device, contents, device_users, ioctl};
 use crate::args::KernelApi;
 use crate::system::{Process, fork_child, keep_only};
 
@@ -47,6 +47,7 @@ pub(crate) fn flush_and_disconnect(device: &Device, api: KernelApi) -> io::Resul
             .custom_flags(libc::O_EXCL | libc::O_CLOEXEC)
             .open(device.path());
         let flushed = exclusive.and_then(|file| file.sync_all().map(|()| file));
+        let flushed = flushed.and_then(|file| unused_by_kernel(device).map(|()| file));
         match flushed {
             Err(error) => status(Err(error)),
             Ok(file) => match disconnect(&file, device, api) {
@@ -88,7 +89,8 @@ pub(crate) fn resize(
             Err(error) => return status(Err(error)),
         };
         if guard {
-            match file.sync_all().and_then(|()| contents::end(&file, device)) {
+            let unused = file.sync_all().and_then(|()| unused_by_kernel(device));
+            match unused.and_then(|()| contents::end(&file, device)) {
                 Ok(end) if end > size => return NEEDED,
                 Ok(_) => {}
                 Err(error) => return status(Err(error)),
@@ -96,6 +98,15 @@ pub(crate) fn resize(
         }
         status(set_size(&file, device, api, size, block_size))
     })
+}
+
+/// Nothing can claim the device while the caller has it exclusively; a loop device and its like do
+/// not try, and writing back may have taken them long enough to come.
+fn unused_by_kernel(device: &Device) -> io::Result<()> {
+    match device_users::is_used_by_kernel(device) {
+        true => Err(io::Error::from_raw_os_error(libc::EBUSY)),
+        false => Ok(()),
+    }
 }
 
 fn set_size(

@@ -2,11 +2,11 @@
 //! its attributes in /sys.
 
 mod contents;
+pub(crate) mod device_users;
 pub(crate) mod errand;
 mod ioctl;
 mod netlink;
 pub(crate) mod sitter;
-pub(crate) mod users;
 
 use std::fs;
 use std::io;
