@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use nbd_control::control::{Failure, FailureKind, Response};
+use nbd_control::process;
 
 use crate::control::Waits;
 use crate::holder::Holder;
@@ -18,6 +19,9 @@ const TICK: Duration = Duration::from_millis(20);
 /// How long requests that come meanwhile are answered as well. Those that a full socket has kept
 /// in the driver come only then.
 const GRACE: Duration = Duration::from_secs(1);
+/// How long a killed backend may take to die. One in uninterruptible sleep dies when its storage
+/// answers, and its requests would have been answered then.
+const DEATH_TIMEOUT: Duration = Duration::from_secs(10);
 /// The pause after a stand-in that was lost.
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -27,6 +31,7 @@ pub(crate) struct Failing {
     /// Lane and cookie of what was in flight then.
     noted: HashSet<(u32, String)>,
     errors_before: u64,
+    ordered: Instant,
     /// Since when the stand-in answers.
     ready: Option<Instant>,
     /// What to tell the operator once it is gone.
@@ -54,7 +59,13 @@ impl Holder {
         self.await_for(id, Waits::Fail);
         let noted = waiting.into_iter().map(|request| (request.lane, request.cookie)).collect();
         let errors_before = self.totals().errors;
-        self.failing = Some(Failing { noted, errors_before, ready: None, done: None });
+        self.failing = Some(Failing {
+            noted,
+            errors_before,
+            ordered: Instant::now(),
+            ready: None,
+            done: None,
+        });
         tracing::warn!(
             device = %self.device.name(),
             event = "failing",
@@ -70,8 +81,8 @@ impl Holder {
             return None;
         }
         let (name, pid) = (self.device.name(), peer.pid().unwrap_or(0));
-        let stopped = nbd_control::process::stat(pid).map(|stat| stat.state);
-        let how = match (nbd_control::process::tracer(pid), stopped) {
+        let stopped = process::stat(pid).map(|stat| stat.state);
+        let how = match (process::tracer(pid), stopped) {
             (Some(tracer), _) => format!("is alive, traced by pid {tracer}"),
             (None, Some('T' | 't')) => "is alive, stopped by a signal".into(),
             (None, _) => "is alive".into(),
@@ -165,12 +176,40 @@ impl Holder {
     /// How soon to look again at what is ordered and what is due.
     pub(crate) fn next_look(&self) -> Option<Duration> {
         let answering = self.failing.as_ref().is_some_and(|failing| failing.ready.is_some());
-        let unserved = self.loss_due().map(|due| due.saturating_duration_since(Instant::now()));
-        [answering.then_some(TICK), unserved].into_iter().flatten().min()
+        let due = [self.loss_due(), self.fail_deadline()].into_iter().flatten().min();
+        let due = due.map(|due| due.saturating_duration_since(Instant::now()));
+        [answering.then_some(TICK), due].into_iter().flatten().min()
+    }
+
+    /// When an order to fail is withdrawn, unless the owner has died by then.
+    fn fail_deadline(&self) -> Option<Instant> {
+        let failing = self.failing.as_ref().filter(|failing| failing.ready.is_none())?;
+        let waits = self.supervisor.is_fencing() && self.supervisor.has_backend();
+        waits.then_some(failing.ordered + DEATH_TIMEOUT)
+    }
+
+    /// Answers the operator, and leaves what is in flight to the successor.
+    fn withdraw_fail(&mut self) {
+        self.failing = None;
+        self.apply(&Event::FailWithdrawn);
+        let owner = self.supervisor.owner().and_then(|id| self.peers.get(&id));
+        let pid = owner.and_then(Peer::pid).unwrap_or(0);
+        let (name, seconds) = (self.device.name(), DEATH_TIMEOUT.as_secs());
+        let text = format!(
+            "{name}: not answered with EIO: its backend (pid {pid}) was killed and is not dead after \
+             {seconds} s: {}. The order is withdrawn: what is unanswered waits for its death, and \
+             then for a successor. `nbd-ctl detach --force {name}` gives the device up",
+            why_alive(pid)
+        );
+        self.warn(&text);
+        self.answer_waiters(Waits::Fail, &Err(Failure::new(FailureKind::TimedOut, text)));
     }
 
     /// Lets the stand-in go once it has answered what it was started for.
     pub(crate) fn tend_failing(&mut self) {
+        if self.fail_deadline().is_some_and(|deadline| Instant::now() >= deadline) {
+            self.withdraw_fail();
+        }
         let Some(ready) = self.failing.as_ref().and_then(|failing| failing.ready) else {
             return;
         };
@@ -220,5 +259,13 @@ impl Holder {
             }
             self.apply(&Event::Unserved);
         }
+    }
+}
+
+/// What keeps a killed process from dying.
+fn why_alive(pid: i32) -> String {
+    match process::tracer(pid) {
+        Some(tracer) => format!("pid {tracer} traces it and keeps it"),
+        None => "it waits in the kernel for its own storage".into(),
     }
 }

@@ -53,6 +53,8 @@ pub(crate) enum Event {
     Fail,
     /// That is done.
     FailDone,
+    /// The owner does not die, so nothing is answered for it.
+    FailWithdrawn,
     /// Requests have waited for a backend for as long as they are to.
     Unserved,
     /// The stand-in could not even be started.
@@ -337,6 +339,7 @@ impl Supervisor {
             Event::Resume => self.resume(),
             Event::Fail => self.fail_in_flight(),
             Event::FailDone => self.fail_done(),
+            Event::FailWithdrawn => self.withdraw_fail(),
             Event::Unserved if self.is_unserved() => vec![Action::StartStandIn],
             Event::Unserved => Vec::new(),
             Event::NoStandIn => self.lose_stand_in(),

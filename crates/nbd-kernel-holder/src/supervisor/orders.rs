@@ -82,6 +82,12 @@ impl Supervisor {
         self.evict().into_iter().collect()
     }
 
+    /// The owner stays dying. Its successor executes again what it leaves, as after any death.
+    pub(super) fn withdraw_fail(&mut self) -> Vec<Action> {
+        self.failing = false;
+        Vec::new()
+    }
+
     pub(super) fn hello_of_stand_in(&mut self, peer: PeerId) -> Vec<Action> {
         self.stand_in = None;
         match self.owner {

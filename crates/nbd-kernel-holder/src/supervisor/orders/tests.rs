@@ -53,6 +53,15 @@ fn the_stand_in_is_started_only_once_the_backend_is_dead() {
 }
 
 #[test]
+fn a_withdrawn_fail_leaves_what_is_in_flight_to_the_successor() {
+    let mut supervisor = serving(RestartWhen::OnFailure);
+    assert_eq!(supervisor.apply(&Event::Fail), [Action::KillOwner]);
+    assert_eq!(supervisor.apply(&Event::FailWithdrawn), []);
+    assert!(supervisor.is_fencing(), "it has the lanes until it is dead");
+    assert_eq!(supervisor.apply(&DEAD), [Action::Start]);
+}
+
+#[test]
 fn a_device_without_backend_has_none_after_its_requests_were_failed_either() {
     let mut supervisor = answering(waiting(), &Event::Fail);
     assert_eq!(supervisor.apply(&Event::FailDone), [Action::KillOwner]);
