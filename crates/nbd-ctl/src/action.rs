@@ -182,7 +182,10 @@ impl Action {
                 force,
                 limit: timeout,
             }),
-            Command::Status { device, json } => Self::Status { device: optional(device)?, json },
+            Command::Status { device, json } => {
+                let device = device.as_deref().map(Device::below).transpose()?;
+                Self::Status { device, json }
+            }
             Command::Trace(wanted) => Self::Trace { device: wanted.device.parse()?, wanted },
             Command::Record(RecordArguments { stop: true, device, .. }) => {
                 Self::StopRecording { device: device.parse()? }

@@ -134,7 +134,7 @@ Example:
   nbd-ctl status nbd0
   nbd-ctl status nbd0 --json | jq '.in_flight | length'")]
     Status {
-        /// nbd0, /dev/nbd0 or 0 [default: all devices].
+        /// nbd0, /dev/nbd0 or 0, a partition or a mapping on it [default: all devices].
         device: Option<String>,
         /// Print JSON: an object, or an array without DEVICE.
         #[arg(long)]
@@ -143,14 +143,16 @@ Example:
     /// Say why I/O does not go on: who waits for what, and the way out
     #[command(after_help = "\
 Reads /proc, /sys and, through the holder, the shared memory; asks neither the backend nor the
-driver, so it answers whatever is stuck. A bare number is a process: what it waits for.
+driver, so it answers whatever is stuck. A bare number is a process: what it waits for. Mappings
+(LUKS, LVM) and loop devices on the device are seen through, and named with what closes them.
 
 Example:
   nbd-ctl why nbd0
+  nbd-ctl why /dev/mapper/secret
   nbd-ctl why 4711
   nbd-ctl why nbd0 --json | jq -r .verdict")]
     Why {
-        /// nbd0 or /dev/nbd0, or the pid of a process [default: all devices].
+        /// nbd0, a partition or a mapping on it, or the pid of a process [default: all devices].
         #[arg(value_name = "DEVICE|PID")]
         target: Option<String>,
         /// Print JSON: an object, or an array without DEVICE.
@@ -259,7 +261,8 @@ Example:
     #[command(after_help = "\
 A backend that is alive, and be it stopped in a debugger, may still answer what it has, so nobody
 else may: it is killed first if you say --kill, and started again afterwards. Whoever waits gets
-EIO; requests that come later are served or wait as usual.
+EIO; requests that come later are served or wait as usual. A backend that its storage keeps in the
+kernel cannot die: after 10 s the order is withdrawn, and nothing is answered with EIO later.
 
 Example:
   nbd-ctl fail nbd0

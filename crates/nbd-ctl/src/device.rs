@@ -1,10 +1,12 @@
 //! The name of a device.
 
 use std::fmt;
+use std::path::Path;
 use std::str::FromStr;
 use std::sync::OnceLock;
 
 use nbd_control::registry::Registry;
+use nbd_device_users::{layers_above, whole_devices_below};
 
 use crate::error::Error;
 
@@ -38,6 +40,17 @@ impl Device {
     }
 }
 
+impl Device {
+    /// The same as parsing, and for those who only look also a partition, a mapping or a loop
+    /// device: the device below it.
+    pub(crate) fn below(text: &str) -> Result<Self, Error> {
+        text.parse().or_else(|error| match error {
+            Error::NotADevice { device: Some(device), .. } => Ok(device),
+            error => Err(error),
+        })
+    }
+}
+
 impl fmt::Display for Device {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "nbd{}", self.0)
@@ -49,11 +62,28 @@ impl FromStr for Device {
 
     /// Takes `nbd0`, `/dev/nbd0`, `0`, and the name that a device was given.
     fn from_str(text: &str) -> Result<Self, Error> {
-        Self::literal(text).or_else(|| Self::named(text)).ok_or_else(|| Error::NotADevice {
-            argument: text.to_string(),
-            device: partition_of(number_in(text)).map(Self),
-        })
+        Self::literal(text).or_else(|| Self::named(text)).ok_or_else(|| not_a_device(text))
     }
+}
+
+fn not_a_device(text: &str) -> Error {
+    let argument = text.to_string();
+    let partition = partition_of(number_in(text)).map(Device);
+    let device = partition.or_else(|| device_below(text));
+    // A partition is nothing that has to be closed.
+    let closed_by = device.filter(|_| partition.is_none()).and_then(|device| {
+        let layers = layers_above(&device.to_string()).into_iter();
+        let top = layers.rev().find(|layer| !layer.is_partition());
+        top.and_then(|layer| layer.closing_command())
+    });
+    Error::NotADevice { argument, device, is_partition: partition.is_some(), closed_by }
+}
+
+/// The NBD device that a mapping or a loop device is made of.
+fn device_below(text: &str) -> Option<Device> {
+    let path = text.starts_with("/dev/").then_some(Path::new(text))?;
+    let names = whole_devices_below(path);
+    names.iter().find_map(|name| Device::literal(name))
 }
 
 /// What comes after `nbd` or `/dev/nbd`, or all of it where there is neither.
@@ -106,7 +136,7 @@ mod tests {
             "../nbd0",
         ] {
             let error = text.parse::<Device>().unwrap_err();
-            assert!(matches!(&error, Error::NotADevice { device: None, .. }), "{text}");
+            assert!(matches!(&error, Error::NotADevice { is_partition: false, .. }), "{text}");
             assert_eq!(error.exit_code(), 2);
         }
     }

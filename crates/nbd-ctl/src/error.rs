@@ -27,11 +27,14 @@ pub(crate) enum Error {
     /// The command line makes no sense; clap's words.
     #[error("{0}")]
     Usage(String),
-    #[error("{argument}: {}", not_a_device(*device))]
+    #[error("{argument}: {}", not_a_device(*device, *is_partition, closed_by.as_deref()))]
     NotADevice {
         argument: String,
-        /// The device whose partition it is.
+        /// The device that it is a part of, or that it is made of.
         device: Option<Device>,
+        is_partition: bool,
+        /// The command that closes what is made of the device.
+        closed_by: Option<String>,
     },
     #[error("{pid}: no such process; a device is given as nbd{pid}")]
     NoProcess { pid: i32 },
@@ -221,10 +224,16 @@ impl Error {
     }
 }
 
-fn not_a_device(device: Option<Device>) -> String {
-    match device {
-        Some(device) => format!("a partition: give the whole device, {device}"),
-        None => "not an nbd device: give it as nbd0, /dev/nbd0 or 0".into(),
+fn not_a_device(device: Option<Device>, is_partition: bool, closed_by: Option<&str>) -> String {
+    match (device, closed_by) {
+        (Some(device), _) if is_partition => {
+            format!("a partition: give the whole device, {device}")
+        }
+        (Some(device), Some(command)) => {
+            format!("it is made of {device}: give {device}, to detach that after `{command}`")
+        }
+        (Some(device), None) => format!("it is made of {device}: give {device}"),
+        (None, _) => "not an nbd device: give it as nbd0, /dev/nbd0 or 0".into(),
     }
 }
 

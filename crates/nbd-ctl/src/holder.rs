@@ -15,6 +15,7 @@ use crate::context::{Context, Heard, reassure, say};
 use crate::device::Device;
 use crate::entry::{Entry, clean, no_device, probe};
 use crate::error::Error;
+use crate::why;
 
 /// How long a holder may be alive without listening.
 const SETTLE_LIMIT: Duration = Duration::from_secs(3);
@@ -180,12 +181,14 @@ impl<'a> Holder<'a> {
 
     fn silent(&self, limit: Duration, doing: &str) -> Error {
         let registry = &self.context.registry;
-        Error::Silent {
-            device: self.device,
-            limit,
-            holder: describe(registry, self.device, doing),
-            log: registry.log(self.device.0),
+        let mut holder = describe(registry, self.device, doing);
+        // What an order waits for. A look has waited for nothing but the holder itself.
+        if !doing.is_empty()
+            && let Some(cause) = why::in_short(self.context, self.device)
+        {
+            holder = format!("{holder}; {0}: {cause}: see nbd-ctl why {0}", self.device);
         }
+        Error::Silent { device: self.device, limit, holder, log: registry.log(self.device.0) }
     }
 }
 

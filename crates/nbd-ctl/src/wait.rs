@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use nbd_control::control::Request;
 
 use crate::cli::Until;
-use crate::context::{Context, say};
+use crate::context::{Context, reassure, say};
 use crate::device::Device;
 use crate::entry::{Entry, clean, probe};
 use crate::error::Error;
@@ -36,9 +36,15 @@ pub(crate) fn wait(
 /// A device that lost its holder is not gone, and one that never was is.
 fn wait_gone(context: &Context, device: Device, limit: Duration) -> Result<(), Error> {
     let deadline = Instant::now() + limit;
+    let mut told = false;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
-        match probe(&context.registry, device)? {
+        let entry = probe(&context.registry, device)?;
+        if !told && !matches!(entry, Entry::Absent) {
+            told = true;
+            reassure(&format!("{device}: waiting until it is detached"));
+        }
+        match entry {
             Entry::Absent => return Ok(()),
             Entry::Stale => {
                 if clean(context, device)? {

@@ -6,10 +6,12 @@
 //! | module | idea |
 //! |---|---|
 //! | `facts` | what is known, as plain values |
+//! | `above` | a device and what is stacked on it, by all names |
 //! | `look` | from `/proc` and `/sys` to facts |
 //! | `stack` | what a thread does, by its kernel stack |
 //! | `explain` | from facts to words; pure |
 
+mod above;
 mod explain;
 mod facts;
 mod look;
@@ -23,6 +25,7 @@ use crate::entry::{devices, no_device};
 use crate::error::Error;
 use crate::inspect::{look_at, print_json};
 
+use above::Stack;
 use explain::{Explanation, explain};
 use facts::Facts;
 
@@ -39,7 +42,7 @@ impl FromStr for Target {
     fn from_str(text: &str) -> Result<Self, Error> {
         match text.parse() {
             Ok(pid) if text.bytes().all(|byte| byte.is_ascii_digit()) => Ok(Self::Process(pid)),
-            _ => text.parse().map(Self::Device),
+            _ => Device::below(text).map(Self::Device),
         }
     }
 }
@@ -79,6 +82,11 @@ fn of_device(context: &Context, device: Device) -> Result<Option<Explanation>, E
     Ok(Some(explain(&Facts::gather(device, listed))))
 }
 
+/// Why a device does not go on, in one sentence, if that can be told.
+pub(crate) fn in_short(context: &Context, device: Device) -> Option<String> {
+    explain::in_short(&of_device(context, device).ok()??)
+}
+
 fn of_all(context: &Context) -> Result<Vec<Explanation>, Error> {
     let mut all = Vec::new();
     for device in devices(&context.registry)? {
@@ -95,7 +103,7 @@ fn of_process(context: &Context, pid: i32, json: bool) -> Result<(), Error> {
     for device in devices(&context.registry)? {
         let Some(listed) = look_at(context, device)? else { continue };
         let role = look::role(pid, &listed);
-        if role.is_some() || look::uses(pid, device) {
+        if role.is_some() || look::uses(pid, &Stack::of(device)) {
             roles.extend(role.map(|role| format!("{role} of {device}")));
             about.push(explain(&Facts::gather(device, listed)));
         }
@@ -118,7 +126,10 @@ mod tests {
     fn a_bare_number_is_a_process() {
         assert_eq!("7".parse::<Target>().unwrap(), Target::Process(7));
         assert_eq!("nbd7".parse::<Target>().unwrap(), Target::Device(Device(7)));
-        for wrong in ["-7", "+7", "sda", "nbd", ""] {
+        for part in ["nbd7p1", "/dev/nbd7p12"] {
+            assert_eq!(part.parse::<Target>().unwrap(), Target::Device(Device(7)), "{part}");
+        }
+        for wrong in ["-7", "+7", "sda", "nbd", "", "nbd7p", "/dev/null"] {
             assert!(wrong.parse::<Target>().is_err(), "{wrong}");
         }
     }

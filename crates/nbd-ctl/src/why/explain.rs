@@ -3,6 +3,7 @@
 use nbd_control::status::{BackendState, RequestStatus, Stage, Status};
 use serde::Serialize;
 
+use super::above::Above;
 use super::facts::{Facts, Process};
 use crate::inspect::{Listed, Orphan};
 use crate::table::{age, printable};
@@ -30,6 +31,8 @@ pub(crate) struct Explanation {
     requests: Vec<RequestStatus>,
     /// Requests that the block layer waits for.
     block_layer: u64,
+    /// What is stacked on the device, that on top first.
+    above: Vec<Above>,
 }
 
 /// What is the matter.
@@ -95,6 +98,7 @@ pub(crate) fn explain(facts: &Facts) -> Explanation {
     if !matches!(verdict, Verdict::Nothing | Verdict::Failed | Verdict::Failing) {
         details.extend(unsent(facts, &requests));
     }
+    details.extend(facts.above.iter().map(on_top));
     Explanation {
         device,
         verdict,
@@ -104,6 +108,15 @@ pub(crate) fn explain(facts: &Facts) -> Explanation {
         waiters: facts.waiters.clone(),
         requests,
         block_layer: facts.block_layer,
+        above: facts.above.clone(),
+    }
+}
+
+fn on_top(above: &Above) -> String {
+    let what = format!("{} is on {}", above.description, above.below);
+    match &above.closed_by {
+        Some(command) => format!("{what}; `{command}` closes it"),
+        None => what,
     }
 }
 
@@ -258,8 +271,7 @@ fn running(facts: &Facts, status: &Status, eio: WayOut) -> (Verdict, String, Vec
             "{who} waits in the kernel for its own storage: {}",
             doing(blocked).unwrap_or_else(|| "nothing more can be told".into())
         );
-        let cure = way("see to that storage", "it goes on by itself; it cannot even die before");
-        return (Verdict::Blocked, cause, vec![cure, eio]);
+        return (Verdict::Blocked, cause, blocked_ways(facts, device));
     }
     let unread = status.in_flight.iter().all(|request| request.stage == Stage::Unread);
     let cause = match unread {
@@ -271,6 +283,20 @@ fn running(facts: &Facts, status: &Status, eio: WayOut) -> (Verdict, String, Vec
         "shows what it does; the device only waits meanwhile",
     );
     (Verdict::Slow, cause, vec![debug, restart, eio])
+}
+
+/// Killing it would not help: the signal waits until its system call returns, which is when its
+/// request would have been answered.
+fn blocked_ways(facts: &Facts, device: &str) -> Vec<WayOut> {
+    let storage = facts.storage.iter().map(|below| {
+        way(format!("nbd-ctl why {below}"), "explains its storage, which is an NBD device too")
+    });
+    let mend = way("see to its storage", "it goes on by itself; it cannot even die before");
+    let force = way(
+        format!("nbd-ctl detach --force {device}"),
+        "gives the device up, with EIO for all that waits",
+    );
+    storage.chain([mend, force]).collect()
 }
 
 fn fencing(facts: &Facts, device: &str) -> (Verdict, String, Vec<WayOut>) {
@@ -427,6 +453,11 @@ fn request(request: &RequestStatus) -> String {
 fn waiter(process: &Process) -> String {
     let doing = doing(process).map(|words| format!(": {words}")).unwrap_or_default();
     format!("{} (pid {}) waits{doing}", printable(&process.name, false), process.pid)
+}
+
+/// The cause alone, if something is the matter.
+pub(crate) fn in_short(told: &Explanation) -> Option<String> {
+    (told.verdict != Verdict::Nothing).then(|| printable(&told.cause, false).into())
 }
 
 /// An explanation for people.

@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use super::above::{Above, Stack};
 use super::look;
 use crate::device::Device;
 use crate::inspect::Listed;
@@ -16,6 +17,10 @@ pub(crate) struct Facts {
     pub(crate) backend: Option<Process>,
     /// Processes that use the device and cannot go on.
     pub(crate) waiters: Vec<Process>,
+    /// What is stacked on the device, that on top first.
+    pub(crate) above: Vec<Above>,
+    /// NBD devices that the backend uses as its storage.
+    pub(crate) storage: Vec<Device>,
     /// Requests that the block layer waits for: those in the ledger and in the sockets, and those
     /// that the driver could not send yet.
     pub(crate) block_layer: u64,
@@ -58,11 +63,14 @@ impl Facts {
         };
         let ours: Vec<i32> = [holder, sitter, backend].into_iter().flatten().collect();
         let of = |pid: Option<i32>| pid.and_then(look::process);
+        let stack = Stack::of(device);
         Self {
             holder: of(holder),
             sitter: of(sitter),
             backend: of(backend),
-            waiters: look::waiters(device, &ours),
+            waiters: look::waiters(&stack, &ours),
+            above: stack.above(),
+            storage: backend.map(look::storage).unwrap_or_default(),
             block_layer: look::block_layer(device),
             listed,
         }

@@ -2,9 +2,12 @@
 //! at a file on a device that is stuck could be stuck as well.
 
 use std::fs;
+use std::path::PathBuf;
 
 use nbd_control::process::{stat, tracer};
+use nbd_device_users::whole_devices_below;
 
+use super::above::Stack;
 use super::facts::{Process, Tracer};
 use super::stack;
 use crate::device::Device;
@@ -44,57 +47,48 @@ fn read(path: &str) -> String {
 }
 
 /// Those that use the device and are in uninterruptible sleep, or were killed in it.
-pub(crate) fn waiters(device: Device, ours: &[i32]) -> Vec<Process> {
+pub(crate) fn waiters(stack: &Stack, ours: &[i32]) -> Vec<Process> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     let mut found: Vec<Process> = pids
         .filter(|pid: &i32| !ours.contains(pid))
         .filter_map(process)
-        .filter(|process| process.state == 'D' && uses(process.pid, device))
+        .filter(|process| process.state == 'D' && uses(process.pid, stack))
         .collect();
     found.sort_by_key(|process| process.pid);
     found
 }
 
-/// Whether a process uses the device: by an open file, by its command line, or as a thread of the
-/// kernel that works for it.
-pub(crate) fn uses(pid: i32, device: Device) -> bool {
-    let mounts = mount_points(&read(&format!("/proc/{pid}/mountinfo")), device);
+/// Whether a process uses the device or what is stacked on it: by an open file, by its command
+/// line, or as a thread of the kernel that works for it.
+pub(crate) fn uses(pid: i32, stack: &Stack) -> bool {
+    let mounts = mount_points(&read(&format!("/proc/{pid}/mountinfo")), stack);
     let is_its =
-        |path: &str| is_node(path, device) || mounts.iter().any(|mount| is_below(path, mount));
-    let files = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
-    let files = files.filter_map(|file| fs::read_link(file.path()).ok());
+        |path: &str| stack.has_node(path) || mounts.iter().any(|mount| is_below(path, mount));
     let link = |what: &str| fs::read_link(format!("/proc/{pid}/{what}")).ok();
-    let paths = files.chain(link("cwd")).chain(link("exe"));
+    let paths = open_files(pid).into_iter().chain(link("cwd")).chain(link("exe"));
     let opens = paths.into_iter().any(|path| path.to_str().is_some_and(is_its));
     let command = read(&format!("/proc/{pid}/cmdline"));
     // One that is still on its way to a file has it on its command line, if anywhere.
     let names = command.split(['\0', '=']).any(is_its);
-    opens || names || works_for(&name(pid), command.is_empty(), device)
+    opens || names || (command.is_empty() && stack.has_worker(&name(pid)))
 }
 
-/// `jbd2/nbd0-8`, `kworker/u4:1+flush-43:0`.
-fn works_for(name: &str, is_kernel: bool, device: Device) -> bool {
-    let numbers = read(&format!("/sys/block/{device}/dev"));
-    let flush = format!("flush-{}", numbers.trim_end());
-    let of_device = |rest: &str| rest.split('-').next().is_some_and(|it| is_own(it, device));
-    is_kernel
-        && (name.split_once('/').is_some_and(|(_, rest)| of_device(rest))
-            || (!numbers.is_empty() && name.ends_with(&flush)))
+fn open_files(pid: i32) -> Vec<PathBuf> {
+    let files = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    files.filter_map(|file| fs::read_link(file.path()).ok()).collect()
 }
 
-/// `/dev/nbd0` or a partition of it.
-fn is_node(path: &str, device: Device) -> bool {
-    path.strip_prefix("/dev/").is_some_and(|name| is_own(name, device))
-}
-
-/// `nbd0` or `nbd0p1`, and not `nbd01`.
-fn is_own(name: &str, device: Device) -> bool {
-    let rest = name.strip_prefix(&device.to_string());
-    rest.is_some_and(|rest| {
-        let number = |text: &str| !text.is_empty() && text.bytes().all(|c| c.is_ascii_digit());
-        rest.is_empty() || rest.strip_prefix('p').is_some_and(number)
-    })
+/// NBD devices that a process has open, or that are below a block device that it has open.
+pub(crate) fn storage(pid: i32) -> Vec<Device> {
+    let nodes = open_files(pid).into_iter().filter(|path| path.starts_with("/dev"));
+    let mut found: Vec<Device> = nodes
+        .flat_map(|path| whole_devices_below(&path))
+        .filter_map(|name| Device::literal(&name))
+        .collect();
+    found.sort();
+    found.dedup();
+    found
 }
 
 fn is_below(path: &str, mount: &str) -> bool {
@@ -102,12 +96,14 @@ fn is_below(path: &str, mount: &str) -> bool {
 }
 
 /// Where the device is mounted: id, parent, major:minor, root, mount point, …, -, type, source.
-fn mount_points(mountinfo: &str, device: Device) -> Vec<String> {
+fn mount_points(mountinfo: &str, stack: &Stack) -> Vec<String> {
     let lines = mountinfo.lines().filter_map(|line| {
         let (left, right) = line.split_once(" - ")?;
         let source = right.split(' ').nth(1)?;
-        let place = left.split(' ').nth(4)?;
-        is_node(source, device).then(|| place.replace("\\040", " "))
+        let mut left = left.split(' ').skip(2);
+        let number = left.next()?;
+        let place = left.nth(1)?;
+        (stack.has_number(number) || stack.has_node(source)).then(|| place.replace("\\040", " "))
     });
     lines.collect()
 }
@@ -141,29 +137,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_device_is_not_taken_for_another_one() {
-        for (name, own) in
-            [("nbd1", true), ("nbd1p2", true), ("nbd10", false), ("nbd1p", false), ("nbd", false)]
-        {
-            assert_eq!(is_own(name, Device(1)), own, "{name}");
-        }
-        assert!(is_below("/mnt/a", "/mnt") && !is_below("/mnt2", "/mnt"));
-    }
-
-    #[test]
     fn mounts_of_the_device_and_its_partitions_are_found() {
         let text = "\
 36 1 43:0 / /mnt/my\\040disk rw - ext4 /dev/nbd1 rw
 37 1 43:1 / /part rw shared:1 - ext4 /dev/nbd1p1 rw
 38 1 43:160 / /other rw - ext4 /dev/nbd10 rw
 ";
-        assert_eq!(mount_points(text, Device(1)), ["/mnt/my disk", "/part"]);
+        assert_eq!(mount_points(text, &Stack::of(Device(1))), ["/mnt/my disk", "/part"]);
+        assert!(is_below("/mnt/a", "/mnt") && !is_below("/mnt2", "/mnt"));
     }
 
     #[test]
     fn this_process_can_be_looked_at() {
         let me = process(std::process::id().cast_signed()).unwrap();
         assert!(!me.name.is_empty() && me.tracer.is_none());
-        assert!(!uses(me.pid, Device(4_000_000)));
+        assert!(!uses(me.pid, &Stack::of(Device(4_000_000))));
     }
 }

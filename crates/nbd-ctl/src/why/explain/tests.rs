@@ -6,6 +6,7 @@ use nbd_control::status::{BackendStatus, TotalsStatus};
 
 use super::super::facts::Tracer;
 use super::*;
+use crate::device::Device;
 
 fn status(state: BackendState) -> Status {
     Status {
@@ -74,6 +75,8 @@ fn stuck(state: BackendState, backend: Option<Process>) -> Facts {
         sitter: Some(process(11, "nbd-kernel-hold", 'S')),
         backend,
         waiters: vec![process(30, "dd", 'D')],
+        above: Vec::new(),
+        storage: Vec::new(),
         block_layer: 1,
     }
 }
@@ -253,7 +256,24 @@ fn a_slow_backend_and_one_that_its_own_storage_blocks() {
     let mut blocked = stuck(BackendState::Running, backend('D'));
     says(&blocked, Verdict::Blocked, &["its own storage: nothing more can be told"]);
     blocked.backend.as_mut().unwrap().doing = Some("flushes");
-    says(&blocked, Verdict::Blocked, &["its own storage: flushes"]);
+    blocked.storage = vec![Device(5)];
+    let words = ["its own storage: flushes", "nbd-ctl why nbd5", "nbd-ctl detach --force nbd0"];
+    says(&blocked, Verdict::Blocked, &words);
+    // It would not die, and what it has done would be thrown away.
+    assert!(!text(&explain(&blocked)).contains("fail"));
+}
+
+#[test]
+fn what_is_stacked_on_a_device_is_named_with_what_closes_it() {
+    let mut facts = stuck(BackendState::Stopped, backend('T'));
+    facts.above = vec![Above {
+        name: "dm-0".into(),
+        below: "nbd0".into(),
+        description: "dm-0 (secret, LUKS)".into(),
+        closed_by: Some("cryptsetup close secret".into()),
+    }];
+    let words = ["dm-0 (secret, LUKS) is on nbd0; `cryptsetup close secret` closes it"];
+    says(&facts, Verdict::Stopped, &words);
 }
 
 #[test]
