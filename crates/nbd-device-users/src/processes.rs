@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use crate::sysfs::{Node, block_number};
-use crate::{Finding, User};
+use crate::{Finding, MAX_USERS, User};
 
 /// So many mappings of one process are looked at; the kernel allows 65530 unless told otherwise.
 const MAX_MAPPINGS: usize = 100_000;
@@ -22,13 +22,18 @@ pub(crate) fn scan(nodes: &[Node], ours: &[i32], report: &mut impl FnMut(Finding
     };
     let (openers, others): (Vec<i32>, Vec<i32>) =
         pids.into_iter().partition(|pid| opens(*pid, is_ours));
-    for pid in openers {
+    let mut told = openers.len();
+    for pid in openers.into_iter().take(MAX_USERS) {
         report(user("opened", pid));
     }
     let mut known = Known::new();
     for pid in others {
+        if told >= MAX_USERS {
+            return;
+        }
         report(Finding::Process { pid, name: name(pid) });
         if maps(pid, &mut known, is_ours) {
+            told += 1;
             report(user("mapped", pid));
         }
     }

@@ -457,7 +457,7 @@ fn waiter(process: &Process) -> String {
 
 /// The cause alone, if something is the matter.
 pub(crate) fn in_short(told: &Explanation) -> Option<String> {
-    (told.verdict != Verdict::Nothing).then(|| printable(&told.cause, false).into())
+    (told.verdict != Verdict::Nothing).then(|| printable(&told.cause, false))
 }
 
 /// An explanation for people.
