@@ -131,7 +131,7 @@ fn a_path_that_leads_to_another_file_costs_no_backend(api: Api) {
 
     let (path, kept) = (files.join("disk.img"), files.join("kept.img"));
     fs::rename(&path, &kept).expect("a file put aside");
-    files.image("disk.img", 2 * MIB);
+    let _image = files.image("disk.img", 2 * MIB);
     let refused = ctl(["restart", &name]).fails_with(FAILED);
     refused.says(&["the present backend goes on", "disk.img", reason]);
     ctl(["replace", &name]).fails_with(FAILED).says(&[reason]);
@@ -151,7 +151,7 @@ fn a_backend_that_dies_while_its_path_leads_elsewhere_is_followed_once_the_file_
     let device = Device::attach(api, ["--no-spare", &files.spec("disk.img", MIB)]);
     let (path, kept) = (files.join("disk.img"), files.join("kept.img"));
     fs::rename(&path, &kept).expect("a file put aside");
-    files.image("disk.img", MIB);
+    let _image = files.image("disk.img", MIB);
     device.signal_backend(Signal::SIGKILL);
     // More often than older holders tried.
     wait_until("failed tries", LONG, || {
