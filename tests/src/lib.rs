@@ -15,6 +15,7 @@
 //! | [`stall`] | how long a device answers nothing |
 //! | [`gdb`] | a debugger, and that its prompt comes back |
 //! | [`screen`] | a terminal with a program in it, keys sent and the screen read back |
+//! | [`full_run`] | a runtime directory without room |
 //! | [`kernel_log`] | what the driver had to say meanwhile |
 //! | [`disk`], [`mount`], [`tree`] | bytes on a device, file systems and something to put on them |
 //! | [`page`], [`session`] | commands of the documentation, and a shell that types them |
@@ -28,6 +29,7 @@ pub mod ctl;
 pub mod device;
 pub mod disk;
 pub mod fio;
+pub mod full_run;
 pub mod gdb;
 pub mod kernel_log;
 pub mod killer;

@@ -14,6 +14,7 @@
 //! | [`policy`] | what becomes of requests that no backend answers |
 //! | [`trace`] | requests that were executed |
 //! | [`registry`] | the runtime directory |
+//! | [`remains`] | what is left of a device that has lost its holder |
 //! | [`size`] | sizes as people write them |
 //! | [`settings`] | what can be changed of a backend while it runs |
 //! | [`service`] | what a service manager wants to hear |
@@ -28,9 +29,11 @@ pub mod latency;
 pub mod policy;
 pub mod process;
 pub mod registry;
+pub mod remains;
 pub mod service;
 pub mod settings;
 pub mod size;
+mod state_file;
 pub mod status;
 pub mod trace;
 pub mod wire;

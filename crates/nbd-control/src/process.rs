@@ -55,9 +55,38 @@ fn parse_stat(text: &str) -> Option<Stat> {
 /// The process that traces `pid`, if any.
 #[must_use]
 pub fn tracer(pid: i32) -> Option<i32> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("TracerPid:"))?;
-    line.trim().parse().ok().filter(|&tracer| tracer != 0)
+    related(&format!("/proc/{pid}/status"), "TracerPid:")
+}
+
+/// The parent of `pid`.
+#[must_use]
+pub fn parent(pid: i32) -> Option<i32> {
+    related(&format!("/proc/{pid}/status"), "PPid:")
+}
+
+/// Whether any thread of `pid` is traced. A tracer keeps a dead thread until it takes note of it.
+#[must_use]
+pub fn is_traced(pid: i32) -> bool {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let mut status = tasks.map(|task| task.path().join("status"));
+    status.any(|path| path.to_str().is_some_and(|path| related(path, "TracerPid:").is_some()))
+}
+
+/// How a process ended that is dead and not reaped, as waitpid(2) would tell its parent.
+#[must_use]
+pub fn exit_code(pid: i32) -> Option<i32> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let fields = text.rsplit_once(')')?.1;
+    let mut fields = fields.split_ascii_whitespace();
+    // The state is field 3 and the exit code field 52.
+    fields.next().filter(|state| *state == "Z")?;
+    fields.nth(48)?.parse().ok()
+}
+
+fn related(status: &str, field: &str) -> Option<i32> {
+    let status = std::fs::read_to_string(status).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix(field))?;
+    line.trim().parse().ok().filter(|&pid| pid != 0)
 }
 
 /// Whether no thread of `pid` can run any more: each is a zombie or gone. Unlike a readable
@@ -84,6 +113,20 @@ mod tests {
         assert_eq!(parse_stat(text), Some(Stat { state: 'S', start_time: 4242 }));
         assert_eq!(parse_stat("7 (x"), None);
         assert_eq!(parse_stat("7 (x) S 1"), None);
+    }
+
+    #[test]
+    fn the_end_of_a_dead_child_can_be_read_before_it_is_reaped() {
+        let mut child = std::process::Command::new("sh").args(["-c", "exit 7"]).spawn().unwrap();
+        let pid = child.id().cast_signed();
+        while stat(pid).unwrap().state != 'Z' {
+            std::thread::yield_now();
+        }
+        assert_eq!(exit_code(pid), Some(7 << 8));
+        assert_eq!(parent(pid), Some(std::process::id().cast_signed()));
+        assert!(!is_traced(pid));
+        child.wait().unwrap();
+        assert_eq!(exit_code(std::process::id().cast_signed()), None);
     }
 
     #[test]

@@ -3,9 +3,10 @@
 //! ```text
 //! /run/nbd/            0755
 //!   lock               flock: held while a free device is picked
-//!   nbd0/              0700, root's; 0710 if a group may look
+//!   nbd0/              0700, root's; 0710 if a group may look; its holder has it locked (flock)
 //!     control          nbd-ctl connects here
 //!     state.json       what a new holder needs to adopt the device
+//!     state.new        room for the next state.json
 //!     gdb.py           commands for gdb, left by nbd-ctl debug
 //!     udev             properties for the udev rules: name, whether it is about to go
 //!     log              words of the holder and of backends that it started
@@ -14,14 +15,16 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
 use crate::backend::ExportInfo;
 use crate::history::History;
 use crate::process::ProcessId;
+use crate::state_file;
 
 /// The default runtime directory.
 pub const DEFAULT_DIRECTORY: &str = "/run/nbd";
@@ -30,6 +33,10 @@ pub const DIRECTORY_VARIABLE: &str = "NBD_RUNTIME_DIR";
 
 /// The property with a device's name.
 const NAME_KEY: &str = "NBD_CTL_NAME";
+
+/// What makes a process the holder of a device: a lock on the device's folder that ends with the
+/// process. The kernel gives it to one process only.
+pub type HolderLock = Flock<fs::File>;
 
 /// The registry in one runtime directory.
 #[derive(Clone, Debug)]
@@ -181,11 +188,18 @@ impl Registry {
         leaving: bool,
     ) -> io::Result<()> {
         let folder = self.folder(index);
-        let new = folder.join("udev.new");
+        let (new, current) = (folder.join("udev.new"), folder.join("udev"));
         let name = name.unwrap_or_default();
         let text = format!("{NAME_KEY}={name}\nNBD_CTL_LEAVING={}\n", u8::from(leaving));
+        // Only one digit changes in a device's life, and that needs no room.
+        if fs::metadata(&current).is_ok_and(|meta| meta.len() == text.len() as u64) {
+            return fs::OpenOptions::new()
+                .write(true)
+                .open(current)?
+                .write_all_at(text.as_bytes(), 0);
+        }
         fs::write(&new, text)?;
-        fs::rename(new, folder.join("udev"))
+        fs::rename(new, current)
     }
 
     /// The name that a device was given at attach.
@@ -245,19 +259,58 @@ impl Registry {
         Ok(found)
     }
 
-    /// Writes a device's state, all of it or nothing.
-    pub fn write_state(&self, state: &State) -> io::Result<()> {
-        let folder = self.folder(state.index);
-        let new = folder.join("state.new");
-        fs::write(&new, serde_json::to_vec_pretty(state)?)?;
-        fs::rename(new, folder.join("state.json"))
+    /// Locks a device's folder for the one process that holds the device; `Ok(None)` if another
+    /// process has it locked.
+    ///
+    /// Only under the registry's lock ([`Self::lock_file`]), so that a process that merely asks whether
+    /// there is a holder cannot keep one from becoming it.
+    ///
+    /// # Errors
+    ///
+    /// There is no such folder, or it cannot be opened.
+    pub fn lock_folder(&self, index: u32) -> io::Result<Option<HolderLock>> {
+        Self::lock_opened(fs::File::open(self.folder(index))?)
     }
 
-    /// Reads a device's state. `Ok(None)` if it has none.
+    /// The same for a folder that is open already, perhaps locked by the process that opened it.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be locked.
+    pub fn lock_opened(folder: fs::File) -> io::Result<Option<HolderLock>> {
+        match Flock::lock(folder, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => Ok(Some(lock)),
+            Err((_, nix::Error::EWOULDBLOCK)) => Ok(None),
+            Err((_, errno)) => Err(errno.into()),
+        }
+    }
+
+    /// Takes the room that a device's states need, so that they can be written when there is no more.
+    ///
+    /// # Errors
+    ///
+    /// There is not enough room.
+    pub fn reserve_state(&self, index: u32) -> io::Result<()> {
+        state_file::reserve(&self.folder(index))
+    }
+
+    /// Writes a device's state, all of it or nothing. Only its holder does that.
+    ///
+    /// # Errors
+    ///
+    /// The state is larger than what was reserved and there is no room for it, or its folder is gone.
+    pub fn write_state(&self, state: &State) -> io::Result<()> {
+        state_file::write(&self.folder(state.index), &serde_json::to_vec_pretty(state)?)
+    }
+
+    /// Reads a device's state. `Ok(None)` if none has been written.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be read, or is none of this version.
     pub fn read_state(&self, index: u32) -> io::Result<Option<State>> {
-        let text = match fs::read(self.folder(index).join("state.json")) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            other => other?,
+        let Some(text) = state_file::read(&self.folder(index))? else {
+            return Ok(None);
         };
         let state: State = serde_json::from_slice(&text)?;
         if state.version != State::VERSION {

@@ -7,9 +7,10 @@ use nbd_control::registry::State;
 
 use crate::context::{Context, say};
 use crate::device::Device;
-use crate::entry::{Entry, clean, no_device, probe};
+use crate::entry::{Abandoned, Entry, no_device, probe};
 use crate::error::Error;
 use crate::spawn::{Ending, Outcome, Starting};
+use crate::take_down::clear;
 
 /// How long an adoption may take.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -24,8 +25,11 @@ pub(crate) fn adopt_explicitly(context: &Context, device: Device) -> Result<(), 
         }
         Entry::Unsettled { holder } => Err(Error::HasHolder { device, holder: Some(holder) }),
         Entry::Orphaned(state) => adopt(context, device, &state),
+        Entry::Abandoned(abandoned @ Abandoned { backend: Some(_), .. }) => {
+            Err(Error::Abandoned { device, abandoned })
+        }
         // If it has come to life meanwhile, then with a holder.
-        Entry::Stale => Err(match clean(context, device)? {
+        Entry::Stale | Entry::Abandoned(_) => Err(match clear(context, device)? {
             true => Error::Stale { device, cleaned: true },
             false => Error::HasHolder { device, holder: holder_pid(context, device) },
         }),

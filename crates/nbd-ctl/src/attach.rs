@@ -11,11 +11,12 @@ use crate::action::{Attach, check_attach};
 use crate::config::Config;
 use crate::context::{Context, print, reassure, say};
 use crate::device::Device;
-use crate::entry::{Entry, clean, probe};
+use crate::entry::{Abandoned, Entry, probe};
 use crate::error::Error;
 use crate::holder::Holder;
 use crate::program;
 use crate::spawn::{Ending, Outcome, Starting};
+use crate::take_down::clear;
 
 /// When somebody who watches should hear that we wait.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -68,7 +69,7 @@ fn attached_as(context: &Context, name: &str) -> Result<Option<Device>, Error> {
     };
     let gone = match probe(&context.registry, device)? {
         Entry::Absent => true,
-        Entry::Stale => clean(context, device)?,
+        Entry::Stale | Entry::Abandoned(_) => clear(context, device)?,
         _ => false,
     };
     Ok((!gone).then_some(device))
@@ -126,10 +127,14 @@ fn become_holder(context: &Context, wanted: &Attach) -> Result<Error, Error> {
                 let directory = PathBuf::from(format!("/proc/{}/cwd", state.sitter.pid));
                 command.args(["--adopt", &device.to_string()]).current_dir(directory);
             }
-            Entry::Absent | Entry::Stale => {
-                clean(context, device)?;
+            Entry::Absent => {
                 command.args(arguments(wanted));
             }
+            Entry::Stale | Entry::Abandoned(Abandoned { backend: None, .. }) => {
+                clear(context, device)?;
+                command.args(arguments(wanted));
+            }
+            Entry::Abandoned(abandoned) => return Err(Error::Abandoned { device, abandoned }),
             Entry::Listening(_) | Entry::Unsettled { .. } => {
                 let name = wanted.name.clone().unwrap_or_default();
                 return Err(Error::Attached { name, device });

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use nbd_control::control::Request;
+use nbd_control::remains::stray;
 
 use crate::action::{Detach, DetachTarget};
 use crate::context::{Context, say};
@@ -11,6 +12,7 @@ use crate::entry::devices;
 use crate::error::Error;
 use crate::holder::Holder;
 use crate::program;
+use crate::take_down::take_down;
 
 /// How long a detach may take unless the operator says otherwise. The holder gives a flush 60 s,
 /// and then the backend 15 s.
@@ -39,7 +41,10 @@ pub(crate) fn detach(context: &Context, wanted: &Detach) -> Result<(), Error> {
 
 fn detach_one(context: &Context, device: Device, wanted: &Detach) -> Result<(), Error> {
     let usual = if wanted.force { FORCE_LIMIT } else { DETACH_LIMIT };
-    let mut holder = Holder::connect(context, device)?;
+    let mut holder = match Holder::connect(context, device) {
+        Ok(holder) => holder,
+        Err(error) => return take_down_instead(context, device, wanted, error),
+    };
     let request = Request::Detach { force: wanted.force };
     let limit = wanted.limit.unwrap_or(usual);
     tell(&holder.order(&request, Some(limit), "detaching")?);
@@ -47,6 +52,26 @@ fn detach_one(context: &Context, device: Device, wanted: &Detach) -> Result<(), 
     // is not the detach's failure.
     let _ = holder.outlasts(EXIT_LIMIT);
     Ok(())
+}
+
+/// Detaches a device that has no holder and gets none.
+fn take_down_instead(
+    context: &Context,
+    device: Device,
+    wanted: &Detach,
+    error: Error,
+) -> Result<(), Error> {
+    match error {
+        Error::Abandoned { .. } => take_down(context, device, wanted.force, wanted.limit),
+        // What could be adopted is not known. The operator gives it up, whatever it is.
+        Error::State { .. } if wanted.force => take_down(context, device, true, wanted.limit),
+        Error::NoDevice { .. } => match stray(device.0) {
+            Some(_) if wanted.force => take_down(context, device, true, wanted.limit),
+            Some(pid) => Err(Error::Stray { device, pid }),
+            None => Err(error),
+        },
+        error => Err(error),
+    }
 }
 
 fn detach_all(context: &Context, wanted: &Detach) -> Result<(), Error> {

@@ -10,10 +10,11 @@ use serde::Serialize;
 
 use crate::adopt::adopt;
 use crate::context::{Context, print};
-use crate::entry::{Entry, clean, devices, probe};
+use crate::entry::{Abandoned, Entry, devices, probe};
 use crate::error::Error;
 use crate::inspect::print_json;
 use crate::program;
+use crate::take_down::clear;
 
 /// The least kernel: `close_range`. Adoption takes `pidfd_getfd`, which is older.
 const KERNEL: (u32, u32) = (5, 9);
@@ -188,12 +189,19 @@ fn check_programs(found: &mut Findings) {
 fn check_registry(context: &Context, fix: bool, found: &mut Findings) -> Result<(), Error> {
     for device in devices(&context.registry)? {
         let done = match probe(&context.registry, device) {
-            Ok(Entry::Stale) if fix => clean(context, device).map(|_| "cleaned up"),
+            Ok(Entry::Stale | Entry::Abandoned(Abandoned { backend: None, .. })) if fix => {
+                clear(context, device).map(|_| "cleaned up")
+            }
             Ok(Entry::Orphaned(state)) if fix => {
                 adopt(context, device, &state).map(|()| "has a holder again")
             }
             Ok(Entry::Stale) => {
                 let text = format!("{device}: its processes are gone: nbd-ctl doctor --fix");
+                found.add("registry", Level::Trouble, text);
+                continue;
+            }
+            Ok(Entry::Abandoned(abandoned)) => {
+                let text = Error::Abandoned { device, abandoned }.to_string();
                 found.add("registry", Level::Trouble, text);
                 continue;
             }

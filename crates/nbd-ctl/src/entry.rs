@@ -1,10 +1,12 @@
 //! What there is of a device in the registry, and clearing away what is left of a dead one.
 
+use std::fmt;
 use std::io::{self, ErrorKind};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use nbd_control::registry::{Registry, State};
+use nbd_control::remains::{Remains, restore_timeout};
 use nix::fcntl::{Flock, FlockArg};
 
 use crate::context::Context;
@@ -25,9 +27,38 @@ pub(crate) enum Entry {
     Orphaned(Box<State>),
     /// Its holder is alive and does not listen: it is about to go.
     Unsettled { holder: i32 },
+    /// Holder and sitter are gone, so nothing can adopt it; a backend or the kernel's device is left.
+    Abandoned(Abandoned),
     /// All its processes are gone. Certain only under the registry's lock, which holders hold
     /// while they make a folder and listen on its socket.
     Stale,
+}
+
+/// A device that can only be taken down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Abandoned {
+    /// The backend, if it is alive.
+    pub(crate) backend: Option<i32>,
+    /// The kernel's device is still there, and the backend serves it.
+    pub(crate) connected: bool,
+}
+
+impl fmt::Display for Abandoned {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.backend, self.connected) {
+            (Some(pid), true) => write!(
+                f,
+                "its holder and its sitter are gone, so it cannot be adopted; its backend (pid {pid}) \
+                 serves it still"
+            ),
+            (Some(pid), false) => write!(
+                f,
+                "its holder and its sitter are gone, and the device with them; its backend (pid {pid}) \
+                 is left"
+            ),
+            (None, _) => write!(f, "its processes are gone, and the kernel still has the device"),
+        }
+    }
 }
 
 /// Looks at a device's entry.
@@ -58,22 +89,34 @@ fn unheld(registry: &Registry, device: Device) -> Result<Entry, Error> {
         ErrorKind::PermissionDenied => Error::Forbidden { device },
         _ => Error::State { device, path: folder.join("state.json"), source },
     })?;
+    let remains = Remains::of(device.0, state.as_ref());
     Ok(match state {
         Some(state) if state.holder.is_alive() => Entry::Unsettled { holder: state.holder.pid },
-        Some(state) if state.sitter.is_alive() => Entry::Orphaned(Box::new(state)),
-        Some(_) | None => Entry::Stale,
+        Some(state) if remains.sitter.is_some() => Entry::Orphaned(Box::new(state)),
+        _ if remains.is_nothing() => Entry::Stale,
+        _ => Entry::Abandoned(Abandoned {
+            backend: remains.backend.map(|backend| backend.pid),
+            connected: remains.connected,
+        }),
     })
 }
 
 /// Removes a stale entry, unless it has come to life meanwhile; says whether it did.
 pub(crate) fn clean(context: &Context, device: Device) -> Result<bool, Error> {
     let registry = &context.registry;
+    let failed = |source| Error::Registry { path: registry.folder(device.0), source };
     let lock = lock(context)?;
-    let stale = matches!(probe(registry, device)?, Entry::Stale);
+    let stale = match probe(registry, device)? {
+        // A holder that lives has it locked, whatever is written down and whoever listens.
+        Entry::Stale => registry.lock_folder(device.0).map_err(failed)?.is_some(),
+        _ => false,
+    };
     if stale {
-        registry
-            .remove(device.0)
-            .map_err(|source| Error::Registry { path: registry.folder(device.0), source })?;
+        let state = registry.read_state(device.0).ok().flatten();
+        if let Some(milliseconds) = state.and_then(|state| state.io_timeout) {
+            restore_timeout(device.0, milliseconds);
+        }
+        registry.remove(device.0).map_err(failed)?;
     }
     drop(lock);
     Ok(stale)

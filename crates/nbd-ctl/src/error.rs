@@ -14,6 +14,7 @@ use thiserror::Error;
 
 use crate::config::ConfigError;
 use crate::device::Device;
+use crate::entry::Abandoned;
 
 /// Exit status after SIGINT or SIGTERM, as shells have it.
 const INTERRUPTED: u8 = 130;
@@ -52,6 +53,13 @@ pub(crate) enum Error {
         format!("nbd-ctl detach {device} cleans up")
     })]
     Stale { device: Device, cleaned: bool },
+    #[error("{device}: {abandoned}: nbd-ctl detach {device} takes it down")]
+    Abandoned { device: Device, abandoned: Abandoned },
+    #[error(
+        "{device}: it has no holder and no entry in the registry, and was set up by a holder's process \
+         (pid {pid}): nbd-ctl detach --force {device} disconnects it, and who uses it gets EIO"
+    )]
+    Stray { device: Device, pid: i32 },
     #[error("{device}: permission denied: only root may control it; run nbd-ctl with sudo")]
     Forbidden { device: Device },
     #[error("{device}: its holder{} does not listen: it is about to go, or stopped; try again, or see {}", pid(*holder), log.display())]
@@ -122,7 +130,7 @@ pub(crate) enum Error {
     Prepare { command: String, ending: String },
     #[error("{device}: its holder{} is alive: there is nothing to adopt", pid(*holder))]
     HasHolder { device: Device, holder: Option<i32> },
-    #[error("{device}: its holder is gone and it cannot be adopted: {}", path.display())]
+    #[error("{device}: its holder is gone and it cannot be adopted; nbd-ctl detach --force {device} takes down what is left: {}", path.display())]
     State {
         device: Device,
         path: PathBuf,

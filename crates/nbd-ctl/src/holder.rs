@@ -13,8 +13,9 @@ use nbd_control::{Channel, ChannelError};
 use crate::adopt::adopt;
 use crate::context::{Context, Heard, reassure, say};
 use crate::device::Device;
-use crate::entry::{Entry, clean, no_device, probe};
+use crate::entry::{Entry, no_device, probe};
 use crate::error::Error;
+use crate::take_down::clear;
 use crate::why;
 
 /// How long a holder may be alive without listening.
@@ -53,8 +54,14 @@ impl<'a> Holder<'a> {
             match probe(&context.registry, device)? {
                 Entry::Listening(stream) => return Self::over(context, device, stream),
                 Entry::Absent => return Err(no_device(&context.registry, device)),
-                Entry::Stale if !cleans || clean(context, device)? => {
+                Entry::Stale if !cleans || clear(context, device)? => {
                     return Err(Error::Stale { device, cleaned: cleans });
+                }
+                Entry::Abandoned(abandoned) => {
+                    return Err(match cleans && clear(context, device)? {
+                        true => Error::Stale { device, cleaned: true },
+                        false => Error::Abandoned { device, abandoned },
+                    });
                 }
                 Entry::Orphaned(state) if !adopted => {
                     adopted = true;

@@ -31,6 +31,14 @@ pub(crate) enum Listed {
         device: String,
         holder_pid: i32,
     },
+    /// Holder and sitter are gone, and something is left.
+    Abandoned {
+        device: String,
+        backend_pid: Option<i32>,
+        /// Whether the kernel's device is still there.
+        connected: bool,
+        detail: String,
+    },
     /// All its processes are gone.
     Stale {
         device: String,
@@ -63,6 +71,7 @@ impl Listed {
             Self::Attached(status) => &status.device,
             Self::Orphaned(orphan) => &orphan.device,
             Self::Ending { device, .. }
+            | Self::Abandoned { device, .. }
             | Self::Stale { device, .. }
             | Self::Unreachable { device, .. } => device,
         }
@@ -134,7 +143,9 @@ fn remark(listed: &Listed) -> Option<String> {
             orphan.holder_pid
         )),
         Listed::Ending { .. } => Some(format!("{device}: its holder is about to go")),
-        Listed::Stale { detail, .. } | Listed::Unreachable { detail, .. } => Some(detail.clone()),
+        Listed::Abandoned { detail, .. }
+        | Listed::Stale { detail, .. }
+        | Listed::Unreachable { detail, .. } => Some(detail.clone()),
     }
 }
 
@@ -198,6 +209,12 @@ fn ask(context: &Context, device: Device) -> Result<Option<Asked<'_>>, Error> {
         Entry::Unsettled { holder } => {
             Listed::Ending { device: device.to_string(), holder_pid: holder }
         }
+        Entry::Abandoned(abandoned) => Listed::Abandoned {
+            device: device.to_string(),
+            backend_pid: abandoned.backend,
+            connected: abandoned.connected,
+            detail: Error::Abandoned { device, abandoned }.to_string(),
+        },
         Entry::Stale => {
             let cleaned = false;
             Listed::Stale {

@@ -46,6 +46,7 @@ mod replay;
 mod set;
 mod spawn;
 mod table;
+mod take_down;
 mod top;
 mod trace;
 mod wait;

@@ -62,6 +62,11 @@ fn row(listed: &Listed) -> [String; 9] {
             none(),
         ],
         Listed::Ending { .. } => bare(device, "ending"),
+        Listed::Abandoned { backend_pid, .. } => {
+            let mut row = bare(device, "abandoned");
+            row[3] = number(*backend_pid);
+            row
+        }
         Listed::Stale { .. } => bare(device, "stale"),
         Listed::Unreachable { .. } => bare(device, "unreachable"),
     }

@@ -7,9 +7,10 @@ use nbd_control::control::Request;
 use crate::cli::Until;
 use crate::context::{Context, reassure, say};
 use crate::device::Device;
-use crate::entry::{Entry, clean, probe};
+use crate::entry::{Abandoned, Entry, probe};
 use crate::error::Error;
 use crate::holder::Holder;
+use crate::take_down::clear;
 
 /// How often to look at what cannot be listened to.
 const PERIOD: Duration = Duration::from_millis(50);
@@ -46,8 +47,11 @@ fn wait_gone(context: &Context, device: Device, limit: Duration) -> Result<(), E
         }
         match entry {
             Entry::Absent => return Ok(()),
-            Entry::Stale => {
-                if clean(context, device)? {
+            Entry::Abandoned(abandoned @ Abandoned { backend: Some(_), .. }) => {
+                return Err(Error::Abandoned { device, abandoned });
+            }
+            Entry::Stale | Entry::Abandoned(_) => {
+                if clear(context, device)? {
                     say(&format!("{device} was stale; cleaned up"));
                 }
                 continue;

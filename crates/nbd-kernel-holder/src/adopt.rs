@@ -1,6 +1,8 @@
 //! Taking over a device whose holder has died, or has become this program. Its I/O has not noticed:
 //! the backend has the lanes, and the sitter kept copies of all that a holder owns.
 
+use std::fs::File;
+use std::io::ErrorKind;
 use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::net::UnixListener;
 use std::time::{Duration, Instant};
@@ -11,7 +13,7 @@ use nbd_control::backend::{ExportInfo, Hello};
 use nbd_control::control::{Failure, FailureKind, Response};
 use nbd_control::handover::Handover;
 use nbd_control::process::ProcessId;
-use nbd_control::registry::{Registry, State};
+use nbd_control::registry::{HolderLock, Registry, State};
 use nbd_ledger::{Inspector, Layout, layout};
 use nix::fcntl::{Flock, FlockArg};
 
@@ -29,6 +31,8 @@ use crate::upgrade;
 
 /// How long a started backend may take to introduce itself.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// How long the lock of a device's folder may be held by a process that only looks.
+const LOCK_LIMIT: Duration = Duration::from_secs(5);
 
 fn other(text: impl Into<String>) -> Failure {
     Failure::new(FailureKind::Other, text)
@@ -44,8 +48,9 @@ pub(crate) fn adopt(
     let file = registry.lock_file().map_err(|error| other(format!("cannot lock: {error}")))?;
     let _lock = Flock::lock(file, FlockArg::LockExclusive)
         .map_err(|(_, errno)| other(format!("cannot lock: {errno}")))?;
-    let state = check_state(&registry, index)?;
-    let mut holder = rebuild(registry, &state)?;
+    let (state, lock) = claim(&registry, index)?;
+    let mut holder = rebuild(registry, &state, lock)?;
+    persist_claim(&holder, &state)?;
     if report.is_some() {
         holder.redirect_output();
     }
@@ -61,6 +66,7 @@ pub(crate) fn adopt(
     let end = "lost while there was no holder";
     let left = Left { peer: Peer::new(None, None), joined: false, end };
     adopt_backend(&mut holder, &state, left);
+    // Who it is was written by the claim; what has changed since is tried again.
     holder.save_state();
     tracing::info!(
         device = %holder.device.name(),
@@ -84,14 +90,16 @@ pub(crate) fn take_over(registry: Registry, fd: RawFd) -> Result<Holder, Failure
         .map_err(|error| other(format!("{name}: its state cannot be read: {error}")))?
         .filter(|state| state.holder.pid == nix::unistd::getpid().as_raw())
         .ok_or(other(format!("{name} is not held by this process")))?;
-    let mut holder = rebuild(registry, &state)?;
-    upgrade::admit_signals();
     let mut sockets = descriptors.into_iter();
-    holder.control = sockets.next().map(UnixListener::from);
-    holder.join = sockets.next().map(UnixListener::from);
+    let control = sockets.next().map(UnixListener::from);
+    let join = sockets.next().map(UnixListener::from);
     let mut channel = || sockets.next().map(|fd| Channel::resume(fd.into()));
     let mut peer = Peer::new(left.backend.then(&mut channel).flatten(), None);
     let client = left.client.then(channel).flatten();
+    let lock = inherit_lock(&registry, left.index, sockets.next())?;
+    let mut holder = rebuild(registry, &state, lock)?;
+    upgrade::admit_signals();
+    (holder.control, holder.join) = (control, join);
     holder.orphans.extend(left.orphans.iter().filter_map(|pid| Process::open(*pid).ok()));
     let same = |backend: &ProcessId| ProcessId::of(backend.pid).as_ref() == Some(backend);
     let child = state.backend.filter(|backend| !left.joined && same(backend));
@@ -135,18 +143,18 @@ fn greet(holder: &mut Holder, client: Option<Channel>) {
 }
 
 /// All but sockets and backend.
-fn rebuild(registry: Registry, state: &State) -> Result<Holder, Failure> {
+fn rebuild(registry: Registry, state: &State, lock: HolderLock) -> Result<Holder, Failure> {
     let device = Device::new(state.index);
     let name = device.name();
     let sitter = Process::open(state.sitter.pid)
         .map_err(|error| other(format!("{name}: its sitter cannot be opened: {error}")))?;
     let settings = settings_of(&registry, state)?;
     let mut holder =
-        Holder::new(registry, settings, device).map_err(|error| other(error.to_string()))?;
+        Holder::new(registry, settings, device, lock).map_err(|error| other(error.to_string()))?;
     holder.layout = Layout::with_lanes(state.lanes);
     copy_descriptors(&mut holder, &sitter, state)
         .map_err(|error| other(format!("{name}: cannot copy from its sitter: {error}")))?;
-    holder.sitter = Some(Sitter { process: sitter, id: state.sitter, progress: None });
+    holder.sitter = Some(Sitter::seated(sitter, state.sitter));
     // The driver may have been told another size that was not written down any more.
     let size = Some(holder.device.size()).filter(|size| *size != 0).unwrap_or(state.export.size);
     holder.export = Some(ExportInfo { size, ..state.export });
@@ -179,6 +187,57 @@ fn shield_sitter(holder: &Holder) {
     };
     if let Err(errno) = sitter::shield(&sitter.process) {
         holder.warn(&format!("cannot keep debuggers off the sitter: {errno}"));
+    }
+}
+
+/// Makes this process the device's holder, as far as the kernel decides that; under the registry's lock.
+fn claim(registry: &Registry, index: u32) -> Result<(State, HolderLock), Failure> {
+    let name = Device::new(index).name();
+    let lock = match registry.lock_folder(index) {
+        Ok(lock) => lock,
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            return Err(Failure::new(FailureKind::NoDevice, format!("{name} is not attached")));
+        }
+        Err(error) => return Err(other(format!("{name}: its folder cannot be locked: {error}"))),
+    };
+    let taken = || Failure::new(FailureKind::Busy, format!("{name}: another process holds it"));
+    let lock = lock.ok_or_else(taken)?;
+    Ok((check_state(registry, index)?, lock))
+}
+
+/// Writes down that this process is the holder now, before it does anything that only a holder may do.
+fn persist_claim(holder: &Holder, state: &State) -> Result<(), Failure> {
+    let (name, index) = (holder.device.name(), holder.device.index);
+    holder.registry.write_state(&State { holder: holder.me, ..state.clone() }).map_err(|error| {
+        let folder = holder.registry.folder(index);
+        let folder = folder.display();
+        other(format!(
+            "{name} is not adopted: cannot write the state to {folder}: {error}: make room there; \
+             the device goes on as it is"
+        ))
+    })
+}
+
+/// The lock that this process had as the program before, under the last descriptor. One of an older
+/// build had none.
+fn inherit_lock(
+    registry: &Registry,
+    index: u32,
+    folder: Option<OwnedFd>,
+) -> Result<HolderLock, Failure> {
+    let name = Device::new(index).name();
+    let failed = |error| other(format!("{name}: its folder cannot be locked: {error}"));
+    let taken = || other(format!("{name}: another process holds it"));
+    if let Some(folder) = folder {
+        return Registry::lock_opened(File::from(folder)).map_err(failed)?.ok_or_else(taken);
+    }
+    let deadline = Instant::now() + LOCK_LIMIT;
+    loop {
+        match registry.lock_folder(index).map_err(failed)? {
+            Some(lock) => return Ok(lock),
+            None if Instant::now() >= deadline => return Err(taken()),
+            None => std::thread::sleep(Duration::from_millis(10)),
+        }
     }
 }
 
@@ -221,16 +280,13 @@ fn settings_of(registry: &Registry, state: &State) -> Result<Settings, Failure> 
         None => None,
         Some(name) => Some(Sandbox::from_str(name, false).map_err(other)?),
     };
+    let unknown = |field| {
+        let path = registry.folder(state.index);
+        other(format!("nbd{}: {}: {field} has an unknown value", state.index, path.display()))
+    };
     Ok(Settings {
-        api: match state.kernel_api.as_str() {
-            "netlink" => KernelApi::Netlink,
-            _ => KernelApi::Ioctl,
-        },
-        restart: match state.restart.as_str() {
-            "always" => RestartWhen::Always,
-            "never" => RestartWhen::Never,
-            _ => RestartWhen::OnFailure,
-        },
+        api: KernelApi::from_str(&state.kernel_api, false).map_err(|_| unknown("kernel_api"))?,
+        restart: RestartWhen::from_str(&state.restart, false).map_err(|_| unknown("restart"))?,
         restart_limit: state.restart_limit(),
         poison_limit: state.poison_limit,
         on_backend_loss: state.on_backend_loss.parse().map_err(other)?,

@@ -73,6 +73,13 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DEVICE", value_parser = device_index,
           conflicts_with_all = ["program", "external", "device"])]
     pub(crate) adopt: Option<u32>,
+    /// Take down what is left of a device that has lost its holder and cannot be adopted
+    #[arg(long, value_name = "DEVICE", value_parser = device_index, hide = true,
+          conflicts_with_all = ["program", "external", "device", "adopt"])]
+    pub(crate) take_down: Option<u32>,
+    /// Do so without writing back
+    #[arg(long, requires = "take_down", hide = true)]
+    pub(crate) force: bool,
     /// Tell the parent about progress on this descriptor, and become a daemon when ready
     #[arg(long, value_name = "FD", hide = true)]
     pub(crate) report_fd: Option<RawFd>,
@@ -94,7 +101,7 @@ pub(crate) struct Args {
     pub(crate) verbose: u8,
     /// The backend to start
     #[arg(last = true, required_unless_present_any =
-          ["external", "adopt", "stand_in", "take_over", "can_take_over"])]
+          ["external", "adopt", "stand_in", "take_over", "can_take_over", "take_down"])]
     pub(crate) program: Vec<String>,
 }
 

@@ -1,5 +1,6 @@
 //! From a program to a device that can be used.
 
+use std::os::unix::net::UnixListener;
 use std::time::{Duration, Instant};
 
 use nbd_control::control::{Failure, FailureKind, Report};
@@ -10,7 +11,6 @@ use crate::holder::{Holder, describe_errno, listen};
 use crate::kernel::errand;
 use crate::kernel::sitter::{self, Setup, SetupError};
 use crate::peers::Peer;
-use crate::pick::Picked;
 use crate::system::Process;
 
 /// How long the driver may take to set a device up.
@@ -43,8 +43,8 @@ impl AttachError {
 
 impl Holder {
     /// Does everything, and leaves nothing behind if it fails.
-    pub(crate) fn attach(&mut self, picked: Picked) -> Result<(), AttachError> {
-        self.control = Some(picked.control);
+    pub(crate) fn attach(&mut self, control: UnixListener) -> Result<(), AttachError> {
+        self.control = Some(control);
         let result = self.try_attach();
         if result.is_err() {
             self.teardown();
@@ -81,7 +81,7 @@ impl Holder {
         }
         self.attached = true;
         self.supervisor.set_attached(0);
-        self.save_state();
+        self.persist()?;
         self.pass_on_words();
         let export = self.export();
         tracing::info!(
@@ -146,9 +146,9 @@ impl Holder {
         });
         // Only the driver shall hold these, or a closed lane would never look closed.
         self.kernel_ends.clear();
-        let sitter = started
-            .map_err(|error| AttachError::failed(format!("cannot fork the sitter: {error}")))?;
-        self.sitter = Some(sitter);
+        let failed = |error| AttachError::failed(format!("cannot fork the sitter: {error}"));
+        self.sitter = Some(started.map_err(failed)?);
+        self.send_sitter()?;
         self.pump_until(Some(DRIVER), None, |holder| holder.sitter_said.is_some());
         match self.sitter_said.take() {
             Some(Ok(())) => {}
@@ -175,9 +175,38 @@ impl Holder {
         if self.io_timeout.is_none() {
             self.silence_timeouts();
         }
-        // If this process died from here on, another one could adopt the device.
-        self.save_state();
-        Ok(())
+        // With the timeout, which a device that was just made did not have before.
+        self.persist()
+    }
+
+    /// If this process dies from here on, another one can adopt the device.
+    fn send_sitter(&mut self) -> Result<(), AttachError> {
+        let persisted = self.persist();
+        let Some(sitter) = &mut self.sitter else {
+            return persisted;
+        };
+        if persisted.is_err() {
+            sitter.dismiss();
+        }
+        persisted?;
+        // If it is dead, its progress tells.
+        match sitter.go() {
+            Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+                Err(AttachError::failed(format!("cannot let the sitter go: {error}")))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn persist(&mut self) -> Result<(), AttachError> {
+        match self.save_state() {
+            true => Ok(()),
+            false => Err(AttachError::failed(format!(
+                "{}: {}: make room there; without it no other holder could take over",
+                self.device.name(),
+                self.state_error()
+            ))),
+        }
     }
 
     fn silence_timeouts(&mut self) {

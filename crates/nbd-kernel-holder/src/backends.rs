@@ -212,24 +212,17 @@ impl Holder {
         }
         // First written down, then done: a holder that adopts the device must know of everybody
         // who may have the lanes, or it would give them to a second one.
-        if !self.save_state() {
-            return self.not_granted(id);
-        }
-        if let Some(Err(error)) = self.send_grant(id) {
-            self.peer_closed(id, &error);
+        match self.save_state() {
+            true => self.finish_grant(id),
+            false => self.hold_grant(id),
         }
     }
 
-    /// What has to be written down before a grant could not be: no space, most probably.
-    fn not_granted(&mut self, id: PeerId) {
-        let reason = "the holder cannot write its state; see its log";
-        self.last_failure = reason.into();
-        if let Some(channel) = self.peers.get(&id).and_then(|peer| peer.channel.as_ref()) {
-            // It is dropped in any case; one that has joined should know why.
-            let _ = channel.send(&FromHolder::Refusal { reason: reason.into() }, &[]);
+    /// The last step of a grant, when the state that names the backend is written.
+    pub(crate) fn finish_grant(&mut self, id: PeerId) {
+        if let Some(Err(error)) = self.send_grant(id) {
+            self.peer_closed(id, &error);
         }
-        self.drop_peer(id);
-        self.apply(&Event::NotGranted);
     }
 
     fn send_grant(&self, id: PeerId) -> Option<Result<(), ChannelError>> {

@@ -12,9 +12,9 @@ use crate::kernel::device_users::{self, Scan};
 const PASSING_TIMEOUT: Duration = Duration::from_secs(1);
 const PASSING_INTERVAL: Duration = Duration::from_millis(50);
 /// How long looking at all processes may take.
-const SCAN_TIMEOUT: Duration = Duration::from_secs(10);
+pub(crate) const SCAN_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often what has been found is taken from the helper.
-const SCAN_INTERVAL: Duration = Duration::from_millis(20);
+pub(crate) const SCAN_INTERVAL: Duration = Duration::from_millis(20);
 
 impl Holder {
     /// Fails if the device is used; `loss` is what that means for its users, if it needs saying. A
@@ -76,7 +76,7 @@ fn users_of(
     scan.result().map_err(|why| unknown(FailureKind::TimedOut, why))
 }
 
-fn refusal(name: &str, users: &[User], loss: &str, command: &str) -> String {
+pub(crate) fn refusal(name: &str, users: &[User], loss: &str, command: &str) -> String {
     let loss = if loss.is_empty() { String::new() } else { format!(" and {loss}") };
     let words: Vec<&str> = users.iter().map(|user| user.what.as_str()).collect();
     let ways: Vec<&str> = users.iter().filter_map(|user| user.ends_with.as_deref()).collect();

@@ -13,7 +13,7 @@ use nbd_control::control::{Failure, FailureKind, Report};
 use nbd_control::history::{History, Loss};
 use nbd_control::policy::OnBackendLoss;
 use nbd_control::process::ProcessId;
-use nbd_control::registry::{Registry, State};
+use nbd_control::registry::{HolderLock, Registry};
 use nbd_ledger::{Inspector, Layout};
 use nix::errno::Errno;
 use nix::sys::socket::{setsockopt, sockopt};
@@ -34,6 +34,7 @@ use crate::resize::{Growing, Resize};
 use crate::retry::{Complaints, Outage, Subject, is_shortage};
 use crate::sandbox::Cell;
 use crate::signals::Signals;
+use crate::state::Unsaved;
 use crate::status::monotonic;
 use crate::supervisor::{Action, Event, PeerId, Refusal, Supervisor};
 use crate::system::Process;
@@ -63,6 +64,9 @@ pub(crate) struct Settings {
 #[derive(Debug)]
 pub(crate) struct Holder {
     pub(crate) registry: Registry,
+    /// What makes this process the device's holder, for as long as it lives. Never given back: the
+    /// device's entry is removed before.
+    pub(crate) lock: HolderLock,
     pub(crate) settings: Settings,
     pub(crate) device: Device,
     pub(crate) signals: Signals,
@@ -126,7 +130,11 @@ pub(crate) struct Holder {
     pub(crate) fence_looked: Instant,
     /// Until then nobody is let in who connects.
     pub(crate) deaf_until: Option<Instant>,
-    me: ProcessId,
+    /// The state that could not be written.
+    pub(crate) unsaved: Option<Unsaved>,
+    /// The owner that is granted the lanes once it is.
+    pub(crate) ungranted: Option<PeerId>,
+    pub(crate) me: ProcessId,
     next_id: u64,
 }
 
@@ -135,6 +143,7 @@ impl Holder {
         registry: Registry,
         settings: Settings,
         device: Device,
+        lock: HolderLock,
     ) -> std::io::Result<Self> {
         let has_program = !settings.program.is_empty();
         let mut supervisor = Supervisor::new(settings.restart, settings.restart_limit, has_program);
@@ -146,6 +155,7 @@ impl Holder {
             layout: Layout::with_lanes(settings.lanes),
             signals: Signals::new()?,
             registry,
+            lock,
             settings,
             device,
             control: None,
@@ -192,6 +202,8 @@ impl Holder {
             spare_due: None,
             fence_looked: Instant::now(),
             deaf_until: None,
+            unsaved: None,
+            ungranted: None,
             me: ProcessId::of(nix::unistd::getpid().as_raw())
                 .ok_or(std::io::Error::other("/proc is not mounted"))?,
             next_id: 0,
@@ -437,49 +449,6 @@ impl Holder {
         }
         self.history.loss =
             Some(Loss { cause, crashed, at: monotonic(), generation, replayed: None });
-    }
-
-    /// Writes down what another holder needs in order to adopt the device.
-    pub(crate) fn save_state(&self) -> bool {
-        let (Some(sitter), Some(export)) = (&self.sitter, self.export) else {
-            return true;
-        };
-        let owner = self.supervisor.owner().and_then(|peer| self.peers.get(&peer));
-        let state = State {
-            version: State::VERSION,
-            index: self.device.index,
-            kernel_api: self.settings.api.name().into(),
-            holder: self.me,
-            sitter: sitter.id,
-            backend: owner.and_then(Peer::pid).and_then(ProcessId::of),
-            program: self.settings.program.clone(),
-            description: self.description.clone(),
-            export,
-            lanes: self.layout.lanes,
-            keepsakes: self.keepsakes.iter().map(|(name, _)| name.clone()).collect(),
-            user: self.settings.user.as_ref().map(|(name, _, _)| name.clone()),
-            sandbox: self.settings.sandbox.map(|sandbox| sandbox.name().into()),
-            group: self.settings.group.as_ref().map(|(name, _)| name.clone()),
-            restart: self.settings.restart.name().into(),
-            restart_limit: self.settings.restart_limit.unwrap_or(State::UNLIMITED),
-            restart_limit_given: self.settings.restart_limit.is_some(),
-            poison_limit: self.settings.poison_limit,
-            survive_shutdown: self.settings.survive_shutdown,
-            warm_spare: self.settings.warm_spare,
-            io_timeout: self.io_timeout,
-            restarts: self.supervisor.restarts(),
-            on_backend_loss: self.settings.on_backend_loss.to_string(),
-            paused: self.supervisor.is_paused(),
-            recording: self.recording.as_ref().map(|recording| recording.path.clone()),
-            stand_in: owner.is_some_and(|peer| peer.stand_in),
-            log_level: self.settings.log_level.clone(),
-            history: self.history.clone(),
-        };
-        let written = self.registry.write_state(&state);
-        if let Err(error) = &written {
-            self.warn(&format!("cannot write its state, so it could not be adopted: {error}"));
-        }
-        written.is_ok()
     }
 }
 

@@ -29,9 +29,11 @@ mod retry;
 mod sandbox;
 mod signals;
 mod stand_in;
+mod state;
 mod status;
 mod supervisor;
 mod system;
+mod take_down;
 mod trace;
 mod udev;
 mod upgrade;
@@ -79,6 +81,9 @@ fn main() -> ExitCode {
             return ExitCode::from(FailureKind::Usage.exit_code());
         }
     };
+    if let Some(index) = args.take_down {
+        return take_down(&args, index, report);
+    }
     let daemon = report.is_some();
     match start(&args, report) {
         Ok(mut holder) => {
@@ -122,6 +127,23 @@ fn tell_abilities(registry: &Registry, index: u32) -> ExitCode {
     }
 }
 
+/// Clears away what is left of a device, and says what that was.
+fn take_down(args: &Args, index: u32, report: Option<Channel>) -> ExitCode {
+    let registry = Registry::new(args.runtime_dir.clone());
+    let (told, code) = match take_down::take_down(&registry, index, args.force) {
+        Ok(text) => (Report::Notice { text }, 0),
+        Err(failure) => (Report::Failed(failure.clone()), failure.kind.exit_code()),
+    };
+    match (report, told) {
+        // Whoever has asked and does not listen any more sees the registry.
+        (Some(report), told) => drop(report.send(&told, &[])),
+        (None, Report::Notice { text }) => println!("{text}"),
+        (None, Report::Failed(failure)) => tracing::error!("{}", failure.text),
+        (None, Report::Ready { .. }) => {}
+    }
+    ExitCode::from(code)
+}
+
 /// Why there is no device.
 enum Stopped {
     Failed(Failure, Option<Channel>),
@@ -158,20 +180,22 @@ fn start(args: &Args, mut report: Option<Channel>) -> Result<Holder, Stopped> {
             Err(failure) => return Err(Stopped::Failed(failure, report)),
         };
         let index = picked.device.index;
-        let made = Holder::new(registry.clone(), settings.clone(), picked.device.clone());
-        let mut holder = match made {
+        let (device, lock) = (picked.device, picked.lock);
+        let mut holder = match Holder::new(registry.clone(), settings.clone(), device, lock) {
             Ok(holder) => holder,
             Err(error) => {
-                let _ = registry.remove(index);
-                let failure = Failure::new(FailureKind::Other, error.to_string());
-                return Err(Stopped::Failed(failure, report));
+                let mut text = error.to_string();
+                if let Err(error) = registry.remove(index) {
+                    text.push_str(&format!("; cannot remove its registry entry: {error}"));
+                }
+                return Err(Stopped::Failed(Failure::new(FailureKind::Other, text), report));
             }
         };
         if report.is_some() {
             holder.redirect_output();
         }
         holder.report = report.take();
-        match holder.attach(picked) {
+        match holder.attach(picked.control) {
             Ok(()) => return Ok(holder),
             Err(AttachError::Interrupted) => return Err(Stopped::Interrupted),
             Err(AttachError::Taken(_)) if args.device.is_none() && avoid.len() < TRIES => {

@@ -1,10 +1,11 @@
 //! Picking a device, without racing other holders.
 
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::{Duration, Instant};
 
 use nbd_control::control::{Failure, FailureKind};
-use nbd_control::registry::Registry;
+use nbd_control::registry::{HolderLock, Registry};
+use nbd_control::remains::Remains;
 use nix::fcntl::{Flock, FlockArg};
 
 use crate::args::KernelApi;
@@ -15,11 +16,14 @@ use crate::kernel::{Device, DeviceError, device_count};
 /// or udev's look at it.
 const TEARDOWN: Duration = Duration::from_secs(2);
 
-/// A device that is reserved in the registry, and the listener on its control socket.
+/// A device that is reserved in the registry.
 #[derive(Debug)]
 pub(crate) struct Picked {
     pub(crate) device: Device,
-    pub(crate) control: std::os::unix::net::UnixListener,
+    /// What makes this process its holder.
+    pub(crate) lock: HolderLock,
+    /// The listener on its control socket.
+    pub(crate) control: UnixListener,
 }
 
 fn other(text: String) -> Failure {
@@ -46,11 +50,30 @@ pub(crate) fn pick(
         None => find_free(registry, api, avoid)?,
     };
     let index = device.index;
-    let reserved =
-        registry.create_folder(index).and_then(|()| listen(&registry.control_socket(index), None));
-    let control = reserved
-        .map_err(|error| other(format!("{}: {error}", registry.folder(index).display())))?;
-    Ok(Picked { device, control })
+    registry.create_folder(index).map_err(|error| in_folder(registry, index, &error))?;
+    reserve(registry, device).inspect_err(|_| {
+        if let Err(error) = registry.remove(index) {
+            tracing::warn!("nbd{index}: cannot remove its registry entry: {error}");
+        }
+    })
+}
+
+/// Fills a new folder. What is written to it later has its room from here on.
+fn reserve(registry: &Registry, device: Device) -> Result<Picked, Failure> {
+    let index = device.index;
+    let failed = |error: std::io::Error| in_folder(registry, index, &error);
+    let lock = registry.lock_folder(index).map_err(failed)?;
+    let lock = lock.ok_or_else(|| other(format!("{}: another process holds it", device.name())))?;
+    let control = listen(&registry.control_socket(index), None).map_err(failed)?;
+    registry.reserve_state(index).map_err(|error| {
+        let folder = registry.folder(index).display().to_string();
+        other(format!("no room for the holder's state in {folder}: {error}: make room there"))
+    })?;
+    Ok(Picked { device, lock, control })
+}
+
+fn in_folder(registry: &Registry, index: u32, error: &std::io::Error) -> Failure {
+    other(format!("{}: {error}", registry.folder(index).display()))
 }
 
 fn busy(error: &DeviceError) -> Failure {
@@ -107,18 +130,42 @@ fn check(registry: &Registry, index: u32, api: KernelApi) -> Result<Device, Devi
 
 /// Why a registry entry counts, or nothing if it was stale and has been removed.
 fn registered(registry: &Registry, index: u32) -> Option<String> {
+    let name = format!("nbd{index}");
     // Sockets are bound under the lock that we hold, so one that does not answer is dead.
     if UnixStream::connect(registry.control_socket(index)).is_ok() {
-        return Some(format!("it is attached; see `nbd-ctl status nbd{index}`"));
+        return Some(format!("it is attached; see `nbd-ctl status {name}`"));
     }
-    if let Ok(Some(state)) = registry.read_state(index)
-        && state.sitter.is_alive()
-    {
-        return Some(format!("it is attached and its holder is gone; `nbd-ctl adopt nbd{index}`"));
+    // Kept until the entry is removed, so that no holder begins to adopt it meanwhile.
+    let _lock = match registry.lock_folder(index) {
+        Ok(Some(lock)) => lock,
+        Ok(None) => return Some("its holder is alive and does not listen".into()),
+        Err(error) => return Some(format!("its entry cannot be locked: {error}")),
+    };
+    let state = match registry.read_state(index) {
+        Ok(state) => state,
+        Err(error) => {
+            let path = registry.folder(index);
+            let path = path.display();
+            return Some(format!(
+                "the state of its holder in {path} cannot be read: {error}; \
+                 `nbd-ctl detach --force {name}` takes down what is left"
+            ));
+        }
+    };
+    // A holder of an older build locks nothing.
+    if let Some(state) = state.as_ref().filter(|state| state.holder.is_alive()) {
+        return Some(format!("its holder (pid {}) is alive and does not listen", state.holder.pid));
     }
-    if let Ok(Some(state)) = registry.read_state(index)
-        && let Some(milliseconds) = state.io_timeout
-    {
+    let remains = Remains::of(index, state.as_ref());
+    if state.is_some() && remains.sitter.is_some() {
+        return Some(format!("it is attached and its holder is gone; `nbd-ctl adopt {name}`"));
+    }
+    if !remains.is_nothing() {
+        return Some(format!(
+            "its holder is gone and has left something; `nbd-ctl detach {name}` takes it down"
+        ));
+    }
+    if let Some(milliseconds) = state.and_then(|state| state.io_timeout) {
         Device::new(index).restore_timeouts(milliseconds);
     }
     match registry.remove(index) {

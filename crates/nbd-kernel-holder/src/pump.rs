@@ -83,8 +83,9 @@ impl Holder {
         let orders = self.next_look();
         let outage = self.outage_look();
         let ages = self.ages_due().map(|due| due.saturating_duration_since(now));
-        let wait =
-            [limit, due, spare, fence, deaf, orders, outage, ages].into_iter().flatten().min();
+        let save = self.save_due().map(|due| due.saturating_duration_since(now));
+        let waits = [limit, due, spare, fence, deaf, orders, outage, ages, save];
+        let wait = waits.into_iter().flatten().min();
         for source in self.wait(wait) {
             self.handle(source);
         }
@@ -99,6 +100,7 @@ impl Holder {
             self.due = None;
             self.apply(&Event::Due);
         }
+        self.check_state();
         self.drop_overdue_program();
         self.check_outage();
         self.check_ages();

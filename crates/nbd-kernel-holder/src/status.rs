@@ -107,6 +107,9 @@ impl Holder {
             BackendState::Restarting if self.supervisor.is_fencing() => {
                 "waiting until the killed backend is dead".into()
             }
+            BackendState::Starting if self.ungranted.is_some() => {
+                format!("it gets the lanes when the holder can: {}", self.state_error())
+            }
             BackendState::Restarting | BackendState::Starting => self.retry_words(),
             BackendState::Waiting => {
                 format!("join with `nbd-serve --join {name} SPEC` or NBD_JOIN={name} PROGRAM")

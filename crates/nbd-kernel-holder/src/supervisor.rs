@@ -33,8 +33,6 @@ pub(crate) enum Event {
     Gone { peer: PeerId },
     /// The program could not even be started; `shortage`: for want of memory, descriptors or space.
     StartFailed { shortage: bool },
-    /// The lanes that were granted could not be given away, for want of space or memory.
-    NotGranted,
     /// The owner has answered, or has stayed for long enough: its predecessors' failures are over.
     Stable,
     /// The owner has recovered and is serving.
@@ -313,7 +311,6 @@ impl Supervisor {
             Event::Hello { peer, takeover } => self.hello(peer, takeover),
             Event::Gone { peer } => self.gone(peer),
             Event::StartFailed { shortage } => self.fail(shortage),
-            Event::NotGranted => self.not_granted(),
             Event::Stable => {
                 self.forget_failures();
                 Vec::new()

@@ -206,7 +206,10 @@ impl Holder {
         let backend = owner.and_then(|peer| peer.channel.as_ref()).filter(|_| handover.backend);
         let client = self.clients.get(&client).map(|client| &client.channel);
         let sockets = [&self.control, &self.join].into_iter().flatten().map(AsFd::as_fd);
-        sockets.chain([backend, client].into_iter().flatten().map(AsFd::as_fd)).collect()
+        let connections = [backend, client].into_iter().flatten().map(AsFd::as_fd);
+        // The lock belongs to the open folder, and so does not end while it changes hands. Older
+        // builds leave what comes last alone.
+        sockets.chain(connections).chain([self.lock.as_fd()]).collect()
     }
 }
 

@@ -2,6 +2,8 @@
 
 use std::fs;
 
+use nbd_control::remains::stray;
+
 use crate::config::{Config, default_file};
 use crate::context::Context;
 use crate::device::Device;
@@ -28,6 +30,12 @@ pub(super) fn check(context: &Context, found: &mut Findings) -> Result<(), Error
     for device in drivers_devices() {
         let attribute = |name: &str| read(format!("/sys/block/{device}/{name}"));
         let pid = attribute("pid");
+        if !ours.contains(&device)
+            && let Some(pid) = stray(device.0)
+        {
+            found.add("registry", Level::Trouble, Error::Stray { device, pid }.to_string());
+            continue;
+        }
         let sitter = context.registry.read_state(device.0).ok().flatten();
         let sitter = sitter.map(|state| state.sitter.pid.to_string());
         match pid {

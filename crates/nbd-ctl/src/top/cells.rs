@@ -90,6 +90,7 @@ pub(crate) fn state(row: &Row, now: Instant) -> (&'static str, Tone) {
         Some(Listed::Attached(status)) => backend(status),
         Some(Listed::Orphaned(_)) => ("orphaned", Tone::Odd),
         Some(Listed::Ending { .. }) => ("ending", Tone::Odd),
+        Some(Listed::Abandoned { .. }) => ("abandoned", Tone::Bad),
         Some(Listed::Stale { .. }) => ("stale", Tone::Bad),
         Some(Listed::Unreachable { .. }) => ("no answer", Tone::Bad),
     }
@@ -125,7 +126,11 @@ pub(crate) fn remark(row: &Row, now: Instant) -> String {
             orphan.holder_pid
         ),
         Some(Listed::Ending { .. }) => "its holder is about to go".into(),
-        Some(Listed::Stale { detail, .. } | Listed::Unreachable { detail, .. }) => {
+        Some(
+            Listed::Abandoned { detail, .. }
+            | Listed::Stale { detail, .. }
+            | Listed::Unreachable { detail, .. },
+        ) => {
             return printable(detail, false);
         }
     };

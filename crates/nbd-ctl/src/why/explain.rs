@@ -56,6 +56,7 @@ pub(crate) enum Verdict {
     HolderGone,
     HolderSilent,
     Ending,
+    Abandoned,
     Stale,
 }
 
@@ -78,6 +79,7 @@ pub(crate) fn explain(facts: &Facts) -> Explanation {
         Listed::Attached(status) => attached(facts, status),
         Listed::Orphaned(orphan) => orphaned(facts, orphan),
         Listed::Ending { .. } => ending(facts, &device),
+        Listed::Abandoned { connected, .. } => abandoned(facts, &device, *connected),
         Listed::Stale { .. } => (
             Verdict::Stale,
             "all its processes are gone; nothing serves it".into(),
@@ -406,6 +408,39 @@ fn orphaned(facts: &Facts, orphan: &Orphan) -> Told {
         details.push(NOTHING_LOST.to_owned());
     }
     (Verdict::HolderGone, cause, details, vec![adopt])
+}
+
+fn abandoned(facts: &Facts, device: &str, connected: bool) -> Told {
+    let detach = |effect: &str| way(format!("nbd-ctl detach {device}"), effect);
+    let force = || {
+        let what = format!("nbd-ctl detach --force {device}");
+        way(what, "gives up what is not written back")
+    };
+    let (cause, ways) = match (&facts.backend, connected) {
+        (Some(backend), true) => (
+            format!(
+                "its holder and its sitter are gone, so it cannot be adopted; its backend (pid {}) \
+                 serves it still, and after that one's end I/O fails with EIO",
+                backend.pid
+            ),
+            vec![detach("writes back and takes it down; then attach it anew"), force()],
+        ),
+        (Some(backend), false) => (
+            format!(
+                "its holder and its sitter are gone, and the kernel has let the device go; its \
+                 backend (pid {}) is left",
+                backend.pid
+            ),
+            vec![detach("ends the backend and clears away the rest")],
+        ),
+        (None, _) => (
+            "all its processes are gone, and the kernel still has the device: nothing serves it, \
+             and I/O fails or waits"
+                .into(),
+            vec![detach("fails what waits with EIO and clears the device")],
+        ),
+    };
+    (Verdict::Abandoned, cause, Vec::new(), ways)
 }
 
 fn ending(facts: &Facts, device: &str) -> Told {

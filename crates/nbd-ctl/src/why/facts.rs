@@ -59,6 +59,7 @@ impl Facts {
             }
             Listed::Orphaned(orphan) => (None, Some(orphan.sitter_pid), orphan.backend_pid),
             Listed::Ending { holder_pid, .. } => (Some(*holder_pid), None, None),
+            Listed::Abandoned { backend_pid, .. } => (None, None, *backend_pid),
             Listed::Stale { .. } | Listed::Unreachable { .. } => (None, None, None),
         };
         let ours: Vec<i32> = [holder, sitter, backend].into_iter().flatten().collect();

@@ -127,6 +127,9 @@ pub(crate) fn role(pid: i32, listed: &Listed) -> Option<&'static str> {
             (Some(orphan.sitter_pid), "the sitter"),
             (orphan.backend_pid, "the backend"),
         ],
+        Listed::Abandoned { backend_pid, .. } => {
+            [(None, "the holder"), (None, "the sitter"), (*backend_pid, "the backend")]
+        }
         _ => return None,
     };
     roles.into_iter().find(|(it, _)| *it == Some(pid)).map(|(_, role)| role)

@@ -220,10 +220,46 @@ fn a_damaged_state_is_left_alone() {
     assert_eq!(ran.code, Some(1), "{ran:?}");
     assert!(
         ran.stderr.starts_with(&format!(
-            "nbd-ctl: nbd0: its holder is gone and it cannot be adopted: {}: ",
+            "nbd-ctl: nbd0: its holder is gone and it cannot be adopted; nbd-ctl detach --force nbd0 \
+             takes down what is left: {}: ",
             file.display()
         )),
         "{ran:?}"
     );
     assert!(file.exists());
+}
+
+/// A folder is locked by its device's holder for life.
+#[test]
+fn an_entry_whose_folder_is_locked_is_not_cleaned_up() {
+    let world = World::new();
+    world.write_state(0, dead(), dead());
+    let lock = world.registry.lock_folder(0).unwrap().unwrap();
+    let ran = world.run(&["detach", "nbd0"]);
+    assert_eq!(ran.code, Some(5), "{ran:?}");
+    assert!(world.registry.folder(0).exists());
+    drop(lock);
+    world.run(&["detach", "nbd0"]).failed(3, "nbd0 is stale: its processes are gone; cleaned up");
+}
+
+#[test]
+fn a_backend_that_is_left_is_told_of_and_not_forgotten() {
+    let world = World::new();
+    let backend = Sleeper::new(&world.directory);
+    world.write_state(0, dead(), dead());
+    let mut state = world.registry.read_state(0).unwrap().unwrap();
+    state.backend = Some(backend.id());
+    world.registry.write_state(&state).unwrap();
+    let left = format!(
+        "nbd0: its holder and its sitter are gone, and the device with them; its backend (pid {}) is \
+         left: nbd-ctl detach nbd0 takes it down",
+        backend.id().pid
+    );
+    for command in ["status", "restart", "adopt", "wait"] {
+        world.run(&[command, "nbd0"]).failed(1, &left);
+    }
+    let ran = world.run(&["list"]);
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    assert!(ran.stdout.contains("abandoned"), "{ran:?}");
+    assert!(world.registry.folder(0).exists());
 }

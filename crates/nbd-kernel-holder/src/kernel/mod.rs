@@ -20,7 +20,7 @@ use thiserror::Error;
 const IO_TIMEOUT: u64 = i32::MAX as u64;
 
 /// `io_timeout` of a queue that nobody has changed: 30 s.
-const USUAL_TIMEOUT: u64 = 30_000;
+pub(crate) const USUAL_TIMEOUT: u64 = 30_000;
 
 /// An NBD device, attached or not.
 #[derive(Clone, Debug)]

@@ -34,6 +34,7 @@ pub(crate) const KEEPSAKES: RawFd = 40;
 pub(crate) const MOST_KEEPSAKES: usize = 16;
 const KERNEL_ENDS: RawFd = 64;
 const PROGRESS: RawFd = 80;
+const GO: RawFd = 81;
 
 /// What a sitter is made of.
 #[derive(Debug)]
@@ -54,6 +55,26 @@ pub(crate) struct Sitter {
     /// How others recognise it.
     pub(crate) id: ProcessId,
     pub(crate) progress: Option<File>,
+    /// Its word to go; if this is closed without one, it ends.
+    go: Option<File>,
+}
+
+impl Sitter {
+    /// One that sits already.
+    pub(crate) fn seated(process: Process, id: ProcessId) -> Self {
+        Self { process, id, progress: None, go: None }
+    }
+
+    /// It shall not go, and ends.
+    pub(crate) fn dismiss(&mut self) {
+        self.go = None;
+    }
+
+    /// Lets it set up the device. Before that, its holder writes down who it is: of a connected device
+    /// with an unknown sitter, nothing could be adopted after the holder's death.
+    pub(crate) fn go(&mut self) -> std::io::Result<()> {
+        self.go.take().map_or(Ok(()), |mut go| go.write_all(b"g"))
+    }
 }
 
 /// What a sitter says: the step that failed, and why. Success is an empty message.
@@ -69,21 +90,23 @@ impl SetupError {
     }
 }
 
-/// Forks the sitter.
+/// Forks the sitter, which then waits for [`Sitter::go`].
 pub(crate) fn start(setup: &Setup<'_>) -> std::io::Result<Sitter> {
     let (read, write) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
+    let (wait, go) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
     // Blocked before the fork, so that there is no moment at which a signal could hit the child.
     let mut before = SigSet::empty();
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut before))?;
-    let child = fork_child(|| child(setup, &write));
+    let child = fork_child(|| child(setup, &write, &wait));
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&before), None)?;
-    drop(write);
+    drop((write, wait));
     let process = child?;
     let id = ProcessId::of(process.pid.as_raw());
     Ok(Sitter {
         id: id.ok_or(std::io::Error::other("it died at once"))?,
         process,
         progress: Some(read.into()),
+        go: Some(go.into()),
     })
 }
 
@@ -121,12 +144,14 @@ pub(crate) fn read_progress(progress: &mut File) -> Result<(), SetupError> {
     }
 }
 
-fn child(setup: &Setup<'_>, write: &OwnedFd) -> u8 {
+fn child(setup: &Setup<'_>, write: &OwnedFd, wait: &OwnedFd) -> u8 {
     nix::unistd::setsid().ok();
     let name = std::ffi::CString::new(format!("{}-sitter", setup.device.name()));
     let _ = name.map(|name| nix::sys::prctl::set_name(&name));
     let kernel_ends = setup.kernel_ends.len();
-    if keep_only(&descriptors(setup, write.as_fd())).is_err() {
+    let mut kept = descriptors(setup, write.as_fd());
+    kept.push((wait.as_fd(), GO));
+    if keep_only(&kept).is_err() {
         return 1;
     }
     // From here on the parent's objects name closed descriptors; only numbers are used.
@@ -137,6 +162,10 @@ fn child(setup: &Setup<'_>, write: &OwnedFd) -> u8 {
     if setup.api == KernelApi::Ioctl {
         // By the holder, so that nobody else can; it sees from outside whether this worked.
         let _ = ptrace::traceme();
+    }
+    // The end of the pipe: the holder is dead, or could not write down who we are.
+    if numbered_file(GO).read_exact(&mut [0]).is_err() {
+        return 1;
     }
     let connected = match setup.api {
         KernelApi::Ioctl => connect_ioctl(setup, &sockets).map(Seat::Ioctl),

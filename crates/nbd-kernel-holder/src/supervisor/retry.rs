@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use super::{Action, Kind, Supervisor};
+use super::{Action, Supervisor};
 use crate::args::RestartWhen;
 
 /// Failures in a row double the pause from this …
@@ -48,22 +48,6 @@ impl Supervisor {
     pub(super) fn count_failure(&mut self, shortage: bool) {
         self.tries = self.tries.saturating_add(1);
         self.failures = self.failures.saturating_add(u32::from(!shortage));
-    }
-
-    /// Nobody has the lanes, as the peer that they were granted to could not be given them.
-    pub(super) fn not_granted(&mut self) -> Vec<Action> {
-        let Some(owner) = self.owner.take() else { return Vec::new() };
-        if owner.kind == Kind::StandIn {
-            return self.stand_in_dead();
-        }
-        self.count_failure(true);
-        // The predecessor of one that joined may have been our own program, killed to make room.
-        let stays_down = !self.has_program || self.when == RestartWhen::Never;
-        if self.starting.is_some() || (owner.kind == Kind::Joined && stays_down) {
-            return Vec::new();
-        }
-        let spare = self.spare.take().map(Action::Dismiss);
-        spare.into_iter().chain(self.again()).collect()
     }
 
     /// What follows when the program has to be started again.

@@ -110,26 +110,6 @@ fn a_holder_in_a_pause_can_be_upgraded() {
 }
 
 #[test]
-fn lanes_that_cannot_be_given_away_are_tried_to_be_given_again() {
-    let mut supervisor = serving(Some(0));
-    supervisor.apply(&KILLED);
-    supervisor.started(2);
-    assert_eq!(supervisor.apply(&hello(2)), [Action::Grant(2)]);
-    pause_of(&supervisor.apply(&Event::NotGranted));
-    assert_eq!(supervisor.owner(), None);
-}
-
-/// The one that joined has had our own program killed to make room.
-#[test]
-fn when_a_joiner_cannot_be_given_the_lanes_the_program_comes_back() {
-    let mut supervisor = serving(None);
-    assert_eq!(supervisor.apply(&Event::Hello { peer: 9, takeover: true }), [Action::KillOwner]);
-    assert_eq!(supervisor.apply(&KILLED), [Action::Grant(9)]);
-    pause_of(&supervisor.apply(&Event::NotGranted));
-    assert_eq!(supervisor.apply(&Event::Due), [Action::Start]);
-}
-
-#[test]
 fn an_order_that_fails_is_not_repeated_where_nothing_is_started_by_itself() {
     let mut supervisor = Supervisor::new(RestartWhen::Never, None, true);
     supervisor.adopt(1, Kind::Program);
