@@ -2,7 +2,6 @@
 //! make good.
 
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use nbd_control::ChannelError;
 use nbd_control::control::{Failure, FailureKind};
@@ -38,8 +37,11 @@ impl Holder {
         let Some(peer) = self.peers.get_mut(&id) else {
             return;
         };
-        peer.reap(Duration::ZERO);
-        let ending = peer.ended.clone().unwrap_or(Ending::Unknown);
+        let own = peer.is_own_child();
+        // Otherwise the event that tells of it is still to come.
+        let Some(ending) = peer.end() else {
+            return;
+        };
         if peer.stand_in {
             return self.stand_in_ended(id, &ending);
         }
@@ -47,7 +49,7 @@ impl Holder {
         let program = std::mem::take(&mut peer.program);
         let gone = Departed { pid, words, program, ending };
         self.drop_peer(id);
-        if !self.was_told_to_end(&gone.ending) {
+        if !self.was_told_to_end(&gone.ending, own) {
             return self.lose_owner(gone);
         }
         self.log(&format!("backend {pid} {}, as it was told to", gone.ending));
@@ -60,8 +62,15 @@ impl Holder {
 
     /// Whether the owner has ended because it is not needed any more: its lanes were ended, or the
     /// driver, which has nothing more to ask, has sent `NBD_CMD_DISC` in a detach.
-    fn was_told_to_end(&self, ending: &Ending) -> bool {
-        let in_order = matches!(ending, Ending::Exited(0) | Ending::Unknown);
+    ///
+    /// Of a process that is not our child the end cannot be known; of a child it is, so an unknown one is
+    /// no end in order.
+    fn was_told_to_end(&self, ending: &Ending, own_child: bool) -> bool {
+        let in_order = match ending {
+            Ending::Exited(status) => *status == 0,
+            Ending::Unknown => !own_child,
+            Ending::Killed(..) => false,
+        };
         let by_driver = self.is_leaving && !self.supervisor.is_fencing();
         let told = self.supervisor.is_parting() || (by_driver && self.device.waiting() == 0);
         in_order && told

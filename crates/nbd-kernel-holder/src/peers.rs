@@ -11,6 +11,10 @@ use std::time::{Duration, Instant};
 use crate::program::Stamp;
 use crate::system::Process;
 
+/// How long the last threads of a dead process may be on their way out before its end is told without
+/// being known.
+const EXIT_LIMIT: Duration = Duration::from_secs(1);
+
 /// A connection of a backend, and the process behind it.
 #[derive(Debug)]
 pub(crate) struct Peer {
@@ -23,6 +27,8 @@ pub(crate) struct Peer {
     pub(crate) process: Option<Process>,
     pub(crate) hello: Option<Hello>,
     pub(crate) ended: Option<Ending>,
+    /// When no thread of it could run any more, but its end was not known yet.
+    pub(crate) dead_since: Option<Instant>,
     /// What it said before it failed.
     pub(crate) last_words: Option<String>,
     pub(crate) since: Instant,
@@ -39,11 +45,21 @@ pub(crate) struct Peer {
 pub(crate) enum Ending {
     Exited(i32),
     Killed(Signal, bool),
-    /// It was not our child, so nobody told us.
+    /// The kernel does not tell: it was not our child, or somebody else keeps it.
     Unknown,
 }
 
 impl Ending {
+    /// Reads what waitpid(2) tells; nothing if that is no end.
+    fn of(status: nix::Result<WaitStatus>) -> Option<Self> {
+        match status {
+            Ok(WaitStatus::Exited(_, status)) => Some(Self::Exited(status)),
+            Ok(WaitStatus::Signaled(_, signal, core)) => Some(Self::Killed(signal, core)),
+            Ok(_) => None,
+            Err(_) => Some(Self::Unknown),
+        }
+    }
+
     /// Whether the process ended by a fault of its own. SIGKILL is an operator's, or the
     /// kernel's when memory is short; the other signals are sent by people, too.
     pub(crate) fn is_crash(&self) -> bool {
@@ -70,7 +86,7 @@ impl std::fmt::Display for Ending {
             Self::Exited(status) => write!(f, "exited with status {status}"),
             Self::Killed(signal, false) => write!(f, "killed by {signal}"),
             Self::Killed(signal, true) => write!(f, "killed by {signal} (core dumped)"),
-            Self::Unknown => write!(f, "ended"),
+            Self::Unknown => write!(f, "ended, it is not known how"),
         }
     }
 }
@@ -84,6 +100,7 @@ impl Peer {
             process: None,
             hello: None,
             ended: None,
+            dead_since: None,
             last_words: None,
             since: Instant::now(),
             program: Vec::new(),
@@ -103,6 +120,38 @@ impl Peer {
     /// Whether no thread of the serving process can run any more.
     pub(crate) fn is_dead(&self) -> bool {
         self.process.as_ref().is_none_or(|process| process::is_dead(process.pid.as_raw()))
+    }
+
+    /// How the process ended, which is dead; nothing if that will be known in a moment, when its pidfd
+    /// becomes readable.
+    ///
+    /// The leader of a killed process is a zombie before its other threads are gone, which may take a while
+    /// longer on other processors. Until then waitpid(2) has nothing, and pidfds are not readable
+    /// (`thread_group_empty` in the kernel's exit.c decides both).
+    pub(crate) fn end(&mut self) -> Option<Ending> {
+        self.reap(Duration::ZERO);
+        if let Some(ending) = &self.ended {
+            return Some(ending.clone());
+        }
+        let Some(process) = self.process.as_ref().or(self.child.as_ref()) else {
+            return Some(Ending::Unknown);
+        };
+        let pid = process.pid.as_raw();
+        // A zombie tells how it ended, also one that a debugger keeps for as long as it likes.
+        let told = process::exit_code(pid);
+        let told = told.and_then(|code| Ending::of(WaitStatus::from_raw(process.pid, code)));
+        let kept = process.has_ended() || process::is_traced(pid);
+        let since = *self.dead_since.get_or_insert_with(Instant::now);
+        if told.is_none() && self.is_own_child() && !kept && since.elapsed() < EXIT_LIMIT {
+            return None;
+        }
+        Some(told.unwrap_or(Ending::Unknown))
+    }
+
+    /// Whether the process that serves is the one that we have started, and not reaped.
+    pub(crate) fn is_own_child(&self) -> bool {
+        let child = self.child.as_ref().map(|child| child.pid);
+        child.is_some() && self.process.as_ref().is_none_or(|process| Some(process.pid) == child)
     }
 
     /// Collects the exit status of the program, waiting for it a little.
@@ -136,12 +185,7 @@ impl Peer {
 
 /// The exit status of a child that has ended.
 pub(crate) fn try_reap(pid: Pid) -> Option<Ending> {
-    match waitpid(pid, Some(WaitPidFlag::WNOHANG)) {
-        Ok(WaitStatus::Exited(_, status)) => Some(Ending::Exited(status)),
-        Ok(WaitStatus::Signaled(_, signal, core)) => Some(Ending::Killed(signal, core)),
-        Ok(_) => None,
-        Err(_) => Some(Ending::Unknown),
-    }
+    Ending::of(waitpid(pid, Some(WaitPidFlag::WNOHANG)))
 }
 
 /// Whether the kernel can make a device of what a backend offers; the error says why not.
@@ -166,6 +210,56 @@ pub(crate) fn check_export(export: &ExportInfo) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A process with two threads, and the one that is not its leader.
+    fn pair() -> (Peer, Pid) {
+        let script = "import threading, time\n\
+                      threading.Thread(target=time.sleep, args=(600,)).start()\n\
+                      print('ready', flush=True)\n\
+                      time.sleep(600)";
+        let mut child = std::process::Command::new("python3")
+            .args(["-c", script])
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = [0; 6];
+        std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut line).unwrap();
+        let pid = child.id().cast_signed();
+        let mut peer = Peer::new(None, Some(Process::open(pid).unwrap()));
+        peer.process = Some(Process::open(pid).unwrap());
+        let threads = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
+        let mut threads = threads.map(|thread| thread.file_name().to_str().unwrap().parse());
+        let other = threads.find_map(|id| id.ok().filter(|id| *id != pid)).unwrap();
+        (peer, Pid::from_raw(other))
+    }
+
+    /// Whoever traces a thread keeps it when it is dead, so the leader stays a zombie that cannot be
+    /// waited for: what else lasts for a moment, while threads exit on other processors.
+    #[test]
+    fn the_signal_of_a_killed_child_is_known_before_all_its_threads_are_gone() {
+        let (mut peer, thread) = pair();
+        nix::sys::ptrace::seize(thread, nix::sys::ptrace::Options::empty()).unwrap();
+        peer.process.as_ref().unwrap().kill().unwrap();
+        while !peer.is_dead() {
+            std::thread::yield_now();
+        }
+        assert!(!peer.process.as_ref().unwrap().has_ended() && peer.child.is_some());
+        assert_eq!(peer.end(), Some(Ending::Killed(Signal::SIGKILL, false)));
+        assert!(peer.child.is_some(), "it is not reaped");
+        waitpid(thread, Some(WaitPidFlag::__WALL)).unwrap();
+        while !peer.process.as_ref().unwrap().has_ended() {
+            std::thread::yield_now();
+        }
+        assert_eq!(peer.end(), Some(Ending::Killed(Signal::SIGKILL, false)));
+        assert!(peer.child.is_none(), "it is reaped");
+    }
+
+    #[test]
+    fn the_end_of_a_process_that_is_kept_from_us_is_unknown_and_no_crash() {
+        let mut peer = Peer::new(None, None);
+        assert_eq!(peer.end(), Some(Ending::Unknown));
+        assert!(!Ending::Unknown.is_crash());
+    }
 
     #[test]
     fn exports_that_the_kernel_cannot_take_are_refused() {

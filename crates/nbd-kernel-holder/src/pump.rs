@@ -256,7 +256,8 @@ impl Holder {
     fn fence_due(&self) -> Option<Instant> {
         let owner = self.supervisor.owner().and_then(|id| self.peers.get(&id))?;
         let closed = owner.closed_at.is_some_and(|at| at.elapsed() < DYING);
-        (self.supervisor.is_fencing() || closed).then_some(self.fence_looked + FENCE_TICK)
+        let dead = owner.dead_since.is_some();
+        (self.supervisor.is_fencing() || closed || dead).then_some(self.fence_looked + FENCE_TICK)
     }
 
     fn check_fence(&mut self) {
