@@ -3,11 +3,12 @@
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-use nbd_control::control::{Failure, FailureKind};
+use nbd_control::control::{Failure, FailureKind, Response};
 use nbd_control::process;
 use nbd_control::status::TotalsStatus;
 use nix::fcntl::{Flock, FlockArg};
 
+use crate::control::Waits;
 use crate::holder::Holder;
 use crate::kernel::errand::{self, Flushed};
 use crate::lanes;
@@ -30,6 +31,10 @@ const LOOKS: u32 = 5;
 /// How long each step of a teardown may take before the next, harder one.
 const STEP: Duration = Duration::from_secs(2);
 const TICK: Duration = Duration::from_millis(2);
+
+/// Why a device that nobody has detached is gone.
+pub(crate) const DROPPED: &str = "the driver has dropped the device: it was disconnected by another \
+                                  program, or its sitter was stopped, frozen or killed";
 
 impl Holder {
     /// Detaches, or says why not; then nothing has changed.
@@ -180,6 +185,26 @@ impl Holder {
             self.orphans.push(late);
         }
         self.errand_status.take()
+    }
+
+    /// Clears away what is left of a device that the driver has dropped.
+    pub(crate) fn clear_dropped(&mut self) {
+        tracing::error!(device = %self.device.name(), event = "dropped", "{DROPPED}");
+        self.clearing = true;
+        self.teardown();
+        let name = self.device.name();
+        let detached = self.pending_detach.take().map(|(client, _)| client);
+        if let Some(client) = detached {
+            let text = format!("{name} is detached: {DROPPED}; what is left was cleared away");
+            self.answer(client, &Response::Done { text });
+        }
+        let failure = Failure::new(FailureKind::NoDevice, format!("{name}: {DROPPED}"));
+        if let Some((client, _)) = self.pending_upgrade.take() {
+            self.answer(client, &Response::Failed(failure.clone()));
+        }
+        for waits in [Waits::Start, Waits::Backend, Waits::Pause, Waits::Fail] {
+            self.answer_waiters(waits, &Err(failure.clone()));
+        }
     }
 
     /// Takes everything down, whatever state it is in: the lanes first, so that nobody can block

@@ -112,6 +112,8 @@ pub(crate) struct Holder {
     pub(crate) failed: Option<String>,
     /// The driver has closed the lanes, which was not our doing.
     pub(crate) dropped: bool,
+    /// So what is left of the device is being cleared away.
+    pub(crate) clearing: bool,
     pub(crate) last_failure: String,
     pub(crate) complaints: Complaints,
     pub(crate) outage: Option<Outage>,
@@ -191,6 +193,7 @@ impl Holder {
             hopeless: None,
             failed: None,
             dropped: false,
+            clearing: false,
             last_failure: String::new(),
             complaints: Complaints::default(),
             outage: None,

@@ -285,13 +285,7 @@ fn serve(mut holder: Holder) -> ExitCode {
         }
         if holder.dropped || (holder.sitter_gone && holder.failed.is_none() && !holder.is_netlink())
         {
-            tracing::error!(
-                device = %holder.device.name(),
-                event = "dropped",
-                "the driver has dropped the device: it was disconnected by somebody else, or its \
-                 sitter was stopped or killed"
-            );
-            holder.teardown();
+            holder.clear_dropped();
             return ExitCode::FAILURE;
         }
     }

@@ -13,6 +13,7 @@ use nbd_ledger::latency::{self, HistogramCopy};
 use nbd_proto::Request;
 use nix::time::{ClockId, clock_gettime};
 
+use crate::detach::DROPPED;
 use crate::holder::Holder;
 use crate::lanes;
 use crate::poison;
@@ -59,6 +60,7 @@ impl Holder {
     /// What the operator has ordered.
     fn under_way(&self) -> Option<String> {
         let words = match (self.pending_detach, &self.failing, &self.replacing) {
+            _ if self.clearing => "clearing away what the driver has dropped",
             _ if self.supervisor.is_parting() => "detaching it: its backend is to end",
             (Some((_, true)), ..) => "detaching it by force",
             (Some((_, false)), ..) => "detaching it: it writes back first",
@@ -74,7 +76,7 @@ impl Holder {
         let owner = self.supervisor.owner().and_then(|id| self.peers.get(&id));
         let pid = owner.and_then(crate::peers::Peer::pid);
         let process_state = pid.and_then(process::stat).map(|stat| stat.state);
-        let state = match (self.failed.is_some(), self.supervisor.phase()) {
+        let state = match (self.failed.is_some() || self.clearing, self.supervisor.phase()) {
             (true, _) => BackendState::Failed,
             (_, Phase::Running) if matches!(process_state, Some('T' | 't')) => {
                 BackendState::Stopped
@@ -103,7 +105,7 @@ impl Holder {
     fn explain(&self, state: BackendState) -> String {
         let name = self.device.name();
         match state {
-            BackendState::Failed => self.failed.clone().unwrap_or_default(),
+            BackendState::Failed => self.failed.clone().unwrap_or_else(|| DROPPED.into()),
             BackendState::Restarting if self.supervisor.is_fencing() => {
                 "waiting until the killed backend is dead".into()
             }
