@@ -15,6 +15,7 @@ use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
 use crate::temp::fresh_path;
+use crate::wait::patiently;
 
 /// How long a program may take if nothing else is said.
 pub const LIMIT: Duration = Duration::from_secs(300);
@@ -188,9 +189,10 @@ impl Running {
         all_of(&self.stderr)
     }
 
-    /// Waits for its end; panics after `limit`.
+    /// Waits for its end; panics after `limit`, on a slow machine [`patiently`].
     #[track_caller]
     pub fn finish(mut self, limit: Duration) -> Output {
+        let limit = patiently(limit);
         let deadline = Instant::now() + limit;
         while self.is_running() {
             assert!(
@@ -222,7 +224,7 @@ impl Drop for Running {
             return;
         }
         self.signal(Signal::SIGKILL);
-        let deadline = Instant::now() + LAST_BREATH;
+        let deadline = Instant::now() + patiently(LAST_BREATH);
         while self.is_running() && Instant::now() < deadline {
             std::thread::sleep(PAUSE);
         }

@@ -14,7 +14,7 @@ use nix::sys::signal::Signal;
 use crate::device::{Device, completed};
 use crate::process::{children, signal};
 use crate::random::Random;
-use crate::wait::LONG;
+use crate::wait::{LONG, patiently};
 
 /// Every so many times the spares die as well, so that starting a program is tried too.
 const SPARES: u64 = 4;
@@ -93,7 +93,7 @@ fn kill_until(
     let (mut answered, mut unproven) = (0, 0);
     let mut last = Instant::now();
     while !stop.load(Ordering::Relaxed) {
-        assert!(last.elapsed() < LONG, "nobody to kill");
+        assert!(last.elapsed() < patiently(LONG), "nobody to kill");
         sleep(Duration::from_millis(random.within(pauses)));
         let now = completed(&format!("nbd{index}"));
         if now == answered && unproven == UNPROVEN {

@@ -94,6 +94,12 @@ macro_rules! kernel_tests {
     )* };
 }
 
+/// Tells what this kernel lacks of what the test needs. The test then returns, and `scripts/test`
+/// counts it as not run: never as passed.
+pub fn not_run(lacks: &str) {
+    report(&format!("not run: {lacks}"));
+}
+
 /// Tells a number that is worth knowing also when the test passes. The test harness keeps back
 /// what `eprintln!` prints, and nothing else.
 pub fn report(text: &str) {

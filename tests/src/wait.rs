@@ -1,6 +1,7 @@
 //! Waiting for something that must become true. The limit is for machines that crawl: whatever
 //! takes that long is broken.
 
+use std::sync::OnceLock;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -8,15 +9,27 @@ use std::time::{Duration, Instant};
 pub const LONG: Duration = Duration::from_secs(180);
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// Waits until `holds`; panics after `limit`.
+/// A limit as long as it has to be on this machine. `scripts/vm` sets `NBD_TEST_PATIENCE` where a
+/// processor is emulated, to how many times longer everything may take.
+#[must_use]
+pub fn patiently(limit: Duration) -> Duration {
+    static FACTOR: OnceLock<u32> = OnceLock::new();
+    limit * *FACTOR.get_or_init(|| match std::env::var("NBD_TEST_PATIENCE") {
+        Ok(factor) => factor.parse().expect("NBD_TEST_PATIENCE: a whole number"),
+        Err(_) => 1,
+    })
+}
+
+/// Waits until `holds`; panics after `limit`, on a slow machine [`patiently`].
 #[track_caller]
 pub fn wait_until(what: &str, limit: Duration, mut holds: impl FnMut() -> bool) {
     wait_for(what, limit, || holds().then_some(()));
 }
 
-/// Waits for a value; panics after `limit`.
+/// Waits for a value; panics after `limit`, on a slow machine [`patiently`].
 #[track_caller]
 pub fn wait_for<T>(what: &str, limit: Duration, mut get: impl FnMut() -> Option<T>) -> T {
+    let limit = patiently(limit);
     let deadline = Instant::now() + limit;
     loop {
         if let Some(value) = get() {

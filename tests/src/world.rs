@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use nbd_control::registry::DEFAULT_DIRECTORY;
 
 use crate::process::ours;
-use crate::wait::LONG;
+use crate::wait::{LONG, patiently};
 
 /// The registry, the driver's devices and our processes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,7 +45,7 @@ impl World {
     #[track_caller]
     pub fn is_unchanged(&self) {
         // Processes may take a moment to be gone after nbd-ctl has returned.
-        let deadline = Instant::now() + LONG;
+        let deadline = Instant::now() + patiently(LONG);
         loop {
             let now = Self::now();
             if now == *self {
