@@ -14,10 +14,11 @@ const PAUSE: Duration = Duration::from_millis(10);
 #[must_use]
 pub fn patiently(limit: Duration) -> Duration {
     static FACTOR: OnceLock<u32> = OnceLock::new();
-    limit * *FACTOR.get_or_init(|| match std::env::var("NBD_TEST_PATIENCE") {
+    let factor = FACTOR.get_or_init(|| match std::env::var("NBD_TEST_PATIENCE") {
         Ok(factor) => factor.parse().expect("NBD_TEST_PATIENCE: a whole number"),
         Err(_) => 1,
-    })
+    });
+    limit * *factor
 }
 
 /// Waits until `holds`; panics after `limit`, on a slow machine [`patiently`].
