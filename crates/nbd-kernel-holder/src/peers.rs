@@ -38,6 +38,8 @@ pub(crate) struct Peer {
     pub(crate) stamp: Option<Stamp>,
     /// It is ours, and answers every request with EIO.
     pub(crate) stand_in: bool,
+    /// A look has found no thread of it alive, before the pidfd said so.
+    pub(crate) seen_dead: bool,
 }
 
 /// How a process ended.
@@ -106,6 +108,7 @@ impl Peer {
             program: Vec::new(),
             stamp: None,
             stand_in: false,
+            seen_dead: false,
         }
     }
 

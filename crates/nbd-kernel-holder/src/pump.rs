@@ -264,7 +264,12 @@ impl Holder {
         let Some(id) = self.supervisor.owner() else {
             return;
         };
-        if self.peers.get(&id).is_some_and(Peer::is_dead) {
+        let Some(peer) = self.peers.get_mut(&id).filter(|peer| peer.is_dead()) else {
+            return;
+        };
+        // With several processors a process can be seen dead a moment before the kernel tells how it
+        // ended. Unless a debugger holds that back, the pidfd has told it by the next look.
+        if std::mem::replace(&mut peer.seen_dead, true) {
             self.peer_process_ended(id);
         }
     }
