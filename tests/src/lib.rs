@@ -21,6 +21,7 @@
 //! | [`page`], [`session`] | commands of the documentation, and a shell that types them |
 //! | [`loop_device`], [`mapping`] | block devices on top of the device |
 //! | [`nbdkit`] | a server that somebody else runs |
+//! | [`under`] | a block device under an export, which fails or falls silent |
 //! | [`process`], [`temp`], [`random`], [`wait`] | odds and ends |
 
 pub mod busy;
@@ -46,6 +47,7 @@ pub mod stall;
 pub mod temp;
 pub mod tree;
 pub mod trouble;
+pub mod under;
 pub mod wait;
 pub mod world;
 

@@ -4,20 +4,18 @@ use std::fs;
 use std::path::Path;
 
 use nbd_control::status::Stage;
-use nbd_tests::command::{LIMIT, Running, run, start};
+use nbd_tests::command::{LIMIT, Running, start};
 use nbd_tests::ctl::ctl;
 use nbd_tests::device::Device;
 use nbd_tests::disk;
 use nbd_tests::mount::Mount;
 use nbd_tests::temp::TempDir;
+use nbd_tests::under::{UNDER, Under};
 use nbd_tests::wait::{LONG, wait_until};
-use nbd_tests::world::number;
 use nbd_tests::{Api, kernel_tests};
 use nix::sys::signal::Signal::{SIGCONT, SIGSTOP};
 
 const MIB: u64 = 1 << 20;
-/// The device under the export: far from those that an attach picks.
-const UNDER: &str = "/dev/nbd9";
 
 kernel_tests!(
     a_full_disk_fails_the_write_and_nothing_else,
@@ -52,50 +50,6 @@ fn a_full_disk_fails_the_write_and_nothing_else(api: Api) {
     }
     device.detach();
     mount.unmount();
-}
-
-/// A block device served by nbdkit, whose errors and silence are at our command.
-struct Under {
-    nbdkit: Running,
-    /// While this file is there each request fails.
-    broken: std::path::PathBuf,
-}
-
-impl Under {
-    fn new(files: &TempDir) -> Self {
-        let broken = files.join("broken");
-        let socket = files.join("socket").display().to_string();
-        let error_file = format!("error-file={}", broken.display());
-        let nbdkit = start(
-            "nbdkit",
-            [
-                "--foreground",
-                "--unix",
-                &socket,
-                "--filter=error",
-                "memory",
-                "4M",
-                "error=EIO",
-                "error-rate=100%",
-                &error_file,
-            ],
-        );
-        wait_until("nbdkit", LONG, || fs::metadata(&socket).is_ok());
-        run("nbd-client", ["-unix", &socket, UNDER]).succeeds();
-        Self { nbdkit, broken }
-    }
-
-    fn end(self) {
-        run("nbd-client", ["-d", UNDER]).succeeds();
-        wait_until("it is free", LONG, || number("nbd9", "pid").is_none());
-    }
-}
-
-impl Drop for Under {
-    fn drop(&mut self) {
-        self.nbdkit.signal(SIGCONT);
-        let _ = std::process::Command::new("nbd-client").args(["-d", UNDER]).output();
-    }
 }
 
 fn an_io_error_below_is_an_io_error_above_and_passes(api: Api) {

@@ -7,16 +7,21 @@ use nbd_control::control::{Failure, FailureKind, Report};
 use nix::errno::Errno;
 
 use crate::args::KernelApi;
+use crate::device_users::words_for;
 use crate::holder::{Holder, describe_errno, listen};
-use crate::kernel::errand;
+use crate::kernel::errand::{self, Errand};
+use crate::kernel::limits::DIFFERENCES;
 use crate::kernel::sitter::{self, Setup, SetupError};
 use crate::peers::Peer;
-use crate::system::Process;
 
 /// How long the driver may take to set a device up.
 const DRIVER: Duration = Duration::from_secs(10);
+/// How long a passing user, like udev, may keep a free device open.
+const USERS: Duration = Duration::from_secs(3);
 /// How long udev may take to look at a new device. Late is no failure.
 const UDEV: Duration = Duration::from_secs(10);
+/// How long the kernel may take for an attribute of the queue.
+const QUEUE: Duration = Duration::from_secs(5);
 /// No descriptor tells of changes in /sys.
 const TICK: Duration = Duration::from_millis(1);
 
@@ -43,16 +48,20 @@ impl AttachError {
 
 impl Holder {
     /// Does everything, and leaves nothing behind if it fails.
-    pub(crate) fn attach(&mut self, control: UnixListener) -> Result<(), AttachError> {
+    pub(crate) fn attach(
+        &mut self,
+        control: UnixListener,
+        given: bool,
+    ) -> Result<(), AttachError> {
         self.control = Some(control);
-        let result = self.try_attach();
+        let result = self.try_attach(given);
         if result.is_err() {
-            self.teardown();
+            crate::clear_away(self);
         }
         result
     }
 
-    fn try_attach(&mut self) -> Result<(), AttachError> {
+    fn try_attach(&mut self, given: bool) -> Result<(), AttachError> {
         self.admit_group().map_err(|error| AttachError::failed(format!("--group: {error}")))?;
         let owner = self.settings.user.as_ref().map(|(_, uid, gid)| (*uid, *gid));
         let socket = self.registry.join_socket(self.device.index);
@@ -70,7 +79,7 @@ impl Holder {
         );
         self.await_backend()?;
         self.tell_udev_name();
-        self.connect_kernel()?;
+        self.connect_kernel(given)?;
         self.test_read()?;
         // udev opens a device when it appears; whoever uses it at the same moment gets EBUSY.
         if !self.settle_udev(UDEV) {
@@ -127,7 +136,7 @@ impl Holder {
         Ok(())
     }
 
-    fn connect_kernel(&mut self) -> Result<(), AttachError> {
+    fn connect_kernel(&mut self, given: bool) -> Result<(), AttachError> {
         // Before the first request, where the device exists already.
         if self.device.exists() {
             self.silence_timeouts();
@@ -143,6 +152,8 @@ impl Holder {
             lanes: &self.lanes,
             kernel_ends: &self.kernel_ends,
             keepsakes: &self.keepsakes,
+            // Another device is there at once.
+            patience: if given { USERS } else { Duration::ZERO },
         });
         // Only the driver shall hold these, or a closed lane would never look closed.
         self.kernel_ends.clear();
@@ -152,7 +163,13 @@ impl Holder {
         self.pump_until(Some(DRIVER), None, |holder| holder.sitter_said.is_some());
         match self.sitter_said.take() {
             Some(Ok(())) => {}
-            Some(Err(error)) => return Err(self.refused_by_driver(&error)),
+            Some(Err(error)) => {
+                if error.errno == Errno::EBUSY {
+                    // Nothing in the driver is ours, so the teardown must not touch it.
+                    self.orphans.extend(self.sitter.take().map(|sitter| sitter.process));
+                }
+                return Err(self.refused_by_driver(&error));
+            }
             None => {
                 return Err(AttachError::timed_out(format!(
                     "the driver did not set {} up within {} s",
@@ -175,6 +192,7 @@ impl Holder {
         if self.io_timeout.is_none() {
             self.silence_timeouts();
         }
+        self.compare_limits();
         // With the timeout, which a device that was just made did not have before.
         self.persist()
     }
@@ -210,11 +228,31 @@ impl Holder {
     }
 
     fn silence_timeouts(&mut self) {
-        match self.device.silence_timeouts() {
-            Ok(before) => self.io_timeout = Some(before),
-            Err(error) => self.notice(&format!(
-                "cannot set queue/io_timeout ({error}): the driver will complain about requests that wait for longer than 30 s, and with several lanes drop one"
-            )),
+        let errand = errand::silence_timeouts(&self.device);
+        let error = match self.ask_errand(errand, QUEUE) {
+            Some((0, before)) => {
+                self.io_timeout = Some(before);
+                return;
+            }
+            Some((status, _)) => describe_errno(status),
+            None => "the kernel has not done it in time",
+        };
+        self.notice(&format!(
+            "cannot set queue/io_timeout ({error}): the driver will complain about requests that wait for longer than 30 s, and with several lanes drop one"
+        ));
+    }
+
+    /// Tells the operator what the kernel makes of the device beyond what its export offers.
+    fn compare_limits(&mut self) {
+        let errand = errand::compare_limits(&self.device, self.export());
+        let Some((0, found)) = self.ask_errand(errand, QUEUE) else {
+            return self.warn("cannot compare what the kernel sends with what the export offers");
+        };
+        let name = self.device.name();
+        for (_, meaning) in DIFFERENCES.iter().filter(|(bit, _)| found & bit != 0) {
+            self.notice(&format!(
+                "{name}: the kernel {meaning} (it may keep what an earlier export has set)"
+            ));
         }
     }
 
@@ -229,35 +267,62 @@ impl Holder {
         }
     }
 
-    fn refused_by_driver(&self, error: &SetupError) -> AttachError {
+    fn refused_by_driver(&mut self, error: &SetupError) -> AttachError {
         let name = self.device.name();
         let text = format!("{name}: {}", self.explain_setup(error));
         if error.errno == Errno::EBUSY {
-            let text = format!("{text}: another program is setting it up");
+            let users = match self.device.setup_pid() {
+                None => self.remaining_users(QUEUE),
+                Some(_) => Vec::new(),
+            };
+            let text = match users.is_empty() {
+                true => format!("{text}: another program is setting it up"),
+                false => format!(
+                    "{text}: it is {}, and the driver sets up no device that is open: end that \
+                     first, or take another one",
+                    words_for(&users).0
+                ),
+            };
             return AttachError::Taken(Failure::new(FailureKind::Busy, text));
         }
         AttachError::failed(text)
     }
 
-    /// Runs an errand, letting the loop turn meanwhile; the result is its exit status, or nothing
-    /// if it takes too long and is left behind.
+    /// Runs an errand, letting the loop turn meanwhile; the result is its status, or nothing if it
+    /// takes too long and is left behind.
     pub(crate) fn run_errand(
         &mut self,
-        errand: std::io::Result<Process>,
+        errand: std::io::Result<Errand>,
         limit: Duration,
     ) -> Option<i32> {
-        let Ok(process) = errand else {
-            return Some(libc::EAGAIN);
+        self.ask_errand(errand, limit).map(|(status, _)| status)
+    }
+
+    /// The same for an errand that is to find something out; status and value.
+    fn ask_errand(
+        &mut self,
+        errand: std::io::Result<Errand>,
+        limit: Duration,
+    ) -> Option<(i32, u64)> {
+        let Ok(errand) = errand else {
+            return Some((libc::EAGAIN, 0));
         };
-        self.errand_status = None;
-        self.errand = Some(process);
-        self.pump_until(Some(limit), None, |holder| holder.errand_status.is_some());
+        self.errand_report = None;
+        self.errand = Some(errand);
+        self.pump_until(Some(limit), None, |holder| holder.errand_report.is_some());
+        self.leave_errand();
+        self.errand_report.take()
+    }
+
+    /// Leaves an errand behind that takes too long. It may sit in an uninterruptible call; it dies
+    /// when that returns, doing no more.
+    pub(crate) fn leave_errand(&mut self) {
         if let Some(late) = self.errand.take() {
-            // It may sit in an uninterruptible call; it dies when that returns, doing no more.
-            let _ = late.kill();
-            self.orphans.push(late);
+            if let Err(error) = late.process.kill() {
+                self.warn(&format!("helper process {}: {error}", late.process.pid));
+            }
+            self.orphans.push(late.process);
         }
-        self.errand_status.take()
     }
 
     fn test_read(&mut self) -> Result<(), AttachError> {

@@ -1,19 +1,16 @@
-//! The end of a device: in order, or by force, and always within a bound.
+//! The end of a device, in order or by force: what comes before it is taken down.
 
-use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use nbd_control::control::{Failure, FailureKind, Response};
-use nbd_control::process;
-use nbd_control::status::TotalsStatus;
-use nix::fcntl::{Flock, FlockArg};
+use nbd_control::status::{BackendState, TotalsStatus};
+use nbd_device_users::User;
 
 use crate::control::Waits;
+use crate::device_users::words_for;
 use crate::holder::Holder;
-use crate::kernel::errand::{self, Flushed};
-use crate::lanes;
-use crate::peers::Peer;
-use crate::supervisor::Event;
+use crate::kernel::errand::{self, Errand, Flushed};
+use crate::teardown::Released;
 
 /// How long writing back may take, unless the operator forces.
 const FLUSH: Duration = Duration::from_secs(60);
@@ -21,30 +18,38 @@ const FLUSH: Duration = Duration::from_secs(60);
 const FLUSH_UNSERVED: Duration = Duration::from_secs(3);
 /// How long udev may take to look away. It may not be able to while the backend is stuck.
 const UDEV: Duration = Duration::from_secs(3);
-/// How long a backend may take to end by itself in a detach in order: nbd-serve gives another server
-/// 5 s to close its connections, and a program that it has started as long to end after SIGTERM.
-const LEAVE: Duration = Duration::from_secs(15);
-/// How often to look whether it is stopped meanwhile …
-const LOOK: Duration = Duration::from_millis(100);
-/// … and how often in a row, to be sure.
-const LOOKS: u32 = 5;
-/// How long each step of a teardown may take before the next, harder one.
-const STEP: Duration = Duration::from_secs(2);
-const TICK: Duration = Duration::from_millis(2);
+
+/// How long the steps of an end may take together. The last ones get a little time whatever the
+/// others took, so that all ends within 10 s.
+pub(crate) const TEARDOWN: Duration = Duration::from_millis(7500);
+
+/// How a detach ended that was not refused.
+#[derive(Debug)]
+pub(crate) enum Detached {
+    /// Nothing is left of the device.
+    Clear(String),
+    /// All of ours is gone, but the driver keeps the device for those who have it open.
+    Held(Failure),
+}
 
 /// Why a device that nobody has detached is gone.
 pub(crate) const DROPPED: &str = "the driver has dropped the device: it was disconnected by another \
                                   program, or its sitter was stopped, frozen or killed";
 
 impl Holder {
-    /// Detaches, or says why not; then nothing has changed.
-    pub(crate) fn detach(&mut self, force: bool) -> Result<String, Failure> {
+    /// Detaches, or says why not: without force nothing has changed then; with force the holder
+    /// stays, to try again.
+    pub(crate) fn detach(&mut self, force: bool) -> Result<Detached, Failure> {
         let name = self.device.name();
         let waiting = self.in_flight().len();
         if !force && self.failed.is_none() {
             self.flush_and_disconnect()?;
         }
         let waiting = if force { waiting } else { 0 };
+        let deadline = Instant::now() + TEARDOWN;
+        if self.is_forced() || force {
+            self.answer_in_flight();
+        }
         let counted = self.totals();
         // The counts are the ledger's, which the teardown lets go of.
         let totals = match &self.failed {
@@ -52,12 +57,14 @@ impl Holder {
             // What would be counted from has been scribbled over.
             Some(reason) => format!("it had failed ({reason})"),
         };
-        self.teardown();
-        let text = match waiting {
-            0 => format!("{name} is detached: {totals}"),
-            count => format!(
-                "{name} is detached: {totals}; {count} requests in flight were failed with EIO"
-            ),
+        let released = self.teardown(deadline)?;
+        let failed = match waiting {
+            0 => String::new(),
+            count => format!("; {count} requests in flight were failed with EIO"),
+        };
+        let text = match &released {
+            Released::Clear => format!("{name} is detached: {totals}{failed}"),
+            Released::InUse(users) => held(&name, users, &failed),
         };
         let TotalsStatus { reads, writes, flushes, trims, errors, .. } = counted;
         let TotalsStatus { read_bytes, written_bytes, .. } = counted;
@@ -75,7 +82,10 @@ impl Holder {
             restarts = self.supervisor.restarts(),
             "{text}"
         );
-        Ok(text)
+        Ok(match released {
+            Released::Clear => Detached::Clear(text),
+            Released::InUse(_) => Detached::Held(Failure::new(FailureKind::Busy, text)),
+        })
     }
 
     fn summary(&mut self) -> String {
@@ -97,6 +107,10 @@ impl Holder {
         let done = self.flush_and_disconnect_unwatched();
         if done.is_err() {
             self.is_leaving = false;
+            if done.as_ref().is_err_and(|failure| failure.kind == FailureKind::TimedOut) {
+                // The driver may have told the backend to end, or still do it.
+                self.told_to_end = self.supervisor.owner();
+            }
             self.miss_departed();
             self.tell_udev_leaving(false, UDEV);
         }
@@ -153,45 +167,41 @@ impl Holder {
     /// shortens the wait.
     fn run_detach_errand(
         &mut self,
-        errand: std::io::Result<crate::system::Process>,
+        errand: std::io::Result<Errand>,
         limit: Duration,
     ) -> Option<i32> {
-        let mut errand = Some(errand);
+        let Ok(errand) = errand else {
+            return Some(libc::EAGAIN);
+        };
         let mut unserved = Duration::ZERO;
         let slice = Duration::from_millis(500);
         let mut waited = Duration::ZERO;
-        self.errand_status = None;
-        if let Some(Ok(process)) = errand.take() {
-            self.errand = Some(process);
-        }
+        self.errand_report = None;
+        self.errand = Some(errand);
         while self.errand.is_some() && waited < limit && unserved < FLUSH_UNSERVED {
             self.pump_until(Some(slice), None, |holder| {
-                holder.errand_status.is_some() || holder.is_forced()
+                holder.errand_report.is_some() || holder.is_forced()
             });
             if self.is_forced() {
                 break;
             }
-            if self.device.waiting() > 0 {
+            if self.errand.is_some() && self.device.waiting() > 0 {
                 self.miss_departed();
             }
             waited += slice;
-            let state = self.status().backend.state;
-            let served = state == nbd_control::status::BackendState::Running;
+            let served = self.status().backend.state == BackendState::Running;
             unserved = if served { Duration::ZERO } else { unserved + slice };
         }
-        if let Some(late) = self.errand.take() {
-            // Killed, so that it does not disconnect long after we said that it did not.
-            let _ = late.kill();
-            self.orphans.push(late);
-        }
-        self.errand_status.take()
+        // Killed, so that it does not disconnect long after we said that it did not.
+        self.leave_errand();
+        self.errand_report.take().map(|(status, _)| status)
     }
 
     /// Clears away what is left of a device that the driver has dropped.
     pub(crate) fn clear_dropped(&mut self) {
         tracing::error!(device = %self.device.name(), event = "dropped", "{DROPPED}");
         self.clearing = true;
-        self.teardown();
+        crate::clear_away(self);
         let name = self.device.name();
         let detached = self.pending_detach.take().map(|(client, _)| client);
         if let Some(client) = detached {
@@ -206,104 +216,13 @@ impl Holder {
             self.answer_waiters(waits, &Err(failure.clone()));
         }
     }
-
-    /// Takes everything down, whatever state it is in: the lanes first, so that nobody can block
-    /// on them; then the driver's side; then the backend. Bounded at each step.
-    pub(crate) fn teardown(&mut self) {
-        self.attached = false;
-        self.join = None;
-        self.due = None;
-        for lane in &self.lanes {
-            lanes::end(lane.as_fd());
-        }
-        let parted = Instant::now();
-        self.apply(&Event::Part);
-        self.disconnect_driver();
-        self.end_backends(parted);
-        if let Some(milliseconds) = self.io_timeout.take() {
-            self.device.restore_timeouts(milliseconds);
-        }
-        // Under the lock: whoever picks a device must not find an entry that is half gone.
-        let lock = self.registry.lock_file();
-        let _lock = lock.map(|file| Flock::lock(file, FlockArg::LockExclusive));
-        self.control = None;
-        if let Err(error) = self.registry.remove(self.device.index) {
-            self.warn(&format!("cannot remove its registry entry: {error}"));
-        }
-    }
-
-    fn disconnect_driver(&mut self) {
-        if self.sitter.is_none() {
-            return;
-        }
-        let api = self.settings.api;
-        if self.is_netlink() {
-            let errand = errand::disconnect_now(&self.device, api);
-            self.run_errand(errand, STEP);
-            self.kill_sitter();
-        }
-        self.pump_until(Some(STEP), None, |holder| holder.sitter_gone);
-        if !self.sitter_gone {
-            self.warn("the driver is slow to let go; clearing its sockets");
-            let errand = errand::disconnect_now(&self.device, api);
-            self.run_errand(errand, STEP);
-            self.kill_sitter();
-            self.pump_until(Some(STEP), None, |holder| holder.sitter_gone);
-        }
-        let device = self.device.clone();
-        if !self.pump_until(Some(STEP), Some(TICK), |_| device.is_clear()) {
-            self.warn("somebody still has the device open; the driver clears it after them");
-        }
-    }
-
-    fn kill_sitter(&self) {
-        if let Some(sitter) = &self.sitter {
-            let _ = sitter.process.kill();
-        }
-    }
-
-    fn end_backends(&mut self, parted: Instant) {
-        self.await_owner(parted);
-        for peer in std::mem::take(&mut self.peers).into_values() {
-            // Also who is not our child.
-            peer.kill();
-            self.orphans.extend(peer.into_processes());
-        }
-        self.pump_until(Some(STEP), None, |holder| holder.orphans.is_empty());
-        for orphan in &self.orphans {
-            self.warn(&format!("process {} was killed and is not dead yet", orphan.pid));
-        }
-    }
-
-    /// Lets the backend take leave of whoever it works with: its lanes are at their end, which is
-    /// how it has known since they `parted`. One that has not begun to serve would not, nor one
-    /// that is stopped.
-    fn await_owner(&mut self, parted: Instant) {
-        let Some(owner) = self.supervisor.owner().filter(|_| self.supervisor.is_ready()) else {
-            return;
-        };
-        let pid = self.peers.get(&owner).and_then(Peer::pid).unwrap_or(0);
-        let in_order = self.is_leaving && !self.is_forced();
-        let is_done = |holder: &Self| !holder.peers.contains_key(&owner) || is_stopped(pid);
-        if in_order {
-            let left = LEAVE.saturating_sub(parted.elapsed());
-            self.pump_until(Some(left), Some(LOOK), |it| is_done(it) || it.is_forced());
-        }
-        if !in_order || self.is_forced() {
-            self.pump_until(Some(STEP.saturating_sub(parted.elapsed())), Some(LOOK), is_done);
-        }
-        if self.peers.contains_key(&owner) {
-            self.warn(&format!("backend {pid} does not end, so it is killed"));
-        }
-    }
 }
 
-/// Whether a process is stopped, and not for a moment only, as at each system call under strace.
-fn is_stopped(pid: i32) -> bool {
-    (0..LOOKS).all(|look| {
-        if look > 0 {
-            std::thread::sleep(TICK);
-        }
-        process::stat(pid).is_some_and(|stat| matches!(stat.state, 'T' | 't'))
-    })
+/// What is said when the driver keeps a device for its users.
+fn held(name: &str, users: &[User], failed: &str) -> String {
+    let (words, ways) = words_for(users);
+    format!(
+        "{name} has lost its connection{failed}, but it is not free: it is {words}. End that{ways}, \
+         and the driver clears it"
+    )
 }

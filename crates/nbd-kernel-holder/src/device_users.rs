@@ -7,6 +7,7 @@ use nbd_device_users::User;
 
 use crate::holder::Holder;
 use crate::kernel::device_users::{self, Scan};
+use crate::kernel::errand::Errand;
 
 /// How long a passing user, like udev, may keep a device open.
 const PASSING_TIMEOUT: Duration = Duration::from_secs(1);
@@ -35,9 +36,6 @@ impl Holder {
     }
 
     fn find_users(&mut self, command: &str) -> Result<Vec<User>, Failure> {
-        let sitter = self.sitter.as_ref().map(|sitter| sitter.process.pid.as_raw());
-        let ours: Vec<i32> =
-            [Some(nix::unistd::getpid().as_raw()), sitter].into_iter().flatten().collect();
         let name = self.device.name();
         let unknown = |kind, why: String| {
             let text = format!(
@@ -45,27 +43,38 @@ impl Holder {
             );
             Failure::new(kind, text)
         };
-        let (helper, mut scan) = device_users::scan(&self.device, &ours)
+        let scan = self
+            .scan_users(SCAN_TIMEOUT, Self::is_forced)
             .map_err(|error| unknown(FailureKind::Other, format!("no helper process: {error}")))?;
-        self.errand_status = None;
-        self.errand = Some(helper);
-        self.pump_until(Some(SCAN_TIMEOUT), Some(SCAN_INTERVAL), |holder| {
-            scan.take();
-            holder.errand_status.is_some() || holder.is_forced()
-        });
-        self.abandon_scan();
         if self.is_forced() { Ok(Vec::new()) } else { users_of(scan, unknown) }
     }
 
-    /// A helper that is late has nothing more to tell.
-    fn abandon_scan(&mut self) {
-        if let Some(late) = self.errand.take() {
-            if let Err(error) = late.kill() {
-                self.warn(&format!("cannot end helper process {}: {error}", late.pid));
-            }
-            self.orphans.push(late);
-        }
-        self.errand_status = None;
+    /// What still uses a device that is gone; as far as that can be told within `limit`.
+    pub(crate) fn remaining_users(&mut self, limit: Duration) -> Vec<User> {
+        let scan = self.scan_users(limit, |_| false);
+        scan.ok().and_then(|scan| scan.result().ok()).unwrap_or_default()
+    }
+
+    fn scan_users(
+        &mut self,
+        limit: Duration,
+        mut is_over: impl FnMut(&Self) -> bool,
+    ) -> std::io::Result<Scan> {
+        let sitter = self.sitter.as_ref().map(|sitter| &sitter.process);
+        // Helpers that are done and still have it open, among others.
+        let helpers = self.orphans.iter().chain(sitter).map(|process| process.pid.as_raw());
+        let ours: Vec<i32> = helpers.chain([nix::unistd::getpid().as_raw()]).collect();
+        let (helper, mut scan) = device_users::scan(&self.device, &ours)?;
+        self.errand_report = None;
+        self.errand = Some(Errand::program(helper));
+        self.pump_until(Some(limit), Some(SCAN_INTERVAL), |holder| {
+            scan.take();
+            holder.errand_report.is_some() || is_over(holder)
+        });
+        // A helper that is late has nothing more to tell.
+        self.leave_errand();
+        self.errand_report = None;
+        Ok(scan)
     }
 }
 
@@ -78,13 +87,22 @@ fn users_of(
 
 pub(crate) fn refusal(name: &str, users: &[User], loss: &str, command: &str) -> String {
     let loss = if loss.is_empty() { String::new() } else { format!(" and {loss}") };
+    let (words, ways) = words_for(users);
+    format!(
+        "{name} is {words}{loss}: end that first{ways}, or use `nbd-ctl {command} --force {name}`"
+    )
+}
+
+/// Who uses it, and in parentheses what ends that, if commands do.
+pub(crate) fn words_for(users: &[User]) -> (String, String) {
     let words: Vec<&str> = users.iter().map(|user| user.what.as_str()).collect();
     let ways: Vec<&str> = users.iter().filter_map(|user| user.ends_with.as_deref()).collect();
     let ways = if ways.is_empty() { String::new() } else { format!(" (`{}`)", ways.join("; ")) };
-    format!(
-        "{name} is {}{loss}: end that first{ways}, or use `nbd-ctl {command} --force {name}`",
-        words.join(" and ")
-    )
+    match words.is_empty() {
+        // Another mount namespace than all that are seen, or something new in the kernel.
+        true => ("in use by something that /proc does not show".into(), ways),
+        false => (words.join(" and "), ways),
+    }
 }
 
 #[cfg(test)]

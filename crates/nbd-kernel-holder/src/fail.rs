@@ -134,6 +134,7 @@ impl Holder {
         self.complaints.clear(Subject::StandIn);
         self.log("requests are answered with EIO");
         self.skip_generation();
+        self.eio_since = Some(Instant::now());
         if let Some(failing) = &mut self.failing {
             failing.ready = Some(Instant::now());
         }
@@ -142,6 +143,7 @@ impl Holder {
     pub(crate) fn stand_in_ended(&mut self, id: PeerId, ending: &Ending) {
         self.log(&format!("requests are not answered with EIO any more: the stand-in {ending}"));
         self.last_failure = format!("the stand-in {ending}");
+        self.eio_since = None;
         self.skip_generation();
         self.drop_peer(id);
         if self.failed.is_some() {

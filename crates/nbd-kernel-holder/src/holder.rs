@@ -25,6 +25,7 @@ use crate::args::{KernelApi, RestartWhen, Sandbox};
 use crate::control::Waits;
 use crate::fail::Failing;
 use crate::kernel::Device;
+use crate::kernel::errand::Errand;
 use crate::kernel::sitter::{self, Sitter};
 use crate::loss::Departed;
 use crate::peers::Peer;
@@ -89,8 +90,9 @@ pub(crate) struct Holder {
     pub(crate) sitter: Option<Sitter>,
     pub(crate) sitter_said: Option<Result<(), sitter::SetupError>>,
     pub(crate) sitter_gone: bool,
-    pub(crate) errand: Option<Process>,
-    pub(crate) errand_status: Option<i32>,
+    pub(crate) errand: Option<Errand>,
+    /// What the last errand has reported: its status, and the value that it was to find out.
+    pub(crate) errand_report: Option<(i32, u64)>,
     pub(crate) orphans: Vec<Process>,
     pub(crate) clients: BTreeMap<u64, crate::control::Client>,
     pub(crate) pending_detach: Option<(u64, bool)>,
@@ -98,6 +100,10 @@ pub(crate) struct Holder {
     pub(crate) is_leaving: bool,
     /// The owner that has ended because of that, most probably.
     pub(crate) departed: Option<Departed>,
+    /// An owner that the driver may have told to end, or still may, in a detach that was refused.
+    pub(crate) told_to_end: Option<PeerId>,
+    /// Since when the stand-in answers.
+    pub(crate) eio_since: Option<Instant>,
     /// Who wants this process to become which program.
     pub(crate) pending_upgrade: Option<(u64, String)>,
     pub(crate) replacing: Option<Vec<String>>,
@@ -176,13 +182,15 @@ impl Holder {
             sitter_said: None,
             sitter_gone: false,
             errand: None,
-            errand_status: None,
+            errand_report: None,
             orphans: Vec::new(),
             history: History::default(),
             clients: BTreeMap::new(),
             pending_detach: None,
             is_leaving: false,
             departed: None,
+            told_to_end: None,
+            eio_since: None,
             pending_upgrade: None,
             replacing: None,
             pending_resize: None,

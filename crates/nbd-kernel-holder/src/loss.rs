@@ -11,7 +11,7 @@ use crate::control::Waits;
 use crate::holder::Holder;
 use crate::peers::Ending;
 use crate::retry::Subject;
-use crate::supervisor::{Event, PeerId};
+use crate::supervisor::{Event, PeerId, Phase};
 
 /// An owner that is gone.
 #[derive(Debug)]
@@ -49,8 +49,16 @@ impl Holder {
         let program = std::mem::take(&mut peer.program);
         let gone = Departed { pid, words, program, ending };
         self.drop_peer(id);
+        if self.supervisor.is_abandoned() && !self.supervisor.is_parting() {
+            self.log(&format!("backend {pid} {}, as the device is given up", gone.ending));
+            return self.apply(&Event::OwnerDead { clean: false, progressed: true });
+        }
         if !self.was_told_to_end(&gone.ending, own) {
-            return self.lose_owner(gone);
+            let told = self.told_to_end.take_if(|told| *told == id).is_some();
+            return match told && gone.ending.is_orderly(own) {
+                true => self.make_good(gone),
+                false => self.lose_owner(gone),
+            };
         }
         self.log(&format!("backend {pid} {}, as it was told to", gone.ending));
         if self.supervisor.is_parting() {
@@ -61,30 +69,35 @@ impl Holder {
     }
 
     /// Whether the owner has ended because it is not needed any more: its lanes were ended, or the
-    /// driver, which has nothing more to ask, has sent `NBD_CMD_DISC` in a detach.
-    ///
-    /// Of a process that is not our child the end cannot be known; of a child it is, so an unknown one is
-    /// no end in order.
+    /// driver has sent `NBD_CMD_DISC` in a detach. Requests may have come after that.
     fn was_told_to_end(&self, ending: &Ending, own_child: bool) -> bool {
-        let in_order = match ending {
-            Ending::Exited(status) => *status == 0,
-            Ending::Unknown => !own_child,
-            Ending::Killed(..) => false,
-        };
         let by_driver = self.is_leaving && !self.supervisor.is_fencing();
-        let told = self.supervisor.is_parting() || (by_driver && self.device.waiting() == 0);
-        in_order && told
+        ending.is_orderly(own_child) && (self.supervisor.is_parting() || by_driver)
     }
 
-    /// The device stays, or is asked for something: an owner that has ended had not been told to.
+    /// The device stays, or is asked for something, and its owner has ended as it was told to.
     pub(crate) fn miss_departed(&mut self) {
         if let Some(gone) = self.departed.take() {
-            self.lose_owner(gone);
+            self.make_good(gone);
+        }
+    }
+
+    /// Starts again what has ended because a detach told it to, if that came to nothing: whatever
+    /// the policy is for backends that end by themselves.
+    fn make_good(&mut self, gone: Departed) {
+        self.lose_owner_of(gone, false);
+        if self.supervisor.phase() == Phase::Waiting && !self.settings.program.is_empty() {
+            self.apply(&Event::Restart);
         }
     }
 
     /// The owner is gone, and not because it was told to.
     fn lose_owner(&mut self, gone: Departed) {
+        let clean = gone.ending == Ending::Exited(0);
+        self.lose_owner_of(gone, clean);
+    }
+
+    fn lose_owner_of(&mut self, gone: Departed, clean: bool) {
         let Departed { pid, words, program, ending } = gone;
         let cause = ending.to_string();
         self.log_loss(pid, &ending);
@@ -102,7 +115,6 @@ impl Holder {
             return;
         }
         let progressed = self.has_answered();
-        let clean = ending == Ending::Exited(0);
         self.drop_old_spare();
         self.apply(&Event::OwnerDead { clean, progressed });
         self.settle_pause();

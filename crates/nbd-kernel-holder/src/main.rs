@@ -13,6 +13,7 @@ mod control;
 mod detach;
 mod device_users;
 mod fail;
+mod force;
 mod holder;
 mod kernel;
 mod lanes;
@@ -34,12 +35,14 @@ mod status;
 mod supervisor;
 mod system;
 mod take_down;
+mod teardown;
 mod trace;
 mod udev;
 mod upgrade;
 
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
+use std::time::Instant;
 
 use clap::Parser;
 use nbd_control::Channel;
@@ -48,8 +51,10 @@ use nbd_control::registry::Registry;
 
 use args::Args;
 use attach::AttachError;
+use detach::{Detached, TEARDOWN};
 use holder::{Holder, Settings};
 use nbd_log::{Filter, Output};
+use teardown::Released;
 
 /// How our lines in a log begin, with a colon behind it.
 const PROGRAM: &str = "nbd-kernel-holder";
@@ -195,7 +200,7 @@ fn start(args: &Args, mut report: Option<Channel>) -> Result<Holder, Stopped> {
             holder.redirect_output();
         }
         holder.report = report.take();
-        match holder.attach(picked.control) {
+        match holder.attach(picked.control, picked.given) {
             Ok(()) => return Ok(holder),
             Err(AttachError::Interrupted) => return Err(Stopped::Interrupted),
             Err(AttachError::Taken(_)) if args.device.is_none() && avoid.len() < TRIES => {
@@ -291,36 +296,58 @@ fn serve(mut holder: Holder) -> ExitCode {
     }
 }
 
+/// Takes down what the driver has let go of, or what is left of an attach that failed.
+pub(crate) fn clear_away(holder: &mut Holder) {
+    match holder.teardown(Instant::now() + TEARDOWN) {
+        Ok(Released::Clear) => {}
+        Ok(Released::InUse(users)) => {
+            let (words, _) = device_users::words_for(&users);
+            holder.warn(&format!("the driver keeps it for its users: it is {words}"));
+        }
+        Err(failure) => holder.warn(&failure.text),
+    }
+}
+
 /// Detaches for a client; nothing if the device stays.
 fn detach_for(holder: &mut Holder, asked: (u64, bool)) -> Option<ExitCode> {
-    match holder.detach(asked.1) {
-        Ok(text) => {
-            // Perhaps another one than at the beginning: see `Request::Detach`.
-            let client = holder.pending_detach.map_or(asked.0, |(client, _)| client);
+    let result = holder.detach(asked.1);
+    // Perhaps another one than at the beginning: see `Request::Detach`.
+    let client = holder.pending_detach.map_or(asked.0, |(client, _)| client);
+    match result {
+        Ok(Detached::Clear(text)) => {
             holder.answer(client, &Response::Done { text });
             Some(ExitCode::SUCCESS)
         }
+        Ok(Detached::Held(failure)) => {
+            let code = failure.kind.exit_code();
+            holder.answer(client, &Response::Failed(failure));
+            Some(ExitCode::from(code))
+        }
         Err(failure) => {
-            if holder.pending_detach == Some(asked) {
+            // A detach by force that came meanwhile is still to be done, unless this one was it.
+            if holder.pending_detach == Some(asked) || holder.supervisor.is_abandoned() {
                 holder.pending_detach = None;
-                holder.answer(asked.0, &Response::Failed(failure));
+                holder.answer(client, &Response::Failed(failure));
             }
             None
         }
     }
 }
 
-/// Somebody wants this process to end.
+/// This process is to end.
 fn stop(holder: &mut Holder) -> ExitCode {
     nbd_control::service::stopping();
-    match holder.detach(false) {
-        Ok(_) => ExitCode::SUCCESS,
-        Err(failure) => {
-            holder.warn(&format!(
-                "asked to stop: {}; the device stays as it is, and `nbd-ctl` adopts it",
-                failure.text
-            ));
-            ExitCode::from(failure.kind.exit_code())
+    let failure = match holder.detach(false) {
+        Ok(Detached::Clear(_)) => return ExitCode::SUCCESS,
+        Ok(Detached::Held(failure)) => {
+            holder.warn(&failure.text);
+            return ExitCode::from(failure.kind.exit_code());
         }
-    }
+        Err(failure) => failure,
+    };
+    holder.warn(&format!(
+        "asked to stop: {}; the device stays as it is, and `nbd-ctl` adopts it",
+        failure.text
+    ));
+    ExitCode::from(failure.kind.exit_code())
 }

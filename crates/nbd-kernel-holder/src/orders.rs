@@ -12,6 +12,8 @@ impl Holder {
         let name = self.device.name();
         if self.supervisor.is_parting() {
             Some(format!("{name} is being detached"))
+        } else if self.supervisor.is_abandoned() {
+            Some(format!("{name} is given up: `nbd-ctl detach --force {name}` again"))
         } else if self.failed.is_some() {
             Some(format!("{name} has failed: detach it"))
         } else if !self.attached {

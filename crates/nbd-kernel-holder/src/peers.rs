@@ -62,6 +62,18 @@ impl Ending {
         }
     }
 
+    /// Whether the process may have ended because it was told to.
+    ///
+    /// Of a process that is not our child the end cannot be known; of a child it is, so an unknown
+    /// one is no end in order.
+    pub(crate) fn is_orderly(&self, own_child: bool) -> bool {
+        match self {
+            Self::Exited(status) => *status == 0,
+            Self::Unknown => !own_child,
+            Self::Killed(..) => false,
+        }
+    }
+
     /// Whether the process ended by a fault of its own. SIGKILL is an operator's, or the
     /// kernel's when memory is short; the other signals are sent by people, too.
     pub(crate) fn is_crash(&self) -> bool {

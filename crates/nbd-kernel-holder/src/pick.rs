@@ -10,6 +10,7 @@ use nix::fcntl::{Flock, FlockArg};
 
 use crate::args::KernelApi;
 use crate::holder::listen;
+use crate::kernel::errand;
 use crate::kernel::{Device, DeviceError, device_count};
 
 /// How long a device that was given by name may take to become free: the last user's teardown,
@@ -22,6 +23,8 @@ pub(crate) struct Picked {
     pub(crate) device: Device,
     /// What makes this process its holder.
     pub(crate) lock: HolderLock,
+    /// It was asked for by name, so that no other one will do.
+    pub(crate) given: bool,
     /// The listener on its control socket.
     pub(crate) control: UnixListener,
 }
@@ -51,7 +54,7 @@ pub(crate) fn pick(
     };
     let index = device.index;
     registry.create_folder(index).map_err(|error| in_folder(registry, index, &error))?;
-    reserve(registry, device).inspect_err(|_| {
+    reserve(registry, device, wanted.is_some()).inspect_err(|_| {
         if let Err(error) = registry.remove(index) {
             tracing::warn!("nbd{index}: cannot remove its registry entry: {error}");
         }
@@ -59,7 +62,7 @@ pub(crate) fn pick(
 }
 
 /// Fills a new folder. What is written to it later has its room from here on.
-fn reserve(registry: &Registry, device: Device) -> Result<Picked, Failure> {
+fn reserve(registry: &Registry, device: Device, given: bool) -> Result<Picked, Failure> {
     let index = device.index;
     let failed = |error: std::io::Error| in_folder(registry, index, &error);
     let lock = registry.lock_folder(index).map_err(failed)?;
@@ -69,7 +72,7 @@ fn reserve(registry: &Registry, device: Device) -> Result<Picked, Failure> {
         let folder = registry.folder(index).display().to_string();
         other(format!("no room for the holder's state in {folder}: {error}: make room there"))
     })?;
-    Ok(Picked { device, lock, control })
+    Ok(Picked { device, lock, given, control })
 }
 
 fn in_folder(registry: &Registry, index: u32, error: &std::io::Error) -> Failure {
@@ -165,11 +168,29 @@ fn registered(registry: &Registry, index: u32) -> Option<String> {
             "its holder is gone and has left something; `nbd-ctl detach {name}` takes it down"
         ));
     }
-    if let Some(milliseconds) = state.and_then(|state| state.io_timeout) {
-        Device::new(index).restore_timeouts(milliseconds);
+    if let Some(milliseconds) = state.and_then(|state| state.io_timeout)
+        && let Some(why) = restore_timeouts(&Device::new(index), milliseconds)
+    {
+        return Some(why);
     }
     match registry.remove(index) {
         Ok(()) => None,
         Err(error) => Some(format!("its stale entry cannot be removed: {error}")),
     }
+}
+
+/// Puts a setting of the queue back; the result is why the device cannot be used before that is
+/// done.
+fn restore_timeouts(device: &Device, milliseconds: u64) -> Option<String> {
+    let restored = errand::restore_timeouts(device, milliseconds);
+    let mut errand = match restored {
+        Ok(errand) => errand,
+        Err(error) => return Some(format!("no process can be started for it: {error}")),
+    };
+    // Whether the kernel takes the value is of no importance to the next user, who sets another.
+    let done = errand.wait(TEARDOWN).is_some();
+    let pid = errand.process.pid;
+    (!done).then(|| {
+        format!("the kernel still waits for requests of its last user (process {pid} hangs in it)")
+    })
 }

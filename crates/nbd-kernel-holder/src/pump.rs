@@ -163,11 +163,10 @@ impl Holder {
                 self.sitter_said = progress.map(|mut pipe: File| sitter::read_progress(&mut pipe));
             }
             Source::Errand => {
-                if let Some(errand) = self.errand.take() {
-                    self.errand_status = Some(match peers::try_reap(errand.pid) {
-                        Some(peers::Ending::Exited(status)) => status,
-                        _ => libc::EINTR,
-                    });
+                if let Some(mut errand) = self.errand.take() {
+                    self.errand_report = Some(errand.read_report());
+                    // It has still to end, and may be slow to: see `Errand`.
+                    self.orphans.push(errand.process);
                 }
             }
             Source::Orphan => {
@@ -309,7 +308,7 @@ impl Holder {
             }
         }
         if let Some(errand) = &self.errand {
-            watch(Source::Errand, errand.pidfd.as_fd());
+            watch(Source::Errand, errand.descriptor());
         }
         if self.attached && self.failed.is_none() && !self.dropped {
             for lane in &self.lanes {

@@ -25,6 +25,9 @@ const LOOK: Duration = Duration::from_secs(45);
 /// How long the driver may take.
 const DRIVER: Duration = Duration::from_secs(10);
 const TICK: Duration = Duration::from_millis(2);
+/// How long requests that are in flight may take to be answered before the driver is told.
+const ANSWERS: Duration = Duration::from_secs(5);
+const ANSWERS_TICK: Duration = Duration::from_millis(20);
 /// How long udev may take to look at the device again. Late is no failure.
 const UDEV: Duration = Duration::from_secs(3);
 
@@ -259,9 +262,42 @@ impl Holder {
         Ok(())
     }
 
+    /// Newer drivers wait, under their lock, for all that is in flight, and let nothing new in: who
+    /// waits for a backend that does not answer then waits for ever, and a detach with it. So all
+    /// that was sent before must be answered; a backend that answers that answers the rest, too.
+    fn await_answers(&mut self) -> Result<(), Failure> {
+        let name = self.device.name();
+        if let Some(pid) = self.size_change() {
+            return Err(busy(format!(
+                "{name} is not resized: an earlier change of its size (process {pid}) still waits in \
+                 the driver for {} requests; see `nbd-ctl why {name}`",
+                self.device.waiting()
+            )));
+        }
+        let noted = self.requests_in_flight();
+        let answered = self.pump_until(Some(ANSWERS), Some(ANSWERS_TICK), |holder| {
+            holder.requests_in_flight().is_disjoint(&noted) || holder.is_forced()
+        });
+        if self.is_forced() {
+            return Err(busy(format!("{name} is not resized: it is being detached")));
+        }
+        if answered {
+            return Ok(());
+        }
+        let oldest = self.in_flight().into_iter().next();
+        let what = oldest.map_or("a request".into(), |it| {
+            let (command, length, offset) = (it.command, it.length, it.offset);
+            format!("{command} of {length} bytes at {offset}, sent {} ms ago,", it.age_ms)
+        });
+        Err(busy(format!(
+            "{name} is not resized while it is stalled: {what} is not answered; see `nbd-ctl why {name}`"
+        )))
+    }
+
     fn tell_driver(&mut self, size: u64, guard: bool) -> Result<(), Failure> {
         let name = self.device.name();
         let (api, block_size) = (self.settings.api, self.export().block_size);
+        self.await_answers()?;
         let errand = errand::resize(&self.device, api, size, block_size, guard);
         let fail =
             |kind, text: String| Err(Failure::new(kind, format!("{name} is not resized: {text}")));

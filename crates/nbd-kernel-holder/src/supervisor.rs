@@ -10,6 +10,7 @@
 //! The *stand-in* is a program of ours that executes nothing: it answers every request with EIO. It
 //! is granted the lanes like any other and under the same fence; see [`orders`].
 
+mod abandon;
 mod orders;
 mod parting;
 mod retry;
@@ -57,6 +58,8 @@ pub(crate) enum Event {
     Unserved,
     /// The stand-in could not even be started.
     NoStandIn,
+    /// The device is given up: all requests are answered with EIO until it is taken down.
+    Abandon,
     /// The device is being taken down.
     Part,
 }
@@ -165,6 +168,8 @@ pub(crate) struct Supervisor {
     paused: bool,
     /// Nobody but the stand-in is.
     failing: bool,
+    /// No backend is granted them any more, only the stand-in.
+    abandoned: bool,
     due: bool,
     down: bool,
     /// Tries in a row that came to nothing; they make the pauses longer.
@@ -192,6 +197,7 @@ impl Supervisor {
             stand_in: None,
             paused: false,
             failing: false,
+            abandoned: false,
             due: false,
             down: false,
             tries: 0,
@@ -228,7 +234,7 @@ impl Supervisor {
             .owner
             .is_some_and(|owner| owner.ready && !owner.dying && owner.kind == Kind::Program);
         let alone = self.starting.is_none() && self.candidate.is_none() && self.spare.is_none();
-        let staying = self.attached && !self.is_parting();
+        let staying = self.attached && !self.is_parting() && !self.is_abandoned();
         let willing = self.keeps_spare && staying && self.when != RestartWhen::Never;
         settled && alone && willing
     }
@@ -307,6 +313,9 @@ impl Supervisor {
         if self.is_parting() {
             return self.apply_parting(event);
         }
+        if self.is_abandoned() {
+            return self.apply_abandoned(event);
+        }
         match *event {
             Event::Hello { peer, takeover } => self.hello(peer, takeover),
             Event::Gone { peer } => self.gone(peer),
@@ -340,6 +349,7 @@ impl Supervisor {
             Event::Unserved if self.is_unserved() => vec![Action::StartStandIn],
             Event::Unserved => Vec::new(),
             Event::NoStandIn => self.lose_stand_in(),
+            Event::Abandon => self.abandon(),
             Event::Part => self.part(),
         }
     }

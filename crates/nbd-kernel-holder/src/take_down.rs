@@ -18,9 +18,8 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use crate::args::KernelApi;
 use crate::device_users::{SCAN_INTERVAL, SCAN_TIMEOUT, refusal};
 use crate::kernel::device_users;
-use crate::kernel::errand::{self, Flushed};
+use crate::kernel::errand::{self, Errand, Flushed};
 use crate::kernel::{Device, USUAL_TIMEOUT, check_driver};
-use crate::peers::{Ending, try_reap};
 use crate::system::Process;
 
 /// How long writing back may take.
@@ -51,7 +50,10 @@ pub(crate) fn take_down(registry: &Registry, index: u32, force: bool) -> Result<
     let limit = if force { STEP_LIMIT } else { LEAVE_LIMIT };
     end(&device, remains.backend, limit)?;
     // Where it is not known, it most probably was what a queue has that nobody has changed.
-    device.restore_timeouts(state.and_then(|state| state.io_timeout).unwrap_or(USUAL_TIMEOUT));
+    let milliseconds = state.and_then(|state| state.io_timeout).unwrap_or(USUAL_TIMEOUT);
+    if run(errand::restore_timeouts(&device, milliseconds), STEP_LIMIT) != Some(0) {
+        tracing::warn!(device = %device.name(), "queue/io_timeout is not what it was");
+    }
     let _registry_lock = lock_registry(registry, &device)?;
     registry.remove(index).map_err(|error| {
         let text = format!("its registry entry cannot be removed: {error}");
@@ -212,20 +214,17 @@ fn flush(device: &Device) -> Result<(), Failure> {
 }
 
 /// The exit status of a helper process; nothing if it takes too long and is killed.
-fn run(helper: io::Result<Process>, limit: Duration) -> Option<i32> {
-    let helper = match helper {
+fn run(helper: io::Result<Errand>, limit: Duration) -> Option<i32> {
+    let mut helper = match helper {
         Ok(helper) => helper,
         Err(error) => return Some(error.raw_os_error().unwrap_or(libc::EAGAIN)),
     };
-    if !ends_within(&helper, limit) {
+    let status = helper.wait(limit).map(|(status, _)| status);
+    if status.is_none() {
         // It may sit in an uninterruptible call; it dies when that returns, doing no more.
-        let _ = helper.kill();
-        return None;
+        let _ = helper.process.kill();
     }
-    match try_reap(helper.pid) {
-        Some(Ending::Exited(status)) => Some(status),
-        _ => Some(libc::EINTR),
-    }
+    status
 }
 
 /// Waits for a process's end, and brings it about if it does not come by itself.

@@ -10,6 +10,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use crate::holder::Holder;
+use crate::kernel::errand::Errand;
 use crate::system::Process;
 
 const RULES: &str = "udev/rules.d/59-nbd-ctl.rules";
@@ -53,7 +54,8 @@ impl Holder {
             .spawn();
         let process = command.and_then(|child| Process::open(child.id().cast_signed()));
         // Where udevadm is missing there is nothing to wait with.
-        process.is_err() || self.run_errand(process, limit + Duration::from_secs(1)) == Some(0)
+        let errand = process.map(Errand::program);
+        errand.is_err() || self.run_errand(errand, limit + Duration::from_secs(1)) == Some(0)
     }
 }
 

@@ -26,6 +26,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
 
 use crate::holder::Holder;
+use crate::kernel::errand::Errand;
 use crate::supervisor::Event;
 use crate::system::{self, Process};
 
@@ -87,7 +88,7 @@ impl Holder {
         let asked = self.ask(program);
         let (child, mut answer) =
             asked.map_err(|error| other(format!("{program} cannot be run: {error}")))?;
-        let status = self.run_errand(Ok(child), CHECK);
+        let status = self.run_errand(Ok(Errand::program(child)), CHECK);
         let mut said = String::new();
         let _ = answer.rewind().and_then(|()| answer.read_to_string(&mut said));
         let said = said.trim();

@@ -1,52 +1,173 @@
 //! Errands: system calls on the device that may block for ever, run in forked processes that can
 //! be left behind. The exit status is the errno of what failed, or 0.
 
-use std::fs::{File, OpenOptions};
-use std::io;
-use std::os::fd::AsFd;
+use std::ffi::CString;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::mem::ManuallyDrop;
+use std::os::fd::{AsFd, BorrowedFd, RawFd};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::time::Duration;
 
+use nbd_control::backend::ExportInfo;
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 
+use super::limits;
 use super::netlink::Netlink;
-use super::{Device, contents, device_users, ioctl};
+use super::sitter::numbered_file;
+use super::{Device, IO_TIMEOUT, USUAL_TIMEOUT, contents, device_users, ioctl, read_number};
 use crate::args::KernelApi;
+use crate::peers::{Ending, try_reap};
 use crate::system::{Process, fork_child, keep_only};
 
+/// How long a helper process may take to end that is done.
+const REAP_TIMEOUT: Duration = Duration::from_millis(200);
+/// The pipe of the report in a helper process.
+const REPORT_TO: RawFd = 3;
 /// Added to the exit status when the disconnect failed and not the flush before it.
 const DISCONNECT_FAILED: u8 = 200;
 /// The exit status if something on the device needs more than is to be left of it.
 const NEEDED: u8 = 201;
 
-/// Forks. What the child inherits it lets go of, or an errand that hangs would keep the holder's
-/// sockets open after its death; and it does nothing more once the holder is dead.
-fn start(errand: impl FnOnce() -> u8) -> io::Result<Process> {
-    fork_child(|| {
-        let _ = nix::sys::prctl::set_pdeathsig(Signal::SIGKILL);
-        match keep_only(&[]) {
-            Ok(()) => errand(),
-            Err(error) => status(Err(error)),
+/// A helper process and the pipe on which it reports.
+///
+/// It reports before it closes the device: the last close of a block device waits for the device's
+/// lock, which a partition scan of another process may hold while its reads wait for a backend. A
+/// program that knows nothing of this has no pipe, and its exit status is the report.
+#[derive(Debug)]
+pub(crate) struct Errand {
+    pub(crate) process: Process,
+    report: Option<File>,
+}
+
+/// What a helper process reports.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Outcome {
+    /// 0, or the errno of what failed, or a number of ours above all of these.
+    status: u8,
+    /// What was asked for, if the errand is a question.
+    value: u64,
+}
+
+impl From<u8> for Outcome {
+    fn from(status: u8) -> Self {
+        Self { status, value: 0 }
+    }
+}
+
+/// The length of a report: short enough for one write to a pipe to be all of it or nothing.
+const REPORT: usize = 9;
+
+impl Errand {
+    /// A program that was started elsewhere.
+    pub(crate) fn program(process: Process) -> Self {
+        Self { process, report: None }
+    }
+
+    /// What becomes readable when there is a report, or when the process has ended without one.
+    pub(crate) fn descriptor(&self) -> BorrowedFd<'_> {
+        self.report.as_ref().map_or(self.process.pidfd.as_fd(), |report| report.as_fd())
+    }
+
+    /// Status and value, once the descriptor is readable.
+    pub(crate) fn read_report(&mut self) -> (i32, u64) {
+        let Some(report) = &mut self.report else {
+            return match try_reap(self.process.pid) {
+                Some(Ending::Exited(status)) => (status, 0),
+                _ => (libc::EINTR, 0),
+            };
+        };
+        let mut bytes = [0; REPORT];
+        match report.read_exact(&mut bytes) {
+            Ok(()) => {
+                let (status, value) = bytes.split_at(1);
+                let value = value.try_into().map_or(0, u64::from_ne_bytes);
+                (status[0].into(), value)
+            }
+            // It was killed before it had something to report.
+            Err(_) => (libc::EINTR, 0),
         }
-    })
+    }
+
+    /// Waits for the report where no loop turns yet; nothing if it takes longer than `limit`.
+    pub(crate) fn wait(&mut self, limit: Duration) -> Option<(i32, u64)> {
+        let mut ready = [PollFd::new(self.descriptor(), PollFlags::POLLIN)];
+        let limit = PollTimeout::try_from(limit).unwrap_or(PollTimeout::MAX);
+        match poll(&mut ready, limit) {
+            Ok(0) | Err(_) => None,
+            Ok(_) => {
+                let report = self.read_report();
+                self.reap(REAP_TIMEOUT);
+                Some(report)
+            }
+        }
+    }
+
+    /// Leaves no zombie behind of a process that has reported; it only has to end.
+    fn reap(&self, limit: Duration) {
+        let mut ended = [PollFd::new(self.process.pidfd.as_fd(), PollFlags::POLLIN)];
+        let limit = PollTimeout::try_from(limit).unwrap_or(PollTimeout::MAX);
+        if poll(&mut ended, limit).is_ok_and(|ready| ready > 0) {
+            try_reap(self.process.pid);
+        }
+    }
+}
+
+/// Forks. What the child inherits it lets go of, or an errand that hangs would keep the holder's
+/// sockets open after its death; and it does nothing more once the holder is dead. Its name, like
+/// `nbd0-resize`, tells people and holders what it is that hangs.
+fn start<T: Into<Outcome>>(
+    device: &Device,
+    task: &str,
+    errand: impl FnOnce() -> T,
+) -> io::Result<Errand> {
+    let (read, write) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
+    let name = CString::new(process_name(device, task));
+    let process = fork_child(|| {
+        let _ = nix::sys::prctl::set_pdeathsig(Signal::SIGKILL);
+        let _ = name.map(|name| nix::sys::prctl::set_name(&name));
+        if keep_only(&[(write.as_fd(), REPORT_TO)]).is_err() {
+            return 1;
+        }
+        let Outcome { status, value } = errand().into();
+        let mut report = [0; REPORT];
+        report[0] = status;
+        report[1..].copy_from_slice(&value.to_ne_bytes());
+        // The holder may have gone meanwhile, and then there is nothing to do about it.
+        let _ = numbered_file(REPORT_TO).write_all(&report);
+        status
+    })?;
+    Ok(Errand { process, report: Some(read.into()) })
+}
+
+/// The name of a helper process; the kernel keeps 15 bytes of it.
+pub(crate) fn process_name(device: &Device, task: &str) -> String {
+    format!("{}-{task}", device.name())
+}
+
+/// Opens the device for as long as this process lives; see [`Errand`].
+fn open(device: &Device, flags: i32) -> io::Result<ManuallyDrop<File>> {
+    let mut options = OpenOptions::new();
+    options.read(true).custom_flags(flags | libc::O_CLOEXEC);
+    options.open(device.path()).map(ManuallyDrop::new)
 }
 
 /// Reads the first block, as the first user will.
-pub(crate) fn test_read(device: &Device, block_size: u32) -> io::Result<Process> {
-    start(|| {
+pub(crate) fn test_read(device: &Device, block_size: u32) -> io::Result<Errand> {
+    start(device, "read", || {
         let mut block = vec![0; block_size as usize];
-        status(File::open(device.path()).and_then(|file| file.read_exact_at(&mut block, 0)))
+        status(open(device, 0).and_then(|file| file.read_exact_at(&mut block, 0)))
     })
 }
 
 /// Writes back what the page cache holds and disconnects, with the device opened exclusively all
 /// the time, so that nobody can mount it in between.
-pub(crate) fn flush_and_disconnect(device: &Device, api: KernelApi) -> io::Result<Process> {
-    start(|| {
-        let exclusive = OpenOptions::new()
-            .read(true)
-            .custom_flags(libc::O_EXCL | libc::O_CLOEXEC)
-            .open(device.path());
-        let flushed = exclusive.and_then(|file| file.sync_all().map(|()| file));
+pub(crate) fn flush_and_disconnect(device: &Device, api: KernelApi) -> io::Result<Errand> {
+    start(device, "detach", || {
+        let flushed = open(device, libc::O_EXCL).and_then(|file| file.sync_all().map(|()| file));
         let flushed = flushed.and_then(|file| unused_by_kernel(device).map(|()| file));
         match flushed {
             Err(error) => status(Err(error)),
@@ -59,15 +180,64 @@ pub(crate) fn flush_and_disconnect(device: &Device, api: KernelApi) -> io::Resul
 }
 
 /// Disconnects without asking. The lanes must be shut down before, or it may block.
-pub(crate) fn disconnect_now(device: &Device, api: KernelApi) -> io::Result<Process> {
-    start(|| match api {
+pub(crate) fn disconnect_now(device: &Device, api: KernelApi) -> io::Result<Errand> {
+    start(device, "clear", || match api {
         KernelApi::Netlink => u8::from(!disconnect_netlink(device)),
         KernelApi::Ioctl => status(
-            File::open(device.path())
+            open(device, 0)
                 .and_then(|file| ioctl::clear_sock(file.as_fd()).map_err(io::Error::from)),
         ),
     })
 }
+
+/// Takes the driver's lock of this device and gives it back: whether that returns is the answer.
+pub(crate) fn try_lock(device: &Device) -> io::Result<Errand> {
+    start(device, "lock", || {
+        let file = match open(device, 0) {
+            Ok(file) => file,
+            Err(error) => return status(Err(error)),
+        };
+        match ioctl::print_debug(file.as_fd()) {
+            // The refusal of a device that was set up over netlink.
+            Ok(()) | Err(Errno::EINVAL) => 0,
+            Err(errno) => status(Err(errno.into())),
+        }
+    })
+}
+
+/// Stops the driver's complaints about waiting requests; the value is the old time.
+///
+/// Linux 6.12 freezes the queue for any store to `queue/`, and waits for what is in flight; a
+/// read of `queue/` then waits for that store.
+pub(crate) fn silence_timeouts(device: &Device) -> io::Result<Errand> {
+    start(device, "queue", || {
+        let path = device.sys("queue/io_timeout");
+        let Some(before) = read_number(&path) else {
+            return Outcome::from(status(Err(io::ErrorKind::NotFound.into())));
+        };
+        let status = status(fs::write(path, IO_TIMEOUT.to_string()));
+        // Our own value is what a holder leaves behind that is killed together with its sitter.
+        Outcome { status, value: if before < IO_TIMEOUT { before } else { USUAL_TIMEOUT } }
+    })
+}
+
+/// Puts the old time back. A device that netlink made may be gone already, and its attributes with
+/// it.
+pub(crate) fn restore_timeouts(device: &Device, milliseconds: u64) -> io::Result<Errand> {
+    start(device, "queue", || {
+        let path = device.sys("queue/io_timeout");
+        status(if path.exists() { fs::write(path, milliseconds.to_string()) } else { Ok(()) })
+    })
+}
+
+/// Asks how the limits of the queue differ from what the export offers; the value is a
+/// [`limits::Differences`].
+pub(crate) fn compare_limits(device: &Device, export: ExportInfo) -> io::Result<Errand> {
+    start(device, "queue", || Outcome { status: 0, value: limits::compare(device, &export) })
+}
+
+/// What a helper process that tells the driver another size is called.
+pub(crate) const RESIZE: &str = "resize";
 
 /// Tells the driver another size. With `guard` only if nobody uses the device, and nothing on it
 /// reaches beyond that size; nobody can mount it meanwhile.
@@ -77,14 +247,10 @@ pub(crate) fn resize(
     size: u64,
     block_size: u32,
     guard: bool,
-) -> io::Result<Process> {
-    start(|| {
+) -> io::Result<Errand> {
+    start(device, RESIZE, || {
         let exclusive = if guard { libc::O_EXCL } else { 0 };
-        let opened = OpenOptions::new()
-            .read(true)
-            .custom_flags(exclusive | libc::O_CLOEXEC)
-            .open(device.path());
-        let file = match opened {
+        let file = match open(device, exclusive) {
             Ok(file) => file,
             Err(error) => return status(Err(error)),
         };
@@ -155,7 +321,7 @@ pub(crate) enum Resized {
     /// A file system or a partition needs more than that.
     Needed,
     /// Something else.
-    Failed(nix::errno::Errno),
+    Failed(Errno),
 }
 
 impl Resized {
@@ -165,7 +331,7 @@ impl Resized {
             0 => Self::Done,
             libc::EBUSY => Self::Busy,
             status if status == i32::from(NEEDED) => Self::Needed,
-            errno => Self::Failed(nix::errno::Errno::from_raw(errno)),
+            errno => Self::Failed(Errno::from_raw(errno)),
         }
     }
 }
@@ -178,7 +344,7 @@ pub(crate) enum Flushed {
     /// Somebody has it open exclusively: a mount, swap, device mapper.
     Busy,
     /// Data could not be written.
-    Failed(nix::errno::Errno),
+    Failed(Errno),
     /// Written, but the driver would not disconnect.
     NotDisconnected,
 }
@@ -190,7 +356,7 @@ impl Flushed {
             0 => Self::Disconnected,
             libc::EBUSY => Self::Busy,
             status if status == i32::from(DISCONNECT_FAILED) => Self::NotDisconnected,
-            errno => Self::Failed(nix::errno::Errno::from_raw(errno)),
+            errno => Self::Failed(Errno::from_raw(errno)),
         }
     }
 }

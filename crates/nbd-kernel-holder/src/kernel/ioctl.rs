@@ -16,6 +16,7 @@ const DO_IT: u64 = number(3);
 const CLEAR_SOCK: u64 = number(4);
 const SET_SIZE_BLOCKS: u64 = number(7);
 const DISCONNECT: u64 = number(8);
+const PRINT_DEBUG: u64 = number(6);
 const SET_FLAGS: u64 = number(10);
 
 fn nbd_ioctl(device: BorrowedFd<'_>, request: u64, argument: u64) -> Result<(), Errno> {
@@ -58,4 +59,10 @@ pub(crate) fn clear_sock(device: BorrowedFd<'_>) -> Result<(), Errno> {
 /// `NBD_DISCONNECT`: sends NBD_CMD_DISC on every socket. May block on a full one.
 pub(crate) fn disconnect(device: BorrowedFd<'_>) -> Result<(), Errno> {
     nbd_ioctl(device, DISCONNECT, 0)
+}
+
+/// `NBD_PRINT_DEBUG`: does nothing, under the driver's lock. Refused for a netlink device, under the
+/// same lock.
+pub(crate) fn print_debug(device: BorrowedFd<'_>) -> Result<(), Errno> {
+    nbd_ioctl(device, PRINT_DEBUG, 0)
 }

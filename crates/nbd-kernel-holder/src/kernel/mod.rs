@@ -5,6 +5,7 @@ mod contents;
 pub(crate) mod device_users;
 pub(crate) mod errand;
 mod ioctl;
+pub(crate) mod limits;
 mod netlink;
 pub(crate) mod sitter;
 
@@ -103,20 +104,6 @@ impl Device {
     pub(crate) fn waiting(&self) -> u64 {
         let text = fs::read_to_string(self.sys("inflight")).unwrap_or_default();
         text.split_ascii_whitespace().filter_map(|word| word.parse::<u64>().ok()).sum()
-    }
-
-    /// Stops the driver's complaints about waiting requests; the result is the old value.
-    pub(crate) fn silence_timeouts(&self) -> io::Result<u64> {
-        let path = self.sys("queue/io_timeout");
-        let before = read_number(&path).ok_or(io::Error::other("no io_timeout attribute"))?;
-        fs::write(path, IO_TIMEOUT.to_string())?;
-        // Our own value is what a holder leaves behind that is killed together with its sitter.
-        Ok(if before < IO_TIMEOUT { before } else { USUAL_TIMEOUT })
-    }
-
-    pub(crate) fn restore_timeouts(&self, milliseconds: u64) {
-        // A device that netlink made may be gone already, and its attributes with it.
-        let _ = fs::write(self.sys("queue/io_timeout"), milliseconds.to_string());
     }
 }
 

@@ -9,6 +9,7 @@
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::time::{Duration, Instant};
 
 use nbd_control::backend::ExportInfo;
 use nbd_control::process::ProcessId;
@@ -35,6 +36,8 @@ pub(crate) const MOST_KEEPSAKES: usize = 16;
 const KERNEL_ENDS: RawFd = 64;
 const PROGRESS: RawFd = 80;
 const GO: RawFd = 81;
+/// How often to try again to connect a device that others have open.
+const USERS_INTERVAL: Duration = Duration::from_millis(20);
 
 /// What a sitter is made of.
 #[derive(Debug)]
@@ -46,6 +49,8 @@ pub(crate) struct Setup<'a> {
     pub(crate) lanes: &'a [OwnedFd],
     pub(crate) kernel_ends: &'a [OwnedFd],
     pub(crate) keepsakes: &'a [(String, OwnedFd)],
+    /// How long to wait for passing users of the free device.
+    pub(crate) patience: Duration,
 }
 
 /// A sitter on its way into the kernel, and the pipe on which it tells how it got on.
@@ -194,7 +199,7 @@ fn descriptors<'a>(setup: &'a Setup<'_>, progress: BorrowedFd<'a>) -> Vec<(Borro
 }
 
 #[allow(unsafe_code)]
-fn numbered_file(number: RawFd) -> File {
+pub(super) fn numbered_file(number: RawFd) -> File {
     // SAFETY: `keep_only` has just put a descriptor of this process under this number, and each
     // number is asked for once.
     unsafe { File::from_raw_fd(number) }
@@ -282,8 +287,23 @@ fn connect_netlink(setup: &Setup<'_>, sockets: &[OwnedFd]) -> Result<Netlink, Se
         flags: setup.export.flags.into(),
         identifier: &setup.device.name(),
     };
-    netlink.connect(&connect).map_err(failed)?;
-    Ok(netlink)
+    let deadline = Instant::now() + setup.patience;
+    loop {
+        match netlink.connect(&connect) {
+            Ok(_) => return Ok(netlink),
+            Err(error) if is_passing(&error, setup.device) && Instant::now() < deadline => {
+                // No event tells when a device is closed.
+                std::thread::sleep(USERS_INTERVAL);
+            }
+            Err(error) => return Err(failed(error)),
+        }
+    }
+}
+
+/// Over netlink the driver does not set up a device that is open, whoever has it open and however
+/// briefly, such as udev; one that is set up stays so.
+fn is_passing(error: &super::netlink::NetlinkError, device: &Device) -> bool {
+    error.errno() == Errno::EBUSY && device.setup_pid().is_none()
 }
 
 fn report(mut progress: File, error: &SetupError) {

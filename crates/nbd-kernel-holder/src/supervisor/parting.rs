@@ -6,11 +6,17 @@ impl Supervisor {
     /// Sends everybody away but the owner, who sees the end of its lanes.
     pub(super) fn part(&mut self) -> Vec<Action> {
         self.parting = true;
+        let stand_in = self.stand_in.take().map(Action::Dismiss);
+        stand_in.into_iter().chain(self.send_away()).collect()
+    }
+
+    /// Sends away every backend that waits for the lanes or is on its way.
+    pub(super) fn send_away(&mut self) -> Vec<Action> {
         self.due = false;
         let starting = self.starting.take().map(|(peer, _)| peer);
         let candidate = self.candidate.take();
         let ours = candidate.and_then(|(peer, program)| program.then_some(peer));
-        let idle = [self.spare.take(), starting, self.stand_in.take(), ours];
+        let idle = [self.spare.take(), starting, ours];
         let dismissed = idle.into_iter().flatten().map(Action::Dismiss);
         let joined = candidate.filter(|(_, program)| !program).map(|(peer, _)| refuse(peer));
         dismissed.chain(joined).collect()
@@ -34,7 +40,7 @@ impl Supervisor {
     }
 }
 
-fn refuse(peer: PeerId) -> Action {
+pub(super) fn refuse(peer: PeerId) -> Action {
     Action::Refuse(peer, Refusal::Parting)
 }
 
