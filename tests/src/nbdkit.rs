@@ -32,6 +32,13 @@ impl Nbdkit {
         Self::start_with(socket, filtered.map(OsStr::new))
     }
 
+    /// The same with memory, and without write zeroes.
+    #[track_caller]
+    #[must_use]
+    pub fn start_without_zeroes(socket: &Path) -> Self {
+        Self::start_with(socket, ["--filter=nozero", "memory", "16M"].map(OsStr::new))
+    }
+
     #[track_caller]
     fn start_with<const N: usize>(socket: &Path, what: [&OsStr; N]) -> Self {
         // Left by the one before.

@@ -76,10 +76,11 @@ impl Freezer {
         command.args(["-c", script]).arg(device.path()).arg(device.name());
         command.arg(device.status().export.size.to_string());
         let mut this = Self(launch(command));
-        // It has come as far as it can: to its end, or to where it waits in the kernel.
-        let stat = |pid| nbd_control::process::stat(pid).map(|stat| stat.state);
+        // It has come as far as it can: to its end, or to where it waits for all in flight.
+        let wchan = format!("/proc/{}/wchan", this.0.pid());
         wait_until("the size is being changed", LONG, || {
-            !this.0.is_running() || stat(this.0.pid()) == Some('D')
+            let place = std::fs::read_to_string(&wchan).unwrap_or_default();
+            !this.0.is_running() || place.contains("freeze")
         });
         this
     }
@@ -146,7 +147,12 @@ fn detach_by_force_frees_a_device_whose_queue_is_frozen(api: Api) {
     let mut command = Command::new("sh");
     let store = format!("echo 1024 >/sys/block/{}/queue/nr_requests", device.name());
     command.args(["-c", &store]);
-    let store = launch(command);
+    let mut store = launch(command);
+    let wchan = format!("/proc/{}/wchan", store.pid());
+    wait_until("the queue is frozen", LONG, || {
+        let place = std::fs::read_to_string(&wchan).unwrap_or_default();
+        !store.is_running() || place.contains("freeze")
+    });
     force(device, reads);
     store.finish(LIMIT);
 }

@@ -3,9 +3,10 @@
 
 use std::process::Command;
 
+use nbd_control::process;
 use nbd_control::status::BackendState;
-use nbd_tests::command::{Running, launch};
-use nbd_tests::ctl::ctl;
+use nbd_tests::command::{LIMIT, Running, launch};
+use nbd_tests::ctl::{ctl, start_ctl};
 use nbd_tests::device::Device;
 use nbd_tests::temp::TempDir;
 use nbd_tests::wait::{LONG, wait_for, wait_until};
@@ -18,6 +19,7 @@ const READERS: usize = 3;
 const BUSY: i32 = 4;
 
 kernel_tests!(
+    a_detach_goes_through_when_a_reader_comes_after_the_backend_was_told_to_end,
     a_detach_among_passing_readers_goes_through_or_changes_nothing,
     an_attach_of_a_given_device_waits_for_passing_users,
     an_attach_of_a_given_device_names_the_users_that_stay,
@@ -60,6 +62,30 @@ fn a_detach_among_passing_readers_goes_through_or_changes_nothing(api: Api) {
         });
     }
     report(&format!("{}: {ROUNDS} detaches, {refused} refused and tried again", api.name()));
+}
+
+/// Opening a device that is being disconnected reads its partition table, and all that open or close
+/// it wait for that; but the backend has been told to end. strace keeps the process that told it so
+/// from closing the device at once.
+fn a_detach_goes_through_when_a_reader_comes_after_the_backend_was_told_to_end(api: Api) {
+    let files = TempDir::new();
+    let device = Device::attach(api, [files.spec("disk.img", MIB)]);
+    let (name, processes) = (device.name(), device.processes());
+    let state = device.state().expect("a state");
+    let (holder, backend) = (state.holder.pid, state.backend.expect("a backend"));
+    let delay = "inject=ioctl:delay_exit=1000000";
+    let pid = holder.to_string();
+    let mut strace = Command::new("strace");
+    strace.args(["-f", "-qq", "-o", "/dev/null", "-e", "trace=ioctl", "-e", delay, "-p", &pid]);
+    let strace = launch(strace);
+    wait_until("strace traces the holder", LONG, || process::tracer(holder).is_some());
+    let detach = start_ctl(["detach", &name]);
+    wait_until("the backend has ended", LONG, || !backend.is_alive());
+    let read = disk::start_read(&device.path(), 0);
+    detach.finish(LIMIT).succeeds();
+    read.finish(LIMIT);
+    device.has_left_nothing(&processes);
+    drop(strace);
 }
 
 /// Keeps the device open until its standard input ends.

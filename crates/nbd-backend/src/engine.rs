@@ -17,6 +17,7 @@ use crate::lane::{LaneError, LaneState, LaneThread, is_closed};
 use crate::lull::Lull;
 use crate::recorder::{LaneRecorder, Recorder};
 use crate::system::stay_in_memory;
+use crate::unoffered;
 use crate::vigil::Vigil;
 use crate::workers::Workers;
 
@@ -87,6 +88,7 @@ impl Engine {
         predecessor: Predecessor,
     ) -> Result<Self, ServeError> {
         stay_in_memory();
+        let (backend, export) = (&unoffered::complete(backend), unoffered::widen(export));
         let Granted { ledger, sockets, layout, recording } = granted;
         let ledger = Ledger::open(ledger, &layout)?;
         let header = ledger.header();

@@ -29,6 +29,7 @@ mod replay;
 mod span;
 mod system;
 mod task;
+mod unoffered;
 mod vigil;
 mod workers;
 
