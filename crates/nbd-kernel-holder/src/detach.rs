@@ -125,7 +125,10 @@ impl Holder {
         let by_force = format!("`nbd-ctl detach --force {name}` gives it up");
         match self.run_detach_errand(errand, limit).map(Flushed::from_status) {
             _ if self.is_forced() => Ok(()),
-            Some(Flushed::Disconnected) => Ok(()),
+            Some(Flushed::Disconnected) => {
+                self.is_disconnected = true;
+                Ok(())
+            }
             Some(Flushed::NotDisconnected) => {
                 self.log(
                     "written back; the driver would not disconnect, so its sockets are closed",

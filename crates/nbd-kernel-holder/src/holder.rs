@@ -98,6 +98,8 @@ pub(crate) struct Holder {
     pub(crate) pending_detach: Option<(u64, bool)>,
     /// The driver is being told to let go, which tells the backend to end.
     pub(crate) is_leaving: bool,
+    /// It has let go, and said so.
+    pub(crate) is_disconnected: bool,
     /// The owner that has ended because of that, most probably.
     pub(crate) departed: Option<Departed>,
     /// An owner that the driver may have told to end, or still may, in a detach that was refused.
@@ -188,6 +190,7 @@ impl Holder {
             clients: BTreeMap::new(),
             pending_detach: None,
             is_leaving: false,
+            is_disconnected: false,
             departed: None,
             told_to_end: None,
             eio_since: None,

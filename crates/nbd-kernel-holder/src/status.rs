@@ -120,6 +120,9 @@ impl Holder {
             BackendState::Failing if self.failing.is_some() => {
                 "what is in flight is being answered with EIO".into()
             }
+            BackendState::Failing if self.supervisor.is_abandoned() => {
+                "the device is given up: requests are answered with EIO until it is detached".into()
+            }
             BackendState::Failing => {
                 let text =
                     "there is no backend, and requests are answered with EIO until there is one";

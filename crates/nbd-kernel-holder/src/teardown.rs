@@ -79,7 +79,10 @@ impl Holder {
             return Ok(Released::Clear);
         }
         if self.is_netlink() {
-            self.clear_device(deadline);
+            // Not a second time, which the driver would complain of in the kernel's log.
+            if !self.is_disconnected {
+                self.clear_device(deadline);
+            }
             self.kill_sitter();
         }
         let step = |deadline| Some(left(deadline));
@@ -93,8 +96,10 @@ impl Holder {
         let device = self.device.clone();
         let mut clear = self.pump_until(step(deadline), Some(TICK), |_| device.is_clear());
         if !clear && self.sitter_gone {
-            // A sitter that was killed has not cleared it.
-            self.clear_device(deadline);
+            if !self.is_netlink() {
+                // A sitter that was killed has not cleared it.
+                self.clear_device(deadline);
+            }
             clear = self.await_clear(deadline);
         }
         match clear {

@@ -43,7 +43,7 @@ impl Supervisor {
                 self.stand_in = None;
                 Vec::new()
             }
-            Event::OwnerDead { .. } | Event::NotGranted => match self.owner.take() {
+            Event::OwnerDead { .. } => match self.owner.take() {
                 // A stand-in that died of itself would do so again.
                 Some(owner) if owner.kind != Kind::StandIn || owner.dying => {
                     let start = self.stand_in.is_none().then_some(Action::StartStandIn);

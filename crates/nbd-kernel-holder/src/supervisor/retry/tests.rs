@@ -1,4 +1,4 @@
-use super::super::{Event, PeerId, Phase};
+use super::super::{Event, Kind, PeerId, Phase};
 use super::*;
 
 const CRASHED_AT_ONCE: Event = Event::OwnerDead { clean: false, progressed: false };
