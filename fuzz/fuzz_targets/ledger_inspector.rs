@@ -5,21 +5,21 @@
 #[path = "../shared/ledger.rs"]
 mod ledger;
 
-use ledger::scribble;
-use ledger::victim::{LAYOUT, Victim};
+use ledger::corrupt;
+use ledger::crashed_ledger::{CrashedLedger, LAYOUT};
 use libfuzzer_sys::fuzz_target;
-use nbd_ledger::layout::{RECORDS, SLOTS};
+use nbd_ledger::layout::{FLIGHT_RECORDS, SLOTS};
 use nbd_proto::Request;
 
 fuzz_target!(|bytes: &[u8]| {
-    let victim = Victim::new();
-    scribble(&victim, bytes);
-    let Ok(inspector) = victim.inspect() else {
+    let ledger = CrashedLedger::new();
+    corrupt(&ledger, bytes);
+    let Ok(inspector) = ledger.inspect() else {
         return;
     };
     assert!(inspector.in_flight(0).len() <= SLOTS as usize);
     let unread = inspector.unread(0, bytes).len();
     assert!(unread * Request::LEN <= LAYOUT.ring as usize + bytes.len());
     let _ = (inspector.totals(0), inspector.latencies(0), inspector.last_received_at(0));
-    assert!(inspector.recorded(0, 0, usize::MAX).0.len() <= RECORDS as usize);
+    assert!(inspector.executions(0, 0, usize::MAX).0.len() <= FLIGHT_RECORDS as usize);
 });

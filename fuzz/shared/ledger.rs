@@ -1,4 +1,4 @@
-//! How the fuzzer's bytes become a ledger that a backend has scribbled over before it died.
+//! How the fuzzer's bytes become a ledger that a backend has overwritten before it died.
 
 use std::mem::{offset_of, size_of};
 use std::ops::Range;
@@ -6,38 +6,38 @@ use std::ops::Range;
 use nbd_ledger::layout::{LaneControl, SLOTS, Slot};
 
 // The one that the tests use as well: it died in the middle of everything.
-#[path = "../../crates/nbd-ledger/tests/hostile/victim.rs"]
+#[path = "../../crates/nbd-ledger/tests/hostile/crashed_ledger.rs"]
 #[allow(dead_code, reason = "each target needs a part of it")]
-pub(crate) mod victim;
-use victim::{LAYOUT, LONG, Victim};
+pub(crate) mod crashed_ledger;
+use crashed_ledger::{CrashedLedger, LAYOUT, LONG};
 
-/// Slots that the victim has used.
+/// Slots that the ledger has used.
 const USED: usize = 6;
-/// The longest scribble.
-const LONGEST: usize = 64;
+/// The longest overwritten range.
+const MAX_OVERWRITE_BYTES: usize = 64;
 
 /// What was overwritten.
 #[derive(Default)]
-pub(crate) struct Scribbled {
+pub(crate) struct Corrupted {
     /// Anything but what a successor can check against the bytes of the stream.
     pub(crate) beyond_repair: bool,
 }
 
-/// Reads a list of scribbles, each of them a place, a length and bytes, and does them. An odd
+/// Reads a list of ranges, each a place, a length and bytes, and overwrites them. An odd
 /// first byte wipes the lane before that, so that nothing of it was ever right.
-pub(crate) fn scribble(victim: &Victim, bytes: &[u8]) -> Scribbled {
-    let mut scribbled = Scribbled::default();
+pub(crate) fn corrupt(ledger: &CrashedLedger, bytes: &[u8]) -> Corrupted {
+    let mut corrupted = Corrupted::default();
     let Some((mode, mut rest)) = bytes.split_first() else {
-        return scribbled;
+        return corrupted;
     };
     if mode % 2 == 1 {
-        scribbled.beyond_repair = true;
-        let length = LAYOUT.records() as usize;
-        victim.scribble(LAYOUT.lane(0), &vec![0; length]);
+        corrupted.beyond_repair = true;
+        let length = LAYOUT.flight_records() as usize;
+        ledger.overwrite(LAYOUT.lane(0), &vec![0; length]);
     }
     while let Some((&[region, low, high, length], after)) = rest.split_first_chunk() {
         let place = usize::from(u16::from_le_bytes([low, high]));
-        let length = (usize::from(length) % LONGEST).min(after.len());
+        let length = (usize::from(length) % MAX_OVERWRITE_BYTES).min(after.len());
         let (text, after) = after.split_at(length);
         let (start, size) = bounds(region % REGIONS);
         let mut at = place % size;
@@ -46,15 +46,15 @@ pub(crate) fn scribble(victim: &Victim, bytes: &[u8]) -> Scribbled {
             at -= at % 8;
         }
         let text = &text[..text.len().min(size - at)];
-        victim.scribble(start + at as u64, text);
-        scribbled.beyond_repair |= match region % REGIONS {
+        ledger.overwrite(start + at as u64, text);
+        corrupted.beyond_repair |= match region % REGIONS {
             CONTROL => !is_checked(&(at..at + text.len())),
             TRANSMIT | REPLY => false,
             _ => true,
         };
         rest = after;
     }
-    scribbled
+    corrupted
 }
 
 const CONTROL: u8 = 1;

@@ -58,7 +58,7 @@ impl ServeError {
     #[must_use]
     pub fn is_final(&self) -> bool {
         match self {
-            Self::Ledger(error) => matches!(error, LedgerError::Damaged(_)),
+            Self::Ledger(error) => matches!(error, LedgerError::Corrupt(_)),
             Self::Lane { is_final, .. } => *is_final,
             Self::Thread(_) | Self::Holder(_) => false,
         }

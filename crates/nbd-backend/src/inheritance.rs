@@ -30,7 +30,7 @@ impl Inheritance {
     pub(crate) fn sort(tickets: Vec<Ticket>, predecessor: Predecessor) -> Self {
         let mut sorted = Self { tickets: Vec::new(), suspects: Vec::new(), poisoned: Vec::new() };
         for ticket in tickets {
-            ticket.outlive(predecessor.crashed);
+            ticket.requeue(predecessor.crashed);
             let limit = predecessor.poison_limit;
             match ticket.crashes() {
                 0 => sorted.tickets.push(ticket),

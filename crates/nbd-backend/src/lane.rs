@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use nbd_ledger::receive::{Rest, Ticket};
-use nbd_ledger::{Answer, Arrival, Receiver, StreamError, Transmitter};
+use nbd_ledger::receive::{TakeOutcome, Ticket};
+use nbd_ledger::{Answer, Receiver, RecvOutcome, StreamError, Transmitter};
 use nbd_proto::{Command, Export, NbdError, Rejection};
 use thiserror::Error;
 
@@ -145,16 +145,16 @@ impl LaneThread {
             }
             self.serve(&mut tickets, time).map_err(LaneError::Socket)?;
             match rest {
-                Rest::Empty => match self.receive()? {
-                    Arrival::Bytes => {
+                TakeOutcome::AllTaken => match self.receive()? {
+                    RecvOutcome::Bytes => {
                         let state = &self.state;
                         self.lull.arrived(|| lock(&state.outbox).outstanding == 0);
                     }
-                    Arrival::Closed => return Ok(()),
+                    RecvOutcome::Closed => return Ok(()),
                 },
-                Rest::Starved if served => {}
-                Rest::Starved => self.wait_until(|this, _| this.receiver.has_slot()),
-                Rest::Disconnect => {
+                TakeOutcome::NoFreeSlot if served => {}
+                TakeOutcome::NoFreeSlot => self.wait_until(|this, _| this.receiver.has_slot()),
+                TakeOutcome::Disconnect => {
                     self.wait_until(|_, outstanding| outstanding == 0);
                     return Ok(());
                 }
@@ -186,7 +186,7 @@ impl LaneThread {
         outbox.awaited = false;
     }
 
-    fn receive(&mut self) -> Result<Arrival, LaneError> {
+    fn receive(&mut self) -> Result<RecvOutcome, LaneError> {
         if !self.receiver.has_space() {
             self.wait_until(|this, _| this.receiver.has_space());
         }
@@ -352,7 +352,7 @@ fn stage(transmitter: &mut Transmitter, ticket: Ticket, answer: Answer<'_>, time
         Answer::Error(error) => error,
         Answer::Done | Answer::Data(_) | Answer::DataInPlace => NbdError::SUCCESS,
     };
-    transmitter.record(&ticket, error, time);
+    transmitter.record_execution(&ticket, error, time);
     transmitter.stage(ticket, answer);
 }
 

@@ -62,7 +62,7 @@ impl LaneRecorder {
         Self {
             recorder: Arc::clone(recorder),
             lane: transmitter.lane().index(),
-            told: AtomicU64::new(transmitter.recorded()),
+            told: AtomicU64::new(transmitter.executions_recorded()),
         }
     }
 
@@ -83,9 +83,9 @@ impl LaneRecorder {
     #[cold]
     #[inline(never)]
     pub(crate) fn answering(&self, transmitter: &Transmitter) {
-        let told = self.told.swap(transmitter.recorded(), Ordering::Relaxed);
+        let told = self.told.swap(transmitter.executions_recorded(), Ordering::Relaxed);
         self.recorder.write(|writer| {
-            for done in transmitter.recorded_from(told) {
+            for done in transmitter.executions_from(told) {
                 writer.answer(self.lane, done.request.cookie, done.error, done.finished_at);
             }
         });

@@ -8,8 +8,8 @@ use nbd_control::process;
 use nbd_control::status::{
     BackendState, BackendStatus, RecoveryStatus, RequestStatus, Stage, Status, TotalsStatus,
 };
-use nbd_ledger::inspect::TotalsCopy;
-use nbd_ledger::latency::{self, HistogramCopy};
+use nbd_ledger::inspect::TotalsSnapshot;
+use nbd_ledger::latency::{self, HistogramSnapshot};
 use nbd_proto::Request;
 use nix::time::{ClockId, clock_gettime};
 
@@ -149,7 +149,7 @@ impl Holder {
         };
         let mut sum = TotalsStatus::default();
         for lane in 0..self.lanes.len() as u32 {
-            let TotalsCopy {
+            let TotalsSnapshot {
                 reads,
                 writes,
                 flushes,
@@ -173,7 +173,7 @@ impl Holder {
 
     /// Those of all lanes together.
     fn latencies(&self) -> Vec<LatencyStatus> {
-        let mut sums: [HistogramCopy; latency::NAMES.len()] = Default::default();
+        let mut sums: [HistogramSnapshot; latency::HISTOGRAM_NAMES.len()] = Default::default();
         if let Some(inspector) = &self.inspector {
             for lane in 0..self.lanes.len() as u32 {
                 for (sum, histogram) in sums.iter_mut().zip(inspector.latencies(lane)) {
@@ -181,7 +181,11 @@ impl Holder {
                 }
             }
         }
-        latency::NAMES.iter().zip(sums).map(|(name, sum)| latency_status(name, &sum)).collect()
+        latency::HISTOGRAM_NAMES
+            .iter()
+            .zip(sums)
+            .map(|(name, sum)| latency_status(name, &sum))
+            .collect()
     }
 
     pub(crate) fn recovery(&self) -> Option<RecoveryStatus> {
@@ -233,7 +237,7 @@ impl Holder {
     }
 }
 
-fn latency_status(command: &str, histogram: &HistogramCopy) -> LatencyStatus {
+fn latency_status(command: &str, histogram: &HistogramSnapshot) -> LatencyStatus {
     let buckets = histogram.buckets.iter().enumerate().filter(|(_, count)| **count > 0);
     let buckets = buckets.map(|(number, &count)| {
         let (from_ns, below_ns) = latency::bounds(number);

@@ -1,7 +1,7 @@
 //! The flight recorder, read for nbd-ctl.
 
 use nbd_control::trace::{Executed, Trace};
-use nbd_ledger::record::Recorded;
+use nbd_ledger::flight_recorder::Execution;
 
 use crate::holder::Holder;
 
@@ -18,7 +18,7 @@ impl Holder {
         };
         for lane in 0..self.lanes.len() as u32 {
             let first = from.get(lane as usize).copied().unwrap_or(0);
-            let (found, next) = inspector.recorded(lane, first, MOST);
+            let (found, next) = inspector.executions(lane, first, MOST);
             trace.requests.extend(found.iter().map(|recorded| tell(lane, recorded)));
             trace.next.push(next);
         }
@@ -26,8 +26,8 @@ impl Holder {
     }
 }
 
-fn tell(lane: u32, recorded: &Recorded) -> Executed {
-    let Recorded { number, request, .. } = *recorded;
+fn tell(lane: u32, recorded: &Execution) -> Executed {
+    let Execution { number, request, .. } = *recorded;
     Executed {
         lane,
         number,

@@ -1,8 +1,8 @@
 //! The audit: what a successor or an onlooker checks before it believes a ledger.
 //!
-//! The memory may have been scribbled over by the process that died, so it is read as hostile
-//! input: every number is checked against the layout and against the others before it is used.
-//! What passes is something that a sane backend can have left; nothing else is ever replayed.
+//! The dead process may have overwritten any word, so the memory is hostile input: each number is
+//! checked against the layout and against the others before it is used. A ledger that passes is one
+//! that a sane backend can have left; no other ledger is replayed.
 
 use std::collections::HashSet;
 use std::os::fd::BorrowedFd;
@@ -18,13 +18,13 @@ use crate::layout::{
 use crate::map::{Map, Ring};
 use crate::{receive, transmit};
 
-/// More than any count reaches, and so far from the end of `u64` that the sums of a backend's
-/// lifetime cannot overflow.
-const ENDLESS: u64 = 1 << 62;
+/// Bound of every position and count. No device reaches it, and it is so far below `u64::MAX` that
+/// the sums of a backend's lifetime cannot overflow.
+const MAX_COUNT: u64 = 1 << 62;
 
 /// How a ledger contradicts itself or the layout it should have.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
-pub enum Damage {
+pub enum Corruption {
     /// The file is not a sealed memfd of the right size.
     #[error("it is not a memfd of {expected} bytes that is sealed against shrinking")]
     File {
@@ -84,8 +84,8 @@ pub(crate) struct Findings {
     pub(crate) sent: u64,
     /// Requests not answered, by stream position.
     pub(crate) pending: Vec<Pending>,
-    /// Slots that were filled and never committed.
-    pub(crate) unborn: Vec<SlotIndex>,
+    /// Slots that were filled and whose request was never committed.
+    pub(crate) uncommitted: Vec<SlotIndex>,
 }
 
 #[derive(Debug)]
@@ -103,7 +103,7 @@ impl Findings {
 }
 
 /// Checks that a file can be mapped without risk: a shrunken one would kill its readers.
-pub(crate) fn check_file(file: BorrowedFd<'_>, layout: &Layout) -> Result<(), Damage> {
+pub(crate) fn check_file(file: BorrowedFd<'_>, layout: &Layout) -> Result<(), Corruption> {
     // The size of an unsound layout may not even be a number.
     let sound = layout.is_sound();
     let expected = if sound { layout.size() } else { 0 };
@@ -113,11 +113,11 @@ pub(crate) fn check_file(file: BorrowedFd<'_>, layout: &Layout) -> Result<(), Da
     if sound && sealed && u64::try_from(size) == Ok(expected) {
         Ok(())
     } else {
-        Err(Damage::File { expected })
+        Err(Corruption::File { expected })
     }
 }
 
-pub(crate) fn check_header(header: &Header, layout: &Layout) -> Result<(), Damage> {
+pub(crate) fn check_header(header: &Header, layout: &Layout) -> Result<(), Corruption> {
     let relaxed = Ordering::Relaxed;
     let words = [
         ("magic", header.magic.load(relaxed), MAGIC),
@@ -129,7 +129,7 @@ pub(crate) fn check_header(header: &Header, layout: &Layout) -> Result<(), Damag
     ];
     match words.into_iter().find(|(_, found, expected)| found != expected) {
         None => Ok(()),
-        Some((what, found, expected)) => Err(Damage::Header { what, found, expected }),
+        Some((what, found, expected)) => Err(Corruption::Header { what, found, expected }),
     }
 }
 
@@ -138,18 +138,19 @@ pub(crate) fn check_lane(
     lane: u32,
     ring: &Ring,
     area: &[u8],
-) -> Result<Findings, Damage> {
+) -> Result<Findings, Corruption> {
     let control = map.lane(lane);
     let mut findings = check_records(control, map.layout(), lane)?;
     let mut unsent = Vec::new();
     for index in SlotIndex::all() {
         let slot = map.slot(lane, index);
-        let bad = |what| Damage::Slot { lane, slot: index.get(), what };
+        let bad = |what| Corruption::Slot { lane, slot: index.get(), what };
         let position = slot.position.load(Ordering::Relaxed);
         let request = receive::request_of(slot);
         match slot.state() {
             SlotState::Vacant => {}
-            SlotState::Pending if position >= findings.parsed => findings.unborn.push(index),
+            // `parsed` commits a slot: at or beyond it, the predecessor died while it filled this one.
+            SlotState::Pending if position >= findings.parsed => findings.uncommitted.push(index),
             SlotState::Staged(n) if n <= findings.sequence => {
                 if n == findings.sequence {
                     unsent.push(request);
@@ -170,9 +171,13 @@ pub(crate) fn check_lane(
     Ok(findings)
 }
 
-fn check_records(control: &LaneControl, layout: &Layout, lane: u32) -> Result<Findings, Damage> {
+fn check_records(
+    control: &LaneControl,
+    layout: &Layout,
+    lane: u32,
+) -> Result<Findings, Corruption> {
     let ensure = |holds: bool, what| {
-        if holds { Ok(()) } else { Err(Damage::Record { lane, what }) }
+        if holds { Ok(()) } else { Err(Corruption::Record { lane, what }) }
     };
     let relaxed = Ordering::Relaxed;
     let receiving = control.receiving();
@@ -182,11 +187,11 @@ fn check_records(control: &LaneControl, layout: &Layout, lane: u32) -> Result<Fi
     let base = receiving.base.load(relaxed);
     let parsed = control.parsed.load(Ordering::Acquire);
     ensure(wanted <= layout.ring && count <= wanted, "receive length")?;
-    ensure(before < ENDLESS && parsed < ENDLESS, "stream position")?;
+    ensure(before < MAX_COUNT && parsed < MAX_COUNT, "stream position")?;
     let receive_epoch = control.receive_epoch.load(relaxed);
-    ensure(receive_epoch < ENDLESS, "receive count")?;
+    ensure(receive_epoch < MAX_COUNT, "receive count")?;
     let received = before + count;
-    ensure(parsed <= received + receive::HEADER + u64::from(u32::MAX), "parse position")?;
+    ensure(parsed <= received + receive::REQUEST_BYTES + u64::from(u32::MAX), "parse position")?;
     ensure(base <= before && base <= parsed, "ring base")?;
     ensure(received - parsed.min(received) <= layout.ring, "unparsed length")?;
 
@@ -195,9 +200,9 @@ fn check_records(control: &LaneControl, layout: &Layout, lane: u32) -> Result<Fi
     let length = transmitting.length.load(relaxed);
     let sent = transmitting.sent.load(relaxed);
     let sequence = transmitting.sequence.load(relaxed);
-    ensure((FIRST_SEQUENCE..ENDLESS).contains(&sequence), "transmission number")?;
+    ensure((FIRST_SEQUENCE..MAX_COUNT).contains(&sequence), "transmission number")?;
     let transmit_epoch = control.transmit_epoch.load(relaxed);
-    ensure(transmit_epoch < ENDLESS, "send count")?;
+    ensure(transmit_epoch < MAX_COUNT, "send count")?;
     ensure(length <= layout.transmit, "transmission length")?;
     ensure(sent <= length && count <= length - sent, "sent length")?;
     Ok(Findings {
@@ -210,7 +215,7 @@ fn check_records(control: &LaneControl, layout: &Layout, lane: u32) -> Result<Fi
         length,
         sent: sent + count,
         pending: Vec::new(),
-        unborn: Vec::new(),
+        uncommitted: Vec::new(),
     })
 }
 
@@ -226,31 +231,31 @@ fn check_payload(
     if payload == 0 || payload > layout.max_payload {
         return Ok(());
     }
-    let end = position + receive::HEADER + u64::from(payload);
+    let end = position + receive::REQUEST_BYTES + u64::from(payload);
     if end > findings.parsed.min(findings.received) {
         return Err("payload end");
     }
     if position < findings.base || findings.received - position > layout.ring {
         return Err("payload position");
     }
-    let header = ring.bytes((position - findings.base) % layout.ring, receive::HEADER);
+    let header = ring.bytes((position - findings.base) % layout.ring, receive::REQUEST_BYTES);
     let same = header.first_chunk().and_then(|bytes| Request::decode(bytes).ok());
     if same == Some(*request) { Ok(()) } else { Err("request: it is not the one in the ring") }
 }
 
-fn check_pending(findings: &mut Findings, lane: u32) -> Result<(), Damage> {
+fn check_pending(findings: &mut Findings, lane: u32) -> Result<(), Corruption> {
     findings.pending.sort_by_key(|pending| pending.position);
     let mut cookies = HashSet::new();
     let mut end = 0;
     for pending in &findings.pending {
-        let bad = |what| Damage::Slot { lane, slot: pending.slot.get(), what };
+        let bad = |what| Corruption::Slot { lane, slot: pending.slot.get(), what };
         if !cookies.insert(pending.request.cookie) {
             return Err(bad("cookie: two requests have it"));
         }
         if pending.position < end {
             return Err(bad("position: it overlaps another request"));
         }
-        end = pending.position + receive::HEADER + u64::from(pending.request.payload_len());
+        end = pending.position + receive::REQUEST_BYTES + u64::from(pending.request.payload_len());
         if end > findings.parsed {
             return Err(bad("position: its end was not taken yet"));
         }
@@ -259,11 +264,11 @@ fn check_pending(findings: &mut Findings, lane: u32) -> Result<(), Damage> {
 }
 
 /// An unfinished transmission must consist of whole replies to the slots that were staged for it.
-fn check_replies(area: &[u8], mut staged: Vec<Request>, lane: u32) -> Result<(), Damage> {
+fn check_replies(area: &[u8], mut staged: Vec<Request>, lane: u32) -> Result<(), Corruption> {
     let mut at = 0;
     while at < area.len() {
         let start = at as u64;
-        let bad = |what| Damage::Reply { lane, at: start, what };
+        let bad = |what| Corruption::Reply { lane, at: start, what };
         let header = area[at..].first_chunk().ok_or(bad("is cut off"))?;
         let reply = SimpleReply::decode(header).map_err(|_| bad("has no magic"))?;
         let of = staged.iter().position(|request| request.cookie == reply.cookie);
@@ -272,13 +277,13 @@ fn check_replies(area: &[u8], mut staged: Vec<Request>, lane: u32) -> Result<(),
             return Err(bad("answers two requests"));
         }
         let has_data = request.command == CommandType::READ && reply.error == NbdError::SUCCESS;
-        at += transmit::HEADER as usize + if has_data { request.length as usize } else { 0 };
+        at += transmit::REPLY_BYTES as usize + if has_data { request.length as usize } else { 0 };
         if at > area.len() {
             return Err(bad("is cut off"));
         }
     }
     match staged.is_empty() {
         true => Ok(()),
-        false => Err(Damage::Reply { lane, at: at as u64, what: "is missing" }),
+        false => Err(Corruption::Reply { lane, at: at as u64, what: "is missing" }),
     }
 }

@@ -197,7 +197,7 @@ def choose(requests, word):
 
 
 def remind(event):
-    """Tells who waits, when the program has stopped for a reason that calls for attention."""
+    """Says how many requests wait when the program stops at a breakpoint or for a signal."""
     if not isinstance(event, (gdb.BreakpointEvent, gdb.SignalEvent)):
         return
     try:

@@ -1,7 +1,7 @@
 //! Commands for gdb that list the requests in the ledger of the program that it debugs.
 //!
-//! They read the memory by themselves, with the layout of this very version in front of them, so
-//! they work whatever the program and its holder are doing.
+//! They read the memory by themselves; the script begins with the layout of this version. So
+//! they work in any state of the program and of its holder.
 
 use std::fmt::Write;
 use std::mem::{offset_of, size_of};
@@ -14,7 +14,7 @@ use crate::layout::{
 };
 
 const COMMANDS: &str = include_str!("gdb.py");
-/// More than the specification has; those without name are left out.
+/// The numbers up to here, more than the specification has.
 const COMMAND_TYPES: std::ops::Range<u16> = 0..16;
 
 /// A script for gdb's Python; `device` is what it calls the device.

@@ -1,7 +1,7 @@
 //! Reading along: what the holder shows of a device while its backend runs, stops or is gone.
 //!
-//! The backend changes the memory meanwhile, or has filled it with garbage; so an inspector
-//! believes nothing and promises only a picture that was true for each request at some moment.
+//! The backend changes the memory meanwhile, or has filled it with garbage. So an inspector checks
+//! every word that it uses, and promises only that each request was as shown at some moment.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
@@ -15,10 +15,10 @@ use crate::ledger::LedgerError;
 use crate::map::Map;
 use crate::receive;
 
-/// How many of the bytes that a backend has received and not taken are looked at.
-const UNREAD_MOST: u64 = 1 << 20;
+/// How many of the bytes that a backend has received and not taken are read.
+const MAX_UNREAD_BYTES: u64 = 1 << 20;
 
-/// A ledger mapped for reading only.
+/// A ledger mapped for reading only. Methods that name a lane panic if the layout has no such lane.
 #[derive(Debug)]
 pub struct Inspector {
     pub(crate) map: Map,
@@ -54,7 +54,7 @@ pub struct Unread {
 /// A lane's totals, copied; see [`layout::Totals`](crate::layout::Totals).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[expect(missing_docs, reason = "named and documented as the words they are copied from")]
-pub struct TotalsCopy {
+pub struct TotalsSnapshot {
     pub reads: u64,
     pub writes: u64,
     pub flushes: u64,
@@ -66,7 +66,12 @@ pub struct TotalsCopy {
 }
 
 impl Inspector {
-    /// Maps a ledger for reading, checking that it has the expected shape.
+    /// Maps a ledger for reading, after checking that it has the expected shape.
+    ///
+    /// # Errors
+    ///
+    /// [`LedgerError::Corrupt`] if `file` is not a sealed memfd of `layout`'s size or its header
+    /// does not describe `layout`; [`LedgerError::System`] if it cannot be mapped.
     pub fn open(file: OwnedFd, layout: &Layout) -> Result<Self, LedgerError> {
         audit::check_file(file.as_fd(), layout)?;
         let map = Map::new(file.as_fd(), *layout, false)
@@ -75,7 +80,7 @@ impl Inspector {
         Ok(Self { map, file: file.into() })
     }
 
-    /// The shared header. It is for loading only: a store would fault.
+    /// The shared header, for loads only: the mapping is read-only, so a store faults.
     pub fn header(&self) -> &Header {
         self.map.header()
     }
@@ -103,7 +108,8 @@ impl Inspector {
                     attempts: slot.attempts.load(Ordering::Acquire),
                     crashes: slot.crashes.load(Ordering::Relaxed),
                 };
-                // Refilled while it was read: then it was answered just now.
+                // A slot that was refilled while it was read held a request that was answered just
+                // now. `fill` stores the position first, so a changed position tells.
                 let same = slot.position.load(Ordering::Acquire) == position;
                 (waits && same).then_some(seen)
             })
@@ -129,10 +135,10 @@ impl Inspector {
     }
 
     /// A lane's totals since attach.
-    pub fn totals(&self, lane: u32) -> TotalsCopy {
+    pub fn totals(&self, lane: u32) -> TotalsSnapshot {
         let totals = &self.map.lane(lane).totals;
         let load = |word: &AtomicU64| word.load(Ordering::Relaxed);
-        TotalsCopy {
+        TotalsSnapshot {
             reads: load(&totals.reads),
             writes: load(&totals.writes),
             flushes: load(&totals.flushes),
@@ -149,13 +155,13 @@ impl Inspector {
         self.map.lane(lane).last_received_at.load(Ordering::Relaxed)
     }
 
-    /// The requests that nobody has taken: those in the bytes that a lane's backend has received,
+    /// The requests that no backend has taken: those in the bytes that a lane's backend has received,
     /// and in those that wait in its `socket`, as a peek shows them.
     pub fn unread(&self, lane: u32, socket: &[u8]) -> Vec<Unread> {
         let start = self.taken(lane);
-        let mut bytes = match self.unparsed(lane, UNREAD_MOST) {
+        let mut bytes = match self.unparsed(lane, MAX_UNREAD_BYTES) {
             Ok(rest) => rest,
-            // In the middle of a payload that is being skipped.
+            // The backend is skipping a payload: the rest of it precedes the next header.
             Err(skip) => {
                 let skip = usize::try_from(skip).unwrap_or(usize::MAX).min(socket.len());
                 return requests_in(&socket[skip..], start);
@@ -193,7 +199,7 @@ impl Inspector {
 fn requests_in(mut bytes: &[u8], mut position: u64) -> Vec<Unread> {
     let mut found = Vec::new();
     while let Some(header) = bytes.first_chunk() {
-        // A backend that runs meanwhile moves the bytes under us; then they make no sense.
+        // A running backend moves the bytes meanwhile; what is left then is no request.
         let Ok(request) = Request::decode(header) else {
             break;
         };
@@ -208,7 +214,7 @@ fn requests_in(mut bytes: &[u8], mut position: u64) -> Vec<Unread> {
 }
 
 /// Number of the last transmission that the kernel has entirely. A committed one that is still
-/// being sent counts as answered for a successor, but whoever sent the requests still waits.
+/// being sent counts as answered for a successor, but the kernel still waits for their replies.
 fn delivered(record: &TransmitRecord) -> u64 {
     let sequence = record.sequence.load(Ordering::Acquire);
     let sent = record.sent.load(Ordering::Relaxed);

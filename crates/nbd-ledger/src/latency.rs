@@ -1,43 +1,43 @@
 //! Histograms: how long requests took, counted by backends, for onlookers.
 //!
 //! Buckets are a quarter of an octave wide, so that a time is known to within a quarter, from a
-//! microsecond to almost a minute, with one shift and no division. Nothing is ever concluded from
-//! them, so they are not audited: the reader takes any words for what they say.
+//! microsecond to almost a minute, with one shift and no division. No decision depends on them, so
+//! they are not audited: readers accept any words.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use nbd_proto::CommandType;
 
 use crate::inspect::Inspector;
-use crate::layout::{BUCKETS, Histogram, KINDS, SLOTS};
+use crate::layout::{HISTOGRAM_BUCKETS, HISTOGRAMS, Histogram, SLOTS};
 
-/// Times below 2 to this power nanoseconds are not told apart.
-const SHORTEST: u32 = 10;
+/// Times below 2 to this power nanoseconds fall into bucket 0.
+const MIN_TIME_LOG2: u32 = 10;
 /// Buckets of an octave, as a power of two.
-const PARTS: u32 = 2;
+const BUCKETS_PER_OCTAVE_LOG2: u32 = 2;
 
-/// What histograms are kept apart by, in the order in which they lie in the ledger: by the numbers
-/// of the commands, of which 2 is never answered and stands for all others.
-pub const NAMES: [&str; KINDS] = ["read", "write", "other", "flush"];
-const OTHER: u16 = 2;
-const KIND_BITS: u32 = KINDS.ilog2();
+/// What each histogram of a lane counts, in the order of the ledger. The index is the command's
+/// number; 2 is the disconnect, which has no answer, so its place counts all other commands.
+pub const HISTOGRAM_NAMES: [&str; HISTOGRAMS] = ["read", "write", "other", "flush"];
+const OTHER_INDEX: u16 = 2;
+const INDEX_BITS: u32 = HISTOGRAMS.ilog2();
 
-/// A lane's histogram of one kind, copied; see [`Histogram`].
+/// A copy of one of a lane's histograms; see [`Histogram`].
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HistogramCopy {
+pub struct HistogramSnapshot {
     /// Sum of the times in nanoseconds.
     pub sum: u64,
     /// How many fell into each bucket.
-    pub buckets: [u64; BUCKETS],
+    pub buckets: [u64; HISTOGRAM_BUCKETS],
 }
 
-impl Default for HistogramCopy {
+impl Default for HistogramSnapshot {
     fn default() -> Self {
-        Self { sum: 0, buckets: [0; BUCKETS] }
+        Self { sum: 0, buckets: [0; HISTOGRAM_BUCKETS] }
     }
 }
 
-impl HistogramCopy {
+impl HistogramSnapshot {
     /// Adds another lane's.
     pub fn add(&mut self, other: &Self) {
         self.sum = self.sum.wrapping_add(other.sum);
@@ -50,12 +50,13 @@ impl HistogramCopy {
 /// The bucket of a time in nanoseconds.
 #[must_use]
 pub const fn bucket(nanoseconds: u64) -> usize {
-    let time = if nanoseconds < 1 << SHORTEST { 1 << SHORTEST } else { nanoseconds };
+    let time = if nanoseconds < 1 << MIN_TIME_LOG2 { 1 << MIN_TIME_LOG2 } else { nanoseconds };
     let octave = time.ilog2();
-    // Its first bit is always set, and counts as one octave.
-    let digits = (time >> (octave - PARTS)) as usize;
-    let index = (((octave - SHORTEST) << PARTS) as usize + digits) - (1 << PARTS);
-    if index < BUCKETS { index } else { BUCKETS - 1 }
+    // The first of these digits is always 1 and adds a whole octave, which the end subtracts.
+    let digits = (time >> (octave - BUCKETS_PER_OCTAVE_LOG2)) as usize;
+    let index = (((octave - MIN_TIME_LOG2) << BUCKETS_PER_OCTAVE_LOG2) as usize + digits)
+        - (1 << BUCKETS_PER_OCTAVE_LOG2);
+    if index < HISTOGRAM_BUCKETS { index } else { HISTOGRAM_BUCKETS - 1 }
 }
 
 /// The shortest time in nanoseconds that falls into a bucket, and the first that no longer does;
@@ -63,20 +64,21 @@ pub const fn bucket(nanoseconds: u64) -> usize {
 #[must_use]
 pub const fn bounds(bucket: usize) -> (u64, Option<u64>) {
     let from = if bucket == 0 { 0 } else { begin(bucket) };
-    (from, if bucket + 1 < BUCKETS { Some(begin(bucket + 1)) } else { None })
+    (from, if bucket + 1 < HISTOGRAM_BUCKETS { Some(begin(bucket + 1)) } else { None })
 }
 
 const fn begin(bucket: usize) -> u64 {
-    let digits = (1 << PARTS) + (bucket as u64 & ((1 << PARTS) - 1));
-    digits << (SHORTEST - PARTS + (bucket as u32 >> PARTS))
+    let digits =
+        (1 << BUCKETS_PER_OCTAVE_LOG2) + (bucket as u64 & ((1 << BUCKETS_PER_OCTAVE_LOG2) - 1));
+    digits << (MIN_TIME_LOG2 - BUCKETS_PER_OCTAVE_LOG2 + (bucket as u32 >> BUCKETS_PER_OCTAVE_LOG2))
 }
 
 /// Times of one transmission, added to the ledger's histograms just before it is committed: what is
 /// executed again after a death must not count twice.
 #[derive(Debug)]
 pub(crate) struct Latencies {
-    /// A time, and the kind in the lowest bits. Each belongs to a slot that is not free, so there
-    /// are no more than slots.
+    /// A time, and the histogram's index in the lowest bits. Each time belongs to a slot that is
+    /// not free, so there are at most as many as slots.
     times: Box<[u64; SLOTS as usize]>,
     count: usize,
 }
@@ -89,18 +91,18 @@ impl Default for Latencies {
 
 impl Latencies {
     pub(crate) fn add(&mut self, command: CommandType, nanoseconds: u64) {
-        let kind = if command.0 <= CommandType::FLUSH.0 { command.0 } else { OTHER };
-        // One that is recorded and never staged is the caller's mistake, and only miscounted.
+        let index = if command.0 <= CommandType::FLUSH.0 { command.0 } else { OTHER_INDEX };
+        // A caller that records more executions than it stages has a bug; it loses counts only.
         if let Some(time) = self.times.get_mut(self.count) {
-            *time = nanoseconds << KIND_BITS | u64::from(kind);
+            *time = nanoseconds << INDEX_BITS | u64::from(index);
             self.count += 1;
         }
     }
 
-    pub(crate) fn pour(&mut self, histograms: &[Histogram; KINDS]) {
+    pub(crate) fn add_to(&mut self, histograms: &[Histogram; HISTOGRAMS]) {
         for &time in self.times.iter().take(self.count) {
-            let histogram = &histograms[time as usize % KINDS];
-            let nanoseconds = time >> KIND_BITS;
+            let histogram = &histograms[time as usize % HISTOGRAMS];
+            let nanoseconds = time >> INDEX_BITS;
             add(&histogram.sum, nanoseconds);
             add(&histogram.buckets[bucket(nanoseconds)], 1);
         }
@@ -108,15 +110,15 @@ impl Latencies {
     }
 }
 
-/// The transmitter is the only one that stores here, so load and store suffice.
+/// A lane has one transmitter and no other process stores here, so load and store suffice.
 fn add(word: &AtomicU64, count: u64) {
     word.store(word.load(Ordering::Relaxed).wrapping_add(count), Ordering::Relaxed);
 }
 
 impl Inspector {
-    /// A lane's histograms since attach, in the order of [`NAMES`].
-    pub fn latencies(&self, lane: u32) -> [HistogramCopy; KINDS] {
-        self.map.lane(lane).latencies.each_ref().map(|histogram| HistogramCopy {
+    /// A lane's histograms since attach, in the order of [`HISTOGRAM_NAMES`].
+    pub fn latencies(&self, lane: u32) -> [HistogramSnapshot; HISTOGRAMS] {
+        self.map.lane(lane).latencies.each_ref().map(|histogram| HistogramSnapshot {
             sum: histogram.sum.load(Ordering::Relaxed),
             buckets: histogram.buckets.each_ref().map(|count| count.load(Ordering::Relaxed)),
         })

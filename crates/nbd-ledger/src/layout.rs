@@ -18,21 +18,21 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 pub const MAGIC: u64 = 0x4e42_444c_4544_4731;
 /// Layout version. Any change of this file that moves a word or its meaning raises it.
 pub const VERSION: u32 = 3;
-/// Size of the header and of a lane's control page, and the granularity of everything else.
+/// Bytes of the header and of a lane's control page; all other sizes are multiples of it.
 pub const PAGE: u64 = 4096;
 /// Request slots of a lane. The driver keeps at most 128 requests a queue in flight.
 pub const SLOTS: u32 = 256;
 /// Records of a lane's flight recorder.
-pub const RECORDS: u32 = 4096;
-/// Histograms of a lane: reads, writes, all other commands, flushes.
-pub const KINDS: usize = 4;
+pub const FLIGHT_RECORDS: u32 = 4096;
+/// Latency histograms of a lane: reads, writes, all other commands, flushes.
+pub const HISTOGRAMS: usize = 4;
 /// Marks of when requests came that a lane's control page has room for.
 pub const MARKS: usize = 5;
-/// Buckets of a histogram; [`crate::latency`] says what falls into which.
-pub const BUCKETS: usize = 103;
+/// Buckets of a histogram; [`crate::latency`] defines their bounds.
+pub const HISTOGRAM_BUCKETS: usize = 103;
 /// Upper bound for the lanes of a device.
 pub const MAX_LANES: u32 = 16;
-/// Longest payload of one request: what the driver can be told to send at most
+/// Longest payload of one request in bytes: the most that the driver can be told to send
 /// (`max_hw_sectors` is 65536).
 pub const MAX_PAYLOAD: u32 = 32 << 20;
 
@@ -64,7 +64,8 @@ impl Layout {
         }
     }
 
-    /// Whether a ledger of this shape can work at all.
+    /// Whether a ledger of this shape can work: all regions are whole pages and hold a request or
+    /// reply of the longest payload.
     #[must_use]
     pub const fn is_sound(&self) -> bool {
         let payload = self.max_payload as u64;
@@ -91,16 +92,16 @@ impl Layout {
         PAGE
     }
 
-    /// Offset of a lane's records, relative to its control page.
+    /// Offset of a lane's flight records, relative to its control page.
     #[must_use]
-    pub const fn records(&self) -> u64 {
+    pub const fn flight_records(&self) -> u64 {
         self.slots() + SLOTS as u64 * size_of::<Slot>() as u64
     }
 
     /// Offset of a lane's receive ring, relative to its control page.
     #[must_use]
     pub const fn ring_offset(&self) -> u64 {
-        self.records() + RECORDS as u64 * size_of::<Record>() as u64
+        self.flight_records() + FLIGHT_RECORDS as u64 * size_of::<FlightRecord>() as u64
     }
 
     /// Offset of a lane's transmit area, relative to its control page.
@@ -220,8 +221,8 @@ pub struct LaneControl {
     pub transmit_epoch: AtomicU64,
     /// `CLOCK_MONOTONIC` nanoseconds of the last receive that returned bytes.
     pub last_received_at: AtomicU64,
-    /// How many requests the flight recorder has seen. The one that comes next is record
-    /// `recorded` modulo [`RECORDS`]; it counts once this word has moved on.
+    /// How many executions the flight recorder has seen. The next one is filled in at index
+    /// `recorded` modulo [`FLIGHT_RECORDS`]; this word's store commits it.
     pub recorded: AtomicU64,
     /// The holder's own, which backends leave alone: [`crate::arrivals`], a stream position and a time
     /// for each mark.
@@ -234,12 +235,12 @@ pub struct LaneControl {
     /// Totals since attach.
     pub totals: Totals,
     /// How long requests took, since attach; by their kinds.
-    pub latencies: [Histogram; KINDS],
+    pub latencies: [Histogram; HISTOGRAMS],
 }
 
-/// Counts of answered requests and their bytes, since attach. Exact but for a backend that died
-/// between counting a transmission and committing it, two steps that no system call parts: its
-/// requests are counted once more when they are answered.
+/// Counts of answered requests and their bytes, since attach. If a backend dies after it counts a
+/// transmission and before it commits it (no system call lies between), its requests are counted
+/// again when a successor answers them. Otherwise the counts are exact.
 #[repr(C)]
 #[derive(Debug)]
 pub struct Totals {
@@ -261,15 +262,15 @@ pub struct Totals {
     pub written_bytes: AtomicU64,
 }
 
-/// How long the answered requests of one kind took, from being taken from the ring to the end of
-/// their execution. Counted whenever [`Totals`] are, by backends that do so at all.
+/// How long answered requests took, from the ring to the end of their execution. Counted together
+/// with [`Totals`], by backends that use the flight recorder.
 #[repr(C)]
 #[derive(Debug)]
 pub struct Histogram {
     /// Sum of their times in nanoseconds.
     pub sum: AtomicU64,
     /// How many fell into each bucket.
-    pub buckets: [AtomicU64; BUCKETS],
+    pub buckets: [AtomicU64; HISTOGRAM_BUCKETS],
 }
 
 /// A request in flight.
@@ -298,10 +299,10 @@ pub struct Slot {
     pub crashes: AtomicU32,
 }
 
-/// A request that was executed: one of the ring of the flight recorder.
+/// An execution of a request: one record of the flight recorder's ring.
 #[repr(C, align(64))]
 #[derive(Debug)]
-pub struct Record {
+pub struct FlightRecord {
     /// The request's cookie.
     pub cookie: AtomicU64,
     /// The request's offset in bytes.
@@ -401,7 +402,7 @@ const _: () = {
     assert!(size_of::<Header>() <= PAGE as usize);
     assert!(offset_of!(Header, flush_error) == 36 && offset_of!(Header, first_answer_at) == 56);
     assert!(size_of::<Slot>() == 64 && offset_of!(Slot, attempts) == 56);
-    assert!(size_of::<Record>() == 64 && offset_of!(Record, attempts) == 48);
+    assert!(size_of::<FlightRecord>() == 64 && offset_of!(FlightRecord, attempts) == 48);
     assert!(offset_of!(LaneControl, recorded) == 32 && offset_of!(LaneControl, marks) == 40);
     assert!(size_of::<ReceiveRecord>() == 128 && offset_of!(ReceiveRecord, message) == 32);
     assert!(size_of::<TransmitRecord>() == 128 && offset_of!(TransmitRecord, message) == 32);

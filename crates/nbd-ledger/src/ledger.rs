@@ -10,12 +10,12 @@ use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use thiserror::Error;
 
-use crate::audit::{self, Damage};
+use crate::audit::{self, Corruption};
 use crate::layout::{
-    FIRST_SEQUENCE, Header, LaneControl, Layout, MAGIC, Record, Slot, SlotIndex, TransmitRecord,
-    VERSION,
+    FIRST_SEQUENCE, FlightRecord, Header, LaneControl, Layout, MAGIC, Slot, SlotIndex,
+    TransmitRecord, VERSION,
 };
-use crate::map::{Map, Ring, TransmitArea, Words};
+use crate::map::{LaneWords, Map, Ring, TransmitArea};
 use crate::receive::Receiver;
 use crate::recover::{self, Recovery};
 use crate::transmit::Transmitter;
@@ -32,9 +32,9 @@ pub enum LedgerError {
         #[source]
         source: io::Error,
     },
-    /// The memory is not what a sane predecessor can have left. It must not be replayed.
+    /// No sane predecessor can have left this memory. It must not be replayed.
     #[error("the ledger is damaged")]
-    Damaged(#[from] Damage),
+    Corrupt(#[from] Corruption),
     /// The lane was opened already through this mapping; it is not given back.
     #[error("lane {0} is open in this process already")]
     LaneTaken(u32),
@@ -49,11 +49,19 @@ fn system(action: &'static str) -> impl FnOnce(nix::Error) -> LedgerError {
 pub struct Ledger {
     map: Arc<Map>,
     file: OwnedFd,
-    taken: Vec<AtomicBool>,
+    opened: Vec<AtomicBool>,
 }
 
 impl Ledger {
     /// Makes a new, empty ledger: a memfd sealed against any change of its size.
+    ///
+    /// # Errors
+    ///
+    /// [`LedgerError::System`] if the memfd cannot be made, filled or sealed.
+    ///
+    /// # Panics
+    ///
+    /// If `layout` is not sound; see [`Layout::is_sound`].
     pub fn create(layout: &Layout) -> Result<OwnedFd, LedgerError> {
         assert!(layout.is_sound(), "layout {layout:?}");
         let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
@@ -67,26 +75,44 @@ impl Ledger {
     }
 
     /// Maps a ledger for writing, after checking that it has the shape that the holder named.
+    ///
+    /// # Errors
+    ///
+    /// [`LedgerError::Corrupt`] if `file` is not a sealed memfd of `layout`'s size or its header
+    /// does not describe `layout`; [`LedgerError::System`] if it cannot be mapped.
     pub fn open(file: OwnedFd, layout: &Layout) -> Result<Arc<Self>, LedgerError> {
         audit::check_file(file.as_fd(), layout)?;
         let map = Map::new(file.as_fd(), *layout, true).map_err(system("map"))?;
         audit::check_header(map.header(), layout)?;
-        let taken = (0..layout.lanes).map(|_| AtomicBool::new(false)).collect();
-        Ok(Arc::new(Self { map: Arc::new(map), file, taken }))
+        let opened = (0..layout.lanes).map(|_| AtomicBool::new(false)).collect();
+        Ok(Arc::new(Self { map: Arc::new(map), file, opened }))
     }
 
     /// Opens a lane whose server end is `socket`, checks all that the ledger says about it, and
-    /// brings it into the state from which a successor continues. The predecessor must be dead.
+    /// brings it into the state from which a successor continues. The predecessor must be dead: this
+    /// call changes what a live one relies on.
+    ///
+    /// # Errors
+    ///
+    /// [`LedgerError::LaneTaken`] if this mapping has opened the lane already,
+    /// [`LedgerError::Corrupt`] if the lane's words contradict each other, and
+    /// [`LedgerError::System`] if ring or transmit area cannot be mapped. After the latter two the
+    /// lane may be tried again.
+    ///
+    /// # Panics
+    ///
+    /// If the layout has no such lane.
     pub fn open_lane(
         self: &Arc<Self>,
         index: u32,
         socket: OwnedFd,
     ) -> Result<(Receiver, Transmitter, Recovery), LedgerError> {
-        if self.taken[index as usize].swap(true, Ordering::AcqRel) {
+        if self.opened[index as usize].swap(true, Ordering::AcqRel) {
             return Err(LedgerError::LaneTaken(index));
         }
+        // Given back only on failure: after success ring slices and tickets of the lane may live on.
         self.take_over(index, socket)
-            .inspect_err(|_| self.taken[index as usize].store(false, Ordering::Release))
+            .inspect_err(|_| self.opened[index as usize].store(false, Ordering::Release))
     }
 
     fn take_over(
@@ -100,7 +126,7 @@ impl Ledger {
         let findings = audit::check_lane(&self.map, index, &ring, area.as_slice())?;
         let lane = Arc::new(Lane {
             ledger: Arc::clone(self),
-            words: Words::new(&self.map, index),
+            words: LaneWords::new(&self.map, index),
             index,
             ring,
             socket,
@@ -127,10 +153,11 @@ impl Ledger {
         }
     }
 
-    /// Remembers that a flush failed. The first errno stays.
+    /// Remembers that a flush failed. The first errno stays, see [`Header::flush_error`].
     pub fn set_flush_error(&self, errno: i32) {
         let errno = u32::try_from(errno).unwrap_or(0).max(1);
         let word = &self.header().flush_error;
+        // A failed exchange means that an earlier error is there, and that one is kept.
         let _ = word.compare_exchange(0, errno, Ordering::AcqRel, Ordering::Acquire);
     }
 }
@@ -155,7 +182,7 @@ fn write_initial_state(file: &std::fs::File, layout: &Layout) -> io::Result<()> 
 #[derive(Debug)]
 pub struct Lane {
     ledger: Arc<Ledger>,
-    words: Words,
+    words: LaneWords,
     index: u32,
     pub(crate) ring: Ring,
     socket: OwnedFd,
@@ -188,8 +215,8 @@ impl Lane {
         self.words.slot(slot)
     }
 
-    pub(crate) fn record(&self, number: u64) -> &Record {
-        self.words.record(number)
+    pub(crate) fn flight_record(&self, number: u64) -> &FlightRecord {
+        self.words.flight_record(number)
     }
 
     pub(crate) fn is_free(&self, slot: SlotIndex) -> bool {

@@ -12,7 +12,9 @@ use std::sync::Arc;
 
 use nix::sys::mman::{MapFlags, ProtFlags, mlock, mmap, mmap_anonymous, munmap};
 
-use crate::layout::{Header, LaneControl, Layout, RECORDS, Record, SLOTS, Slot, SlotIndex};
+use crate::layout::{
+    FLIGHT_RECORDS, FlightRecord, Header, LaneControl, Layout, SLOTS, Slot, SlotIndex,
+};
 
 /// A mapped range of memory, unmapped on drop.
 #[derive(Debug)]
@@ -75,6 +77,7 @@ impl Mapping {
 impl Drop for Mapping {
     fn drop(&mut self) {
         // SAFETY: the range was mapped by this object and every borrow of it has ended.
+        // It fails only for arguments that are no mapping, and nothing could be done about it.
         let _ = unsafe { munmap(self.start.cast(), self.length) };
     }
 }
@@ -106,7 +109,7 @@ impl Map {
         for lane in 0..self.layout.lanes {
             let page = NonNull::from(self.lane(lane)).cast();
             // SAFETY: a page of this mapping; locking it changes nothing that the program sees.
-            // A process that may not lock even this little runs with the small risk.
+            // Ignored: where RLIMIT_MEMLOCK forbids even a page, the device works with that risk.
             let _ = unsafe { mlock(page, size_of::<LaneControl>()) };
         }
     }
@@ -141,37 +144,39 @@ impl Map {
         self.at(table + slot.get() as u64 * size_of::<Slot>() as u64)
     }
 
-    /// The record of the request with this number.
-    pub(crate) fn record(&self, lane: u32, number: u64) -> &Record {
+    /// The flight record of the execution with this number.
+    pub(crate) fn flight_record(&self, lane: u32, number: u64) -> &FlightRecord {
         assert!(lane < self.layout.lanes, "lane beyond the ledger");
-        let records = self.layout.lane(lane) + self.layout.records();
-        self.at(records + number % u64::from(RECORDS) * size_of::<Record>() as u64)
+        let records = self.layout.lane(lane) + self.layout.flight_records();
+        self.at(records + number % u64::from(FLIGHT_RECORDS) * size_of::<FlightRecord>() as u64)
     }
 }
 
-/// A lane's words, looked up once: each request is told of at several places.
+/// A lane's words, looked up once, because each request stores to several of them.
 #[derive(Debug)]
-pub(crate) struct Words {
+pub(crate) struct LaneWords {
     control: NonNull<LaneControl>,
     slots: NonNull<[Slot; SLOTS as usize]>,
-    records: NonNull<[Record; RECORDS as usize]>,
+    records: NonNull<[FlightRecord; FLIGHT_RECORDS as usize]>,
     /// Keeps them where they are.
     _map: Arc<Map>,
 }
 
 // SAFETY: the pointers are borrowed references in all but lifetime, to atomics in a mapping that
 // `_map` keeps, and a `Map` may be shared by threads.
-unsafe impl Send for Words {}
+unsafe impl Send for LaneWords {}
 // SAFETY: as above.
-unsafe impl Sync for Words {}
+unsafe impl Sync for LaneWords {}
 
-impl Words {
+impl LaneWords {
     pub(crate) fn new(map: &Arc<Map>, lane: u32) -> Self {
         let start = map.layout.lane(lane);
         Self {
             control: map.lane(lane).into(),
             slots: map.at::<[Slot; SLOTS as usize]>(start + map.layout.slots()).into(),
-            records: map.at::<[Record; RECORDS as usize]>(start + map.layout.records()).into(),
+            records: map
+                .at::<[FlightRecord; FLIGHT_RECORDS as usize]>(start + map.layout.flight_records())
+                .into(),
             _map: Arc::clone(map),
         }
     }
@@ -187,11 +192,11 @@ impl Words {
         &slots[slot.get()]
     }
 
-    /// The record of the request with this number.
-    pub(crate) fn record(&self, number: u64) -> &Record {
+    /// The flight record of the execution with this number.
+    pub(crate) fn flight_record(&self, number: u64) -> &FlightRecord {
         // SAFETY: as in `control`.
         let records = unsafe { self.records.as_ref() };
-        &records[(number % u64::from(RECORDS)) as usize]
+        &records[(number % u64::from(FLIGHT_RECORDS)) as usize]
     }
 }
 

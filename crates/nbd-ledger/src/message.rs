@@ -4,8 +4,8 @@
 //! `recvmmsg(2)` and `sendmmsg(2)` with a vector of one message store the byte count into
 //! `msg_len` before they return to user space, and a SIGKILL takes effect only on that return
 //! (`net/socket.c`, `do_recvmmsg` and `__sys_sendmmsg`). So the ledger always tells how many
-//! bytes passed, whoever dies when. What remains is that the store itself must not wait: see
-//! `Map::lock_control_pages`.
+//! bytes passed, at whatever moment the process dies. The store itself must not wait for a page:
+//! see `Map::lock_control_pages`.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -20,6 +20,7 @@ pub(crate) fn reset(message: &Message) {
         word.store(0, Ordering::Relaxed);
     }
     message.padding.store(0, Ordering::Relaxed);
+    // Before the epoch that makes this record valid: a stale count would be folded in.
     message.msg_len.store(0, Ordering::Release);
 }
 

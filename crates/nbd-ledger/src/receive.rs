@@ -8,30 +8,31 @@ use std::sync::atomic::Ordering;
 use nbd_proto::{CommandFlags, CommandType, Request};
 use thiserror::Error;
 
-use crate::hook::{Point, crash_point};
+use crate::crash_points::{CrashPoint, crash_point};
 use crate::layout::{SLOTS, SlotIndex, SlotState};
 use crate::ledger::Lane;
 use crate::message;
 
 /// Bytes of a request header: the driver's `sizeof(struct nbd_request)`.
-pub(crate) const HEADER: u64 = Request::LEN as u64;
-/// Most bytes to take at once. More would spoil the processor's caches and gain nothing.
-const RECEIVE_MOST: u64 = 512 << 10;
-/// A rest of this size is always moved to the ring's beginning when nothing else lives in it …
-const SMALL_REST: u64 = 4096;
-/// … and a larger one when the ring has run this far, so that it stays in the caches.
-const FAR: u64 = 1 << 20;
+pub(crate) const REQUEST_BYTES: u64 = Request::LEN as u64;
+/// Most bytes of one receive: more evict the processor's caches and gain nothing.
+const MAX_RECEIVE_BYTES: u64 = 512 << 10;
+/// A remainder (a part of a request) of at most this size always moves to the ring's beginning when
+/// no other byte of the ring is needed …
+const SMALL_REMAINDER_BYTES: u64 = 4096;
+/// … and a larger one only once the ring was filled this far, so that the ring stays in the caches.
+const REWIND_AFTER_BYTES: u64 = 1 << 20;
 
-/// What came of [`Receiver::receive`].
+/// What [`Receiver::receive`] received.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Arrival {
+pub enum RecvOutcome {
     /// Some bytes; call [`Receiver::take`].
     Bytes,
     /// The kernel has closed its end.
     Closed,
 }
 
-/// The kernel sent something that is no request: the lane cannot go on.
+/// The kernel sent bytes that are no request: the lane cannot continue.
 #[derive(Debug, Error, PartialEq, Eq)]
 #[error("no request at stream position {position}: {found:#010x} is not the request magic")]
 pub struct StreamError {
@@ -43,11 +44,11 @@ pub struct StreamError {
 
 /// Why [`Receiver::take`] stopped taking requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Rest {
-    /// Everything complete was taken: receive more.
-    Empty,
+pub enum TakeOutcome {
+    /// Every complete request was taken: receive more.
+    AllTaken,
     /// There is a request, and no free slot for it: answer some first.
-    Starved,
+    NoFreeSlot,
     /// The kernel asked to disconnect; nothing follows.
     Disconnect,
 }
@@ -98,24 +99,26 @@ impl Ticket {
         self.lane.slot(self.slot).crashes.load(Ordering::Relaxed)
     }
 
-    /// Called once by a successor, before it executes anything: the request waits for its
-    /// execution again. If the predecessor `crashed`, and was executing it then, that counts.
-    pub fn outlive(&self, crashed: bool) {
+    /// Makes the request wait for its execution again, and counts a crash if the predecessor
+    /// `crashed` while it executed the request. A successor calls it once for each ticket of its
+    /// [`Recovery`](crate::Recovery), before it executes any.
+    pub fn requeue(&self, crashed: bool) {
         let slot = self.lane.slot(self.slot);
         if slot.started_at.load(Ordering::Relaxed) == 0 {
             return;
         }
-        // In this order a successor that dies in between counts too few crashes, never too many.
+        // In this order, a successor that dies between the two stores counts one crash too few. The
+        // other order would count it again, and a good request would be taken for poison.
         slot.started_at.store(0, Ordering::Release);
-        crash_point(Point::Outlived);
+        crash_point(CrashPoint::Requeued);
         if crashed {
             let crashes = self.crashes().saturating_add(1);
             slot.crashes.store(crashes, Ordering::Release);
         }
     }
 
-    /// Notes that execution begins at `now` (`CLOCK_MONOTONIC` nanoseconds). One that is begun,
-    /// found to be slow, and begun again in another thread is one attempt.
+    /// Notes that execution begins at `now` (`CLOCK_MONOTONIC` nanoseconds). If the same backend
+    /// begins it again, in another thread because it is slow, that is the same attempt.
     pub fn begin(&self, now: u64) {
         let slot = self.lane.slot(self.slot);
         let before = slot.started_at.load(Ordering::Relaxed);
@@ -128,7 +131,7 @@ impl Ticket {
     }
 }
 
-/// The receiving end of a lane: one thread's.
+/// The receiving end of a lane, owned by one thread.
 #[derive(Debug)]
 pub struct Receiver {
     pub(crate) lane: Arc<Lane>,
@@ -141,7 +144,8 @@ pub struct Receiver {
     pub(crate) epoch: u64,
     /// Writes whose payload may still be needed, oldest first.
     pub(crate) writes: VecDeque<(SlotIndex, u64)>,
-    pub(crate) cursor: u16,
+    /// Index of the slot to try first for the next request.
+    pub(crate) next_slot: u16,
 }
 
 impl Receiver {
@@ -157,8 +161,9 @@ impl Receiver {
     }
 
     /// Stream position of the oldest byte that is still needed.
-    fn oldest(&mut self) -> u64 {
+    fn oldest_needed(&mut self) -> u64 {
         while let Some(&(slot, position)) = self.writes.front() {
+            // A slot that was answered and refilled holds another request, at another position.
             let same = self.lane.slot(slot).position.load(Ordering::Relaxed) == position;
             if same && !self.lane.is_free(slot) {
                 return position;
@@ -170,7 +175,7 @@ impl Receiver {
 
     /// Whether [`Self::receive`] has space to receive into.
     pub fn has_space(&mut self) -> bool {
-        self.received - self.oldest() < self.lane.ledger().layout().ring
+        self.received - self.oldest_needed() < self.lane.ledger().layout().ring
     }
 
     /// Whether there is a slot for one more request.
@@ -178,23 +183,34 @@ impl Receiver {
         self.find_slot().is_some()
     }
 
-    /// Receives what has come, waiting for it if the socket blocks. There must be space.
-    pub fn receive(&mut self) -> io::Result<Arrival> {
-        let oldest = self.oldest();
+    /// Receives what has come; waits for it if the socket blocks.
+    ///
+    /// # Errors
+    ///
+    /// The error of `recvmmsg(2)`, `WouldBlock` and `Interrupted` among them. The call may be
+    /// repeated: nothing is lost.
+    ///
+    /// # Panics
+    ///
+    /// If there is no space ([`Self::has_space`]).
+    pub fn receive(&mut self) -> io::Result<RecvOutcome> {
+        let oldest = self.oldest_needed();
         self.rebase();
         let lane = Arc::clone(&self.lane);
         let space = lane.ledger().layout().ring - (self.received - oldest);
-        let wanted = space.min(RECEIVE_MOST);
+        let wanted = space.min(MAX_RECEIVE_BYTES);
+        // An empty iovec would return 0, which means that the kernel has closed.
         assert!(wanted > 0, "receiving into a full ring");
         let window = lane.ring.window(self.offset_of(self.received), wanted);
         let record = self.commit(wanted);
         let count = message::receive(lane.socket(), &record.message, window)?;
-        crash_point(Point::Received);
+        crash_point(CrashPoint::Received);
         self.received += u64::from(count);
-        Ok(if count == 0 { Arrival::Closed } else { Arrival::Bytes })
+        Ok(if count == 0 { RecvOutcome::Closed } else { RecvOutcome::Bytes })
     }
 
-    /// Lets the ring begin anew where nothing lives in it, or only a short rest.
+    /// Starts the ring again at its beginning if no byte in it is needed, or only a remainder that
+    /// is cheap to move.
     fn rebase(&mut self) {
         if !self.writes.is_empty() {
             return;
@@ -203,79 +219,93 @@ impl Receiver {
             self.base = self.received;
             return;
         }
-        let rest = self.received - self.parsed;
+        let remainder = self.received - self.parsed;
         let offset = self.offset_of(self.parsed);
-        let worth_it = rest <= SMALL_REST || offset >= FAR;
-        if worth_it && rest <= offset && offset + rest <= self.lane.ledger().layout().ring {
-            // The rest stays valid where it was until the next commit names its new place.
-            self.lane.ring.copy_to_start(offset, rest);
-            crash_point(Point::Moved);
+        let is_cheap = remainder <= SMALL_REMAINDER_BYTES || offset >= REWIND_AFTER_BYTES;
+        let ring = self.lane.ledger().layout().ring;
+        // The copy must not overlap its source: after a death in the middle, a successor still reads
+        // the remainder at its old place, until the next commit names the new one.
+        if is_cheap && remainder <= offset && offset + remainder <= ring {
+            self.lane.ring.copy_to_start(offset, remainder);
+            crash_point(CrashPoint::RemainderMoved);
             self.base = self.parsed;
         }
     }
 
-    /// Makes the other record of the pair the valid one, with all earlier bytes folded in.
+    /// Fills the scratch record of the pair, with all earlier bytes folded in, and makes it the valid
+    /// one.
     fn commit(&mut self, wanted: u64) -> &crate::layout::ReceiveRecord {
         self.epoch += 1;
         let control = self.lane.control();
         let record = &control.receive[(self.epoch & 1) as usize];
         record.received.store(self.received, Ordering::Relaxed);
-        crash_point(Point::ReceiveBegun);
+        crash_point(CrashPoint::ReceiveBegun);
         record.base.store(self.base, Ordering::Relaxed);
         record.wanted.store(wanted, Ordering::Relaxed);
         message::reset(&record.message);
-        crash_point(Point::ReceiveFilled);
+        crash_point(CrashPoint::ReceiveFilled);
+        // This store commits; all stores to the record must come before it.
         control.receive_epoch.store(self.epoch, Ordering::Release);
-        crash_point(Point::ReceiveCommitted);
+        crash_point(CrashPoint::ReceiveCommitted);
         record
     }
 
-    /// Takes every complete request that was received into a slot. `now` is `CLOCK_MONOTONIC`
-    /// in nanoseconds. Also when it fails, `tickets` has what stood before the bad header.
-    pub fn take(&mut self, now: u64, tickets: &mut Vec<Ticket>) -> Result<Rest, StreamError> {
+    /// Takes every complete request that was received into a slot and appends its ticket. `now` is
+    /// `CLOCK_MONOTONIC` in nanoseconds.
+    ///
+    /// # Errors
+    ///
+    /// [`StreamError`] if bytes follow that are no request. The requests before them are taken, and
+    /// `tickets` has them.
+    pub fn take(
+        &mut self,
+        now: u64,
+        tickets: &mut Vec<Ticket>,
+    ) -> Result<TakeOutcome, StreamError> {
         let before = self.parsed;
-        let rest = loop {
-            if self.parsed + HEADER > self.received {
-                break Ok(Rest::Empty);
+        let outcome = loop {
+            if self.parsed + REQUEST_BYTES > self.received {
+                break Ok(TakeOutcome::AllTaken);
             }
             let request = match self.peek_request() {
                 Ok(request) => request,
-                // What was taken before it must be committed like any other: it will be answered.
+                // Requests taken before it are committed below, because they will be answered.
                 Err(error) => break Err(error),
             };
             if request.command == CommandType::DISC {
-                // Left in the stream, so that a successor sees it too.
-                break Ok(Rest::Disconnect);
+                // It stays in the stream, so that a successor sees it too.
+                break Ok(TakeOutcome::Disconnect);
             }
             let payload = u64::from(request.payload_len());
             let kept = payload <= u64::from(self.lane.ledger().layout().max_payload);
-            let end = self.parsed + HEADER + payload;
+            let end = self.parsed + REQUEST_BYTES + payload;
             if kept && end > self.received {
-                break Ok(Rest::Empty);
+                break Ok(TakeOutcome::AllTaken);
             }
             let Some(slot) = self.find_slot() else {
-                break Ok(Rest::Starved);
+                break Ok(TakeOutcome::NoFreeSlot);
             };
             self.fill(slot, &request, now);
             if kept && payload != 0 {
                 self.writes.push_back((slot, self.parsed));
             }
-            let data = self.offset_of(self.parsed + HEADER);
+            let data = self.offset_of(self.parsed + REQUEST_BYTES);
             tickets.push(Ticket::new(&self.lane, slot, request, data));
             self.parsed = end;
         };
         if self.parsed != before {
             let control = self.lane.control();
             control.last_received_at.store(now, Ordering::Relaxed);
-            crash_point(Point::TakeBegun);
+            crash_point(CrashPoint::TakeBegun);
+            // This store commits all slots that were filled above.
             control.parsed.store(self.parsed, Ordering::Release);
-            crash_point(Point::Taken);
+            crash_point(CrashPoint::Taken);
         }
-        rest
+        outcome
     }
 
     fn peek_request(&self) -> Result<Request, StreamError> {
-        let bytes = self.lane.ring.bytes(self.offset_of(self.parsed), HEADER);
+        let bytes = self.lane.ring.bytes(self.offset_of(self.parsed), REQUEST_BYTES);
         let header = bytes.first_chunk().expect("a header's length was asked for");
         Request::decode(header)
             .map_err(|wrong| StreamError { position: self.parsed, found: wrong.found })
@@ -283,11 +313,11 @@ impl Receiver {
 
     fn find_slot(&mut self) -> Option<SlotIndex> {
         for _ in 0..SLOTS {
-            let slot = SlotIndex(self.cursor);
+            let slot = SlotIndex(self.next_slot);
             if self.lane.is_free(slot) {
                 return Some(slot);
             }
-            self.cursor = (self.cursor + 1) % SLOTS as u16;
+            self.next_slot = (self.next_slot + 1) % SLOTS as u16;
         }
         None
     }
@@ -295,8 +325,10 @@ impl Receiver {
     /// Fills a slot. It counts only once `parsed` has moved past its position.
     fn fill(&mut self, index: SlotIndex, request: &Request, now: u64) {
         let slot = self.lane.slot(index);
+        // First, while the state still says that the slot is free: `Pending` at an old position,
+        // below `parsed`, would bring an answered request back to life.
         slot.position.store(self.parsed, Ordering::Relaxed);
-        crash_point(Point::SlotBegun);
+        crash_point(CrashPoint::SlotBegun);
         slot.cookie.store(request.cookie, Ordering::Relaxed);
         slot.offset.store(request.offset, Ordering::Relaxed);
         slot.length.store(request.length, Ordering::Relaxed);
@@ -305,10 +337,10 @@ impl Receiver {
         slot.started_at.store(0, Ordering::Relaxed);
         slot.attempts.store(0, Ordering::Relaxed);
         slot.crashes.store(0, Ordering::Relaxed);
-        crash_point(Point::SlotFilled);
+        crash_point(CrashPoint::SlotFilled);
         slot.set_state(SlotState::Pending);
-        crash_point(Point::SlotPending);
-        self.cursor = (self.cursor + 1) % SLOTS as u16;
+        crash_point(CrashPoint::SlotPending);
+        self.next_slot = (self.next_slot + 1) % SLOTS as u16;
     }
 }
 

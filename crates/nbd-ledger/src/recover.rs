@@ -1,19 +1,19 @@
 //! Recovery: a successor continues where its predecessor was stopped.
 //!
-//! Each step here may itself be cut short by a kill: it stores nothing that changes what the
-//! next attempt would find, until that is committed by the ordinary rules.
+//! A kill may interrupt each step here too. So no store of recovery changes what the next attempt
+//! finds: freeing an uncommitted slot and making a staged one pending can be repeated.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use crate::audit::Findings;
-use crate::hook::{Point, crash_point};
+use crate::crash_points::{CrashPoint, crash_point};
 use crate::latency::Latencies;
 use crate::layout::SlotState;
 use crate::ledger::Lane;
 use crate::map::TransmitArea;
-use crate::receive::{HEADER, Receiver, Ticket};
+use crate::receive::{REQUEST_BYTES, Receiver, Ticket};
 use crate::transmit::{Tally, Transmitter};
 
 /// What is left to do for a successor, in this order: [`Transmitter::finish`], then execute the
@@ -32,17 +32,20 @@ pub(crate) fn take_over(
     findings: &Findings,
 ) -> (Receiver, Transmitter, Recovery) {
     let ring = lane.ledger().layout().ring;
-    for &slot in &findings.unborn {
+    for &slot in &findings.uncommitted {
+        // Before `parsed` moves: once it passes this slot's position, the slot would seem to hold a
+        // request.
         lane.slot(slot).set_state(SlotState::Vacant);
-        crash_point(Point::Unborn);
+        crash_point(CrashPoint::SlotVacated);
     }
     let mut writes = VecDeque::new();
     let mut tickets = Vec::with_capacity(findings.pending.len());
     for pending in &findings.pending {
-        // A reply that was staged and not committed will get another place and number.
+        // A staged and uncommitted reply is staged anew, at another place and under another number.
         lane.slot(pending.slot).set_state(SlotState::Pending);
-        crash_point(Point::Restored);
-        let payload = pending.position.wrapping_add(HEADER).wrapping_sub(findings.base) % ring;
+        crash_point(CrashPoint::Restored);
+        let payload =
+            pending.position.wrapping_add(REQUEST_BYTES).wrapping_sub(findings.base) % ring;
         let ticket = Ticket::new(lane, pending.slot, pending.request, payload);
         if !ticket.payload().is_empty() {
             writes.push_back((pending.slot, pending.position));
@@ -56,7 +59,7 @@ pub(crate) fn take_over(
         parsed: findings.parsed,
         epoch: findings.receive_epoch,
         writes,
-        cursor: 0,
+        next_slot: 0,
     };
     let transmitter = Transmitter {
         lane: Arc::clone(lane),

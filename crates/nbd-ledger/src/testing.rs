@@ -8,15 +8,15 @@ use std::sync::Arc;
 
 use nbd_proto::{CommandFlags, CommandType, Request, SimpleReply};
 
-use crate::receive::{Rest, Ticket};
-use crate::{Answer, Arrival, Inspector, Layout, Ledger, Receiver, Recovery, Transmitter};
+use crate::receive::{TakeOutcome, Ticket};
+use crate::{Answer, Inspector, Layout, Ledger, Receiver, Recovery, RecvOutcome, Transmitter};
 
 /// A ring that a few large writes fill.
 pub(crate) const SMALL: Layout =
     Layout { lanes: 1, ring: 128 << 10, transmit: 128 << 10, max_payload: 64 << 10 };
 
-/// What outlives a backend, and the kernel's end of the lane.
-pub(crate) struct Bench {
+/// What outlives a backend (ledger and server end), and the kernel's end of the lane.
+pub(crate) struct TestLane {
     layout: Layout,
     file: File,
     socket: UnixStream,
@@ -30,7 +30,7 @@ pub(crate) struct Backend {
     pub(crate) tickets: Vec<Ticket>,
 }
 
-impl Bench {
+impl TestLane {
     pub(crate) fn new(layout: Layout) -> Self {
         let (socket, peer) = UnixStream::pair().expect("a socket pair");
         let file = Ledger::create(&layout).expect("a ledger").into();
@@ -79,8 +79,8 @@ impl Bench {
 }
 
 impl Backend {
-    /// Receives and takes everything that has come.
-    pub(crate) fn take(&mut self) -> Rest {
+    /// Receives and takes all requests that have come.
+    pub(crate) fn take(&mut self) -> TakeOutcome {
         self.receive();
         self.receiver.take(1, &mut self.tickets).expect("requests only")
     }
@@ -89,7 +89,7 @@ impl Backend {
     pub(crate) fn receive(&mut self) {
         while self.receiver.has_space() && self.has_bytes() {
             let arrival = self.receiver.receive().expect("an open lane");
-            assert_eq!(arrival, Arrival::Bytes);
+            assert_eq!(arrival, RecvOutcome::Bytes);
         }
     }
 

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use nbd_proto::{CommandType, NbdError, SimpleReply};
 
-use crate::hook::{Point, crash_point};
+use crate::crash_points::{CrashPoint, crash_point};
 use crate::latency::Latencies;
 use crate::layout::{SlotState, Totals, TransmitRecord};
 use crate::ledger::Lane;
@@ -15,7 +15,7 @@ use crate::message;
 use crate::receive::Ticket;
 
 /// Bytes of a simple reply: the driver's `sizeof(struct nbd_reply)`.
-pub(crate) const HEADER: u64 = SimpleReply::LEN as u64;
+pub(crate) const REPLY_BYTES: u64 = SimpleReply::LEN as u64;
 
 /// How a request ended.
 #[derive(Clone, Copy, Debug)]
@@ -30,7 +30,7 @@ pub enum Answer<'a> {
     Error(NbdError),
 }
 
-/// The transmitting end of a lane. Several threads share it under a lock of the caller's.
+/// The transmitting end of a lane. The caller guards it with a lock if several threads answer.
 ///
 /// Replies are *staged*, any number of them, and then sent together: [`Self::send`] commits the
 /// staged bytes as one transmission, which is the moment at which their requests count as
@@ -68,7 +68,7 @@ impl Transmitter {
     /// Whether a reply with `length` bytes of data fits beside what is staged. One always fits
     /// after a successful [`Self::send`].
     pub fn fits(&self, length: u32) -> bool {
-        self.end() + HEADER + u64::from(length) <= self.area.as_slice().len() as u64
+        self.end() + REPLY_BYTES + u64::from(length) <= self.area.as_slice().len() as u64
     }
 
     /// Where the next reply is put.
@@ -77,13 +77,23 @@ impl Transmitter {
     }
 
     /// Where the data of the next reply belongs, for [`Answer::DataInPlace`]. The caller may
-    /// also leave it and stage something else. It must fit.
+    /// also stage another answer instead.
+    ///
+    /// # Panics
+    ///
+    /// If a reply of this length does not fit ([`Self::fits`]).
     pub fn room_for_data(&mut self, length: u32) -> &mut [u8] {
-        let start = (self.end() + HEADER) as usize;
+        let start = (self.end() + REPLY_BYTES) as usize;
         &mut self.area.as_mut_slice()[start..start + length as usize]
     }
 
-    /// Adds the answer to a request to the next transmission. It must fit.
+    /// Adds the answer to a request to the next transmission.
+    ///
+    /// # Panics
+    ///
+    /// If the ticket is of another lane, if the answer does not suit the command (a read needs
+    /// data, other commands have none), if the data has another length than the request, or if the
+    /// reply does not fit ([`Self::fits`]).
     #[expect(clippy::needless_pass_by_value, reason = "answering a request consumes its ticket")]
     pub fn stage(&mut self, ticket: Ticket, answer: Answer<'_>) {
         assert!(Arc::ptr_eq(&ticket.lane, &self.lane), "a ticket of another lane");
@@ -105,18 +115,20 @@ impl Transmitter {
         let reply = SimpleReply { error, cookie: request.cookie }.encode();
         let start = self.end() as usize;
         self.area.as_mut_slice()[start..start + reply.len()].copy_from_slice(&reply);
-        crash_point(Point::ReplyWritten);
+        crash_point(CrashPoint::ReplyWritten);
         // Not an answer yet: a number beyond the committed one means pending.
         ticket.lane.slot(ticket.slot).set_state(SlotState::Staged(self.sequence + 1));
-        crash_point(Point::Staged);
-        self.staged += HEADER + u64::from(length);
+        crash_point(CrashPoint::Staged);
+        self.staged += REPLY_BYTES + u64::from(length);
         self.tally.add(request.command, request.length, error);
     }
 
     /// Commits what is staged and sends it, waiting for the kernel to take it.
     ///
-    /// After an error nothing is lost: the next call, or a successor, goes on at the byte at which
-    /// the kernel stopped.
+    /// # Errors
+    ///
+    /// The error of `sendmmsg(2)`, except `Interrupted`. Nothing is lost: the next call, or a
+    /// successor, continues at the byte at which the kernel stopped.
     pub fn send(&mut self) -> io::Result<()> {
         self.finish()?;
         if self.staged == 0 {
@@ -124,15 +136,19 @@ impl Transmitter {
         }
         self.sequence += 1;
         self.unfinished = std::mem::take(&mut self.staged);
-        // Before the kernel can have it: who waits for an answer and then kills this process, or
-        // for its last byte, which a successor sends, finds it counted.
-        self.tally.pour(&self.lane.control().totals);
-        self.latencies.pour(&self.lane.control().latencies);
-        self.pump(0, self.unfinished)
+        // Counted before the kernel can have the reply: an onlooker that has seen the answer finds
+        // it in the totals, even if this process dies right after it sent the last byte.
+        self.tally.add_to(&self.lane.control().totals);
+        self.latencies.add_to(&self.lane.control().latencies);
+        self.send_from(0, self.unfinished)
     }
 
-    /// Sends what was committed and not sent, byte for byte: by the predecessor, or by a
-    /// [`Self::send`] that failed. The first thing that a successor does on a lane.
+    /// Sends, byte for byte, what was committed and not sent: by the predecessor, or by a
+    /// [`Self::send`] that failed. A successor calls it before anything else on the lane.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Self::send`].
     pub fn finish(&mut self) -> io::Result<()> {
         if self.unfinished == 0 {
             return Ok(());
@@ -141,15 +157,16 @@ impl Transmitter {
         let count = record.message.msg_len.load(Ordering::Relaxed);
         let sent = record.sent.load(Ordering::Relaxed) + u64::from(count);
         let length = self.unfinished;
-        self.pump(sent, length)?;
-        // What was staged meanwhile moves to where a transmission begins.
+        self.send_from(sent, length)?;
+        // What was staged meanwhile moves to the area's beginning, where a transmission starts. It
+        // is not committed, so a death in the middle of the copy loses nothing.
         let staged = length as usize..(length + self.staged) as usize;
         self.area.as_mut_slice().copy_within(staged, 0);
         Ok(())
     }
 
     /// Sends the transmission's bytes from `sent` on, and then frees its slots.
-    fn pump(&mut self, mut sent: u64, length: u64) -> io::Result<()> {
+    fn send_from(&mut self, mut sent: u64, length: u64) -> io::Result<()> {
         let lane = Arc::clone(&self.lane);
         while sent < length {
             self.epoch += 1;
@@ -161,23 +178,26 @@ impl Transmitter {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             }
-            crash_point(Point::Sent);
+            crash_point(CrashPoint::Sent);
         }
         self.unfinished = 0;
+        // Only now: a slot that is reused earlier would lose the request of an unsent reply, which
+        // the audit of a successor needs.
         lane.complete.store(self.sequence, Ordering::Release);
         Ok(())
     }
 
-    /// Fills in the record that is not valid and makes it the valid one.
+    /// Fills in the scratch record of the pair and makes it the valid one.
     fn commit(&self, record: &TransmitRecord, sent: u64, length: u64) {
         record.sequence.store(self.sequence, Ordering::Relaxed);
-        crash_point(Point::SendBegun);
+        crash_point(CrashPoint::SendBegun);
         record.length.store(length, Ordering::Relaxed);
         record.sent.store(sent, Ordering::Relaxed);
         message::reset(&record.message);
-        crash_point(Point::SendFilled);
+        crash_point(CrashPoint::SendFilled);
+        // This store commits; all stores to the record must come before it.
         self.lane.control().transmit_epoch.store(self.epoch, Ordering::Release);
-        crash_point(Point::SendCommitted);
+        crash_point(CrashPoint::SendCommitted);
     }
 }
 
@@ -209,10 +229,10 @@ impl Tally {
         }
     }
 
-    fn pour(&mut self, totals: &Totals) {
+    fn add_to(&mut self, totals: &Totals) {
         let counts = std::mem::take(self);
         let add = |word: &AtomicU64, count: u64| {
-            // The transmitter is the only one that stores here, so load and store suffice.
+            // A lane has one transmitter and no other process stores here: no atomic add needed.
             if count != 0 {
                 let sum = word.load(Ordering::Relaxed).wrapping_add(count);
                 word.store(sum, Ordering::Relaxed);

@@ -108,7 +108,7 @@ impl Image {
     pub(crate) fn renew(&mut self, world: &World, after_system_call: bool) -> bool {
         // Without the records of the flight recorder, which no successor looks at.
         let (records, ring) =
-            (LAYOUT.lane(0) + LAYOUT.records(), LAYOUT.lane(0) + LAYOUT.ring_offset());
+            (LAYOUT.lane(0) + LAYOUT.flight_records(), LAYOUT.lane(0) + LAYOUT.ring_offset());
         self.buffer.resize((records + LAYOUT.size() - ring) as usize, 0);
         let (before, after) = self.buffer.split_at_mut(records as usize);
         let read = world.ledger.read_exact_at(before, 0);

@@ -1,6 +1,6 @@
 use super::*;
 use crate::Answer;
-use crate::testing::{Bench, SMALL, flush, read, write};
+use crate::testing::{SMALL, TestLane, flush, read, write};
 
 #[test]
 fn a_request_is_as_old_as_the_first_mark_behind_it() {
@@ -31,14 +31,14 @@ fn there_are_no_more_marks_than_requests_in_flight() {
 
 #[test]
 fn the_next_holder_finds_the_oldest_marks_and_the_latest() {
-    let bench = Bench::new(SMALL);
-    let inspector = bench.inspector();
+    let lane = TestLane::new(SMALL);
+    let inspector = lane.inspector();
     let mut arrivals = Arrivals::default();
     for number in 1..=MARKS as u64 + 3 {
         arrivals.note(28 * number, 10 * number);
     }
     arrivals.write(&inspector, 0).unwrap();
-    let left = Arrivals::left(&bench.inspector(), 0, 1000);
+    let left = Arrivals::left(&lane.inspector(), 0, 1000);
     assert_eq!((left.at(0), left.at(28)), (Some(10), Some(20)));
     let latest = 28 * (MARKS as u64 + 3) - 1;
     assert_eq!(left.at(latest), arrivals.at(latest));
@@ -49,8 +49,8 @@ fn the_next_holder_finds_the_oldest_marks_and_the_latest() {
 
 #[test]
 fn garbage_in_the_place_of_marks_is_no_mark() {
-    let bench = Bench::new(SMALL);
-    let inspector = bench.inspector();
+    let lane = TestLane::new(SMALL);
+    let inspector = lane.inspector();
     let mark = |end, at| Mark { end, at };
     let garbage = [mark(56, 20), mark(28, 30), mark(84, 10), mark(1, 1), mark(2, 2)];
     inspector.write_marks(0, &garbage).unwrap();
@@ -59,12 +59,12 @@ fn garbage_in_the_place_of_marks_is_no_mark() {
 
 #[test]
 fn positions_of_requests_are_those_of_the_stream() {
-    let mut bench = Bench::new(SMALL);
-    let mut backend = bench.backend();
-    bench.send(&[write(1, 512), flush(2)].concat());
+    let mut lane = TestLane::new(SMALL);
+    let mut backend = lane.backend();
+    lane.send(&[write(1, 512), flush(2)].concat());
     backend.take();
     backend.answer(0, Answer::Done);
-    let inspector = bench.inspector();
+    let inspector = lane.inspector();
     let waiting = [read(3, 100), flush(4)].concat();
     assert_eq!(inspector.received(0), 28 + 512 + 28);
     let slots: Vec<_> = inspector.in_flight(0).iter().map(|seen| seen.position).collect();

@@ -1,16 +1,16 @@
 use crate::Answer;
-use crate::testing::{Bench, SMALL, flush, read, write};
+use crate::testing::{SMALL, TestLane, flush, read, write};
 
 #[test]
 fn requests_in_flight_are_shown_oldest_first_until_their_reply_is_committed() {
-    let mut bench = Bench::new(SMALL);
-    let inspector = bench.inspector();
+    let mut lane = TestLane::new(SMALL);
+    let inspector = lane.inspector();
     let cookies = || -> Vec<_> {
         let found = inspector.in_flight(0).into_iter();
         found.map(|seen| seen.request.cookie).collect()
     };
-    let mut backend = bench.backend();
-    bench.send(&[flush(7), write(5, 100), read(6, 100)].concat());
+    let mut backend = lane.backend();
+    lane.send(&[flush(7), write(5, 100), read(6, 100)].concat());
     assert!(cookies().is_empty());
     backend.take();
     assert_eq!(cookies(), [7, 5, 6]);
@@ -28,37 +28,37 @@ fn requests_in_flight_are_shown_oldest_first_until_their_reply_is_committed() {
 
 #[test]
 fn bytes_that_were_received_and_not_taken_are_shown() {
-    let mut bench = Bench::new(SMALL);
-    let mut backend = bench.backend();
+    let mut lane = TestLane::new(SMALL);
+    let mut backend = lane.backend();
     let half = &write(2, 1000)[..500];
-    bench.send(&[&flush(1), half].concat());
+    lane.send(&[&flush(1), half].concat());
     backend.take();
-    let inspector = bench.inspector();
+    let inspector = lane.inspector();
     assert_eq!(inspector.unparsed(0, 4096).as_deref(), Ok(half));
     assert_eq!(inspector.unparsed(0, 28).as_deref(), Ok(&half[..28]));
 }
 
 #[test]
 fn bytes_across_the_end_of_the_ring_are_shown_in_order() {
-    let mut bench = Bench::new(SMALL);
-    let mut backend = bench.backend();
-    bench.send(&[write(1, 60_000), write(2, 60_000)].concat());
+    let mut lane = TestLane::new(SMALL);
+    let mut backend = lane.backend();
+    lane.send(&[write(1, 60_000), write(2, 60_000)].concat());
     backend.take();
     backend.answer(0, Answer::Done);
     let half = &write(3, 40_000)[..30_000];
-    bench.send(half);
+    lane.send(half);
     backend.take();
     assert_eq!(backend.receiver.base, 0);
     assert!(backend.receiver.received > SMALL.ring);
-    let inspector = bench.inspector();
+    let inspector = lane.inspector();
     assert_eq!(inspector.unparsed(0, u64::MAX).as_deref(), Ok(half));
 }
 
 #[test]
-fn a_payload_that_is_skipped_is_told_by_its_length() {
-    let mut bench = Bench::new(SMALL);
-    let mut backend = bench.backend();
-    bench.send(&write(1, 100_000)[..40_000]);
+fn a_skipped_payload_is_reported_with_the_bytes_to_come() {
+    let mut lane = TestLane::new(SMALL);
+    let mut backend = lane.backend();
+    lane.send(&write(1, 100_000)[..40_000]);
     backend.take();
-    assert_eq!(bench.inspector().unparsed(0, 4096), Err(60_028));
+    assert_eq!(lane.inspector().unparsed(0, 4096), Err(60_028));
 }

@@ -12,9 +12,9 @@ fn regions_follow_each_other_and_fill_the_file() {
             assert_eq!(end, layout.lane(lane + 1));
         }
         let slots = u64::from(SLOTS) * size_of::<Slot>() as u64;
-        assert_eq!(layout.slots() + slots, layout.records());
-        let records = u64::from(RECORDS) * size_of::<Record>() as u64;
-        assert_eq!(layout.records() + records, layout.ring_offset());
+        assert_eq!(layout.slots() + slots, layout.flight_records());
+        let records = u64::from(FLIGHT_RECORDS) * size_of::<FlightRecord>() as u64;
+        assert_eq!(layout.flight_records() + records, layout.ring_offset());
         assert_eq!(layout.ring_offset() + layout.ring, layout.transmit_offset());
         assert_eq!(layout.size(), layout.lane(layout.lanes));
     }

@@ -1,12 +1,12 @@
 use super::*;
 use crate::Answer;
-use crate::testing::{Backend, Bench, SMALL, flush, read, request, write};
+use crate::testing::{Backend, SMALL, TestLane, flush, read, request, write};
 
 /// Where in the ring the next byte will be received, once the receiver has looked for a better
 /// place.
 fn next_offset(backend: &mut Backend) -> u64 {
     let receiver = &mut backend.receiver;
-    receiver.oldest();
+    receiver.oldest_needed();
     receiver.rebase();
     receiver.offset_of(receiver.received)
 }
@@ -16,98 +16,98 @@ fn header(bytes: &[u8]) -> u64 {
 }
 
 #[test]
-fn a_ring_in_which_nothing_lives_starts_again_at_its_beginning() {
-    let mut bench = Bench::new(SMALL);
-    let mut backend = bench.backend();
-    bench.send(&write(1, 1000));
+fn a_ring_without_needed_bytes_starts_again_at_its_beginning() {
+    let mut lane = TestLane::new(SMALL);
+    let mut backend = lane.backend();
+    lane.send(&write(1, 1000));
     backend.take();
-    assert_eq!(next_offset(&mut backend), HEADER + 1000, "the write lives");
+    assert_eq!(next_offset(&mut backend), REQUEST_BYTES + 1000, "the write is needed");
     backend.answer(0, Answer::Done);
     assert_eq!(next_offset(&mut backend), 0);
 }
 
 #[test]
 fn requests_without_payload_do_not_keep_the_ring() {
-    let mut bench = Bench::new(SMALL);
-    let mut backend = bench.backend();
-    bench.send(&[read(1, 4096), flush(2)].concat());
-    assert_eq!(backend.take(), Rest::Empty);
+    let mut lane = TestLane::new(SMALL);
+    let mut backend = lane.backend();
+    lane.send(&[read(1, 4096), flush(2)].concat());
+    assert_eq!(backend.take(), TakeOutcome::AllTaken);
     assert_eq!(backend.tickets.len(), 2);
     assert_eq!(next_offset(&mut backend), 0);
 }
 
 #[test]
-fn a_short_rest_moves_to_the_beginning_and_stays_whole() {
-    let mut bench = Bench::new(SMALL);
-    let mut backend = bench.backend();
+fn a_short_remainder_moves_to_the_beginning_and_stays_whole() {
+    let mut lane = TestLane::new(SMALL);
+    let mut backend = lane.backend();
     let (done, half) = (read(1, 512), write(2, 4000));
-    bench.send(&[&done[..], &half[..10]].concat());
+    lane.send(&[&done[..], &half[..10]].concat());
     backend.take();
     assert_eq!(next_offset(&mut backend), 10);
-    bench.send(&half[10..]);
+    lane.send(&half[10..]);
     backend.take();
     assert_eq!(backend.tickets[1].request().cookie, 2);
     assert_eq!(backend.tickets[1].payload(), &half[28..]);
 }
 
 #[test]
-fn a_rest_longer_than_what_lies_before_it_stays() {
-    let mut bench = Bench::new(SMALL);
-    let mut backend = bench.backend();
+fn a_remainder_longer_than_the_bytes_before_it_is_not_moved() {
+    let mut lane = TestLane::new(SMALL);
+    let mut backend = lane.backend();
     let (done, half) = (flush(1), &write(2, 4000)[..100]);
-    bench.send(&[&done[..], half].concat());
+    lane.send(&[&done[..], half].concat());
     backend.take();
     assert_eq!(next_offset(&mut backend), header(&done) + 100);
 }
 
 #[test]
-fn a_rest_stays_as_long_as_a_write_before_it_is_unanswered() {
-    let mut bench = Bench::new(SMALL);
-    let mut backend = bench.backend();
-    bench.send(&[&write(1, 3000), &write(2, 3000)[..20]].concat());
+fn a_remainder_is_not_moved_while_a_write_before_it_is_unanswered() {
+    let mut lane = TestLane::new(SMALL);
+    let mut backend = lane.backend();
+    lane.send(&[&write(1, 3000), &write(2, 3000)[..20]].concat());
     backend.take();
-    assert_eq!(next_offset(&mut backend), HEADER + 3000 + 20);
+    assert_eq!(next_offset(&mut backend), REQUEST_BYTES + 3000 + 20);
     backend.transmitter.stage(backend.tickets.remove(0), Answer::Done);
     let staged = next_offset(&mut backend);
-    assert_eq!(staged, HEADER + 3000 + 20, "staged is not answered");
+    assert_eq!(staged, REQUEST_BYTES + 3000 + 20, "staged is not answered");
     backend.transmitter.send().unwrap();
     assert_eq!(next_offset(&mut backend), 20);
 }
 
 #[test]
-fn a_long_rest_moves_only_when_the_ring_has_run_far() {
+fn a_long_remainder_moves_only_after_the_ring_was_filled_far() {
     let layout = crate::Layout::with_lanes(1);
-    let mut bench = Bench::new(layout);
-    let mut backend = bench.backend();
+    let mut lane = TestLane::new(layout);
+    let mut backend = lane.backend();
     let mut sent = 0;
     let part = 100_000;
     // Writes of which the next has always begun, so that the ring never is empty.
-    bench.send(&write(0, 100_000)[..part]);
+    lane.send(&write(0, 100_000)[..part]);
     for cookie in 0..20 {
-        let rest = &write(cookie, 100_000)[part..];
-        bench.send(rest);
+        let remainder = &write(cookie, 100_000)[part..];
+        lane.send(remainder);
         backend.receive();
-        bench.send(&write(cookie + 1, 100_000)[..part]);
+        lane.send(&write(cookie + 1, 100_000)[..part]);
         backend.take();
         backend.answer(0, Answer::Done);
-        sent += HEADER + 100_000;
+        sent += REQUEST_BYTES + 100_000;
         let offset = next_offset(&mut backend);
-        if sent < FAR {
+        if sent < REWIND_AFTER_BYTES {
             assert_eq!(offset, sent + part as u64, "not far yet");
         } else {
             assert_eq!(offset, part as u64, "moved at {sent}");
             return;
         }
     }
-    panic!("the rest never moved");
+    panic!("the remainder never moved");
 }
 
 #[test]
 fn a_payload_across_the_end_of_the_ring_is_contiguous() {
-    let mut bench = Bench::new(SMALL);
-    let mut backend = bench.backend();
+    let mut lane = TestLane::new(SMALL);
+    let mut backend = lane.backend();
     for cookie in 1..=12 {
-        bench.send(&write(cookie, 30_000));
+        lane.send(&write(cookie, 30_000));
         backend.take();
         let newest = backend.tickets.last().unwrap();
         assert!(newest.payload().iter().all(|&byte| byte == cookie as u8));
@@ -122,11 +122,11 @@ fn a_payload_across_the_end_of_the_ring_is_contiguous() {
 
 #[test]
 fn a_full_ring_has_space_again_when_its_oldest_write_is_answered() {
-    let mut bench = Bench::new(SMALL);
-    let mut backend = bench.backend();
-    bench.peer.set_nonblocking(true).unwrap();
-    bench.send(&[write(1, 50_000), write(2, 50_000), write(3, 50_000)].concat());
-    assert_eq!(backend.take(), Rest::Empty);
+    let mut lane = TestLane::new(SMALL);
+    let mut backend = lane.backend();
+    lane.peer.set_nonblocking(true).unwrap();
+    lane.send(&[write(1, 50_000), write(2, 50_000), write(3, 50_000)].concat());
+    assert_eq!(backend.take(), TakeOutcome::AllTaken);
     assert_eq!(backend.tickets.len(), 2);
     assert!(!backend.receiver.has_space());
     backend.answer(1, Answer::Done);
@@ -139,11 +139,11 @@ fn a_full_ring_has_space_again_when_its_oldest_write_is_answered() {
 
 #[test]
 fn a_request_without_a_free_slot_waits_until_a_reply_is_sent() {
-    let mut bench = Bench::new(SMALL);
-    let mut backend = bench.backend();
+    let mut lane = TestLane::new(SMALL);
+    let mut backend = lane.backend();
     let flushes = (0..=u64::from(SLOTS)).flat_map(flush);
-    bench.send(&flushes.collect::<Vec<_>>());
-    assert_eq!(backend.take(), Rest::Starved);
+    lane.send(&flushes.collect::<Vec<_>>());
+    assert_eq!(backend.take(), TakeOutcome::NoFreeSlot);
     assert_eq!(backend.tickets.len(), SLOTS as usize);
     assert!(!backend.receiver.has_slot());
 
@@ -151,7 +151,7 @@ fn a_request_without_a_free_slot_waits_until_a_reply_is_sent() {
     assert!(!backend.receiver.has_slot(), "staged is not sent");
     backend.transmitter.send().unwrap();
     assert!(backend.receiver.has_slot());
-    assert_eq!(backend.take(), Rest::Empty);
+    assert_eq!(backend.take(), TakeOutcome::AllTaken);
     let last = backend.tickets.last().unwrap();
     assert_eq!(last.request().cookie, u64::from(SLOTS));
     assert_eq!(last.slot.get(), 7);
@@ -159,10 +159,10 @@ fn a_request_without_a_free_slot_waits_until_a_reply_is_sent() {
 
 #[test]
 fn a_write_too_long_is_skipped_and_the_next_request_found() {
-    let mut bench = Bench::new(SMALL);
-    let mut backend = bench.backend();
-    bench.send(&write(1, SMALL.max_payload + 1));
-    bench.send(&flush(2));
+    let mut lane = TestLane::new(SMALL);
+    let mut backend = lane.backend();
+    lane.send(&write(1, SMALL.max_payload + 1));
+    lane.send(&flush(2));
     backend.take();
     // Long or not, it gets a ticket at once, and its answer need not wait for its bytes.
     assert_eq!(backend.tickets[0].payload(), &[0; 0]);
@@ -171,37 +171,37 @@ fn a_write_too_long_is_skipped_and_the_next_request_found() {
 }
 
 #[test]
-fn requests_before_something_else_are_committed() {
-    let mut bench = Bench::new(SMALL);
-    let mut backend = bench.backend();
-    bench.send(&[flush(1), vec![0xff; 28]].concat());
+fn requests_before_a_bad_header_are_committed() {
+    let mut lane = TestLane::new(SMALL);
+    let mut backend = lane.backend();
+    lane.send(&[flush(1), vec![0xff; 28]].concat());
     backend.receive();
     for _ in 0..2 {
         let error = backend.receiver.take(1, &mut backend.tickets).unwrap_err();
-        assert_eq!((error.position, error.found), (HEADER, u32::MAX));
+        assert_eq!((error.position, error.found), (REQUEST_BYTES, u32::MAX));
     }
     backend.answer(0, Answer::Done);
     drop(backend);
     // Were it not, a successor would execute and answer it once more.
-    assert_eq!(bench.backend().tickets.len(), 0);
+    assert_eq!(lane.backend().tickets.len(), 0);
 }
 
 #[test]
 fn a_successor_sees_the_disconnect_too() {
-    let mut bench = Bench::new(SMALL);
+    let mut lane = TestLane::new(SMALL);
     let disconnect = request(CommandType::DISC, 0, 0).encode();
-    bench.send(&[&flush(1)[..], &disconnect].concat());
-    let mut backend = bench.backend();
-    assert_eq!(backend.take(), Rest::Disconnect);
+    lane.send(&[&flush(1)[..], &disconnect].concat());
+    let mut backend = lane.backend();
+    assert_eq!(backend.take(), TakeOutcome::Disconnect);
     drop(backend);
-    let mut successor = bench.backend();
+    let mut successor = lane.backend();
     assert_eq!(successor.tickets.len(), 1);
-    assert_eq!(successor.take(), Rest::Disconnect);
+    assert_eq!(successor.take(), TakeOutcome::Disconnect);
 }
 
 #[test]
 fn a_slot_keeps_every_field_of_a_request_and_counts_attempts() {
-    let mut bench = Bench::new(SMALL);
+    let mut lane = TestLane::new(SMALL);
     let request = Request {
         flags: nbd_proto::CommandFlags::from_bits(0xfedc),
         command: CommandType(0xba98),
@@ -209,16 +209,16 @@ fn a_slot_keeps_every_field_of_a_request_and_counts_attempts() {
         offset: u64::MAX - 2,
         length: u32::MAX - 3,
     };
-    bench.send(&request.encode());
-    let mut backend = bench.backend();
+    lane.send(&request.encode());
+    let mut backend = lane.backend();
     backend.take();
     for attempt in 1..=3 {
         assert_eq!(*backend.tickets[0].request(), request);
-        backend.tickets[0].outlive(false);
+        backend.tickets[0].requeue(false);
         backend.tickets[0].begin(9);
         backend.tickets[0].begin(10);
         assert_eq!(backend.tickets[0].attempts(), attempt, "begun again by the same backend");
         drop(backend);
-        backend = bench.backend();
+        backend = lane.backend();
     }
 }

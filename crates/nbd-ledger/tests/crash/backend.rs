@@ -6,8 +6,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use nbd_ledger::receive::{Rest, Ticket};
-use nbd_ledger::{Answer, Arrival, Ledger, Receiver, Transmitter, arm_crash_point};
+use nbd_ledger::receive::{TakeOutcome, Ticket};
+use nbd_ledger::{Answer, Ledger, Receiver, RecvOutcome, Transmitter, arm_crash_point};
 use nbd_proto::{CommandType, NbdError};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
@@ -24,7 +24,7 @@ pub(crate) const PASSED: &str = "crash points passed: ";
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Order {
     /// One by one, as they came.
-    Arrival,
+    AsReceived,
     /// All that came together in one transmission, the last first.
     Reversed,
     /// The last first, and the oldest only when there is nothing else to do.
@@ -45,7 +45,7 @@ impl Orders {
 
     fn parse(text: &str) -> Option<Self> {
         let (order, crash_at) = text.split_once(' ')?;
-        let known = [Order::Arrival, Order::Reversed, Order::OldestLast];
+        let known = [Order::AsReceived, Order::Reversed, Order::OldestLast];
         let order = known.into_iter().nth(order.parse().ok()?)?;
         let crash_at = crash_at.parse().ok()?;
         Some(Self { order, crash_at })
@@ -62,9 +62,9 @@ struct Backend {
 
 /// Serves the lane that is this process's stdin until the kernel side disconnects.
 pub(crate) fn serve(orders: &str) -> Result<(), Box<dyn Error>> {
-    // Should the parent be gone, nobody else ends this process.
+    // If the parent dies, only this alarm ends the process.
     nix::unistd::alarm::set(60);
-    let orders = Orders::parse(orders).ok_or("orders that nobody understands")?;
+    let orders = Orders::parse(orders).ok_or("orders that cannot be parsed")?;
     let socket = std::io::stdin().as_fd().try_clone_to_owned()?;
     let ledger = Ledger::open(inherited(LEDGER)?, &LAYOUT)?;
     let storage = inherited(STORAGE)?.into();
@@ -87,26 +87,27 @@ fn inherited(variable: &str) -> Result<OwnedFd, Box<dyn Error>> {
 impl Backend {
     fn run(mut self) -> Result<(), Box<dyn Error>> {
         loop {
-            let rest = self.receiver.take(now(), &mut self.waiting)?;
-            let busy = rest == Rest::Empty && self.receiver.has_space() && self.more(0)?;
+            let outcome = self.receiver.take(now(), &mut self.waiting)?;
+            let busy =
+                outcome == TakeOutcome::AllTaken && self.receiver.has_space() && self.more(0)?;
             let keep = usize::from(self.order == Order::OldestLast && busy);
             self.answer(keep)?;
-            match rest {
-                Rest::Empty => {}
-                Rest::Starved => continue,
-                Rest::Disconnect => return Ok(()),
+            match outcome {
+                TakeOutcome::AllTaken => {}
+                TakeOutcome::NoFreeSlot => continue,
+                TakeOutcome::Disconnect => return Ok(()),
             }
             assert!(self.more(30_000)?, "the kernel side is silent");
-            if self.receiver.receive()? == Arrival::Closed {
+            if self.receiver.receive()? == RecvOutcome::Closed {
                 return Err("closed without disconnecting".into());
             }
         }
     }
 
     /// Whether there is something to receive within some milliseconds.
-    fn more(&self, patience: u16) -> nix::Result<bool> {
+    fn more(&self, timeout_ms: u16) -> nix::Result<bool> {
         let socket = PollFd::new(self.receiver.lane().socket(), PollFlags::POLLIN);
-        Ok(poll(&mut [socket], PollTimeout::from(patience))? > 0)
+        Ok(poll(&mut [socket], PollTimeout::from(timeout_ms))? > 0)
     }
 
     /// Answers all but the `keep` oldest requests.
@@ -115,7 +116,7 @@ impl Backend {
             return Ok(());
         }
         let mut tickets = self.waiting.split_off(keep);
-        if self.order != Order::Arrival {
+        if self.order != Order::AsReceived {
             tickets.reverse();
         }
         for ticket in tickets {
@@ -124,7 +125,7 @@ impl Backend {
                 self.transmitter.send()?;
             }
             self.execute(ticket)?;
-            if self.order == Order::Arrival {
+            if self.order == Order::AsReceived {
                 self.transmitter.send()?;
             }
         }

@@ -9,10 +9,10 @@ use std::os::unix::net::UnixStream;
 use nbd_proto::{CommandFlags, CommandType, NbdError, Request, SimpleReply};
 use nix::sys::socket::{MsgFlags, recv};
 
-use crate::script::{DEVICE, LAYOUT, Wish, payload};
+use crate::script::{DEVICE, LAYOUT, RequestSpec, payload};
 
 /// Requests that the driver has under way at once.
-const DEPTH: usize = 16;
+const MAX_IN_FLIGHT: usize = 16;
 
 /// One end of the lane, and the device as its user believes it to be.
 pub(crate) struct Peer {
@@ -24,8 +24,8 @@ pub(crate) struct Peer {
     incoming: Vec<u8>,
     /// Bytes that the socket has taken.
     pub(crate) sent: u64,
-    /// Most bytes to read at once; 0 while the peer shall not read at all.
-    pub(crate) appetite: usize,
+    /// The most bytes of one read; 0 while the peer shall not read.
+    pub(crate) max_read: usize,
 }
 
 struct InFlight {
@@ -42,7 +42,7 @@ enum Due {
 }
 
 impl Peer {
-    pub(crate) fn new(socket: UnixStream, appetite: usize) -> Self {
+    pub(crate) fn new(socket: UnixStream, max_read: usize) -> Self {
         socket.set_nonblocking(true).expect("a socket can be made nonblocking");
         Self {
             socket,
@@ -52,7 +52,7 @@ impl Peer {
             outgoing: Vec::new(),
             incoming: Vec::new(),
             sent: 0,
-            appetite,
+            max_read,
         }
     }
 
@@ -72,34 +72,34 @@ impl Peer {
 
     /// Whether a request may be sent now. Like a filesystem, this one never has two requests
     /// under way that touch the same bytes, unless both only read.
-    pub(crate) fn may_ask(&self, wish: &Wish) -> bool {
-        let (range, changes) = effect(wish);
+    pub(crate) fn may_ask(&self, spec: &RequestSpec) -> bool {
+        let (range, changes) = effect(spec);
         let collides = |other: &InFlight| {
             let overlaps = range.start < other.range.end && other.range.start < range.end;
             overlaps && (changes || other.changes)
         };
-        self.in_flight.len() < DEPTH && !self.in_flight.values().any(collides)
+        self.in_flight.len() < MAX_IN_FLIGHT && !self.in_flight.values().any(collides)
     }
 
     /// Counts a request as under way; its bytes are the caller's to send.
-    pub(crate) fn ask(&mut self, wish: &Wish) -> Vec<u8> {
+    pub(crate) fn ask(&mut self, spec: &RequestSpec) -> Vec<u8> {
         self.requests += 1;
         // The kernel's cookies are a counter and a tag; only that they differ matters.
         let cookie = self.requests << 32 | 0xbeef;
         let request = Request {
             flags: CommandFlags::from_bits(0),
-            command: wish.command,
+            command: spec.command,
             cookie,
-            offset: wish.offset,
-            length: wish.length,
+            offset: spec.offset,
+            length: spec.length,
         };
         let mut bytes = request.encode().to_vec();
         let data = payload(cookie, request.payload_len());
         bytes.extend_from_slice(&data);
-        let (range, changes) = effect(wish);
+        let (range, changes) = effect(spec);
         let place = range.start as usize..range.end as usize;
-        let due = match wish.command {
-            _ if !is_valid(wish) => Due::Error(NbdError::EINVAL),
+        let due = match spec.command {
+            _ if !is_valid(spec) => Due::Error(NbdError::EINVAL),
             CommandType::READ => Due::Data(self.device[place].to_vec()),
             CommandType::WRITE => {
                 self.device[place].copy_from_slice(&data);
@@ -118,7 +118,7 @@ impl Peer {
     }
 
     /// The request to disconnect, which has no reply.
-    pub(crate) fn goodbye() -> Vec<u8> {
+    pub(crate) fn disconnect_request() -> Vec<u8> {
         let request = Request {
             flags: CommandFlags::from_bits(0),
             command: CommandType::DISC,
@@ -152,7 +152,7 @@ impl Peer {
 
     /// Reads once and checks the replies that are complete. Returns whether there was anything.
     pub(crate) fn receive(&mut self) -> bool {
-        let mut buffer = vec![0; self.appetite];
+        let mut buffer = vec![0; self.max_read];
         match self.socket.read(&mut buffer) {
             Ok(0) => panic!("the lane is closed"),
             Ok(count) => self.incoming.extend_from_slice(&buffer[..count]),
@@ -193,15 +193,15 @@ impl Peer {
     }
 }
 
-fn is_valid(wish: &Wish) -> bool {
-    wish.offset + u64::from(wish.length) <= DEVICE && wish.length <= LAYOUT.max_payload
+fn is_valid(spec: &RequestSpec) -> bool {
+    spec.offset + u64::from(spec.length) <= DEVICE && spec.length <= LAYOUT.max_payload
 }
 
 /// The bytes that a request touches, and whether it changes them.
-fn effect(wish: &Wish) -> (Range<u64>, bool) {
-    let touches = wish.command.is_write() || wish.command == CommandType::READ;
-    let length = if touches && is_valid(wish) { wish.length } else { 0 };
+fn effect(spec: &RequestSpec) -> (Range<u64>, bool) {
+    let touches = spec.command.is_write() || spec.command == CommandType::READ;
+    let length = if touches && is_valid(spec) { spec.length } else { 0 };
     // An empty range must not collide with anything either.
-    let start = if length == 0 { 0 } else { wish.offset };
-    (start..start + u64::from(length), wish.command.is_write())
+    let start = if length == 0 { 0 } else { spec.offset };
+    (start..start + u64::from(length), spec.command.is_write())
 }

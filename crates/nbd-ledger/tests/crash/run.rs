@@ -19,12 +19,12 @@ use nix::unistd::Pid;
 
 use crate::backend::{LEDGER, ORDERS, Order, Orders, PASSED, STORAGE};
 use crate::peer::Peer;
-use crate::scene::{self, Scene};
 use crate::script::{DEVICE, LAYOUT, Step};
+use crate::situation::{self, Situation};
 
-/// A crash point that nobody reaches.
-pub(crate) const NEVER: u64 = u64::MAX;
-const DEADLINE: Duration = Duration::from_secs(300);
+/// A crash point that no backend reaches.
+pub(crate) const NO_CRASH: u64 = u64::MAX;
+const RUN_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// How the backends work and what connects them with the peer.
 #[derive(Clone, Copy, Debug)]
@@ -40,7 +40,7 @@ pub(crate) struct Setting {
 #[derive(Debug, Default)]
 pub(crate) struct Outcome {
     pub(crate) deaths: usize,
-    pub(crate) scenes: BTreeSet<Scene>,
+    pub(crate) situations: BTreeSet<Situation>,
     /// Crash points that the last backend passed.
     pub(crate) passed: u64,
 }
@@ -65,7 +65,7 @@ pub(crate) struct Run {
     lane: UnixStream,
     child: Child,
     stdout: ChildStdout,
-    said: Vec<u8>,
+    stdout_bytes: Vec<u8>,
     since: Instant,
     pub(crate) outcome: Outcome,
 }
@@ -83,7 +83,7 @@ impl Run {
         storage.set_len(DEVICE).expect("memory for the storage");
         let mut crashes = crashes.to_vec();
         crashes.reverse();
-        let first = crashes.pop().unwrap_or(NEVER);
+        let first = crashes.pop().unwrap_or(NO_CRASH);
         let (child, stdout) = start(setting.orders[0], first, &lane, &ledger, &storage);
         Self {
             setting,
@@ -95,7 +95,7 @@ impl Run {
             lane,
             child,
             stdout,
-            said: Vec::new(),
+            stdout_bytes: Vec::new(),
             since: Instant::now(),
             outcome: Outcome::default(),
         }
@@ -105,18 +105,18 @@ impl Run {
     pub(crate) fn play(&mut self, script: &[Step]) {
         for step in script {
             match step {
-                Step::Burst(wishes) => {
-                    for wish in wishes {
-                        self.wait_until(|run| run.peer.may_ask(wish));
-                        let bytes = self.peer.ask(wish);
+                Step::Burst(specs) => {
+                    for spec in specs {
+                        self.wait_until(|run| run.peer.may_ask(spec));
+                        let bytes = self.peer.ask(spec);
                         self.peer.queue(&bytes);
                     }
                 }
-                Step::Pieces(wishes, cuts) => {
+                Step::Pieces(specs, cuts) => {
                     let mut bytes = Vec::new();
-                    for wish in wishes {
-                        self.wait_until(|run| run.peer.may_ask(wish));
-                        bytes.extend(self.peer.ask(wish));
+                    for spec in specs {
+                        self.wait_until(|run| run.peer.may_ask(spec));
+                        bytes.extend(self.peer.ask(spec));
                     }
                     self.send_in_pieces(&bytes, cuts);
                 }
@@ -131,7 +131,7 @@ impl Run {
         for &cut in cuts {
             self.peer.queue(&bytes[start..cut]);
             self.wait_until(|run| {
-                let arrived = scene::received_bytes(&run.ledger) >= run.peer.sent;
+                let arrived = situation::received_bytes(&run.ledger) >= run.peer.sent;
                 !run.peer.wants_to_send() && arrived
             });
             start = cut;
@@ -142,7 +142,7 @@ impl Run {
     /// Waits for all answers, disconnects, waits for the last backend's end and checks what remains.
     pub(crate) fn leave(mut self) -> Outcome {
         self.wait_until(|run| run.peer.is_settled());
-        self.peer.queue(&Peer::goodbye());
+        self.peer.queue(&Peer::disconnect_request());
         while !self.turn(100) {}
         self.peer.check_end();
         let mut stored = vec![0; DEVICE as usize];
@@ -159,16 +159,16 @@ impl Run {
     }
 
     /// Moves bytes and looks after the backend; returns whether it has left in order.
-    pub(crate) fn turn(&mut self, patience: u16) -> bool {
-        assert!(self.since.elapsed() < DEADLINE, "nothing moves any more");
+    pub(crate) fn turn(&mut self, timeout_ms: u16) -> bool {
+        assert!(self.since.elapsed() < RUN_TIMEOUT, "nothing moves any more");
         let mut events = PollFlags::empty();
-        events.set(PollFlags::POLLIN, self.peer.appetite > 0);
+        events.set(PollFlags::POLLIN, self.peer.max_read > 0);
         events.set(PollFlags::POLLOUT, self.peer.wants_to_send());
         let mut ready = [
             PollFd::new(self.peer.socket().as_fd(), events),
             PollFd::new(self.stdout.as_fd(), PollFlags::POLLIN),
         ];
-        poll(&mut ready, PollTimeout::from(patience)).expect("poll works");
+        poll(&mut ready, PollTimeout::from(timeout_ms)).expect("poll works");
         let [lane, stdout] = ready.map(|fd| fd.revents().unwrap_or(PollFlags::empty()));
         if lane.contains(PollFlags::POLLOUT) {
             self.peer.send();
@@ -194,22 +194,22 @@ impl Run {
     fn listen(&mut self) -> bool {
         let mut buffer = [0; 4096];
         let count = self.stdout.read(&mut buffer).expect("a pipe is readable");
-        self.said.extend_from_slice(&buffer[..count]);
+        self.stdout_bytes.extend_from_slice(&buffer[..count]);
         if count > 0 {
             return false;
         }
         let status = self.child.wait().expect("a child can be waited for");
-        let said = String::from_utf8_lossy(&std::mem::take(&mut self.said)).into_owned();
+        let output = String::from_utf8_lossy(&std::mem::take(&mut self.stdout_bytes)).into_owned();
         if status.success() {
-            let passed = said.split_once(PASSED).expect("the count of crash points");
+            let passed = output.split_once(PASSED).expect("the count of crash points");
             let digits = passed.1.lines().next().unwrap_or_default();
             self.outcome.passed = digits.parse().expect("a number");
             return true;
         }
-        assert_eq!(status.signal(), Some(9), "a backend failed: {status}{said}");
+        assert_eq!(status.signal(), Some(9), "a backend failed: {status}{output}");
         self.outcome.deaths += 1;
-        self.outcome.scenes.extend(scene::scenes(&self.ledger));
-        let crash_at = self.crashes.pop().unwrap_or(NEVER);
+        self.outcome.situations.extend(situation::situations(&self.ledger));
+        let crash_at = self.crashes.pop().unwrap_or(NO_CRASH);
         let order = self.setting.orders[1];
         (self.child, self.stdout) = start(order, crash_at, &self.lane, &self.ledger, &self.storage);
         false

@@ -12,7 +12,7 @@ const UNKNOWN: CommandType = CommandType(77);
 
 /// A request without its cookie.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Wish {
+pub(crate) struct RequestSpec {
     pub(crate) command: CommandType,
     pub(crate) offset: u64,
     pub(crate) length: u32,
@@ -21,33 +21,33 @@ pub(crate) struct Wish {
 #[derive(Clone, Debug)]
 pub(crate) enum Step {
     /// Requests that leave one behind the other, without waiting for answers.
-    Burst(Vec<Wish>),
+    Burst(Vec<RequestSpec>),
     /// The same, but their bytes are cut at these places, and what lies before a cut is received
     /// before the rest is sent.
-    Pieces(Vec<Wish>, Vec<usize>),
-    /// Waits until everything is answered.
+    Pieces(Vec<RequestSpec>, Vec<usize>),
+    /// Waits until all requests are answered.
     Settle,
 }
 
-const fn wish(command: CommandType, offset: u64, length: u32) -> Wish {
-    Wish { command, offset, length }
+const fn spec(command: CommandType, offset: u64, length: u32) -> RequestSpec {
+    RequestSpec { command, offset, length }
 }
 
-const fn read(offset: u64, length: u32) -> Wish {
-    wish(CommandType::READ, offset, length)
+const fn read(offset: u64, length: u32) -> RequestSpec {
+    spec(CommandType::READ, offset, length)
 }
 
-const fn write(offset: u64, length: u32) -> Wish {
-    wish(CommandType::WRITE, offset, length)
+const fn write(offset: u64, length: u32) -> RequestSpec {
+    spec(CommandType::WRITE, offset, length)
 }
 
 /// Every kind of request, cut and crowded in every way that the receive ring treats differently.
 pub(crate) fn every_kind() -> Vec<Step> {
     use Step::{Burst, Pieces, Settle};
-    let trim = wish(CommandType::TRIM, 0, 2048);
-    let zeroes = wish(CommandType::WRITE_ZEROES, 8192, 512);
-    let flush = wish(CommandType::FLUSH, 0, 0);
-    let unknown = wish(UNKNOWN, 0, 0);
+    let trim = spec(CommandType::TRIM, 0, 2048);
+    let zeroes = spec(CommandType::WRITE_ZEROES, 8192, 512);
+    let flush = spec(CommandType::FLUSH, 0, 0);
+    let unknown = spec(UNKNOWN, 0, 0);
     let crowd = |length: u32| (0..6).map(move |n| write(100_000 + n * 50_000, length));
     vec![
         Burst(vec![write(0, 4096), write(8192, 512), read(65536, 4096)]),
@@ -56,7 +56,7 @@ pub(crate) fn every_kind() -> Vec<Step> {
         Settle,
         // A header in two pieces, a payload in two pieces.
         Pieces(vec![write(4096, 20_000)], vec![10, 28, 9000]),
-        // A short rest behind a complete request, which is moved to the ring's beginning.
+        // A short remainder behind a complete request, which is moved to the ring's beginning.
         Pieces(vec![read(0, 20_000), write(30_000, 3000)], vec![28 + 13]),
         Settle,
         // Too long to keep, and skipped: at once, in pieces, and longer than the ring.
@@ -82,16 +82,16 @@ pub(crate) fn reads(count: u64) -> Step {
 /// A seeded mixture, for kills at moments that no crash point names.
 pub(crate) fn mixture(random: &mut Random, steps: usize) -> Vec<Step> {
     let mut pick = |_| {
-        let most = if random.below(4) == 0 { 65_536 } else { 6000 };
-        let length = 1 + random.below(most) as u32;
+        let max = if random.below(4) == 0 { 65_536 } else { 6000 };
+        let length = 1 + random.below(max) as u32;
         let offset = random.below(DEVICE - u64::from(length));
         match random.below(16) {
             0..5 => read(offset, length),
             5..11 => write(offset, length),
-            11 => wish(CommandType::FLUSH, 0, 0),
-            12 => wish(CommandType::TRIM, offset, length),
-            13 => wish(CommandType::WRITE_ZEROES, offset, length),
-            14 => wish(UNKNOWN, offset, length),
+            11 => spec(CommandType::FLUSH, 0, 0),
+            12 => spec(CommandType::TRIM, offset, length),
+            13 => spec(CommandType::WRITE_ZEROES, offset, length),
+            14 => spec(UNKNOWN, offset, length),
             _ => write(0, 65_537 + length),
         }
     };

@@ -6,24 +6,24 @@ use std::mem::offset_of;
 use std::os::fd::OwnedFd;
 
 use nbd_ledger::layout::{Header, MAGIC, VERSION};
-use nbd_ledger::{Damage, Inspector, Layout, Ledger, LedgerError};
+use nbd_ledger::{Corruption, Inspector, Layout, Ledger, LedgerError};
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
-use crate::victim::{LAYOUT, Victim};
+use crate::crashed_ledger::{CrashedLedger, LAYOUT};
 
 const NAME: &CStr = c"hostile";
 
-/// The damage that a backend and the holder agree on.
-fn damage(file: &File, layout: &Layout) -> Damage {
+/// The corruption that a backend and the holder agree on.
+fn corruption(file: &File, layout: &Layout) -> Corruption {
     let file = || OwnedFd::from(file.try_clone().unwrap());
     let found = [Ledger::open(file(), layout).map(drop), Inspector::open(file(), layout).map(drop)];
     match found {
-        [Err(LedgerError::Damaged(one)), Err(LedgerError::Damaged(other))] => {
+        [Err(LedgerError::Corrupt(one)), Err(LedgerError::Corrupt(other))] => {
             assert_eq!(one, other);
             one
         }
-        other => panic!("no damage: {other:?}"),
+        other => panic!("no corruption: {other:?}"),
     }
 }
 
@@ -37,86 +37,86 @@ fn memfd(size: u64, seals: SealFlag) -> File {
 
 fn assert_not_the_file(file: &File) {
     let expected = LAYOUT.size();
-    assert_eq!(damage(file, &LAYOUT), Damage::File { expected });
+    assert_eq!(corruption(file, &LAYOUT), Corruption::File { expected });
 }
 
 #[test]
-fn shrunken_file_is_damage() {
+fn shrunken_file_is_refused() {
     assert_not_the_file(&memfd(LAYOUT.size() - 4096, SealFlag::F_SEAL_SHRINK));
 }
 
 #[test]
-fn grown_file_is_damage() {
+fn grown_file_is_refused() {
     assert_not_the_file(&memfd(LAYOUT.size() + 4096, SealFlag::F_SEAL_SHRINK));
 }
 
 #[test]
-fn file_that_could_shrink_is_damage() {
+fn file_that_could_shrink_is_refused() {
     assert_not_the_file(&memfd(LAYOUT.size(), SealFlag::F_SEAL_GROW));
 }
 
 #[test]
-fn file_that_is_no_memory_is_damage() {
+fn file_that_is_no_memory_is_refused() {
     assert_not_the_file(&File::open("/dev/null").unwrap());
 }
 
 #[test]
 fn ledger_cannot_be_shrunk_by_its_backend() {
-    let victim = Victim::new();
-    assert!(victim.file.set_len(LAYOUT.size() - 4096).is_err());
-    assert!(victim.file.set_len(LAYOUT.size() + 4096).is_err());
+    let ledger = CrashedLedger::new();
+    assert!(ledger.file.set_len(LAYOUT.size() - 4096).is_err());
+    assert!(ledger.file.set_len(LAYOUT.size() + 4096).is_err());
 }
 
 #[test]
-fn empty_file_is_damage() {
+fn empty_file_is_refused() {
     let file = memfd(LAYOUT.size(), SealFlag::F_SEAL_SHRINK);
-    assert_eq!(damage(&file, &LAYOUT), header("magic", 0, MAGIC));
+    assert_eq!(corruption(&file, &LAYOUT), header("magic", 0, MAGIC));
 }
 
 #[test]
-fn wrong_magic_is_damage() {
-    let victim = Victim::new();
-    victim.set_long(offset_of!(Header, magic) as u64, MAGIC.swap_bytes());
+fn wrong_magic_is_refused() {
+    let ledger = CrashedLedger::new();
+    ledger.set_long(offset_of!(Header, magic) as u64, MAGIC.swap_bytes());
     let expected = header("magic", MAGIC.swap_bytes(), MAGIC);
-    assert_eq!(damage(&victim.file, &LAYOUT), expected);
+    assert_eq!(corruption(&ledger.file, &LAYOUT), expected);
 }
 
 #[test]
-fn wrong_version_is_damage() {
-    let victim = Victim::new();
-    victim.set_short(offset_of!(Header, version) as u64, VERSION + 1);
+fn wrong_version_is_refused() {
+    let ledger = CrashedLedger::new();
+    ledger.set_short(offset_of!(Header, version) as u64, VERSION + 1);
     let (found, expected) = (u64::from(VERSION) + 1, VERSION.into());
-    assert_eq!(damage(&victim.file, &LAYOUT), header("version", found, expected));
+    assert_eq!(corruption(&ledger.file, &LAYOUT), header("version", found, expected));
 }
 
 #[test]
-fn wrong_number_of_lanes_is_damage() {
-    let victim = Victim::new();
-    victim.set_short(offset_of!(Header, lanes) as u64, 2);
-    assert_eq!(damage(&victim.file, &LAYOUT), header("lanes", 2, 1));
+fn wrong_number_of_lanes_is_refused() {
+    let ledger = CrashedLedger::new();
+    ledger.set_short(offset_of!(Header, lanes) as u64, 2);
+    assert_eq!(corruption(&ledger.file, &LAYOUT), header("lanes", 2, 1));
 }
 
 #[test]
-fn wrong_payload_limit_is_damage() {
-    let victim = Victim::new();
-    victim.set_short(offset_of!(Header, max_payload) as u64, 1);
+fn wrong_payload_limit_is_refused() {
+    let ledger = CrashedLedger::new();
+    ledger.set_short(offset_of!(Header, max_payload) as u64, 1);
     let expected = LAYOUT.max_payload.into();
-    assert_eq!(damage(&victim.file, &LAYOUT), header("payload limit", 1, expected));
+    assert_eq!(corruption(&ledger.file, &LAYOUT), header("payload limit", 1, expected));
 }
 
 /// The sizes of ring and transmit area are exchanged: the file's size tells nothing.
 #[test]
-fn other_division_of_the_same_file_is_damage() {
+fn other_division_of_the_same_file_is_refused() {
     let transmit = LAYOUT.transmit - 8192;
     let ring = LAYOUT.ring + 8192;
     let other = Layout { ring, transmit, ..LAYOUT };
-    let victim = Victim::new();
-    assert_eq!(damage(&victim.file, &other), header("ring size", LAYOUT.ring, ring));
-    victim.set_long(offset_of!(Header, ring) as u64, ring);
+    let ledger = CrashedLedger::new();
+    assert_eq!(corruption(&ledger.file, &other), header("ring size", LAYOUT.ring, ring));
+    ledger.set_long(offset_of!(Header, ring) as u64, ring);
     let expected = header("transmit size", LAYOUT.transmit, transmit);
-    assert_eq!(damage(&victim.file, &other), expected);
+    assert_eq!(corruption(&ledger.file, &other), expected);
 }
 
-fn header(what: &'static str, found: u64, expected: u64) -> Damage {
-    Damage::Header { what, found, expected }
+fn header(what: &'static str, found: u64, expected: u64) -> Corruption {
+    Corruption::Header { what, found, expected }
 }

@@ -4,7 +4,7 @@
 
 use std::collections::VecDeque;
 
-use nbd_ledger::Point;
+use nbd_ledger::CrashPoint;
 use nbd_ledger::layout::SlotState;
 
 use crate::fault::{self, Fault};
@@ -104,32 +104,32 @@ impl State {
         let process = self.process_mut();
         process.writes.drain(..done);
         let mut ops = VecDeque::new();
-        let rest = process.received.saturating_sub(process.parsed);
+        let remainder = process.received.saturating_sub(process.parsed);
         let offset = process.parsed.wrapping_sub(process.base) % config.ring;
-        let worth_it = rest <= config.small_rest || offset >= config.far;
+        let is_cheap = remainder <= config.small_remainder || offset >= config.rewind_after;
         let forgets = config.fault == Some(Fault::PayloadForgotten);
         if !process.writes.is_empty() && !forgets {
             // Payloads stay where they are.
-        } else if rest == 0 {
+        } else if remainder == 0 {
             process.base = process.received;
-        } else if worth_it && rest <= offset && offset + rest <= config.ring {
+        } else if is_cheap && remainder <= offset && offset + remainder <= config.ring {
             let bytes =
-                (0..rest).map(|byte| Effect::RingByte { from: offset + byte, to: byte }.op());
+                (0..remainder).map(|byte| Effect::RingByte { from: offset + byte, to: byte }.op());
             ops.extend(bytes);
-            ops.push_back(Effect::Nothing.then(Point::Moved));
+            ops.push_back(Effect::Nothing.then(CrashPoint::RemainderMoved));
             process.base = process.parsed;
         }
         process.receive_epoch ^= 1;
         let record = process.receive_epoch;
-        let wanted = (config.ring - (process.received - oldest)).min(config.receive_most);
+        let wanted = (config.ring - (process.received - oldest)).min(config.max_receive);
         let offset = (process.received - process.base) % config.ring;
         ops.extend([
-            Effect::Received(record, process.received).then(Point::ReceiveBegun),
+            Effect::Received(record, process.received).then(CrashPoint::ReceiveBegun),
             Effect::Base(record, process.base).op(),
             Effect::Wanted(record, wanted).op(),
-            Effect::ClearReceived(record).then(Point::ReceiveFilled),
-            Effect::ReceiveEpoch(record).then(Point::ReceiveCommitted),
-            Effect::Receive { record, offset, wanted }.then(Point::Received),
+            Effect::ClearReceived(record).then(CrashPoint::ReceiveFilled),
+            Effect::ReceiveEpoch(record).then(CrashPoint::ReceiveCommitted),
+            Effect::Receive { record, offset, wanted }.then(CrashPoint::Received),
         ]);
         process.receiver = ops;
     }
@@ -161,9 +161,9 @@ impl State {
                 self.broken = Some(invariant::UNPARSED);
             }
             ops.extend([
-                Effect::SlotPosition(slot, position).then(Point::SlotBegun),
-                Effect::SlotRequest(slot, request).then(Point::SlotFilled),
-                Effect::SlotState(slot, 1).then(Point::SlotPending),
+                Effect::SlotPosition(slot, position).then(CrashPoint::SlotBegun),
+                Effect::SlotRequest(slot, request).then(CrashPoint::SlotFilled),
+                Effect::SlotState(slot, 1).then(CrashPoint::SlotPending),
             ]);
             filled.push(slot);
             let slots = self.ledger.slots.len();
@@ -176,8 +176,8 @@ impl State {
             process.taking.push(Ticket { slot, request, payload });
             process.parsed = position + config.length(request);
         }
-        ops.push_back(Effect::Nothing.then(Point::TakeBegun));
-        ops.push_back(Effect::Parsed(self.process().parsed).then(Point::Taken));
+        ops.push_back(Effect::Nothing.then(CrashPoint::TakeBegun));
+        ops.push_back(Effect::Parsed(self.process().parsed).then(CrashPoint::Taken));
         self.process_mut().receiver = ops;
     }
 
@@ -195,11 +195,12 @@ impl State {
         let sequence = ledger.transmitting().sequence;
         let (sent, length) = (ledger.sent(), ledger.transmitting().length);
         let slots = || ledger.slots.iter().enumerate();
-        let unborn = slots().filter(|(_, slot)| {
+        let uncommitted = slots().filter(|(_, slot)| {
             slot.state() == SlotState::Pending && slot.position >= ledger.parsed
         });
-        let mut ops: VecDeque<Op> =
-            unborn.map(|(index, _)| Effect::SlotState(index, 0).then(Point::Unborn)).collect();
+        let mut ops: VecDeque<Op> = uncommitted
+            .map(|(index, _)| Effect::SlotState(index, 0).then(CrashPoint::SlotVacated))
+            .collect();
         let mut waiting: Vec<_> = slots().filter(|(_, slot)| ledger.waits(slot)).collect();
         if config.fault == Some(Fault::StagedForgotten) {
             waiting.retain(|(_, slot)| slot.state() == SlotState::Pending);
@@ -225,7 +226,7 @@ impl State {
             tickets: Vec::new(),
         };
         for (index, slot) in waiting {
-            ops.push_back(Effect::SlotState(index, 1).then(Point::Restored));
+            ops.push_back(Effect::SlotState(index, 1).then(CrashPoint::Restored));
             let Some(request) = slot.request else { continue };
             if config.kept(request) > 0 {
                 process.writes.push_back((index, slot.position));

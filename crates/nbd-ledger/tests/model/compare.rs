@@ -13,7 +13,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::rc::Rc;
 
 use nbd_ledger::receive::Ticket;
-use nbd_ledger::{Answer, Ledger, Point, Receiver, Transmitter, observe_crash_points};
+use nbd_ledger::{Answer, CrashPoint, Ledger, Receiver, Transmitter, observe_crash_points};
 use nbd_proto::{CommandFlags, CommandType, NbdError, Request, SimpleReply};
 use nix::sys::socket::{setsockopt, sockopt};
 
@@ -24,7 +24,7 @@ use crate::step::Effect;
 use crate::words::{LAYOUT, Words};
 
 /// What a crash point has seen: where it is, and the ledger there.
-type Log = Rc<RefCell<Vec<(Point, Words)>>>;
+type Log = Rc<RefCell<Vec<(CrashPoint, Words)>>>;
 
 /// Unwinds out of a backend that dies at a crash point.
 struct Death;
@@ -186,7 +186,13 @@ pub(crate) fn play(config: &Config, draw: &mut dyn FnMut(u64) -> u64) -> usize {
 }
 
 /// Takes the model's steps up to a crash point that the code has passed.
-fn follow(config: &Config, model: &mut State, point: Point, words: &Words, sent: &mut Vec<u8>) {
+fn follow(
+    config: &Config,
+    model: &mut State,
+    point: CrashPoint,
+    words: &Words,
+    sent: &mut Vec<u8>,
+) {
     loop {
         let op =
             model.next_op().unwrap_or_else(|| panic!("the code is at {point:?}, the model done"));

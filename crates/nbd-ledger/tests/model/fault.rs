@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use nbd_ledger::Point;
+use nbd_ledger::CrashPoint;
 
 use crate::act::Act;
 use crate::state::Process;
@@ -88,7 +88,7 @@ pub(crate) fn plant(fault: Fault, act: Act, process: &mut Process) {
             }
         }
         (Fault::UnbornForgotten, Act::Recover) => {
-            receiver.retain(|op| op.point != Some(Point::Unborn));
+            receiver.retain(|op| op.point != Some(CrashPoint::SlotVacated));
         }
         _ => {}
     }

@@ -15,7 +15,7 @@ mod step;
 mod transmit;
 mod words;
 
-use nbd_ledger::Point;
+use nbd_ledger::CrashPoint;
 use search::{Found, Violation, search};
 use state::{Config, Request};
 
@@ -35,9 +35,9 @@ fn small(requests: &[Request]) -> Config {
         area: 5,
         slots: 2,
         max_payload: 2,
-        receive_most: 5,
-        small_rest: 2,
-        far: 4,
+        max_receive: 5,
+        small_remainder: 2,
+        rewind_after: 4,
         requests: requests.to_vec(),
         fault: None,
     }
@@ -46,7 +46,7 @@ fn small(requests: &[Request]) -> Config {
 /// Headers of one byte: room for one more request.
 fn tiny(requests: &[Request]) -> Config {
     let sizes = Config { header: 1, reply: 1, ring: 3, area: 3, max_payload: 1, ..small(requests) };
-    Config { small_rest: 1, far: 2, ..sizes }
+    Config { small_remainder: 1, rewind_after: 2, ..sizes }
 }
 
 fn explore(name: &str, config: &Config, crashes: u8) -> Found {
@@ -95,8 +95,8 @@ fn three_requests_in_a_ring_that_is_full() {
 #[test]
 fn every_crash_point_is_in_the_model() {
     let met = explore("two flushes", &small(&[FLUSH, FLUSH]), 1).points;
-    let missing: Vec<_> = Point::ALL.iter().filter(|point| !met.contains(point)).collect();
-    assert_eq!(missing, [&Point::Outlived]);
+    let missing: Vec<_> = CrashPoint::ALL.iter().filter(|point| !met.contains(point)).collect();
+    assert_eq!(missing, [&CrashPoint::Requeued]);
 }
 
 /// Lives of a lane, drawn. `NBD_LEDGER_SEED` draws the same ones again.
@@ -150,9 +150,9 @@ fn real(requests: Vec<Request>) -> Config {
         area: words::LAYOUT.transmit as u32,
         slots: nbd_ledger::layout::SLOTS as usize,
         max_payload: words::LAYOUT.max_payload,
-        receive_most: 512 << 10,
-        small_rest: 4096,
-        far: 1 << 20,
+        max_receive: 512 << 10,
+        small_remainder: 4096,
+        rewind_after: 1 << 20,
         requests,
         fault: None,
     }

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
 
-use nbd_ledger::Point;
+use nbd_ledger::CrashPoint;
 
 use crate::act::Act;
 use crate::invariant;
@@ -24,14 +24,14 @@ pub(crate) enum Move {
 
 impl fmt::Display for Move {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (who, op, count) = match self {
+        let (thread, op, count) = match self {
             Self::Start => return write!(f, "a new ledger"),
             Self::Begin(act) => return write!(f, "begins to {act:?}"),
             Self::Crash => return write!(f, "dies"),
             Self::Receiver(op, count) => ("receiver", op, count),
             Self::Transmitter(op, count) => ("transmitter", op, count),
         };
-        write!(f, "{who}: {:?}, kernel: {count}, {:?}", op.effect, op.point)
+        write!(f, "{thread}: {:?}, kernel: {count}, {:?}", op.effect, op.point)
     }
 }
 
@@ -42,7 +42,7 @@ pub(crate) struct Found {
     pub(crate) moves: usize,
     pub(crate) ends: usize,
     /// Crash points that were passed.
-    pub(crate) points: HashSet<Point>,
+    pub(crate) points: HashSet<CrashPoint>,
     /// States from which no way leads to the end.
     pub(crate) dead: usize,
 }
@@ -68,10 +68,10 @@ struct Search<'a> {
     /// All transitions, from and to.
     edges: Vec<(u32, u32)>,
     ends: Vec<u32>,
-    points: HashSet<Point>,
+    points: HashSet<CrashPoint>,
 }
 
-/// Searches everything that a lane with these requests can come to, with so many crashes.
+/// Searches every state that a lane with these requests can reach with so many crashes.
 pub(crate) fn search(config: &Config, crashes: u8) -> Result<Found, Violation> {
     let mut search = Search {
         config,
@@ -160,7 +160,7 @@ fn is_idle(process: &Process) -> bool {
     process.receiver.is_empty() && process.transmitter.is_empty()
 }
 
-/// Everything that can happen next.
+/// Every transition that can happen next.
 fn successors(config: &Config, crashes: u8, state: &State) -> Vec<(Move, State)> {
     let mut all = Vec::new();
     for act in state.acts(config) {

@@ -22,11 +22,11 @@ pub(crate) struct Config {
     pub(crate) slots: usize,
     /// Longest payload that is kept; a longer one is skipped.
     pub(crate) max_payload: u32,
-    /// Most bytes of one receive.
-    pub(crate) receive_most: u32,
-    /// A rest of at most this size is moved to the ring's beginning, or one that lies so far.
-    pub(crate) small_rest: u32,
-    pub(crate) far: u32,
+    /// The most bytes of one receive.
+    pub(crate) max_receive: u32,
+    /// A remainder of at most this size moves to the ring's beginning, or any that lies so far.
+    pub(crate) small_remainder: u32,
+    pub(crate) rewind_after: u32,
     pub(crate) requests: Vec<Request>,
     /// A bug to be found.
     pub(crate) fault: Option<Fault>,
@@ -239,7 +239,7 @@ pub(crate) struct State {
 }
 
 impl State {
-    /// A new ledger that nobody serves yet.
+    /// A new ledger without a backend.
     pub(crate) fn new(config: &Config) -> Self {
         let first = TransmitRecord { sequence: FIRST_SEQUENCE as u32, ..TransmitRecord::default() };
         let vacant = Slot { state: 0, position: 0, request: None };

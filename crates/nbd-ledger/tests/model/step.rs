@@ -1,6 +1,6 @@
 //! Atomic steps: one store, or one system call of the kernel's, and nothing smaller.
 
-use nbd_ledger::Point;
+use nbd_ledger::CrashPoint;
 
 use crate::invariant;
 use crate::state::{Config, Kernel, Name, ReceiveRecord, ReplyByte, State, TransmitRecord};
@@ -9,7 +9,7 @@ use crate::state::{Config, Kernel, Name, ReceiveRecord, ReplyByte, State, Transm
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Op {
     pub(crate) effect: Effect,
-    pub(crate) point: Option<Point>,
+    pub(crate) point: Option<CrashPoint>,
 }
 
 /// Stores are named by what they store to; `u8` is the record of a pair.
@@ -59,7 +59,7 @@ pub(crate) enum Effect {
 }
 
 impl Effect {
-    pub(crate) fn then(self, point: Point) -> Op {
+    pub(crate) fn then(self, point: CrashPoint) -> Op {
         Op { effect: self, point: Some(point) }
     }
 

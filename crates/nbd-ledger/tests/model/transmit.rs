@@ -1,6 +1,6 @@
 //! The transmitter's side of [`crate::act`].
 
-use nbd_ledger::Point;
+use nbd_ledger::CrashPoint;
 use nbd_ledger::layout::SlotState;
 
 use crate::fault::Fault;
@@ -30,8 +30,10 @@ impl State {
         process.transmitter =
             bytes.map(|byte| Effect::AreaByte(place + byte, (ticket.request, byte)).op()).collect();
         let staged = SlotState::Staged(u64::from(process.sequence) + 1).encode() as u32;
-        process.transmitter.push_back(Effect::Nothing.then(Point::ReplyWritten));
-        process.transmitter.push_back(Effect::SlotState(ticket.slot, staged).then(Point::Staged));
+        process.transmitter.push_back(Effect::Nothing.then(CrashPoint::ReplyWritten));
+        process
+            .transmitter
+            .push_back(Effect::SlotState(ticket.slot, staged).then(CrashPoint::Staged));
         process.staged += length;
     }
 
@@ -55,12 +57,12 @@ impl Process {
         self.transmit_epoch ^= 1;
         let record = self.transmit_epoch;
         self.transmitter.extend([
-            Effect::Sequence(record, self.sequence).then(Point::SendBegun),
+            Effect::Sequence(record, self.sequence).then(CrashPoint::SendBegun),
             Effect::Length(record, length).op(),
             Effect::Sent(record, sent).op(),
-            Effect::ClearSent(record).then(Point::SendFilled),
-            Effect::TransmitEpoch(record).then(Point::SendCommitted),
-            Effect::Send { record, from: sent, length }.then(Point::Sent),
+            Effect::ClearSent(record).then(CrashPoint::SendFilled),
+            Effect::TransmitEpoch(record).then(CrashPoint::SendCommitted),
+            Effect::Send { record, from: sent, length }.then(CrashPoint::Sent),
         ]);
     }
 

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::mem::{offset_of, size_of};
 use std::os::unix::fs::FileExt;
 
-use nbd_ledger::Point;
+use nbd_ledger::CrashPoint;
 use nbd_ledger::layout::{self, LaneControl, Layout, SLOTS};
 
 use crate::compare::byte_of;
@@ -30,7 +30,7 @@ impl Words {
             file.read_exact_at(&mut bytes, lane + from).expect("a ledger as long as its layout");
             bytes
         };
-        let bytes = read(0, LAYOUT.records());
+        let bytes = read(0, LAYOUT.flight_records());
         let words = Bytes(&bytes);
         let epoch = |word: usize| (words.long(word) & 1) as u8;
         let ledger = Ledger {
@@ -48,7 +48,13 @@ impl Words {
     }
 
     /// Panics at the first difference from the model's.
-    pub(crate) fn compare(&self, config: &Config, model: &Ledger, stream: &[u8], point: Point) {
+    pub(crate) fn compare(
+        &self,
+        config: &Config,
+        model: &Ledger,
+        stream: &[u8],
+        point: CrashPoint,
+    ) {
         let words =
             Ledger { ring: model.ring.clone(), area: model.area.clone(), ..self.ledger.clone() };
         let records = (model.receive, model.receive_epoch, model.transmit, model.transmit_epoch);

@@ -12,7 +12,7 @@ use crate::script::LAYOUT;
 
 /// A situation that a successor must master.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Scene {
+pub(crate) enum Situation {
     /// Requests were taken and not answered.
     Unanswered,
     /// Bytes were received and not taken.
@@ -20,7 +20,7 @@ pub(crate) enum Scene {
     /// A payload was being skipped.
     Skipping,
     /// A slot was filled and not committed.
-    Unborn,
+    Uncommitted,
     /// A reply was staged and not committed.
     Staged,
     /// A transmission was committed and nothing of it sent.
@@ -31,44 +31,44 @@ pub(crate) enum Scene {
     Wrapped,
 }
 
-/// Everything but a transmission sent in part, which takes a peer that reads slowly.
-pub(crate) const ORDINARY: [Scene; 7] = [
-    Scene::Unanswered,
-    Scene::Untaken,
-    Scene::Skipping,
-    Scene::Unborn,
-    Scene::Staged,
-    Scene::Unsent,
-    Scene::Wrapped,
+/// Every situation except a transmission sent in part, which takes a peer that reads slowly.
+pub(crate) const ORDINARY: [Situation; 7] = [
+    Situation::Unanswered,
+    Situation::Untaken,
+    Situation::Skipping,
+    Situation::Uncommitted,
+    Situation::Staged,
+    Situation::Unsent,
+    Situation::Wrapped,
 ];
 
 /// Looks at the ledger of a dead backend.
-pub(crate) fn scenes(ledger: &File) -> BTreeSet<Scene> {
+pub(crate) fn situations(ledger: &File) -> BTreeSet<Situation> {
     let words = Words(ledger);
     let (received, base) = words.receiving();
     let parsed = words.long(offset_of!(LaneControl, parsed));
     let (sequence, length, sent) = words.transmitting();
     let mut seen = BTreeSet::new();
-    let mut note = |scene, holds: bool| holds && seen.insert(scene);
-    note(Scene::Untaken, parsed < received);
-    note(Scene::Skipping, parsed > received);
-    note(Scene::Unsent, sent == 0 && length > 0);
-    note(Scene::HalfSent, sent > 0 && sent < length);
+    let mut note = |situation, holds: bool| holds && seen.insert(situation);
+    note(Situation::Untaken, parsed < received);
+    note(Situation::Skipping, parsed > received);
+    note(Situation::Unsent, sent == 0 && length > 0);
+    note(Situation::HalfSent, sent > 0 && sent < length);
     for index in 0..SLOTS as usize {
         let slot = LAYOUT.slots() as usize + index * size_of::<Slot>();
         let position = words.long(slot + offset_of!(Slot, position));
         let state = SlotState::decode(words.long(slot + offset_of!(Slot, state)));
         let staged = state == SlotState::Staged(sequence + 1);
         let taken = state == SlotState::Pending && position < parsed;
-        note(Scene::Staged, staged);
-        note(Scene::Unanswered, staged || taken);
-        note(Scene::Unborn, state == SlotState::Pending && !taken);
+        note(Situation::Staged, staged);
+        note(Situation::Unanswered, staged || taken);
+        note(Situation::Uncommitted, state == SlotState::Pending && !taken);
         let command = words.short(slot + offset_of!(Slot, kind)) as u16;
         let payload = u64::from(words.short(slot + offset_of!(Slot, length)));
         let kept = command == CommandType::WRITE.0 && payload <= LAYOUT.max_payload.into();
         let place = position.wrapping_sub(base) % LAYOUT.ring + Request::LEN as u64;
         let crosses = place < LAYOUT.ring && place + payload > LAYOUT.ring;
-        note(Scene::Wrapped, (staged || taken) && kept && crosses);
+        note(Situation::Wrapped, (staged || taken) && kept && crosses);
     }
     seen
 }

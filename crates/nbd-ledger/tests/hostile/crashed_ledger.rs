@@ -1,4 +1,4 @@
-//! A ledger in the middle of its work, left by a backend that is gone, to be scribbled over.
+//! A ledger in the middle of its work, left by a backend that is gone, for tests to overwrite.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -33,7 +33,7 @@ pub(crate) const PENDING_READ: usize = 3;
 pub(crate) const STAGED_FLUSH: usize = 4;
 pub(crate) const VACANT: usize = 5;
 
-pub(crate) struct Victim {
+pub(crate) struct CrashedLedger {
     pub(crate) file: File,
     socket: UnixStream,
     peer: UnixStream,
@@ -41,7 +41,7 @@ pub(crate) struct Victim {
     cookies: HashMap<u64, usize>,
 }
 
-impl Victim {
+impl CrashedLedger {
     /// A backend that died in the middle of two replies, with three requests unanswered, one
     /// answer of which was staged, and half a request received.
     pub(crate) fn new() -> Self {
@@ -67,9 +67,9 @@ impl Victim {
             peer.write_all(&bytes[..half]).unwrap();
         }
         peer.set_nonblocking(true).unwrap();
-        let victim = Self { file, socket, peer, cookies };
-        victim.live_and_die();
-        victim
+        let ledger = Self { file, socket, peer, cookies };
+        ledger.live_and_die();
+        ledger
     }
 
     fn live_and_die(&self) {
@@ -97,7 +97,7 @@ impl Victim {
         Inspector::open(self.file.try_clone().unwrap().into(), &LAYOUT)
     }
 
-    pub(crate) fn scribble(&self, offset: u64, bytes: &[u8]) {
+    pub(crate) fn overwrite(&self, offset: u64, bytes: &[u8]) {
         let room = LAYOUT.size().saturating_sub(offset).min(bytes.len() as u64);
         let written = self.file.write_all_at(&bytes[..room as usize], offset);
         written.unwrap();
@@ -177,7 +177,7 @@ pub(crate) fn answer(transmitter: &mut Transmitter, ticket: Ticket) {
     }
 }
 
-/// Where the words of the victim lie in its file.
+/// Where the words of the ledger lie in its file.
 pub(crate) mod place {
     use super::*;
 
@@ -190,15 +190,15 @@ pub(crate) mod place {
     }
 
     /// A word of the valid receive record.
-    pub(crate) fn receiving(victim: &Victim, word: usize) -> u64 {
-        let epoch = victim.long(control(offset_of!(LaneControl, receive_epoch)));
+    pub(crate) fn receiving(ledger: &CrashedLedger, word: usize) -> u64 {
+        let epoch = ledger.long(control(offset_of!(LaneControl, receive_epoch)));
         let record = (epoch & 1) as usize * size_of::<ReceiveRecord>();
         control(offset_of!(LaneControl, receive) + record + word)
     }
 
     /// A word of the valid transmit record.
-    pub(crate) fn transmitting(victim: &Victim, word: usize) -> u64 {
-        let epoch = victim.long(control(offset_of!(LaneControl, transmit_epoch)));
+    pub(crate) fn transmitting(ledger: &CrashedLedger, word: usize) -> u64 {
+        let epoch = ledger.long(control(offset_of!(LaneControl, transmit_epoch)));
         let record = (epoch & 1) as usize * size_of::<TransmitRecord>();
         control(offset_of!(LaneControl, transmit) + record + word)
     }
@@ -208,7 +208,7 @@ pub(crate) mod place {
     }
 }
 
-impl Victim {
+impl CrashedLedger {
     pub(crate) fn long(&self, offset: u64) -> u64 {
         let mut bytes = [0; 8];
         self.file.read_exact_at(&mut bytes, offset).unwrap();
@@ -216,10 +216,10 @@ impl Victim {
     }
 
     pub(crate) fn set_long(&self, offset: u64, value: u64) {
-        self.scribble(offset, &value.to_ne_bytes());
+        self.overwrite(offset, &value.to_ne_bytes());
     }
 
     pub(crate) fn set_short(&self, offset: u64, value: u32) {
-        self.scribble(offset, &value.to_ne_bytes());
+        self.overwrite(offset, &value.to_ne_bytes());
     }
 }

@@ -1,22 +1,22 @@
-//! The flight recorder: the latest requests of a lane that were executed, with times and results,
-//! for whoever looks into what a backend did before it died.
+//! The flight recorder: the latest requests that a lane's backends executed, with times and results,
+//! to show what a backend did before it died.
 //!
-//! Nothing is ever replayed from it, so it is not audited: the reader takes any bytes for what they
-//! say. A request that was executed and whose answer was not committed is executed again by the
-//! successor, and recorded again; that is the truth about it.
+//! No backend replays anything from it, so it is not audited: readers accept any bytes. If a backend
+//! executes a request and dies before it commits the answer, its successor executes and records that
+//! request again: both executions took place.
 
 use std::sync::atomic::Ordering;
 
 use nbd_proto::{NbdError, Request};
 
 use crate::inspect::Inspector;
-use crate::layout::{RECORDS, Record};
+use crate::layout::{FLIGHT_RECORDS, FlightRecord};
 use crate::receive::{Ticket, decode_kind, encode_kind};
 use crate::transmit::Transmitter;
 
-/// A request that was executed, as the recorder tells it. Times are `CLOCK_MONOTONIC` nanoseconds.
+/// An execution of a request, as the recorder tells it. Times are `CLOCK_MONOTONIC` nanoseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Recorded {
+pub struct Execution {
     /// Its number on this lane, from 0 since attach.
     pub number: u64,
     /// The request.
@@ -37,14 +37,14 @@ pub struct Recorded {
 
 impl Transmitter {
     /// Records that a request was executed at `now`, before it is staged. One store commits the
-    /// record, so whoever reads along or comes later sees all of it or nothing. How long it took
-    /// counts once the request is answered.
-    pub fn record(&mut self, ticket: &Ticket, error: NbdError, now: u64) {
+    /// record, so readers see all of it or nothing. How long the request took is counted once it is
+    /// answered.
+    pub fn record_execution(&mut self, ticket: &Ticket, error: NbdError, now: u64) {
         let relaxed = Ordering::Relaxed;
         let request = ticket.request();
         let slot = ticket.lane.slot(ticket.slot);
         let header = ticket.lane.ledger().header();
-        let record = self.lane.record(self.recorded);
+        let record = self.lane.flight_record(self.recorded);
         record.cookie.store(request.cookie, relaxed);
         record.offset.store(request.offset, relaxed);
         record.length.store(request.length, relaxed);
@@ -61,47 +61,48 @@ impl Transmitter {
         self.lane.control().recorded.store(self.recorded, Ordering::Release);
     }
 
-    /// How many requests were recorded since attach.
-    pub fn recorded(&self) -> u64 {
+    /// How many executions were recorded since attach.
+    pub fn executions_recorded(&self) -> u64 {
         self.recorded
     }
 
-    /// The requests that were recorded from number `from` on, as far as they are still there.
-    pub fn recorded_from(&self, from: u64) -> impl Iterator<Item = Recorded> {
-        let oldest = self.recorded.saturating_sub(RECORDS.into());
-        (from.max(oldest)..self.recorded).map(|number| read(self.lane.record(number), number))
+    /// The executions from number `from` on, as far as the recorder still has them.
+    pub fn executions_from(&self, from: u64) -> impl Iterator<Item = Execution> {
+        let oldest = self.recorded.saturating_sub(FLIGHT_RECORDS.into());
+        (from.max(oldest)..self.recorded)
+            .map(|number| read(self.lane.flight_record(number), number))
     }
 }
 
 impl Inspector {
-    /// The requests of a lane from number `from` on, as far as they are still there, at most
-    /// `most`; and the number to go on with.
-    pub fn recorded(&self, lane: u32, from: u64, most: usize) -> (Vec<Recorded>, u64) {
+    /// At most `limit` executions on a lane from number `from` on, as far as the recorder still has
+    /// them, and the number to continue with.
+    pub fn executions(&self, lane: u32, from: u64, limit: usize) -> (Vec<Execution>, u64) {
         let word = &self.map.lane(lane).recorded;
         let end = word.load(Ordering::Acquire);
-        let start = from.max(end.saturating_sub(RECORDS.into()));
-        let end = end.min(start.saturating_add(most as u64));
+        let start = from.max(end.saturating_sub(FLIGHT_RECORDS.into()));
+        let end = end.min(start.saturating_add(limit as u64));
         let mut found: Vec<_> = (start..end).map(|number| self.read(lane, number)).collect();
-        // What was overwritten while it was read was not read. The one that follows the last may
-        // be half filled in by now, and lies where the oldest one was.
+        // Drops what the writer overwrote meanwhile. It may be filling in record `now`, which lies
+        // where the oldest one was, so one record more than the commits tell is lost.
         let now = word.load(Ordering::Acquire);
-        let oldest = now.saturating_add(1).saturating_sub(RECORDS.into());
+        let oldest = now.saturating_add(1).saturating_sub(FLIGHT_RECORDS.into());
         found.retain(|recorded| recorded.number >= oldest);
         (found, end.max(start))
     }
 
-    fn read(&self, lane: u32, number: u64) -> Recorded {
-        let recorded = read(self.map.record(lane, number), number);
-        // Before the caller looks again how far the writer has come.
+    fn read(&self, lane: u32, number: u64) -> Execution {
+        let recorded = read(self.map.flight_record(lane, number), number);
+        // The loads above must come before the caller's second load of the writer's position.
         std::sync::atomic::fence(Ordering::Acquire);
         recorded
     }
 }
 
-fn read(record: &Record, number: u64) -> Recorded {
+fn read(record: &FlightRecord, number: u64) -> Execution {
     let relaxed = Ordering::Relaxed;
     let (flags, command) = decode_kind(record.kind.load(relaxed));
-    Recorded {
+    Execution {
         number,
         request: Request {
             flags,

@@ -9,9 +9,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// same order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(not(feature = "crash-points"), expect(unreachable_pub, reason = "for tests"))]
-pub enum Point {
-    /// A rest was copied to the ring's beginning.
-    Moved,
+pub enum CrashPoint {
+    /// A remainder was copied to the ring's beginning.
+    RemainderMoved,
     /// A receive record has its first word.
     ReceiveBegun,
     /// A receive record is filled in.
@@ -31,7 +31,7 @@ pub enum Point {
     /// `parsed` has moved past a batch.
     Taken,
     /// A request that a predecessor had begun waits again.
-    Outlived,
+    Requeued,
     /// A reply lies in the transmit area.
     ReplyWritten,
     /// A slot's state says that its reply belongs to the next transmission.
@@ -45,16 +45,16 @@ pub enum Point {
     /// `sendmmsg` has returned.
     Sent,
     /// A successor has emptied a slot that was filled and not taken.
-    Unborn,
+    SlotVacated,
     /// A successor has found a request to execute.
     Restored,
 }
 
 #[cfg(feature = "crash-points")]
-impl Point {
-    /// All of them.
+impl CrashPoint {
+    /// Every crash point, in the order of the enum.
     pub const ALL: [Self; 19] = [
-        Self::Moved,
+        Self::RemainderMoved,
         Self::ReceiveBegun,
         Self::ReceiveFilled,
         Self::ReceiveCommitted,
@@ -64,25 +64,25 @@ impl Point {
         Self::SlotPending,
         Self::TakeBegun,
         Self::Taken,
-        Self::Outlived,
+        Self::Requeued,
         Self::ReplyWritten,
         Self::Staged,
         Self::SendBegun,
         Self::SendFilled,
         Self::SendCommitted,
         Self::Sent,
-        Self::Unborn,
+        Self::SlotVacated,
         Self::Restored,
     ];
 }
 
 #[cfg(feature = "crash-points")]
-static PASSED: AtomicU64 = AtomicU64::new(0);
+static POINTS_PASSED: AtomicU64 = AtomicU64::new(0);
 #[cfg(feature = "crash-points")]
-static FATAL: AtomicU64 = AtomicU64::new(0);
+static FATAL_POINT: AtomicU64 = AtomicU64::new(0);
 
 #[cfg(feature = "crash-points")]
-type Observer = Box<dyn FnMut(Point)>;
+type Observer = Box<dyn FnMut(CrashPoint)>;
 
 #[cfg(feature = "crash-points")]
 thread_local! {
@@ -92,32 +92,32 @@ thread_local! {
 /// Kills this process with SIGKILL when it passes its `nth` crash point from now (1 is the next).
 #[cfg(feature = "crash-points")]
 pub fn arm_crash_point(nth: u64) {
-    PASSED.store(0, Ordering::SeqCst);
-    FATAL.store(nth, Ordering::SeqCst);
+    POINTS_PASSED.store(0, Ordering::SeqCst);
+    FATAL_POINT.store(nth, Ordering::SeqCst);
 }
 
 /// How many crash points were passed since [`arm_crash_point`].
 #[cfg(feature = "crash-points")]
 pub fn crash_points_passed() -> u64 {
-    PASSED.load(Ordering::SeqCst)
+    POINTS_PASSED.load(Ordering::SeqCst)
 }
 
 /// Calls `observer` at every crash point that this thread passes. If it unwinds, what is left is
 /// what a death at this point would leave: nothing in this crate stores to the ledger on drop.
 #[cfg(feature = "crash-points")]
-pub fn observe_crash_points(observer: impl FnMut(Point) + 'static) {
+pub fn observe_crash_points(observer: impl FnMut(CrashPoint) + 'static) {
     OBSERVER.with(|cell| *cell.borrow_mut() = Some(Box::new(observer)));
 }
 
 /// A point at which a crash must be survivable. Costs nothing unless built for tests.
 #[inline(always)]
-pub(crate) fn crash_point(point: Point) {
+pub(crate) fn crash_point(point: CrashPoint) {
     #[cfg(not(feature = "crash-points"))]
     let _ = point;
     #[cfg(feature = "crash-points")]
     {
-        let fatal = FATAL.load(Ordering::Relaxed);
-        if fatal != 0 && PASSED.fetch_add(1, Ordering::SeqCst) + 1 == fatal {
+        let fatal = FATAL_POINT.load(Ordering::Relaxed);
+        if fatal != 0 && POINTS_PASSED.fetch_add(1, Ordering::SeqCst) + 1 == fatal {
             crate::message::die();
         }
         OBSERVER.with(|cell| {
