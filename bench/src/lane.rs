@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use nbd_control::backend::HOLDER_FD;
-use nbd_record::stage::Stage;
+use nbd_record::fake_holder::FakeHolder;
 
 use crate::end::End;
 
@@ -18,7 +18,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 #[derive(Debug)]
 pub struct Lanes {
     child: Child,
-    _stage: Stage,
+    _holder: FakeHolder,
     /// Size of its device.
     pub size: u64,
 }
@@ -38,10 +38,10 @@ impl Lanes {
             .stdin(OwnedFd::from(theirs))
             .stdout(Stdio::null())
             .spawn()?;
-        let mut stage = Stage::meet(ours, Some(PATIENCE))?;
-        let ends = stage.grant(u32::try_from(count)?, None)?;
-        let size = stage.hello.export.size;
-        Ok((Self { child, _stage: stage, size }, ends.into_iter().map(End::Unix).collect()))
+        let mut holder = FakeHolder::accept(ours, Some(PATIENCE))?;
+        let ends = holder.grant(u32::try_from(count)?, None)?;
+        let size = holder.hello.export.size;
+        Ok((Self { child, _holder: holder, size }, ends.into_iter().map(End::Unix).collect()))
     }
 
     /// The backend's process.

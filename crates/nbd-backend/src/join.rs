@@ -14,7 +14,7 @@ use nbd_control::backend::{
 use nbd_control::registry::Registry;
 use nbd_control::{Channel, ChannelError};
 use nbd_ledger::{Layout, layout};
-use nbd_record::{KEEPSAKE, REPLAY_VARIABLE, RecordingError};
+use nbd_record::{CAPTURE_FD_NAME, CaptureError, REPLAY_VARIABLE};
 use thiserror::Error;
 
 use crate::backend::{Backend, Geometry};
@@ -62,7 +62,7 @@ pub enum JoinError {
         path: PathBuf,
         /// Why.
         #[source]
-        source: RecordingError,
+        source: CaptureError,
     },
     /// The holder says no.
     #[error("{0}")]
@@ -249,7 +249,7 @@ impl Link {
         let sockets = descriptors.by_ref().take(grant.lanes as usize).collect();
         let mut keepsakes: Vec<_> = grant.keepsakes.iter().cloned().zip(descriptors).collect();
         // Not one of the backend's own.
-        let recording = keepsakes.extract_if(.., |(name, _)| name == KEEPSAKE).next();
+        let recording = keepsakes.extract_if(.., |(name, _)| name == CAPTURE_FD_NAME).next();
         let recording = recording.map(|(_, file)| file);
         let (channel, replay) = (self.channel, self.replay);
         Ok(Session { channel, grant, ledger, sockets, keepsakes, recording, replay })

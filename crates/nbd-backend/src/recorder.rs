@@ -7,42 +7,42 @@ use std::sync::{Arc, Mutex};
 
 use nbd_ledger::Transmitter;
 use nbd_ledger::receive::Ticket;
-use nbd_record::{State, Writer};
+use nbd_record::{CaptureState, CaptureWriter};
 
 use crate::clock::now;
 use crate::lane::lock;
 
 /// The recording, common to all lanes.
 pub(crate) struct Recorder {
-    writer: Mutex<Writer>,
+    writer: Mutex<CaptureWriter>,
     is_over: AtomicBool,
 }
 
 impl Recorder {
     /// Goes on with a recording. One that cannot be used is no reason not to serve.
     pub(crate) fn open(file: OwnedFd, generation: u64) -> Option<Arc<Self>> {
-        let mut writer = match Writer::resume(File::from(file)) {
+        let mut writer = match CaptureWriter::resume(File::from(file)) {
             Ok(writer) => writer,
             Err(error) => {
                 tracing::warn!("not recorded: the recording {}", crate::chain(&error));
                 return None;
             }
         };
-        if writer.state() != State::Going {
+        if writer.state() != CaptureState::Going {
             return None;
         }
-        writer.life(generation, std::process::id(), now());
+        writer.backend_started(generation, std::process::id(), now());
         Some(Arc::new(Self { writer: Mutex::new(writer), is_over: AtomicBool::new(false) }))
     }
 
-    fn write(&self, add: impl FnOnce(&mut Writer)) {
+    fn write(&self, add: impl FnOnce(&mut CaptureWriter)) {
         if self.is_over.load(Ordering::Relaxed) {
             return;
         }
         let mut writer = lock(&self.writer);
         add(&mut writer);
         let state = writer.commit();
-        if state != State::Going && !self.is_over.swap(true, Ordering::Relaxed) {
+        if state != CaptureState::Going && !self.is_over.swap(true, Ordering::Relaxed) {
             tracing::warn!("the recording is over: {state}; the device goes on");
         }
     }

@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::thread::{self, JoinHandle};
 
-use nbd_record::{Options, Recording, RecordingError, run};
+use nbd_record::{Capture, CaptureError, ReplayOptions, program};
 
 use crate::join::JoinError;
 
@@ -17,17 +17,18 @@ pub(crate) struct Replay(JoinHandle<String>);
 impl Replay {
     /// Starts to play; the stream leads to what plays the holder.
     pub(crate) fn begin(path: &Path, one_by_one: bool) -> Result<(UnixStream, Self), JoinError> {
-        let failed = |source: RecordingError| JoinError::Recording { path: path.into(), source };
+        let failed = |source: CaptureError| JoinError::Recording { path: path.into(), source };
         let file = File::open(path).map_err(|error| failed(error.into()))?;
-        let recording = Recording::read(file).map_err(failed)?;
+        let recording = Capture::read(file).map_err(failed)?;
         let (backend, holder) = UnixStream::pair().map_err(|error| failed(error.into()))?;
-        let options = Options { one_by_one, ..Options::default() };
-        let player = thread::Builder::new().name("replay".into()).spawn(move || {
-            match run::serve(holder, &recording, &options) {
-                Ok(report) => report.tell(&recording),
-                Err(error) => crate::chain(&error),
-            }
-        });
+        let options = ReplayOptions { one_by_one, ..ReplayOptions::default() };
+        let player =
+            thread::Builder::new().name("replay".into()).spawn(move || {
+                match program::serve(holder, &recording, &options) {
+                    Ok(report) => report.describe(&recording),
+                    Err(error) => crate::chain(&error),
+                }
+            });
         let player = player.map_err(|error| failed(error.into()))?;
         Ok((backend, Self(player)))
     }

@@ -11,11 +11,11 @@ use std::time::Duration;
 
 use nbd_control::backend::ExportInfo;
 use nbd_proto::{CommandFlags, CommandType, NbdError, Request};
+use nbd_record::fake_holder::FakeHolder;
 use nbd_record::minimise::{Attempt, minimise};
-use nbd_record::play::{End, play};
-use nbd_record::run::{self, run};
-use nbd_record::stage::Stage;
-use nbd_record::{Options, Recording, Report, State, Writer, writer};
+use nbd_record::program::{self, run};
+use nbd_record::replayer::{ReplayEnd, replay};
+use nbd_record::{Capture, CaptureState, CaptureWriter, ReplayOptions, ReplayReport, writer};
 
 /// Only a hang takes so long.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -55,11 +55,11 @@ impl Directory {
     }
 
     /// A recording of these requests on two lanes, each answered before the next one or none.
-    fn recording(&self, name: &str, requests: &[(u32, Request)], answered: bool) -> Recording {
+    fn recording(&self, name: &str, requests: &[(u32, Request)], answered: bool) -> Capture {
         let file = self.new_file(name);
         writer::begin(&file, "nbd0", EXPORT, 2, u64::MAX).unwrap();
-        let mut writer = Writer::resume(file.try_clone().unwrap()).unwrap();
-        writer.life(1, 1, 0);
+        let mut writer = CaptureWriter::resume(file.try_clone().unwrap()).unwrap();
+        writer.backend_started(1, 1, 0);
         for (lane, request) in requests {
             let payload = vec![request.cookie as u8; request.payload_len() as usize];
             writer.request(*lane, request, &payload, false, 0);
@@ -67,8 +67,8 @@ impl Directory {
                 writer.answer(*lane, request.cookie, NbdError::SUCCESS, 0);
             }
         }
-        assert_eq!(writer.commit(), State::Going);
-        Recording::read(file).unwrap()
+        assert_eq!(writer.commit(), CaptureState::Going);
+        Capture::read(file).unwrap()
     }
 }
 
@@ -93,17 +93,17 @@ fn mixture(count: u64, fatal: u64) -> Vec<(u32, Request)> {
     (0..count).map(|cookie| (cookie as u32 % 2, one(cookie))).collect()
 }
 
-fn patient() -> Options {
-    Options { patience: Some(PATIENCE), quiet: true, ..Options::default() }
+fn patient() -> ReplayOptions {
+    ReplayOptions { answer_timeout: Some(PATIENCE), quiet: true, ..ReplayOptions::default() }
 }
 
 /// Starts a backend that is recorded, and sends it the requests of another recording.
-fn record(source: &Recording, file: &File, program: &[String]) -> (Report, Child) {
+fn record(source: &Capture, file: &File, program: &[String]) -> (ReplayReport, Child) {
     let (ours, theirs) = UnixStream::pair().unwrap();
-    let child = run::start(program, theirs.into(), true).unwrap();
-    let mut stage = Stage::meet(ours, Some(PATIENCE)).unwrap();
-    let lanes = stage.grant(source.header.lanes, Some(file)).unwrap();
-    (play(source, &lanes, &patient()), child)
+    let child = program::start(program, theirs.into(), true).unwrap();
+    let mut holder = FakeHolder::accept(ours, Some(PATIENCE)).unwrap();
+    let lanes = holder.grant(source.header.lanes, Some(file)).unwrap();
+    (replay(source, &lanes, &patient()), child)
 }
 
 #[test]
@@ -113,12 +113,15 @@ fn what_a_backend_was_executing_when_it_crashed_is_in_its_recording() {
     let file = place.new_file("crash");
     writer::begin(&file, "nbd0", EXPORT, 2, 1 << 30).unwrap();
     let (report, mut child) = record(&source, &file, &place.crasher(Some(FATAL)));
-    assert_eq!(report.end, End::Gone);
+    assert_eq!(report.end, ReplayEnd::LaneClosed);
     assert_eq!(report.in_flight, [40]);
     assert_eq!(child.wait().unwrap().signal(), Some(nix::libc::SIGABRT));
 
-    let recording = Recording::read(file).unwrap();
-    assert_eq!((recording.state, recording.torn, recording.lives()), (State::Going, 0, 1));
+    let recording = Capture::read(file).unwrap();
+    assert_eq!(
+        (recording.state, recording.torn, recording.backend_count()),
+        (CaptureState::Going, 0, 1)
+    );
     assert_eq!(recording.requests.len(), 41);
     assert_eq!(recording.unanswered().collect::<Vec<_>>(), [40]);
     for (index, recorded) in recording.requests.iter().enumerate() {
@@ -137,7 +140,7 @@ fn what_a_backend_was_executing_when_it_crashed_is_in_its_recording() {
     let outcome = run(&recording, &place.crasher(None), &patient()).unwrap();
     assert_eq!(outcome.crash(), None, "{:?}", outcome.status);
     let report = outcome.played.unwrap();
-    assert_eq!((report.count(), report.end), (41, End::Complete));
+    assert_eq!((report.count(), report.end), (41, ReplayEnd::Complete));
     assert_eq!(report.differences, []);
     let written = fs::read(place.path("disk.img")).unwrap();
     assert_eq!(written[FATAL as usize..][..4096], [40; 4096]);
@@ -153,9 +156,9 @@ fn a_backend_that_is_killed_leaves_whole_entries_and_all_that_it_answered() {
         let file = place.new_file(&format!("kill-{turn}"));
         writer::begin(&file, "nbd0", EXPORT, 2, 1 << 30).unwrap();
         let (ours, theirs) = UnixStream::pair().unwrap();
-        let mut child = run::start(&place.crasher(None), theirs.into(), true).unwrap();
-        let mut stage = Stage::meet(ours, Some(PATIENCE)).unwrap();
-        let lanes = stage.grant(2, Some(&file)).unwrap();
+        let mut child = program::start(&place.crasher(None), theirs.into(), true).unwrap();
+        let mut holder = FakeHolder::accept(ours, Some(PATIENCE)).unwrap();
+        let lanes = holder.grant(2, Some(&file)).unwrap();
         let sender = sender.clone();
         let killer = std::thread::spawn(move || {
             std::thread::sleep(Duration::from_micros(300 * turn));
@@ -163,14 +166,14 @@ fn a_backend_that_is_killed_leaves_whole_entries_and_all_that_it_answered() {
             child.wait().unwrap();
             sender.send(()).unwrap();
         });
-        let report = play(&source, &lanes, &patient());
+        let report = replay(&source, &lanes, &patient());
         killer.join().unwrap();
         receiver.recv().unwrap();
-        let recording = Recording::read(file.try_clone().unwrap()).unwrap();
+        let recording = Capture::read(file.try_clone().unwrap()).unwrap();
         // Whoever comes next goes on behind the last whole entry.
-        let writer = Writer::resume(file.try_clone().unwrap()).unwrap();
+        let writer = CaptureWriter::resume(file.try_clone().unwrap()).unwrap();
         drop(writer);
-        let resumed = Recording::read(file).unwrap();
+        let resumed = Capture::read(file).unwrap();
         assert_eq!(resumed.torn, 0);
         let answered = report.count() - report.in_flight.len();
         let recorded = resumed.requests.iter().filter(|it| it.error.is_some()).count();
@@ -185,7 +188,7 @@ fn a_crash_is_minimised_to_the_request_that_causes_it() {
     let recording = place.recording("source", &mixture(60, 40), true);
     let program = place.crasher(Some(FATAL));
     let attempt = |chosen: &[bool]| {
-        let options = Options { chosen: Some(chosen.to_vec()), ..patient() };
+        let options = ReplayOptions { chosen: Some(chosen.to_vec()), ..patient() };
         let outcome = run(&recording, &program, &options)?;
         let crash = outcome.crash();
         let report = outcome.played.unwrap();
@@ -196,7 +199,7 @@ fn a_crash_is_minimised_to_the_request_that_causes_it() {
     assert!(found[40]);
     let file = place.new_file("small");
     recording.excerpt(&file, &found).unwrap();
-    let small = Recording::read(file).unwrap();
+    let small = Capture::read(file).unwrap();
     let outcome = run(&small, &program, &patient()).unwrap();
     assert_eq!(outcome.crash().as_deref(), Some("killed by SIGABRT"));
 }
@@ -216,17 +219,17 @@ fn a_device_goes_on_when_its_recording_cannot() {
             fcntl(&file, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_GROW)).unwrap();
         }
         let (report, mut child) = record(&source, &file, &place.crasher(Some(SIZE)));
-        assert_eq!((report.count(), report.end), (60, End::Complete));
+        assert_eq!((report.count(), report.end), (60, ReplayEnd::Complete));
         assert!(child.wait().unwrap().success());
-        let recording = Recording::read(file).unwrap();
+        let recording = Capture::read(file).unwrap();
         assert_eq!(recording.torn, 0);
         match cause {
             "limit" => {
-                assert_eq!(recording.state, State::Full);
+                assert_eq!(recording.state, CaptureState::Full);
                 assert!((1..60).contains(&recording.requests.len()));
             }
             _ => {
-                assert_eq!(recording.state, State::Failed(nix::libc::EPERM));
+                assert_eq!(recording.state, CaptureState::Failed(nix::libc::EPERM));
                 assert_eq!(recording.requests, []);
             }
         }
@@ -279,16 +282,16 @@ fn results_that_differ_are_told() {
     let place = Directory::new("differ");
     let file = place.new_file("recording");
     writer::begin(&file, "nbd0", EXPORT, 1, u64::MAX).unwrap();
-    let mut writer = Writer::resume(file.try_clone().unwrap()).unwrap();
+    let mut writer = CaptureWriter::resume(file.try_clone().unwrap()).unwrap();
     for (cookie, offset, error) in [(0, 0, NbdError::SUCCESS), (1, 4096, NbdError::EIO)] {
         writer.request(0, &request(cookie, CommandType::READ, offset), &[], false, 0);
         writer.answer(0, cookie, error, 0);
     }
     writer.commit();
-    let recording = Recording::read(file).unwrap();
+    let recording = Capture::read(file).unwrap();
     let report = run(&recording, &place.crasher(None), &patient()).unwrap().played.unwrap();
     let [difference] = report.differences[..] else { panic!("{report:?}") };
     assert_eq!((difference.index, difference.then), (1, NbdError::EIO));
-    let words = report.tell(&recording);
+    let words = report.describe(&recording);
     assert!(words.contains("read 4096+4096 (number 2, lane 0)"), "{words}");
 }

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use nbd_control::ChannelError;
 use nbd_control::control::{Failure, FailureKind};
-use nbd_record::RecordingError;
-use nbd_record::stage::StageError;
+use nbd_record::CaptureError;
+use nbd_record::fake_holder::FakeHolderError;
 use thiserror::Error;
 
 use crate::config::ConfigError;
@@ -107,7 +107,7 @@ pub(crate) enum Error {
     Recording {
         path: PathBuf,
         #[source]
-        source: RecordingError,
+        source: CaptureError,
     },
     #[error("{}: the recording was cut short: {why}; the device goes on", path.display())]
     CutShort { path: PathBuf, why: String },
@@ -116,7 +116,7 @@ pub(crate) enum Error {
         program: String,
         ending: String,
         #[source]
-        source: StageError,
+        source: FakeHolderError,
     },
     #[error("{program} {ending}")]
     Crashed { program: String, ending: String },

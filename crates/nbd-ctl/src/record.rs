@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use nbd_control::control::{Request, Response};
 use nbd_control::status::Status;
-use nbd_record::recording::{reopen, state};
-use nbd_record::{Header, Recording, RecordingError, State, writer};
+use nbd_record::capture::{reopen, state};
+use nbd_record::{Capture, CaptureError, CaptureHeader, CaptureState, writer};
 
 use crate::context::{Context, reassure, say};
 use crate::debug::on_itself;
@@ -114,7 +114,7 @@ fn clear(holder: &mut Holder<'_>, device: Device, status: &Status) -> Result<(),
         return Ok(());
     };
     let goes_on = reopen(Path::new(path)).ok().and_then(|file| state(&file).ok());
-    if goes_on == Some(State::Going) {
+    if goes_on == Some(CaptureState::Going) {
         return Err(Error::Recorded { device, path: path.into() });
     }
     holder.order(&Request::EndRecording, Some(LIMIT), "").map(drop)
@@ -146,14 +146,14 @@ fn begin(
 
 /// Leaves nothing behind of a recording that has not begun, and an end to one that may have.
 fn give_up(context: &Context, device: Device, path: &Path, file: &File) {
-    let _ = writer::stop(file, State::Stopped);
+    let _ = writer::stop(file, CaptureState::Stopped);
     if let Ok(context) = context.without_interrupts()
         && inspect::of(&context, device)
             .is_ok_and(|status| status.recording.as_deref() == path.to_str())
     {
         let _ = end(&context, device);
     }
-    if file.metadata().is_ok_and(|meta| meta.len() <= Header::LENGTH) {
+    if file.metadata().is_ok_and(|meta| meta.len() <= CaptureHeader::LENGTH) {
         let _ = fs::remove_file(path);
     }
 }
@@ -167,7 +167,7 @@ fn watch(context: &Context, wanted: &Record, file: &File) {
         if left.is_zero() || !context.sleep(left.min(PERIOD)) {
             return;
         }
-        let is_over = state(file).is_ok_and(|state| state != State::Going);
+        let is_over = state(file).is_ok_and(|state| state != CaptureState::Going);
         if is_over || Holder::connect_to_look(context, wanted.device).is_err() {
             return;
         }
@@ -182,20 +182,22 @@ fn watch(context: &Context, wanted: &Record, file: &File) {
 /// Ends it, if it is not over, and tells what there is.
 fn finish(context: &Context, device: Device, path: &Path, file: &File) -> Result<(), Error> {
     let found = state(file).map_err(|error| failed(path, error.into()))?;
-    if found == State::Going {
-        writer::stop(file, State::Stopped).map_err(|error| failed(path, error.into()))?;
+    if found == CaptureState::Going {
+        writer::stop(file, CaptureState::Stopped).map_err(|error| failed(path, error.into()))?;
     }
     // The device may be gone by now.
     let _ = end(&context.without_interrupts()?, device);
     let recording = open(path)?;
     say(&summary(&recording, path));
     match found {
-        State::Failed(_) => Err(Error::CutShort { path: path.into(), why: found.to_string() }),
-        State::Full => {
+        CaptureState::Failed(_) => {
+            Err(Error::CutShort { path: path.into(), why: found.to_string() })
+        }
+        CaptureState::Full => {
             say(&format!("the recording has ended by itself: {found}; see --limit"));
             Ok(())
         }
-        State::Going | State::Stopped => Ok(()),
+        CaptureState::Going | CaptureState::Stopped => Ok(()),
     }
 }
 
@@ -205,21 +207,21 @@ fn end(context: &Context, device: Device) -> Result<(), Error> {
 }
 
 /// Reads a recording.
-pub(crate) fn open(path: &Path) -> Result<Recording, Error> {
+pub(crate) fn open(path: &Path) -> Result<Capture, Error> {
     let file = File::open(path).map_err(|error| failed(path, error.into()))?;
-    Recording::read(file).map_err(|error| failed(path, error))
+    Capture::read(file).map_err(|error| failed(path, error))
 }
 
-pub(crate) fn failed(path: &Path, source: RecordingError) -> Error {
+pub(crate) fn failed(path: &Path, source: CaptureError) -> Error {
     Error::Recording { path: path.into(), source }
 }
 
 /// What there is in a recording, in words.
-pub(crate) fn summary(recording: &Recording, path: &Path) -> String {
+pub(crate) fn summary(recording: &Capture, path: &Path) -> String {
     let requests = count(recording.requests.len() as u32, "request");
-    let backends = count(recording.lives() as u32, "backend");
+    let backends = count(recording.backend_count() as u32, "backend");
     let mut text = format!("{}: {requests} of {backends}", path.display());
-    if recording.lives() == 0 {
+    if recording.backend_count() == 0 {
         text += "; its backends do not write down what they do, or have not begun";
     }
     if recording.torn > 0 {

@@ -10,9 +10,9 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use nbd_record::minimise::{Attempt, minimise};
-use nbd_record::play::End;
-use nbd_record::run::{ending, run};
-use nbd_record::{Options, Recording};
+use nbd_record::program::{ending, run};
+use nbd_record::replayer::ReplayEnd;
+use nbd_record::{Capture, ReplayOptions};
 use nix::sys::resource::{Resource, setrlimit};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
@@ -57,10 +57,13 @@ pub(crate) fn replay(context: &Context, wanted: &Replay) -> Result<(), Error> {
     }
 }
 
-fn once(recording: &Recording, program: &[String], wanted: &Replay) -> Result<(), Error> {
+fn once(recording: &Capture, program: &[String], wanted: &Replay) -> Result<(), Error> {
     prepare(wanted.before.as_deref())?;
-    let options =
-        Options { one_by_one: wanted.one_by_one, patience: wanted.limit, ..Options::default() };
+    let options = ReplayOptions {
+        one_by_one: wanted.one_by_one,
+        answer_timeout: wanted.limit,
+        ..ReplayOptions::default()
+    };
     let outcome = run(recording, program, &options).map_err(|source| start(program, source))?;
     interrupted(outcome.status)?;
     let crash = outcome.crash();
@@ -69,11 +72,13 @@ fn once(recording: &Recording, program: &[String], wanted: &Replay) -> Result<()
         ending: ending(outcome.status),
         source,
     })?;
-    say(&report.tell(recording));
+    say(&report.describe(recording));
     match (crash, report.end) {
         (Some(ending), _) => Err(Error::Crashed { program: program[0].clone(), ending }),
-        (None, End::Stuck) => Err(Error::NoAnswer { limit: wanted.limit.unwrap_or_default() }),
-        (None, End::Nonsense(_)) => Err(Error::Several(1)),
+        (None, ReplayEnd::TimedOut) => {
+            Err(Error::NoAnswer { limit: wanted.limit.unwrap_or_default() })
+        }
+        (None, ReplayEnd::ProtocolError(_)) => Err(Error::Several(1)),
         _ if !report.differences.is_empty() => Err(Error::Several(Error::DIFFERENT)),
         _ => Ok(()),
     }
@@ -81,7 +86,7 @@ fn once(recording: &Recording, program: &[String], wanted: &Replay) -> Result<()
 
 fn shorten(
     context: &Context,
-    recording: &Recording,
+    recording: &Capture,
     program: &[String],
     wanted: &Replay,
     target: &Path,
@@ -99,9 +104,9 @@ fn shorten(
             return Err(Error::Interrupted("what was found so far is kept".into()));
         }
         prepare(wanted.before.as_deref())?;
-        let options = Options {
+        let options = ReplayOptions {
             one_by_one: wanted.one_by_one,
-            patience: Some(wanted.limit.unwrap_or(PATIENCE)),
+            answer_timeout: Some(wanted.limit.unwrap_or(PATIENCE)),
             chosen: Some(chosen.to_vec()),
             quiet: attempts > 1,
         };
@@ -134,10 +139,10 @@ fn shorten(
 
 /// All of it or nothing.
 fn write(
-    recording: &Recording,
+    recording: &Capture,
     chosen: &[bool],
     target: &Path,
-) -> Result<(), nbd_record::RecordingError> {
+) -> Result<(), nbd_record::CaptureError> {
     let mut name = target.as_os_str().to_owned();
     name.push(".new");
     let mut options = File::options();

@@ -9,7 +9,7 @@ use nbd_control::channel::Received;
 use nbd_control::control::{Failure, FailureKind};
 use nbd_ledger::{Inspector, Ledger, layout};
 use nbd_proto::TransmissionFlags;
-use nbd_record::KEEPSAKE;
+use nbd_record::CAPTURE_FD_NAME;
 use nix::sys::socket::UnixCredentials;
 
 use crate::control::Waits;
@@ -230,7 +230,7 @@ impl Holder {
         let keepsakes = self.keepsakes.iter().map(|(name, fd)| (&**name, fd));
         // A stand-in executes nothing, so there is nothing to execute again.
         let recording = self.recording.as_ref().filter(|_| !peer.stand_in);
-        let recording = recording.map(|recording| (KEEPSAKE, &recording.file));
+        let recording = recording.map(|recording| (CAPTURE_FD_NAME, &recording.file));
         let (names, kept): (Vec<_>, Vec<_>) = keepsakes.chain(recording).unzip();
         let grant = FromHolder::Grant(Grant {
             device: self.device.name(),
@@ -284,8 +284,10 @@ impl Holder {
         if name.is_empty() || name.len() > LONGEST_NAME {
             return Err(format!("a keepsake's name has 1 to {LONGEST_NAME} bytes"));
         }
-        if name == KEEPSAKE {
-            return Err(format!("{KEEPSAKE} is what a recording of the operator's is called"));
+        if name == CAPTURE_FD_NAME {
+            return Err(format!(
+                "{CAPTURE_FD_NAME} is what a recording of the operator's is called"
+            ));
         }
         if self.sitter.is_some() {
             return Err("keepsakes are taken only before the device is attached".into());

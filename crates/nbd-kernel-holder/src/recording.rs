@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use nbd_control::control::{Failure, FailureKind, Response};
-use nbd_record::RecordingError;
+use nbd_record::CaptureError;
 
 use crate::control::Waits;
 use crate::holder::Holder;
@@ -23,8 +23,8 @@ pub(crate) struct Recording {
 
 impl Recording {
     /// The recording of a holder that is gone.
-    pub(crate) fn reopen(path: &str) -> Result<Self, RecordingError> {
-        let file = nbd_record::recording::reopen(Path::new(path))?;
+    pub(crate) fn reopen(path: &str) -> Result<Self, CaptureError> {
+        let file = nbd_record::capture::reopen(Path::new(path))?;
         Ok(Self { path: path.into(), file: file.into() })
     }
 }

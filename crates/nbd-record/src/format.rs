@@ -1,18 +1,18 @@
-//! The bytes of a recording: a header, and an entry for each thing that happened.
+//! The bytes of a capture: a header, and an entry for each step.
 //!
 //! ```text
-//! header   0  magic, 8 bytes       8  id of the recording       16  size of the device, u64
+//! header   0  magic, 8 bytes       8  id of the capture       16  size of the device, u64
 //!         24  block size, u32     28  transmission flags, u16   30  0, u16
 //!         32  lanes, u32          36  0, u32                    40  limit in bytes, u64
 //!         48  begin, seconds since 1970, u64                    56  name of the device, 32 bytes
 //!         88  CRC of the 88 bytes, u32                          92  0
-//!        128  state, u64: 0 it goes on, 1 stopped, 2 the limit is reached, 2^32 + errno
+//!        128  state, u64: 0 it grows, 1 stopped, 2 the limit is reached, 2^32 + errno
 //!        136  end, u64: where the next entry belongs
 //! entries from 256 on
 //! entry    0  magic, u32           4  kind, u16                  6  lane, u16
 //!          8  cookie              16  offset, u64               24  length, u32
 //!         28  command, u16        30  command flags, u16        32  CLOCK_MONOTONIC in ns, u64
-//!         40  id of the recording                               48  bytes of data that follow, u32
+//!         40  id of the capture                               48  bytes of data that follow, u32
 //!         52  taken before, u32   56  CRC of the data, u32      60  CRC of the 60 bytes, u32
 //!         64  a write's data
 //! ```
@@ -28,27 +28,28 @@ use nbd_proto::{CommandFlags, CommandType, NbdError, Request};
 
 const MAGIC: [u8; 8] = *b"NBDSTRM\x01";
 const ENTRY_MAGIC: u32 = 0x454d_5453;
-const NAME: usize = 32;
-const CHECKED: usize = 88;
-/// Where the state is.
-pub(crate) const STATE: u64 = 128;
-/// Where the end is.
-pub(crate) const END: u64 = 136;
+const DEVICE_NAME_BYTES: usize = 32;
+const HEADER_CHECKED_BYTES: usize = 88;
+/// Where the state lies.
+pub(crate) const STATE_OFFSET: u64 = 128;
+/// Where the end lies.
+pub(crate) const END_OFFSET: u64 = 136;
 /// Where entries begin.
-pub(crate) const ENTRIES: u64 = 256;
+pub(crate) const ENTRIES_OFFSET: u64 = 256;
 /// Bytes of an entry without its data.
-pub(crate) const ENTRY: usize = 64;
+pub(crate) const ENTRY_BYTES: usize = 64;
 
-/// What a recording is of.
+/// The header of a capture: which device, and how much.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Header {
-    /// Tells its entries from those of others, which may well be data of a request.
+pub struct CaptureHeader {
+    /// Random. Each entry repeats it, so that the entries of another capture, which may well be a
+    /// request's data, are not taken for its own.
     pub id: u64,
     /// The device's shape.
     pub export: ExportInfo,
     /// Its lanes.
     pub lanes: u32,
-    /// How large the recording may become.
+    /// The most bytes that the capture may have.
     pub limit: u64,
     /// When it was begun, in seconds since 1970.
     pub began: u64,
@@ -56,20 +57,20 @@ pub struct Header {
     pub device: String,
 }
 
-/// Whether a recording goes on.
+/// Whether a capture still grows, and if not, why.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
+pub enum CaptureState {
     /// Backends write to it.
     Going,
-    /// Somebody has stopped it.
+    /// The operator stopped it.
     Stopped,
     /// Its limit is reached.
     Full,
-    /// It could not be written to: an errno.
+    /// A write to it failed with this errno.
     Failed(i32),
 }
 
-impl fmt::Display for State {
+impl fmt::Display for CaptureState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Going => f.write_str("it goes on"),
@@ -83,7 +84,7 @@ impl fmt::Display for State {
     }
 }
 
-impl State {
+impl CaptureState {
     pub(crate) fn encode(self) -> u64 {
         match self {
             Self::Going => 0,
@@ -103,12 +104,12 @@ impl State {
     }
 }
 
-impl Header {
-    /// Bytes of a recording in which nothing has happened yet.
-    pub const LENGTH: u64 = ENTRIES;
+impl CaptureHeader {
+    /// Bytes of a capture without entries.
+    pub const LENGTH: u64 = ENTRIES_OFFSET;
 
-    pub(crate) fn encode(&self) -> [u8; ENTRIES as usize] {
-        let mut bytes = [0; ENTRIES as usize];
+    pub(crate) fn encode(&self) -> [u8; ENTRIES_OFFSET as usize] {
+        let mut bytes = [0; ENTRIES_OFFSET as usize];
         let mut put = |at: usize, field: &[u8]| bytes[at..at + field.len()].copy_from_slice(field);
         put(0, &MAGIC);
         put(8, &self.id.to_le_bytes());
@@ -118,20 +119,22 @@ impl Header {
         put(32, &self.lanes.to_le_bytes());
         put(40, &self.limit.to_le_bytes());
         put(48, &self.began.to_le_bytes());
-        put(56, &self.device.as_bytes()[..self.device.len().min(NAME)]);
-        put(END as usize, &ENTRIES.to_le_bytes());
-        let checksum = crc32fast::hash(&bytes[..CHECKED]);
-        bytes[CHECKED..CHECKED + 4].copy_from_slice(&checksum.to_le_bytes());
+        put(56, &self.device.as_bytes()[..self.device.len().min(DEVICE_NAME_BYTES)]);
+        put(END_OFFSET as usize, &ENTRIES_OFFSET.to_le_bytes());
+        let checksum = crc32fast::hash(&bytes[..HEADER_CHECKED_BYTES]);
+        bytes[HEADER_CHECKED_BYTES..HEADER_CHECKED_BYTES + 4]
+            .copy_from_slice(&checksum.to_le_bytes());
         bytes
     }
 
-    /// `None` if that is no header, or one of a device that cannot be.
-    pub(crate) fn decode(bytes: &[u8; ENTRIES as usize]) -> Option<Self> {
-        let whole = crc32fast::hash(&bytes[..CHECKED]) == word(bytes, CHECKED);
+    /// `None` if the bytes are no header, or if no device can have this shape.
+    pub(crate) fn decode(bytes: &[u8; ENTRIES_OFFSET as usize]) -> Option<Self> {
+        let whole =
+            crc32fast::hash(&bytes[..HEADER_CHECKED_BYTES]) == word(bytes, HEADER_CHECKED_BYTES);
         if bytes[..8] != MAGIC || !whole {
             return None;
         }
-        let name = &bytes[56..56 + NAME];
+        let name = &bytes[56..56 + DEVICE_NAME_BYTES];
         let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
         let export = ExportInfo {
             size: long(bytes, 16),
@@ -155,21 +158,21 @@ impl Header {
     }
 }
 
-/// Something that happened.
+/// What an entry tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
-    /// A backend has the lanes.
-    Life { generation: u64, pid: u32 },
-    /// It has a request; a predecessor had it `before`.
+pub(crate) enum EntryKind {
+    /// A backend was granted the lanes.
+    BackendStarted { generation: u64, pid: u32 },
+    /// The backend took a request; `before` if a predecessor had taken it too.
     Request { request: Request, before: bool },
-    /// It is about to answer.
+    /// The backend is about to answer.
     Answer { cookie: u64, error: NbdError },
 }
 
 /// An entry without its data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Entry {
-    pub(crate) kind: Kind,
+    pub(crate) kind: EntryKind,
     pub(crate) lane: u16,
     pub(crate) time: u64,
     /// Bytes of data, and their checksum.
@@ -178,8 +181,8 @@ pub(crate) struct Entry {
 }
 
 impl Entry {
-    pub(crate) fn encode(&self, id: u64) -> [u8; ENTRY] {
-        let nothing = Request {
+    pub(crate) fn encode(&self, id: u64) -> [u8; ENTRY_BYTES] {
+        let zero = Request {
             flags: CommandFlags::NONE,
             command: CommandType(0),
             cookie: 0,
@@ -187,15 +190,15 @@ impl Entry {
             length: 0,
         };
         let (code, fields, before) = match self.kind {
-            Kind::Life { generation, pid } => {
-                (1u16, Request { offset: generation, length: pid, ..nothing }, false)
+            EntryKind::BackendStarted { generation, pid } => {
+                (1u16, Request { offset: generation, length: pid, ..zero }, false)
             }
-            Kind::Request { request, before } => (2, request, before),
-            Kind::Answer { cookie, error } => {
-                (3, Request { cookie, length: error.0, ..nothing }, false)
+            EntryKind::Request { request, before } => (2, request, before),
+            EntryKind::Answer { cookie, error } => {
+                (3, Request { cookie, length: error.0, ..zero }, false)
             }
         };
-        let mut bytes = [0; ENTRY];
+        let mut bytes = [0; ENTRY_BYTES];
         let mut put = |at: usize, field: &[u8]| bytes[at..at + field.len()].copy_from_slice(field);
         put(0, &ENTRY_MAGIC.to_le_bytes());
         put(4, &code.to_le_bytes());
@@ -210,14 +213,14 @@ impl Entry {
         put(48, &self.data.to_le_bytes());
         put(52, &u32::from(before).to_le_bytes());
         put(56, &self.checksum.to_le_bytes());
-        let checksum = crc32fast::hash(&bytes[..ENTRY - 4]);
-        bytes[ENTRY - 4..].copy_from_slice(&checksum.to_le_bytes());
+        let checksum = crc32fast::hash(&bytes[..ENTRY_BYTES - 4]);
+        bytes[ENTRY_BYTES - 4..].copy_from_slice(&checksum.to_le_bytes());
         bytes
     }
 
-    /// `None` if that is no entry of this recording.
-    pub(crate) fn decode(bytes: &[u8; ENTRY], id: u64) -> Option<Self> {
-        let whole = crc32fast::hash(&bytes[..ENTRY - 4]) == word(bytes, ENTRY - 4);
+    /// `None` if that is no entry of this capture.
+    pub(crate) fn decode(bytes: &[u8; ENTRY_BYTES], id: u64) -> Option<Self> {
+        let whole = crc32fast::hash(&bytes[..ENTRY_BYTES - 4]) == word(bytes, ENTRY_BYTES - 4);
         if word(bytes, 0) != ENTRY_MAGIC || long(bytes, 40) != id || !whole {
             return None;
         }
@@ -229,9 +232,9 @@ impl Entry {
             length: word(bytes, 24),
         };
         let kind = match half(bytes, 4) {
-            1 => Kind::Life { generation: request.offset, pid: request.length },
-            2 => Kind::Request { request, before: word(bytes, 52) != 0 },
-            3 => Kind::Answer { cookie: request.cookie, error: NbdError(request.length) },
+            1 => EntryKind::BackendStarted { generation: request.offset, pid: request.length },
+            2 => EntryKind::Request { request, before: word(bytes, 52) != 0 },
+            3 => EntryKind::Answer { cookie: request.cookie, error: NbdError(request.length) },
             _ => return None,
         };
         Some(Self {

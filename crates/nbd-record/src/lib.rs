@@ -1,31 +1,75 @@
-//! Recordings: every request that the backends of a device took, with its data, in the order in
-//! which they took them; and the same requests again for a program, without a kernel.
+//! Captures: the requests that a device's backends took, with their data, in the order in which the
+//! backends took them; and their replay for a program, without a kernel.
+//!
+//! `nbd-ctl record` makes a capture (on the command line it is a *recording*), and `nbd-ctl replay`
+//! replays it. A capture is not the flight recorder of the ledger, which keeps only the latest
+//! requests and no data.
+//!
+//! # Invariants
+//!
+//! - A request is in the capture before its backend executes it, so it is there whatever the request
+//!   does to the backend ([`writer`]).
+//! - A capture may come from any source. Each entry is checked; the first bytes that are no entry of
+//!   this capture end it ([`capture`]).
+//! - A replay keeps the order of dependence: a request is sent once all requests are answered that
+//!   were answered before it was taken ([`replayer`]).
+//!
+//! # Use
+//!
+//! ```
+//! use nbd_control::backend::ExportInfo;
+//! use nbd_proto::{CommandFlags, CommandType, NbdError, Request};
+//! use nbd_record::{Capture, CaptureWriter, writer};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let memfd = nix::sys::memfd::memfd_create(c"capture", nix::sys::memfd::MFdFlags::MFD_CLOEXEC)?;
+//! # let file = std::fs::File::from(memfd);
+//! let export = ExportInfo { size: 1 << 20, block_size: 512, flags: 1 };
+//! writer::begin(&file, "nbd0", export, 1, u64::MAX)?;
+//!
+//! // In the backend: before it executes a request, and before it answers it.
+//! let mut writer = CaptureWriter::resume(file.try_clone()?)?;
+//! let (flags, command) = (CommandFlags::NONE, CommandType::READ);
+//! let request = Request { flags, command, cookie: 7, offset: 0, length: 4096 };
+//! writer.request(0, &request, &[], false, 0);
+//! writer.answer(0, 7, NbdError::SUCCESS, 0);
+//! writer.commit();
+//!
+//! let capture = Capture::read(file)?;
+//! assert_eq!(capture.requests[0].error, Some(NbdError::SUCCESS));
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Modules
 //!
 //! | module | idea |
 //! |---|---|
-//! | [`mod@format`] | the bytes of a recording |
-//! | [`writer`] | a backend's end of it: what is written is there, whenever the backend dies |
-//! | [`recording`] | reading one, whoever wrote it and however it ended |
-//! | [`stage`] | a holder for one program and without a device |
-//! | [`play`] | the kernel's part: sends what was recorded, and looks at the answers |
-//! | [`run`] | a program that is played for in a process of its own |
-//! | [`minimise`] | which of the requests are needed for a crash |
+//! | [`mod@format`] | the bytes of a capture |
+//! | [`writer`] | a backend's end of a capture |
+//! | [`capture`] | reading a capture |
+//! | [`fake_holder`] | the holder's part for one program, without a device |
+//! | [`replayer`] | the kernel's part: sends the captured requests and checks the replies |
+//! | [`program`] | replays to a program in a process of its own |
+//! | [`minimise`] | finds the fewest requests with which a program crashes |
 
+#![warn(clippy::missing_errors_doc, clippy::missing_panics_doc)]
+
+pub mod capture;
+pub mod fake_holder;
 pub mod format;
 pub mod minimise;
-pub mod play;
-pub mod recording;
-pub mod run;
-pub mod stage;
+pub mod program;
+pub mod replayer;
 pub mod writer;
 
-pub use format::{Header, State};
-pub use play::{Options, Report};
-pub use recording::{Recording, RecordingError};
-pub use writer::Writer;
+pub use capture::{Capture, CaptureError};
+pub use format::{CaptureHeader, CaptureState};
+pub use replayer::{ReplayOptions, ReplayReport};
+pub use writer::CaptureWriter;
 
-/// The name of the keepsake under which a backend is granted the recording to write to.
-pub const KEEPSAKE: &str = "recording";
+/// Name of the stored descriptor with which the holder grants a backend the capture to write to.
+pub const CAPTURE_FD_NAME: &str = "recording";
 
-/// The environment variable that names the recording to play for a program, in place of a device.
+/// The environment variable that names the capture to replay to a program, in place of a device.
 pub const REPLAY_VARIABLE: &str = "NBD_REPLAY";

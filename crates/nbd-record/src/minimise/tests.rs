@@ -32,7 +32,7 @@ fn minimised(count: usize, needed: &[usize]) -> (Vec<usize>, usize) {
 }
 
 #[test]
-fn what_is_needed_remains() {
+fn the_needed_requests_remain() {
     for needed in [&[0][..], &[99], &[3, 50], &[0, 1, 2, 3, 98, 99], &[7, 8, 9]] {
         let (found, attempts) = minimised(100, needed);
         assert_eq!(found, needed);
@@ -56,7 +56,7 @@ fn no_crash_is_not_minimised() {
 
 /// Another crash is another matter.
 #[test]
-fn a_crash_of_another_kind_is_no_step() {
+fn a_different_crash_is_not_kept() {
     let mut of_all = program(&[2, 5]);
     let attempt = |chosen: &[bool]| {
         let mut tried = of_all(chosen)?;
