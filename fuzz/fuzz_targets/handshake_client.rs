@@ -2,14 +2,14 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use nbd_proto::handshake::{Client, ClientProgress, Established, Wishes};
+use nbd_proto::handshake::{ClientHandshake, ClientOptions, ClientProgress, Established};
 
 fuzz_target!(|bytes: &[u8]| {
     let Some((how, said)) = bytes.split_first() else {
         return;
     };
     let wish = |bit: u8| how & (1 << bit) != 0;
-    let wishes = Wishes {
+    let wishes = ClientOptions {
         name: "disk".into(),
         tls: wish(0),
         structured: wish(1),
@@ -27,11 +27,11 @@ fuzz_target!(|bytes: &[u8]| {
 
 /// All that the client asks, and what it takes for agreed; nothing if it still waits.
 fn converse(
-    wishes: &Wishes,
+    wishes: &ClientOptions,
     said: &[u8],
     piece: usize,
 ) -> (Vec<u8>, Result<Option<Established>, ()>) {
-    let mut client = Client::new(wishes.clone());
+    let mut client = ClientHandshake::new(wishes.clone());
     let (mut heard, mut out) = (Vec::new(), Vec::new());
     for piece in said.chunks(piece) {
         heard.extend_from_slice(piece);

@@ -6,7 +6,7 @@ mod exports;
 
 use exports::Exports;
 use libfuzzer_sys::fuzz_target;
-use nbd_proto::handshake::{OptionReplyHead, Progress, Server, TlsPolicy};
+use nbd_proto::handshake::{OptionReplyHead, ServerHandshake, ServerProgress, TlsPolicy};
 
 fuzz_target!(|bytes: &[u8]| {
     let Some((how, said)) = bytes.split_first() else {
@@ -38,7 +38,7 @@ enum End {
 
 /// All that the server has to say to what it hears, and how that ends.
 fn converse(policy: TlsPolicy, said: &[u8], piece: usize) -> (Vec<u8>, End) {
-    let mut server = Server::new(policy);
+    let mut server = ServerHandshake::new(policy);
     let (mut heard, mut out) = (Vec::new(), Vec::new());
     for piece in said.chunks(piece) {
         heard.extend_from_slice(piece);
@@ -48,10 +48,10 @@ fn converse(policy: TlsPolicy, said: &[u8], piece: usize) -> (Vec<u8>, End) {
             };
             heard.drain(..used);
             match progress {
-                Progress::More => break,
-                Progress::StartTls => server.secured(),
-                Progress::Aborted => return (out, End::Aborted),
-                Progress::Transmission(agreement) => {
+                ServerProgress::More => break,
+                ServerProgress::StartTls => server.secured(),
+                ServerProgress::Aborted => return (out, End::Aborted),
+                ServerProgress::Transmission(agreement) => {
                     assert!(agreement.offer.size == exports::SIZE);
                     return (out, End::Transmission);
                 }

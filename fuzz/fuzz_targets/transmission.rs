@@ -14,7 +14,7 @@ use nbd_backend::{Backend, Capabilities, Command, Geometry, ZeroOptions};
 use nbd_net::address::Listen;
 use nbd_net::listener::Listeners;
 use nbd_net::testing::Scratch;
-use nbd_proto::handshake::{ReplyStyle, Wishes};
+use nbd_proto::handshake::{ClientOptions, ReplyStyle};
 use nbd_proto::{ExtendedReplyChunk, NbdError, SimpleReply, StructuredReplyChunk};
 use nbd_server::testing::RawClient;
 use nbd_server::{Export, Limits, Security, Server};
@@ -25,7 +25,11 @@ fuzz_target!(|bytes: &[u8]| {
     let Some((how, said)) = bytes.split_first() else {
         return;
     };
-    let wishes = Wishes { structured: how & 1 != 0, extended: how & 2 != 0, ..Wishes::new("") };
+    let wishes = ClientOptions {
+        structured: how & 1 != 0,
+        extended: how & 2 != 0,
+        ..ClientOptions::new("")
+    };
     let mut client = RawClient::shake_hands(connect(), wishes).expect("a handshake");
     let style = client.established.style;
     let mut stream = client.stream.try_clone().expect("a descriptor");

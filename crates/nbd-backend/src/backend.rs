@@ -3,7 +3,7 @@
 use std::io;
 
 use nbd_control::backend::ExportInfo;
-use nbd_proto::{Command, Export, TransmissionFlags};
+use nbd_proto::{Command, RequestRules, TransmissionFlags};
 
 use crate::span::Span;
 use crate::task::Task;
@@ -220,8 +220,8 @@ impl Geometry {
 
     /// What requests are checked against.
     #[must_use]
-    pub fn export(&self, max_payload: u32) -> Export {
-        Export {
+    pub fn export(&self, max_payload: u32) -> RequestRules {
+        RequestRules {
             size: self.size,
             flags: self.transmission_flags(),
             min_block_size: self.block_size,

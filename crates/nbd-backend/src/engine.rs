@@ -7,7 +7,7 @@ use std::sync::{Arc, mpsc};
 
 use nbd_control::backend::Poison;
 use nbd_ledger::{Layout, Ledger, LedgerError};
-use nbd_proto::Export;
+use nbd_proto::RequestRules;
 use thiserror::Error;
 
 use crate::backend::Backend;
@@ -83,7 +83,7 @@ impl Engine {
     /// Maps the ledger, checks it, and finishes what a predecessor had half sent.
     pub(crate) fn recover(
         granted: Granted,
-        export: Export,
+        export: RequestRules,
         backend: &Arc<dyn Backend>,
         predecessor: Predecessor,
     ) -> Result<Self, ServeError> {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use nbd_ledger::receive::{TakeOutcome, Ticket};
 use nbd_ledger::{Answer, Receiver, RecvOutcome, StreamError, Transmitter};
-use nbd_proto::{Command, Export, NbdError, Rejection};
+use nbd_proto::{Command, NbdError, Rejection, RequestRules};
 use thiserror::Error;
 
 use crate::backend::Backend;
@@ -118,7 +118,7 @@ pub(crate) struct LaneThread {
     pub(crate) state: Arc<LaneState>,
     pub(crate) backend: Arc<dyn Backend>,
     pub(crate) workers: Arc<Workers>,
-    pub(crate) export: Export,
+    pub(crate) export: RequestRules,
     pub(crate) lull: Lull,
     pub(crate) vigil: Vigil,
 }

@@ -5,7 +5,7 @@ use std::io;
 use nbd_net::stream::Stream;
 use nbd_net::tls::{ClientTls, TlsError};
 use nbd_proto::TransmissionFlags;
-use nbd_proto::handshake::{Client, ClientProgress, Established, Wishes};
+use nbd_proto::handshake::{ClientHandshake, ClientOptions, ClientProgress, Established};
 
 use crate::dial::Cause;
 use crate::shape::Shape;
@@ -27,7 +27,8 @@ pub(crate) fn hands(
     export: &str,
     tls: Option<(&ClientTls, &str)>,
 ) -> Result<Agreed, Cause> {
-    let mut handshake = Client::new(Wishes { tls: tls.is_some(), ..Wishes::new(export) });
+    let mut handshake =
+        ClientHandshake::new(ClientOptions { tls: tls.is_some(), ..ClientOptions::new(export) });
     let (mut input, mut output) = (Vec::new(), Vec::new());
     // With TLS 1.3 the server looks at our certificate when we are done, and may leave then.
     let mut is_doubtful = false;

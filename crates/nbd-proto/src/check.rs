@@ -2,32 +2,40 @@
 
 use crate::payload::StatusFilter;
 use crate::{
-    Command, CommandFlags, CommandType, Export, ExtendedRequest, Rejection, Request,
+    Command, CommandFlags, CommandType, ExtendedRequest, Rejection, Request, RequestRules,
     TransmissionFlags,
 };
 
 impl Request {
-    /// Turns the request into a command that is in order for `export`, or says why it is not.
+    /// Turns the request into a command that satisfies the export's `rules`.
     ///
     /// Either way, [`payload_len`](Self::payload_len) bytes of data follow on the wire.
-    pub fn check(&self, export: &Export) -> Result<Command, Rejection> {
+    ///
+    /// # Errors
+    ///
+    /// The [`Rejection`] to answer with: the first rule that the request breaks.
+    pub fn check(&self, rules: &RequestRules) -> Result<Command, Rejection> {
         let Self { flags, command, cookie: _, offset, length } = *self;
-        Unchecked { flags, command, offset, length: u64::from(length) }.check(export)
+        Unchecked { flags, command, offset, length: u64::from(length) }.check(rules)
     }
 }
 
 impl ExtendedRequest {
-    /// Turns the request into a command that is in order for `export`, or says why it is not.
+    /// Turns the request into a command that satisfies the export's `rules`.
     ///
     /// Either way, [`payload_len`](Self::payload_len) bytes of data follow on the wire.
-    pub fn check(&self, export: &Export) -> Result<Command, Rejection> {
+    ///
+    /// # Errors
+    ///
+    /// The [`Rejection`] to answer with: the first rule that the request breaks.
+    pub fn check(&self, rules: &RequestRules) -> Result<Command, Rejection> {
         let Self { mut flags, command, cookie: _, offset, length } = *self;
         // To any command but a write the flag means data that it has no use for, so there it stays
         // and is rejected with the odd ones.
         if command == CommandType::WRITE {
             flags = flags.without(CommandFlags::PAYLOAD_LEN);
         }
-        Unchecked { flags, command, offset, length }.check(export)
+        Unchecked { flags, command, offset, length }.check(rules)
     }
 
     /// Whether the payload says which metadata contexts the request is about: then
@@ -37,20 +45,24 @@ impl ExtendedRequest {
             && self.flags.contains(CommandFlags::PAYLOAD_LEN)
     }
 
-    /// Turns a block status request with a payload into a command, or says why it is not in
-    /// order. The contexts in the payload are for the caller to look up.
+    /// Turns a block status request with a payload into a command. The caller looks up the contexts
+    /// of the payload.
+    ///
+    /// # Errors
+    ///
+    /// As for [`check`](Self::check); also if `rules` do not offer block status with a payload.
     pub fn check_filtered(
         &self,
         filter: &StatusFilter<'_>,
-        export: &Export,
+        rules: &RequestRules,
     ) -> Result<Command, Rejection> {
         let Self { flags, command, offset, .. } = *self;
-        if !export.flags.contains(TransmissionFlags::BLOCK_STATUS_PAYLOAD) {
+        if !rules.flags.contains(TransmissionFlags::BLOCK_STATUS_PAYLOAD) {
             let flags = CommandFlags::PAYLOAD_LEN;
             return Err(Rejection::InvalidFlags { command, flags });
         }
         let flags = flags.without(CommandFlags::PAYLOAD_LEN);
-        Unchecked { flags, command, offset, length: filter.effect_length() }.check(export)
+        Unchecked { flags, command, offset, length: filter.effect_length() }.check(rules)
     }
 }
 
@@ -64,23 +76,23 @@ struct Unchecked {
 }
 
 impl Unchecked {
-    fn check(self, export: &Export) -> Result<Command, Rejection> {
+    fn check(self, rules: &RequestRules) -> Result<Command, Rejection> {
         let Self { flags, command, offset, length } = self;
         // A disconnect cannot be rejected, as it has no reply: the client goes whatever the
         // rest of its request says.
         if command == CommandType::DISC {
             return Ok(Command::Disconnect);
         }
-        self.check_offered(export)?;
-        self.check_flags(export)?;
-        self.check_range(export)?;
+        self.check_offered(rules)?;
+        self.check_flags(rules)?;
+        self.check_range(rules)?;
 
         let fua = flags.contains(CommandFlags::FUA);
         let no_hole = flags.contains(CommandFlags::NO_HOLE);
         let fast_only = flags.contains(CommandFlags::FAST_ZERO);
         Ok(match command {
-            CommandType::READ => Command::Read { offset, length: self.data_len(export)? },
-            CommandType::WRITE => Command::Write { offset, length: self.data_len(export)?, fua },
+            CommandType::READ => Command::Read { offset, length: self.data_len(rules)? },
+            CommandType::WRITE => Command::Write { offset, length: self.data_len(rules)?, fua },
             CommandType::FLUSH => Command::Flush,
             CommandType::TRIM => Command::Trim { offset, length, fua },
             CommandType::CACHE => Command::Cache { offset, length },
@@ -96,8 +108,8 @@ impl Unchecked {
 
     /// A write to a read-only export is refused as such even if the export does not offer the
     /// command at all: EPERM tells a client more than EINVAL.
-    fn check_offered(self, export: &Export) -> Result<(), Rejection> {
-        if self.command.is_write() && export.flags.contains(TransmissionFlags::READ_ONLY) {
+    fn check_offered(self, rules: &RequestRules) -> Result<(), Rejection> {
+        if self.command.is_write() && rules.flags.contains(TransmissionFlags::READ_ONLY) {
             return Err(Rejection::ReadOnly(self.command));
         }
         let needs = match self.command {
@@ -106,19 +118,19 @@ impl Unchecked {
             CommandType::TRIM => TransmissionFlags::SEND_TRIM,
             CommandType::CACHE => TransmissionFlags::SEND_CACHE,
             CommandType::WRITE_ZEROES => TransmissionFlags::SEND_WRITE_ZEROES,
-            CommandType::BLOCK_STATUS if export.block_status => TransmissionFlags::NONE,
+            CommandType::BLOCK_STATUS if rules.block_status => TransmissionFlags::NONE,
             _ => return Err(Rejection::Unsupported(self.command)),
         };
-        if !export.flags.contains(needs) {
+        if !rules.flags.contains(needs) {
             return Err(Rejection::Unsupported(self.command));
         }
         Ok(())
     }
 
     /// FUA, where offered, is in order with every command: clients are known to set it on reads.
-    fn check_flags(self, export: &Export) -> Result<(), Rejection> {
+    fn check_flags(self, rules: &RequestRules) -> Result<(), Rejection> {
         let offered = |by, flag| {
-            if export.flags.contains(by) { flag } else { CommandFlags::NONE }
+            if rules.flags.contains(by) { flag } else { CommandFlags::NONE }
         };
         let fua = offered(TransmissionFlags::SEND_FUA, CommandFlags::FUA);
         let own = match self.command {
@@ -137,7 +149,7 @@ impl Unchecked {
         Ok(())
     }
 
-    fn check_range(self, export: &Export) -> Result<(), Rejection> {
+    fn check_range(self, rules: &RequestRules) -> Result<(), Rejection> {
         let Self { command, offset, length, .. } = self;
         if command == CommandType::FLUSH {
             if offset != 0 || length != 0 {
@@ -148,22 +160,22 @@ impl Unchecked {
         if command == CommandType::BLOCK_STATUS && length == 0 {
             return Err(Rejection::EmptyRange(command));
         }
-        if !export.holds(offset, length) {
-            return Err(Rejection::BeyondEnd { command, offset, length, size: export.size });
+        if !rules.holds(offset, length) {
+            return Err(Rejection::BeyondEnd { command, offset, length, size: rules.size });
         }
-        if !export.aligns(offset, length) {
-            let block_size = export.min_block_size;
+        if !rules.aligns(offset, length) {
+            let block_size = rules.min_block_size;
             return Err(Rejection::Misaligned { command, offset, length, block_size });
         }
         Ok(())
     }
 
     /// The length of a command that moves data, which has to fit into the maximum payload.
-    fn data_len(self, export: &Export) -> Result<u32, Rejection> {
+    fn data_len(self, rules: &RequestRules) -> Result<u32, Rejection> {
         let Self { command, length, .. } = self;
         match u32::try_from(length) {
-            Ok(data) if data <= export.max_payload => Ok(data),
-            _ => Err(Rejection::TooLong { command, length, max: export.max_payload }),
+            Ok(data) if data <= rules.max_payload => Ok(data),
+            _ => Err(Rejection::TooLong { command, length, max: rules.max_payload }),
         }
     }
 }

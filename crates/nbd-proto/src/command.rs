@@ -5,7 +5,7 @@ use crate::{CommandFlags, CommandType, ExtendedRequest, Request};
 /// What a server has to do: in order, within the export, and offered by it.
 ///
 /// Only [`Request::check`] and [`ExtendedRequest::check`] stand between the wire and a value of
-/// this type, so whoever receives one checks nothing again. Offsets and lengths are in bytes. A
+/// this type, so its receiver checks nothing again. Offsets and lengths are in bytes. A
 /// length of 0 is possible and succeeds without effect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Command {

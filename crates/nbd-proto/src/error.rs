@@ -72,6 +72,10 @@ impl NbdError {
     }
 
     /// Success as `Ok`, anything else as `Err`, for use with `?`.
+    ///
+    /// # Errors
+    ///
+    /// The error itself, unless it is [`SUCCESS`](Self::SUCCESS).
     pub const fn into_result(self) -> Result<(), Self> {
         if self.is_success() { Ok(()) } else { Err(self) }
     }

@@ -1,9 +1,15 @@
 //! The NBD protocol: messages to bytes and back, requests to checked commands, and the
 //! [`handshake`] that precedes them as state machines.
 //!
-//! Everything here is a pure function of bytes and integers. There is no I/O and no clock; the
-//! crate builds for targets that have neither. Only the handshake allocates. The data that travels behind a
-//! header never enters the codec either: the engine moves it between socket and storage itself.
+//! This crate is for servers and clients alike. Invariants:
+//!
+//! - No I/O, no clock, no `unsafe`: the crate also builds for targets without an operating system.
+//!   Only the handshake allocates.
+//! - A request's data never enters the codec; the caller moves it between socket and storage.
+//! - Each field is encoded at its own offset, big-endian. No Rust struct is laid over the wire,
+//!   because the compiler decides about a struct's padding.
+//! - Unknown command types, flags and errors survive a round trip.
+//! - A [`Command`] has passed [`Request::check`]; code that receives one need not check it again.
 //!
 //! | what | bytes | type |
 //! |---|---|---|
@@ -14,26 +20,23 @@
 //! | extended reply chunk | 32 | [`ExtendedReplyChunk`] |
 //!
 //! A fixed message has `LEN`, `encode(&self) -> [u8; LEN]`, which cannot fail, and
-//! `decode(&[u8; LEN])`, which fails on a wrong magic number and on nothing else: command types,
-//! flags and errors that this crate has never heard of survive a round trip. Every field is put
-//! at its own offset, big-endian; no Rust struct is ever laid over the wire, because the padding
-//! of a struct is a compiler's business and no part of the protocol.
+//! `decode(&[u8; LEN])`, which fails only on a wrong magic number.
 //!
-//! What a request *means* is decided once, by [`Request::check`]: it yields a [`Command`] that
-//! lies within the [`Export`], or the [`Rejection`] to answer with.
+//! [`Request::check`] decides once what a request means: it yields a [`Command`] that satisfies the
+//! export's [`RequestRules`], or the [`Rejection`] to answer with.
 //!
 //! ```
-//! use nbd_proto::{Command, CommandFlags, CommandType, Export, NbdError, Request, SimpleReply};
+//! use nbd_proto::{Command, CommandFlags, CommandType, RequestRules, NbdError, Request, SimpleReply};
 //! use nbd_proto::TransmissionFlags;
 //!
 //! // A client asks for one block,
 //! let (flags, command) = (CommandFlags::NONE, CommandType::READ);
 //! let bytes = Request { flags, command, cookie: 1, offset: 4096, length: 512 }.encode();
 //!
-//! // and a server finds out whether it may.
-//! let export = Export::new(1 << 20, TransmissionFlags::HAS_FLAGS);
+//! // and a server checks whether it may.
+//! let rules = RequestRules::new(1 << 20, TransmissionFlags::HAS_FLAGS);
 //! let request = Request::decode(&bytes)?;
-//! let error = match request.check(&export) {
+//! let error = match request.check(&rules) {
 //!     Ok(Command::Read { offset: 4096, length: 512 }) => NbdError::SUCCESS,
 //!     Ok(_) => unreachable!(),
 //!     Err(rejection) => rejection.error(),
@@ -49,6 +52,7 @@
 
 #![no_std]
 #![forbid(unsafe_code)]
+#![warn(clippy::missing_errors_doc, clippy::missing_panics_doc)]
 
 extern crate alloc;
 
@@ -56,7 +60,6 @@ mod check;
 mod command;
 mod command_type;
 mod error;
-mod export;
 mod field;
 mod flags;
 pub mod handshake;
@@ -66,11 +69,11 @@ mod rejection;
 mod reply;
 mod reply_type;
 mod request;
+mod request_rules;
 
 pub use command::Command;
 pub use command_type::CommandType;
 pub use error::NbdError;
-pub use export::Export;
 pub use flags::{CommandFlags, ReplyFlags, TransmissionFlags};
 pub use handshake::BlockSizes;
 pub use magic::WrongMagic;
@@ -78,3 +81,4 @@ pub use rejection::Rejection;
 pub use reply::{ExtendedReplyChunk, ReplyKind, SimpleReply, StructuredReplyChunk};
 pub use reply_type::ReplyType;
 pub use request::{ExtendedRequest, Request};
+pub use request_rules::RequestRules;

@@ -4,7 +4,7 @@ use core::fmt;
 
 use crate::{CommandFlags, CommandType, NbdError};
 
-/// A request that the client should not have sent.
+/// Why the request must not be executed.
 ///
 /// The connection is fine: the request gets [`error`](Self::error) as its reply, once its
 /// payload, if any, has been consumed.
@@ -21,14 +21,14 @@ pub enum Rejection {
     },
     /// A write, trim or write zeroes on an export that is read-only.
     ReadOnly(CommandType),
-    /// A flush with a range; a flush is about everything.
+    /// A flush with a range; a flush covers the whole export.
     FlushRange {
         /// The offset, which must be 0.
         offset: u64,
         /// The length, which must be 0.
         length: u64,
     },
-    /// A block status of nothing.
+    /// A block status of an empty range.
     EmptyRange(CommandType),
     /// More data in one request than the export's maximum payload.
     TooLong {

@@ -30,6 +30,10 @@ impl SimpleReply {
     }
 
     /// Reads a message; any content is accepted behind the right magic number.
+    ///
+    /// # Errors
+    ///
+    /// [`WrongMagic`] if the first bytes are another number than the magic.
     pub const fn decode(message: &[u8; Self::LEN]) -> Result<Self, WrongMagic> {
         if let Err(wrong) = magic::expect(get_u32(message, 0), magic::SIMPLE_REPLY) {
             return Err(wrong);
@@ -68,6 +72,10 @@ impl StructuredReplyChunk {
     }
 
     /// Reads a message; any content is accepted behind the right magic number.
+    ///
+    /// # Errors
+    ///
+    /// [`WrongMagic`] if the first bytes are another number than the magic.
     pub const fn decode(message: &[u8; Self::LEN]) -> Result<Self, WrongMagic> {
         if let Err(wrong) = magic::expect(get_u32(message, 0), magic::STRUCTURED_REPLY) {
             return Err(wrong);
@@ -114,6 +122,10 @@ impl ExtendedReplyChunk {
     }
 
     /// Reads a message; any content is accepted behind the right magic number.
+    ///
+    /// # Errors
+    ///
+    /// [`WrongMagic`] if the first bytes are another number than the magic.
     pub const fn decode(message: &[u8; Self::LEN]) -> Result<Self, WrongMagic> {
         if let Err(wrong) = magic::expect(get_u32(message, 0), magic::EXTENDED_REPLY) {
             return Err(wrong);
@@ -144,6 +156,10 @@ pub enum ReplyKind {
 
 impl ReplyKind {
     /// Tells the kinds apart by their magic number.
+    ///
+    /// # Errors
+    ///
+    /// [`WrongMagic`] if the first bytes are another number than the magic.
     pub const fn of(first: &[u8; 4]) -> Result<Self, WrongMagic> {
         match u32::from_be_bytes(*first) {
             magic::SIMPLE_REPLY => Ok(Self::Simple),

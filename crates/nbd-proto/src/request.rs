@@ -38,6 +38,10 @@ impl Request {
     }
 
     /// Reads a message; any content is accepted behind the right magic number.
+    ///
+    /// # Errors
+    ///
+    /// [`WrongMagic`] if the first bytes are another number than the magic.
     pub const fn decode(message: &[u8; Self::LEN]) -> Result<Self, WrongMagic> {
         if let Err(wrong) = magic::expect(get_u32(message, 0), magic::REQUEST) {
             return Err(wrong);
@@ -96,6 +100,10 @@ impl ExtendedRequest {
     }
 
     /// Reads a message; any content is accepted behind the right magic number.
+    ///
+    /// # Errors
+    ///
+    /// [`WrongMagic`] if the first bytes are another number than the magic.
     pub const fn decode(message: &[u8; Self::LEN]) -> Result<Self, WrongMagic> {
         if let Err(wrong) = magic::expect(get_u32(message, 0), magic::EXTENDED_REQUEST) {
             return Err(wrong);

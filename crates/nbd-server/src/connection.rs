@@ -17,7 +17,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 
 use nbd_backend::{Completion, Lull};
 use nbd_net::socket::Socket;
-use nbd_proto::{Command, CommandType, Export as Rules, NbdError};
+use nbd_proto::{Command, CommandType, NbdError, RequestRules as Rules};
 use thiserror::Error;
 
 use crate::export::Export;

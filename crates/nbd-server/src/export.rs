@@ -4,8 +4,8 @@ use std::fmt;
 use std::sync::Arc;
 
 use nbd_backend::{Backend, Capabilities, Durability, Geometry, ProcessDurability, Workers};
-use nbd_proto::handshake::{Catalog, Offer, Refusal};
-use nbd_proto::{BlockSizes, Export as Rules, TransmissionFlags};
+use nbd_proto::handshake::{ExportList, Offer, Refusal};
+use nbd_proto::{BlockSizes, RequestRules as Rules, TransmissionFlags};
 
 use crate::limits::Limits;
 
@@ -135,7 +135,7 @@ impl Exports {
     }
 }
 
-impl Catalog for Exports {
+impl ExportList for Exports {
     fn find(&self, name: &str) -> Result<Offer, Refusal> {
         let export = self.get(name).ok_or(Refusal::Unknown)?;
         Ok(export.offer(&self.limits))

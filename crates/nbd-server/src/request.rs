@@ -3,7 +3,7 @@
 use nbd_proto::handshake::ReplyStyle;
 use nbd_proto::payload::StatusFilter;
 use nbd_proto::{
-    Command, CommandType, Export as Rules, ExtendedRequest, NbdError, Rejection, Request,
+    Command, CommandType, ExtendedRequest, NbdError, Rejection, Request, RequestRules as Rules,
     WrongMagic,
 };
 use thiserror::Error;

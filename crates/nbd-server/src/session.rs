@@ -9,7 +9,9 @@ use std::time::Instant;
 use nbd_net::socket::Socket;
 use nbd_net::stream::Stream;
 use nbd_net::tls::{ServerTls, TlsError};
-use nbd_proto::handshake::{Agreement, HandshakeError, Progress, Server as Handshake, TlsPolicy};
+use nbd_proto::handshake::{
+    Agreement, HandshakeError, ServerHandshake as Handshake, ServerProgress as Progress, TlsPolicy,
+};
 use thiserror::Error;
 
 use crate::connection::{Connection, ConnectionError, SharedOutbox};

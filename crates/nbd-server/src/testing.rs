@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use nbd_proto::handshake::{
-    Client, ClientProgress, Established, HandshakeError, ReplyStyle, Wishes,
+    ClientHandshake, ClientOptions, ClientProgress, Established, HandshakeError, ReplyStyle,
 };
 use nbd_proto::payload::{BlockStatus, ErrorPayload, ExtendedBlockStatus, OffsetData, OffsetHole};
 use nbd_proto::{
@@ -53,10 +53,13 @@ pub enum Outcome {
 
 impl RawClient {
     /// Shakes hands. Panics if the server does not answer at all.
-    pub fn shake_hands(mut stream: UnixStream, wishes: Wishes) -> Result<Self, HandshakeError> {
+    pub fn shake_hands(
+        mut stream: UnixStream,
+        wishes: ClientOptions,
+    ) -> Result<Self, HandshakeError> {
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.set_write_timeout(Some(PATIENCE)).unwrap();
-        let mut client = Client::new(wishes);
+        let mut client = ClientHandshake::new(wishes);
         let (mut input, mut output) = (Vec::new(), Vec::new());
         loop {
             let mut byte = [0];

@@ -4,24 +4,24 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use super::ReplyStyle;
+use super::codes::{
+    BASE_ALLOCATION, FLAG_C_FIXED_NEWSTYLE, FLAG_C_NO_ZEROES, FLAG_FIXED_NEWSTYLE, FLAG_NO_ZEROES,
+    InfoType, OptionReplyType, OptionType,
+};
 use super::error::HandshakeError;
 use super::message::{
     BlockSizes, GREETING_LEN, INIT_MAGIC, OLDSTYLE_MAGIC, OPTION_MAGIC, OptionReplyHead, Reader,
     ZEROES_LEN, put_option, put_string,
 };
-use super::number::{
-    BASE_ALLOCATION, FLAG_C_FIXED_NEWSTYLE, FLAG_C_NO_ZEROES, FLAG_FIXED_NEWSTYLE, FLAG_NO_ZEROES,
-    InfoType, OptionReplyType, OptionType,
-};
 use crate::TransmissionFlags;
 
-/// The longest answer that is read. Nothing that we ask for needs as much.
-const MOST_REPLY: u32 = 64 << 10;
+/// The longest reply that is read, in bytes. No option that this client sends needs as much.
+const MAX_REPLY_BYTES: u32 = 64 << 10;
 
-/// What a client would like. Only the export and TLS are conditions; the rest is done without
-/// where the server does not know it.
+/// What a client asks for. The export and TLS are required; the client does without the others where
+/// the server does not know them.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Wishes {
+pub struct ClientOptions {
     /// Name of the export; empty for the default one.
     pub name: String,
     /// The connection must be secured before anything else.
@@ -34,8 +34,8 @@ pub struct Wishes {
     pub allocation: bool,
 }
 
-impl Wishes {
-    /// All that there is, without TLS.
+impl ClientOptions {
+    /// All options except TLS.
     pub fn new(name: &str) -> Self {
         Self { name: name.into(), tls: false, structured: true, extended: true, allocation: true }
     }
@@ -56,12 +56,12 @@ pub struct Established {
     pub allocation: Option<u32>,
 }
 
-/// What is to be done after [`Client::handle`], once its output has been sent.
+/// What the caller does after [`ClientHandshake::handle`], once its output has been sent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ClientProgress {
     /// Receive more.
     More,
-    /// Secure the connection, call [`Client::secured`] and [`Client::handle`]. Bytes that the
+    /// Secure the connection, call [`ClientHandshake::secured`] and [`ClientHandshake::handle`]. Bytes that the
     /// server has sent behind its promise are an attempt to inject plain text: drop it.
     StartTls,
     /// Begin transmission; bytes that were not used up belong to it.
@@ -70,7 +70,7 @@ pub enum ClientProgress {
 
 /// What the client waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stage {
+enum ClientState {
     Greeting,
     /// The connection is being secured.
     Tls,
@@ -83,9 +83,9 @@ enum Stage {
 
 /// A handshake with one server.
 #[derive(Debug)]
-pub struct Client {
-    wishes: Wishes,
-    stage: Stage,
+pub struct ClientHandshake {
+    options: ClientOptions,
+    state: ClientState,
     no_zeroes: bool,
     style: ReplyStyle,
     allocation: Option<u32>,
@@ -93,12 +93,12 @@ pub struct Client {
     block_sizes: Option<BlockSizes>,
 }
 
-impl Client {
+impl ClientHandshake {
     /// A handshake that has not begun.
-    pub const fn new(wishes: Wishes) -> Self {
+    pub const fn new(options: ClientOptions) -> Self {
         Self {
-            wishes,
-            stage: Stage::Greeting,
+            options,
+            state: ClientState::Greeting,
             no_zeroes: false,
             style: ReplyStyle::Simple,
             allocation: None,
@@ -107,13 +107,17 @@ impl Client {
         }
     }
 
-    /// The connection has been secured.
+    /// Tells the machine that the connection is secured now.
     pub fn secured(&mut self) {
-        self.wishes.tls = false;
+        self.options.tls = false;
     }
 
-    /// Takes what the server has sent and appends what it is to be told, up to the end of the
-    /// input or to the first thing that is to be done. Returns how many bytes were used up.
+    /// Takes what the server has sent and appends what to send to it, up to the end of the input or to
+    /// the first action for the caller. Returns how many bytes were consumed.
+    ///
+    /// # Errors
+    ///
+    /// If the server breaks the protocol, or refuses the export or TLS. Close the connection.
     pub fn handle(
         &mut self,
         input: &[u8],
@@ -121,18 +125,18 @@ impl Client {
     ) -> Result<(usize, ClientProgress), HandshakeError> {
         let mut used = 0;
         loop {
-            let (count, progress) = match self.stage {
-                Stage::Greeting => self.greeting(&input[used..], out)?,
-                Stage::Tls => {
-                    if self.wishes.tls {
+            let (count, progress) = match self.state {
+                ClientState::Greeting => self.greeting(&input[used..], out)?,
+                ClientState::Tls => {
+                    if self.options.tls {
                         return Ok((used, ClientProgress::StartTls));
                     }
                     self.ask_next(OptionType::STARTTLS, out);
                     continue;
                 }
-                Stage::Option(option) => self.reply(option, &input[used..], out)?,
-                Stage::Export(length) => self.bare_export(length, &input[used..]),
-                Stage::Done => (0, None),
+                ClientState::Option(option) => self.reply(option, &input[used..], out)?,
+                ClientState::Export(length) => self.bare_export(length, &input[used..]),
+                ClientState::Done => (0, None),
             };
             used += count;
             match progress {
@@ -143,9 +147,9 @@ impl Client {
         }
     }
 
-    fn greeting(&mut self, input: &[u8], out: &mut Vec<u8>) -> Result<Taken, HandshakeError> {
+    fn greeting(&mut self, input: &[u8], out: &mut Vec<u8>) -> Result<Parsed, HandshakeError> {
         let mut reader = Reader(input);
-        // A server of another kind may never send as much as ours do.
+        // Checked word by word: a server of another protocol may never send a whole greeting.
         match reader.u64() {
             Some(INIT_MAGIC) => {}
             None => return Ok((0, None)),
@@ -162,10 +166,11 @@ impl Client {
         };
         let is_fixed = flags & FLAG_FIXED_NEWSTYLE != 0;
         self.no_zeroes = flags & FLAG_NO_ZEROES != 0;
-        let mine = [(is_fixed, FLAG_C_FIXED_NEWSTYLE), (self.no_zeroes, FLAG_C_NO_ZEROES)];
-        let mine = mine.iter().fold(0, |all, (set, flag)| if *set { all | flag } else { all });
-        out.extend_from_slice(&mine.to_be_bytes());
-        match (is_fixed, self.wishes.tls) {
+        let client_flags = [(is_fixed, FLAG_C_FIXED_NEWSTYLE), (self.no_zeroes, FLAG_C_NO_ZEROES)];
+        let client_flags =
+            client_flags.iter().fold(0, |all, (set, flag)| if *set { all | flag } else { all });
+        out.extend_from_slice(&client_flags.to_be_bytes());
+        match (is_fixed, self.options.tls) {
             (true, true) => self.ask(OptionType::STARTTLS, out),
             (true, false) => self.ask_next(OptionType::STARTTLS, out),
             (false, true) => return Err(HandshakeError::NoTls),
@@ -174,40 +179,40 @@ impl Client {
         Ok((GREETING_LEN, None))
     }
 
-    /// Asks for what comes after an option.
+    /// Sends the option that follows another one in the order of negotiation.
     fn ask_next(&mut self, option: OptionType, out: &mut Vec<u8>) {
-        let Wishes { structured, extended, allocation, .. } = self.wishes;
+        let ClientOptions { structured, extended, allocation, .. } = self.options;
         let has_chunks = self.style != ReplyStyle::Simple;
-        let wishes = [
+        let sequence = [
             (OptionType::STARTTLS, false),
             (OptionType::EXTENDED_HEADERS, extended),
             (OptionType::STRUCTURED_REPLY, structured && !has_chunks),
             (OptionType::SET_META_CONTEXT, allocation && has_chunks),
             (OptionType::GO, true),
         ];
-        let later = wishes.into_iter().skip_while(|(asked, _)| *asked != option).skip(1);
-        // Behind the last of them comes what old servers know.
+        let later = sequence.into_iter().skip_while(|(asked, _)| *asked != option).skip(1);
+        // After the last of them comes the option that every server knows.
         let next = later.filter(|(_, is_wanted)| *is_wanted).map(|(next, _)| next).next();
         self.ask(next.unwrap_or(OptionType::EXPORT_NAME), out);
     }
 
     fn ask(&mut self, option: OptionType, out: &mut Vec<u8>) {
-        self.stage = Stage::Option(option);
+        self.state = ClientState::Option(option);
         let mut data = Vec::new();
         match option {
             OptionType::SET_META_CONTEXT => {
-                put_string(&mut data, &self.wishes.name);
+                put_string(&mut data, &self.options.name);
                 data.extend_from_slice(&1_u32.to_be_bytes());
                 put_string(&mut data, BASE_ALLOCATION);
             }
             OptionType::GO => {
-                put_string(&mut data, &self.wishes.name);
+                put_string(&mut data, &self.options.name);
                 data.extend_from_slice(&1_u16.to_be_bytes());
                 data.extend_from_slice(&InfoType::BLOCK_SIZE.0.to_be_bytes());
             }
             OptionType::EXPORT_NAME => {
-                data.extend_from_slice(self.wishes.name.as_bytes());
-                self.stage = Stage::Export(10 + if self.no_zeroes { 0 } else { ZEROES_LEN });
+                data.extend_from_slice(self.options.name.as_bytes());
+                self.state = ClientState::Export(10 + if self.no_zeroes { 0 } else { ZEROES_LEN });
             }
             _ => {}
         }
@@ -219,7 +224,7 @@ impl Client {
         option: OptionType,
         input: &[u8],
         out: &mut Vec<u8>,
-    ) -> Result<Taken, HandshakeError> {
+    ) -> Result<Parsed, HandshakeError> {
         let Some((bytes, rest)) = input.split_first_chunk() else {
             return Ok((0, None));
         };
@@ -231,7 +236,7 @@ impl Client {
         if answered != option {
             return Err(HandshakeError::Unexpected { option: answered, reply });
         }
-        if length > MOST_REPLY {
+        if length > MAX_REPLY_BYTES {
             return Err(HandshakeError::TooLong { option, length });
         }
         let Some(data) = rest.get(..length as usize) else {
@@ -268,7 +273,7 @@ impl Client {
                     self.allocation = Some(number);
                 }
             }
-            (OptionType::STARTTLS, OptionReplyType::ACK) => self.stage = Stage::Tls,
+            (OptionType::STARTTLS, OptionReplyType::ACK) => self.state = ClientState::Tls,
             (_, OptionReplyType::ACK) => {
                 match option {
                     OptionType::EXTENDED_HEADERS => self.style = ReplyStyle::Extended,
@@ -282,7 +287,7 @@ impl Client {
         Ok(None)
     }
 
-    /// What is no condition is done without.
+    /// Continues without an option that is not required.
     fn refused(
         &mut self,
         option: OptionType,
@@ -293,9 +298,9 @@ impl Client {
         match (option, reply) {
             (OptionType::GO, OptionReplyType::ERR_UNSUP) if self.style != ReplyStyle::Extended => {}
             (OptionType::GO, OptionReplyType::ERR_UNKNOWN) => {
-                return Err(HandshakeError::UnknownExport(self.wishes.name.clone()));
+                return Err(HandshakeError::UnknownExport(self.options.name.clone()));
             }
-            // Whoever demands TLS demands it of every option.
+            // A server that requires TLS refuses every option with this error.
             (OptionType::STARTTLS | OptionType::GO, _) | (_, OptionReplyType::ERR_TLS_REQD) => {
                 let words = String::from_utf8_lossy(data).into_owned();
                 return Err(HandshakeError::Refused { option, reply, words });
@@ -307,7 +312,7 @@ impl Client {
         Ok(())
     }
 
-    /// `NBD_REP_INFO`; what is not known is ignored.
+    /// `NBD_REP_INFO`; unknown information is ignored.
     fn info(&mut self, data: &[u8]) -> Option<()> {
         let mut reader = Reader(data);
         match InfoType(reader.u16()?) {
@@ -325,7 +330,7 @@ impl Client {
         reader.is_empty().then_some(())
     }
 
-    fn bare_export(&mut self, length: usize, input: &[u8]) -> Taken {
+    fn bare_export(&mut self, length: usize, input: &[u8]) -> Parsed {
         let mut reader = Reader(input);
         match (reader.u64(), reader.u16()) {
             (Some(size), Some(flags)) if input.len() >= length => {
@@ -336,7 +341,7 @@ impl Client {
     }
 
     fn establish(&mut self, size: u64, flags: TransmissionFlags) -> Established {
-        self.stage = Stage::Done;
+        self.state = ClientState::Done;
         Established {
             size,
             flags,
@@ -347,5 +352,5 @@ impl Client {
     }
 }
 
-/// Bytes used up, and what was agreed on.
-type Taken = (usize, Option<Established>);
+/// Bytes consumed, and what was agreed on.
+type Parsed = (usize, Option<Established>);

@@ -3,9 +3,9 @@
 use alloc::string::String;
 use core::fmt;
 
-use super::number::{OptionReplyType, OptionType};
+use super::codes::{OptionReplyType, OptionType};
 
-/// The other side cannot be talked to, or has refused: the connection is to be closed.
+/// The other side breaks the protocol, or has refused: close the connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum HandshakeError {
@@ -13,11 +13,11 @@ pub enum HandshakeError {
     NotNbd(u64),
     /// The server speaks oldstyle negotiation, which went out of use in 2011.
     Oldstyle,
-    /// The client has set client flags that nobody knows.
+    /// The client has set client flags that the specification does not define.
     UnknownClientFlags(u32),
     /// An option, or an answer to one, does not begin with its magic number.
     WrongMagic(u64),
-    /// An option, or an answer to one, is longer than anybody needs.
+    /// An option, or an answer to one, is longer than the limit.
     TooLong {
         /// Which option.
         option: OptionType,
@@ -40,7 +40,7 @@ pub enum HandshakeError {
         /// What it says.
         reply: OptionReplyType,
     },
-    /// The server has refused what cannot be done without.
+    /// The server has refused an option that the client requires.
     Refused {
         /// What it has refused.
         option: OptionType,

@@ -2,7 +2,7 @@
 
 use alloc::vec::Vec;
 
-use super::number::{InfoType, OptionReplyType, OptionType};
+use super::codes::{InfoType, OptionReplyType, OptionType};
 use crate::TransmissionFlags;
 use crate::field::{get_u32, get_u64, put_u16, put_u32, put_u64};
 

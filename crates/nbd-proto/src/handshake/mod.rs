@@ -1,16 +1,17 @@
 //! The handshake: fixed newstyle negotiation as state machines without I/O, one for each side.
 //!
-//! A machine is fed with the bytes that have come and appends to a buffer what is to be sent.
-//! It tells how many bytes it has used up; the rest is to be given again, with more behind it.
+//! The caller feeds a machine with the bytes that have come; the machine appends to a buffer what to
+//! send, and returns how many bytes it consumed. The caller keeps the others and feeds them again,
+//! with more behind them. Timeouts are the caller's.
 //!
 //! ```
 //! use nbd_proto::handshake::{
-//!     Catalog, Client, ClientProgress, Offer, Progress, Refusal, Server, TlsPolicy, Wishes,
+//!     ExportList, ClientHandshake, ClientProgress, Offer, ServerProgress, Refusal, ServerHandshake, TlsPolicy, ClientOptions,
 //! };
 //! use nbd_proto::{BlockSizes, TransmissionFlags};
 //!
 //! struct One;
-//! impl Catalog for One {
+//! impl ExportList for One {
 //!     fn find(&self, name: &str) -> Result<Offer, Refusal> {
 //!         match name {
 //!             "disk" => Ok(Offer::new("disk", 4096, TransmissionFlags::HAS_FLAGS)),
@@ -22,7 +23,7 @@
 //!     }
 //! }
 //!
-//! let (mut server, mut client) = (Server::new(TlsPolicy::Off), Client::new(Wishes::new("disk")));
+//! let (mut server, mut client) = (ServerHandshake::new(TlsPolicy::Off), ClientHandshake::new(ClientOptions::new("disk")));
 //! let (mut to_client, mut to_server) = (Vec::new(), Vec::new());
 //! server.greet(&mut to_client);
 //! let established = loop {
@@ -39,26 +40,26 @@
 //! # Ok::<(), nbd_proto::handshake::HandshakeError>(())
 //! ```
 
-mod answer;
 mod client;
+mod codes;
 mod error;
 mod message;
-mod number;
 mod offer;
+mod option_replies;
 mod server;
 
-pub use client::{Client, ClientProgress, Established, Wishes};
+pub use client::{ClientHandshake, ClientOptions, ClientProgress, Established};
+pub use codes::{
+    BASE_ALLOCATION, FLAG_C_FIXED_NEWSTYLE, FLAG_C_NO_ZEROES, FLAG_FIXED_NEWSTYLE, FLAG_NO_ZEROES,
+    InfoType, MAX_STRING_BYTES, OptionReplyType, OptionType,
+};
 pub use error::HandshakeError;
 pub use message::{
     BlockSizes, GREETING_LEN, INIT_MAGIC, OLDSTYLE_MAGIC, OPTION_MAGIC, OptionHead,
     OptionReplyHead, REPLY_MAGIC, ZEROES_LEN,
 };
-pub use number::{
-    BASE_ALLOCATION, FLAG_C_FIXED_NEWSTYLE, FLAG_C_NO_ZEROES, FLAG_FIXED_NEWSTYLE, FLAG_NO_ZEROES,
-    InfoType, MAX_STRING, OptionReplyType, OptionType,
-};
-pub use offer::{Agreement, Catalog, Offer, Refusal};
-pub use server::{Progress, Server, TlsPolicy};
+pub use offer::{Agreement, ExportList, Offer, Refusal};
+pub use server::{ServerHandshake, ServerProgress, TlsPolicy};
 
 /// How requests and replies of the transmission phase look.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]

@@ -1,11 +1,11 @@
-//! What a server offers, and what comes of it.
+//! What a server offers, and what both sides agree on.
 
 use alloc::string::String;
 use alloc::vec::Vec;
 
 use super::ReplyStyle;
+use super::codes::OptionReplyType;
 use super::message::BlockSizes;
-use super::number::OptionReplyType;
 use crate::TransmissionFlags;
 
 /// What a server tells about an export.
@@ -13,7 +13,7 @@ use crate::TransmissionFlags;
 pub struct Offer {
     /// Its canonical name.
     pub name: String,
-    /// Words for people.
+    /// A description for people.
     pub description: Option<String>,
     /// Its length in bytes.
     pub size: u64,
@@ -45,11 +45,19 @@ pub struct Agreement {
 }
 
 /// The exports of a server.
-pub trait Catalog {
+pub trait ExportList {
     /// The export of this name; the default one has an empty name.
+    ///
+    /// # Errors
+    ///
+    /// The refusal that the client is told.
     fn find(&self, name: &str) -> Result<Offer, Refusal>;
 
-    /// Names of the exports, with words for people.
+    /// Names of the exports, with descriptions.
+    ///
+    /// # Errors
+    ///
+    /// The refusal that the client is told.
     fn list(&self) -> Result<Vec<(String, Option<String>)>, Refusal>;
 }
 
@@ -58,7 +66,7 @@ pub trait Catalog {
 pub enum Refusal {
     /// There is no such export.
     Unknown,
-    /// This client may not.
+    /// The server's policy excludes this client.
     Policy,
     /// The server is about to end.
     Shutdown,

@@ -71,6 +71,11 @@ impl<'a> ErrorPayload<'a> {
 
     /// Parses the payload of an error chunk; of one with an unknown type, the part that all of
     /// them have in common.
+    ///
+    /// # Errors
+    ///
+    /// If the payload is shorter than its type or its message length requires, the message is too
+    /// long, or the error is success.
     pub fn parse(reply_type: ReplyType, payload: &'a [u8]) -> Result<Self, MalformedPayload> {
         let (head, rest) = payload.split_first_chunk().ok_or(MalformedPayload)?;
         let ErrorHead { error, message_length } = ErrorHead::decode(head);

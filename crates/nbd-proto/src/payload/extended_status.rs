@@ -68,6 +68,10 @@ pub struct ExtendedBlockStatus<'a> {
 impl<'a> ExtendedBlockStatus<'a> {
     /// Parses a payload. There are as many extents as announced, at least one, and none is
     /// empty: going from extent to extent always makes progress.
+    ///
+    /// # Errors
+    ///
+    /// If the payload has no extent, another number of extents than announced, or an empty one.
     pub fn parse(payload: &'a [u8]) -> Result<Self, MalformedPayload> {
         let (head, rest) = payload.split_first_chunk().ok_or(MalformedPayload)?;
         let ExtendedBlockStatusHead { context, count } = ExtendedBlockStatusHead::decode(head);

@@ -68,6 +68,10 @@ pub struct BlockStatus<'a> {
 impl<'a> BlockStatus<'a> {
     /// Parses a payload. There is at least one extent, and none is empty: going from extent to
     /// extent always makes progress.
+    ///
+    /// # Errors
+    ///
+    /// If the payload has no extent, an incomplete one or an empty one.
     pub fn parse(payload: &'a [u8]) -> Result<Self, MalformedPayload> {
         let (head, rest) = payload.split_first_chunk().ok_or(MalformedPayload)?;
         let (extents, left_over) = rest.as_chunks();

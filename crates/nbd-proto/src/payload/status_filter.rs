@@ -38,6 +38,10 @@ pub struct StatusFilter<'a> {
 impl<'a> StatusFilter<'a> {
     /// Parses a payload. Contexts may be unknown to the server or come twice: that is for the
     /// server to refuse.
+    ///
+    /// # Errors
+    ///
+    /// If the payload is no whole number of contexts behind its effect length.
     pub fn parse(payload: &'a [u8]) -> Result<Self, MalformedPayload> {
         let (head, rest) = payload.split_first_chunk().ok_or(MalformedPayload)?;
         let (contexts, left_over) = rest.as_chunks();

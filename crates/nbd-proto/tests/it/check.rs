@@ -1,15 +1,16 @@
 //! Requests against exports, by the party at fault.
 
 use nbd_proto::{
-    Command, CommandFlags, CommandType, Export, NbdError, Rejection, Request, TransmissionFlags,
+    Command, CommandFlags, CommandType, NbdError, Rejection, Request, RequestRules,
+    TransmissionFlags,
 };
 
 pub(crate) const SIZE: u64 = 1 << 20;
 
-/// An export that offers everything.
-pub(crate) fn export_of(size: u64) -> Export {
+/// An export that offers every command.
+pub(crate) fn export_of(size: u64) -> RequestRules {
     let all = TransmissionFlags::from_bits(u16::MAX);
-    Export::new(size, all.without(TransmissionFlags::READ_ONLY))
+    RequestRules::new(size, all.without(TransmissionFlags::READ_ONLY))
 }
 
 fn request_for(command: CommandType, offset: u64, length: u32) -> Request {
@@ -17,7 +18,7 @@ fn request_for(command: CommandType, offset: u64, length: u32) -> Request {
 }
 
 /// The error that `request` is answered with.
-fn error(request: Request, export: &Export) -> Option<NbdError> {
+fn error(request: Request, export: &RequestRules) -> Option<NbdError> {
     request.check(export).err().map(|rejection| rejection.error())
 }
 
@@ -64,7 +65,7 @@ fn empty_ranges_are_in_order_up_to_the_end() {
 }
 
 #[test]
-fn client_disconnects_with_nonsense_in_its_request() {
+fn client_disconnects_with_invalid_fields() {
     let request = Request {
         flags: CommandFlags::from_bits(u16::MAX),
         ..request_for(CommandType::DISC, u64::MAX, u32::MAX)
@@ -93,7 +94,7 @@ fn client_passes_the_end() {
 #[test]
 fn client_writes_to_a_read_only_export() {
     let read_only = TransmissionFlags::HAS_FLAGS | TransmissionFlags::READ_ONLY;
-    let export = Export::new(SIZE, read_only);
+    let export = RequestRules::new(SIZE, read_only);
     for command in [CommandType::WRITE, CommandType::TRIM, CommandType::WRITE_ZEROES] {
         let request = request_for(command, 0, 512);
         assert_eq!(request.check(&export), Err(Rejection::ReadOnly(command)));
@@ -104,7 +105,7 @@ fn client_writes_to_a_read_only_export() {
 
 #[test]
 fn client_asks_for_what_is_not_offered() {
-    let export = Export::new(SIZE, TransmissionFlags::HAS_FLAGS);
+    let export = RequestRules::new(SIZE, TransmissionFlags::HAS_FLAGS);
     for command in (3..=8).chain([9, 77, u16::MAX]).map(CommandType) {
         let request = request_for(command, 0, 0);
         assert_eq!(request.check(&export), Err(Rejection::Unsupported(command)));
@@ -115,7 +116,7 @@ fn client_asks_for_what_is_not_offered() {
 #[test]
 fn client_sets_flags_that_are_not_offered() {
     let offered = TransmissionFlags::HAS_FLAGS | TransmissionFlags::SEND_WRITE_ZEROES;
-    let export = Export::new(SIZE, offered);
+    let export = RequestRules::new(SIZE, offered);
     for (command, flags) in [
         (CommandType::WRITE, CommandFlags::FUA),
         (CommandType::READ, CommandFlags::DF),
@@ -167,7 +168,7 @@ fn client_flushes_a_range() {
 
 #[test]
 fn client_ignores_the_block_size() {
-    let export = Export { min_block_size: 4096, ..export_of(SIZE) };
+    let export = RequestRules { min_block_size: 4096, ..export_of(SIZE) };
     for command in [CommandType::READ, CommandType::WRITE, CommandType::TRIM] {
         assert_eq!(error(request_for(command, 512, 4096), &export), Some(NbdError::EINVAL));
         assert_eq!(error(request_for(command, 4096, 512), &export), Some(NbdError::EINVAL));
@@ -177,7 +178,7 @@ fn client_ignores_the_block_size() {
 
 #[test]
 fn client_moves_more_than_the_maximum_payload() {
-    let export = Export { max_payload: 65536, ..export_of(SIZE) };
+    let export = RequestRules { max_payload: 65536, ..export_of(SIZE) };
     let write = request_for(CommandType::WRITE, 0, 65537);
     assert_eq!(error(write, &export), Some(NbdError::EINVAL));
     assert_eq!(write.payload_len(), 65537, "to be consumed nevertheless");

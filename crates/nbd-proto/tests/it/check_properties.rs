@@ -1,12 +1,12 @@
 //! Any request against any export: what every backend relies on.
 
-use nbd_proto::{Command, CommandType, Export, TransmissionFlags};
+use nbd_proto::{Command, CommandType, RequestRules, TransmissionFlags};
 use proptest::prelude::*;
 
 use crate::strategies::{export, extended_request, request};
 
 /// In bounds, aligned, not too long, and allowed.
-fn assert_in_order(command: Command, export: &Export) -> Result<(), TestCaseError> {
+fn assert_in_order(command: Command, export: &RequestRules) -> Result<(), TestCaseError> {
     let (offset, length) = command.range();
     let end = offset.checked_add(length);
     if !matches!(command, Command::Flush | Command::Disconnect) {

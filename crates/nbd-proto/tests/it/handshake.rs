@@ -1,8 +1,8 @@
 //! What the tests of the handshake share: exports, and messages by hand.
 
 use nbd_proto::handshake::{
-    BASE_ALLOCATION, Catalog, GREETING_LEN, HandshakeError, Offer, OptionHead, OptionReplyHead,
-    OptionReplyType, OptionType, Progress, Refusal, Server, TlsPolicy,
+    BASE_ALLOCATION, ExportList, GREETING_LEN, HandshakeError, Offer, OptionHead, OptionReplyHead,
+    OptionReplyType, OptionType, Refusal, ServerHandshake, ServerProgress, TlsPolicy,
 };
 use nbd_proto::{BlockSizes, TransmissionFlags};
 
@@ -13,7 +13,7 @@ pub(crate) const SIZES: BlockSizes = BlockSizes { minimum: 512, preferred: 4096,
 /// The default export and `disk`; `plain` that knows no extents; and two that are refused.
 pub(crate) struct Exports;
 
-impl Catalog for Exports {
+impl ExportList for Exports {
     fn find(&self, name: &str) -> Result<Offer, Refusal> {
         let offer = Offer::new(name, 1 << 30, FLAGS);
         match name {
@@ -88,19 +88,19 @@ pub(crate) fn answers(mut bytes: &[u8]) -> (Vec<Answer>, &[u8]) {
 
 /// A server that a client has greeted with these flags.
 pub(crate) struct Peer {
-    pub(crate) server: Server,
+    pub(crate) server: ServerHandshake,
     pub(crate) out: Vec<u8>,
 }
 
 impl Peer {
     pub(crate) fn greeted(policy: TlsPolicy, flags: u32) -> Self {
-        let server = Server::new(policy);
+        let server = ServerHandshake::new(policy);
         let mut out = Vec::new();
         server.greet(&mut out);
         assert_eq!(out.len(), GREETING_LEN);
         out.clear();
         let mut peer = Self { server, out };
-        assert_eq!(peer.send(&flags.to_be_bytes()), Ok(Progress::More));
+        assert_eq!(peer.send(&flags.to_be_bytes()), Ok(ServerProgress::More));
         peer
     }
 
@@ -109,7 +109,7 @@ impl Peer {
     }
 
     /// Sends bytes, all of which must be used up.
-    pub(crate) fn send(&mut self, bytes: &[u8]) -> Result<Progress, HandshakeError> {
+    pub(crate) fn send(&mut self, bytes: &[u8]) -> Result<ServerProgress, HandshakeError> {
         let (used, progress) = self.server.handle(bytes, &Exports, &mut self.out)?;
         assert_eq!(used, bytes.len(), "not all was used up");
         Ok(progress)
@@ -117,7 +117,7 @@ impl Peer {
 
     /// Asks, and goes on haggling.
     pub(crate) fn ask(&mut self, asked: OptionType, data: &[u8]) -> Vec<Answer> {
-        assert_eq!(self.send(&option(asked, data)), Ok(Progress::More), "{asked}");
+        assert_eq!(self.send(&option(asked, data)), Ok(ServerProgress::More), "{asked}");
         self.answers(asked)
     }
 

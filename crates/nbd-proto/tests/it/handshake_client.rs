@@ -3,22 +3,22 @@
 
 use nbd_proto::BlockSizes;
 use nbd_proto::handshake::{
-    Client, ClientProgress, Established, HandshakeError, OptionHead, OptionReplyHead,
-    OptionReplyType as Reply, OptionType as Opt, ReplyStyle, Wishes,
+    ClientHandshake, ClientOptions, ClientProgress, Established, HandshakeError, OptionHead,
+    OptionReplyHead, OptionReplyType as Reply, OptionType as Opt, ReplyStyle,
 };
 
 use crate::handshake::{FLAGS, allocation, info, string};
 
 /// A client, and what it has said.
 struct Peer {
-    client: Client,
+    client: ClientHandshake,
     said: Vec<u8>,
 }
 
 impl Peer {
     /// A client that has heard the greeting of a server with these handshake flags.
-    fn greeted(wishes: Wishes, flags: u16) -> Self {
-        let mut peer = Self { client: Client::new(wishes), said: Vec::new() };
+    fn greeted(options: ClientOptions, flags: u16) -> Self {
+        let mut peer = Self { client: ClientHandshake::new(options), said: Vec::new() };
         let greeting = [&b"NBDMAGICIHAVEOPT"[..], &flags.to_be_bytes()].concat();
         assert_eq!(peer.hear(&greeting), Ok(ClientProgress::More));
         let client_flags = u32::from(flags & 3).to_be_bytes();
@@ -26,8 +26,8 @@ impl Peer {
         peer
     }
 
-    fn new(wishes: Wishes) -> Self {
-        Self::greeted(wishes, 3)
+    fn new(options: ClientOptions) -> Self {
+        Self::greeted(options, 3)
     }
 
     fn hear(&mut self, bytes: &[u8]) -> Result<ClientProgress, HandshakeError> {
@@ -58,9 +58,9 @@ impl Peer {
     }
 
     /// Refuses all that comes before GO.
-    fn at_go(wishes: Wishes) -> Self {
-        let name = wishes.name.clone();
-        let mut peer = Self::new(wishes);
+    fn at_go(options: ClientOptions) -> Self {
+        let name = options.name.clone();
+        let mut peer = Self::new(options);
         peer.asked(Opt::EXTENDED_HEADERS, &[]);
         peer.more(Opt::EXTENDED_HEADERS, Reply::ERR_UNSUP, b"");
         peer.asked(Opt::STRUCTURED_REPLY, &[]);
@@ -85,8 +85,8 @@ fn established(style: ReplyStyle, allocation: Option<u32>) -> Established {
 }
 
 #[test]
-fn all_wishes_are_granted() {
-    let mut peer = Peer::new(Wishes::new("disk"));
+fn a_server_that_knows_all_options_grants_them() {
+    let mut peer = Peer::new(ClientOptions::new("disk"));
     peer.asked(Opt::EXTENDED_HEADERS, &[]);
     peer.more(Opt::EXTENDED_HEADERS, Reply::ACK, b"");
     peer.asked(Opt::SET_META_CONTEXT, &allocation("disk"));
@@ -106,8 +106,8 @@ fn all_wishes_are_granted() {
 }
 
 #[test]
-fn what_the_server_does_not_know_is_done_without() {
-    let mut peer = Peer::new(Wishes::new("disk"));
+fn unknown_options_are_done_without() {
+    let mut peer = Peer::new(ClientOptions::new("disk"));
     peer.more(Opt::EXTENDED_HEADERS, Reply::ERR_UNSUP, b"");
     peer.more(Opt::STRUCTURED_REPLY, Reply::ACK, b"");
     peer.more(Opt::SET_META_CONTEXT, Reply::ERR_UNSUP, b"never heard of");
@@ -116,7 +116,7 @@ fn what_the_server_does_not_know_is_done_without() {
     let expected = established(ReplyStyle::Structured, None);
     assert_eq!(progress, Ok(ClientProgress::Established(expected)));
 
-    let mut peer = Peer::at_go(Wishes::new("disk"));
+    let mut peer = Peer::at_go(ClientOptions::new("disk"));
     peer.more(Opt::GO, Reply::ERR_UNSUP, b"");
     peer.asked(Opt::EXPORT_NAME, b"disk");
     let export = export_info()[2..].to_vec();
@@ -128,7 +128,7 @@ fn what_the_server_does_not_know_is_done_without() {
 #[test]
 fn a_server_that_does_not_negotiate_is_asked_for_the_export() {
     for (flags, zeroes) in [(0, 124), (2, 0)] {
-        let mut peer = Peer::greeted(Wishes::new("disk"), flags);
+        let mut peer = Peer::greeted(ClientOptions::new("disk"), flags);
         peer.asked(Opt::EXPORT_NAME, b"disk");
         let mut export = export_info()[2..].to_vec();
         export.extend(vec![0; zeroes]);
@@ -139,19 +139,19 @@ fn a_server_that_does_not_negotiate_is_asked_for_the_export() {
 }
 
 #[test]
-fn no_wishes_no_questions() {
-    let wishes = Wishes { structured: false, extended: false, ..Wishes::new("") };
-    Peer::new(wishes.clone()).asked(Opt::GO, &info("", &[3]));
-    let wishes = Wishes { structured: true, allocation: false, ..wishes };
-    let mut peer = Peer::new(wishes);
+fn an_option_that_is_not_wanted_is_not_sent() {
+    let options = ClientOptions { structured: false, extended: false, ..ClientOptions::new("") };
+    Peer::new(options.clone()).asked(Opt::GO, &info("", &[3]));
+    let options = ClientOptions { structured: true, allocation: false, ..options };
+    let mut peer = Peer::new(options);
     peer.asked(Opt::STRUCTURED_REPLY, &[]);
     peer.more(Opt::STRUCTURED_REPLY, Reply::ACK, b"");
     peer.asked(Opt::GO, &info("", &[3]));
 }
 
 #[test]
-fn tls_comes_first() {
-    let mut peer = Peer::new(Wishes { tls: true, ..Wishes::new("disk") });
+fn tls_is_negotiated_before_anything_else() {
+    let mut peer = Peer::new(ClientOptions { tls: true, ..ClientOptions::new("disk") });
     peer.asked(Opt::STARTTLS, &[]);
     let progress = peer.answer(Opt::STARTTLS, Reply::ACK, b"");
     assert_eq!(progress, Ok(ClientProgress::StartTls));
@@ -164,7 +164,8 @@ fn tls_comes_first() {
 
 #[test]
 fn bytes_behind_the_promise_of_tls_are_left_to_the_caller() {
-    let mut client = Client::new(Wishes { tls: true, ..Wishes::new("disk") });
+    let mut client =
+        ClientHandshake::new(ClientOptions { tls: true, ..ClientOptions::new("disk") });
     let head = OptionReplyHead { option: Opt::STARTTLS, reply: Reply::ACK, length: 0 };
     let promise = [&b"NBDMAGICIHAVEOPT\0\x03"[..], &head.encode()].concat();
     let input = [&promise[..], b"injected"].concat();
@@ -173,29 +174,29 @@ fn bytes_behind_the_promise_of_tls_are_left_to_the_caller() {
 }
 
 #[test]
-fn tls_is_a_condition() {
-    let wishes = Wishes { tls: true, ..Wishes::new("disk") };
-    let mut peer = Peer::new(wishes.clone());
+fn refused_tls_ends_the_handshake() {
+    let options = ClientOptions { tls: true, ..ClientOptions::new("disk") };
+    let mut peer = Peer::new(options.clone());
     let end = peer.answer(Opt::STARTTLS, Reply::ERR_POLICY, b"no certificate");
     let words = "no certificate".into();
     let refused =
         HandshakeError::Refused { option: Opt::STARTTLS, reply: Reply::ERR_POLICY, words };
     assert_eq!(end, Err(refused));
-    let mut client = Client::new(wishes);
+    let mut client = ClientHandshake::new(options);
     let end = client.handle(b"NBDMAGICIHAVEOPT\0\0", &mut Vec::new());
     assert_eq!(end, Err(HandshakeError::NoTls));
 }
 
 #[test]
 fn server_demands_tls() {
-    let mut peer = Peer::new(Wishes::new("disk"));
+    let mut peer = Peer::new(ClientOptions::new("disk"));
     let end = peer.answer(Opt::EXTENDED_HEADERS, Reply::ERR_TLS_REQD, b"");
     assert!(matches!(end, Err(HandshakeError::Refused { .. })), "{end:?}");
 }
 
 #[test]
 fn server_lacks_the_export() {
-    let end = Peer::at_go(Wishes::new("disk")).answer(Opt::GO, Reply::ERR_UNKNOWN, b"");
+    let end = Peer::at_go(ClientOptions::new("disk")).answer(Opt::GO, Reply::ERR_UNKNOWN, b"");
     assert_eq!(end, Err(HandshakeError::UnknownExport("disk".into())));
 }
 
@@ -204,7 +205,7 @@ fn server_refuses_the_export() {
     for reply in
         [Reply::ERR_POLICY, Reply::ERR_SHUTDOWN, Reply::ERR_BLOCK_SIZE_REQD, Reply(1 << 31)]
     {
-        let end = Peer::at_go(Wishes::new("disk")).answer(Opt::GO, reply, b"words");
+        let end = Peer::at_go(ClientOptions::new("disk")).answer(Opt::GO, reply, b"words");
         let words = "words".into();
         assert_eq!(end, Err(HandshakeError::Refused { option: Opt::GO, reply, words }));
     }
@@ -212,15 +213,16 @@ fn server_refuses_the_export() {
 
 #[test]
 fn server_acknowledges_extended_headers_and_does_not_know_go() {
-    let mut peer = Peer::new(Wishes { allocation: false, ..Wishes::new("disk") });
+    let mut peer = Peer::new(ClientOptions { allocation: false, ..ClientOptions::new("disk") });
     peer.more(Opt::EXTENDED_HEADERS, Reply::ACK, b"");
     let end = peer.answer(Opt::GO, Reply::ERR_UNSUP, b"");
     assert!(matches!(end, Err(HandshakeError::Refused { .. })), "{end:?}");
 }
 
 #[test]
-fn server_is_none() {
-    let hear = |bytes: &[u8]| Client::new(Wishes::new("")).handle(bytes, &mut Vec::new());
+fn server_speaks_another_protocol() {
+    let hear =
+        |bytes: &[u8]| ClientHandshake::new(ClientOptions::new("")).handle(bytes, &mut Vec::new());
     let ssh = u64::from_be_bytes(*b"SSH-2.0-");
     assert_eq!(hear(b"SSH-2.0-OpenSSH"), Err(HandshakeError::NotNbd(ssh)));
     assert_eq!(hear(b"NBDMAGIC\0\0\x42\x02\x81\x86\x12\x53"), Err(HandshakeError::Oldstyle));
@@ -229,28 +231,28 @@ fn server_is_none() {
 
 #[test]
 fn server_answers_with_wrong_magic() {
-    let end = Peer::new(Wishes::new("")).hear(&[0x55; 20]);
+    let end = Peer::new(ClientOptions::new("")).hear(&[0x55; 20]);
     assert_eq!(end, Err(HandshakeError::WrongMagic(0x5555_5555_5555_5555)));
 }
 
 #[test]
 fn server_answers_what_was_not_asked() {
-    let mut peer = Peer::new(Wishes::new(""));
+    let mut peer = Peer::new(ClientOptions::new(""));
     let end = peer.answer(Opt::LIST, Reply::ACK, b"");
     assert_eq!(end, Err(HandshakeError::Unexpected { option: Opt::LIST, reply: Reply::ACK }));
     for reply in [Reply::SERVER, Reply::INFO, Reply(5)] {
-        let end = Peer::new(Wishes::new("")).answer(Opt::EXTENDED_HEADERS, reply, b"");
+        let end = Peer::new(ClientOptions::new("")).answer(Opt::EXTENDED_HEADERS, reply, b"");
         let option = Opt::EXTENDED_HEADERS;
         assert_eq!(end, Err(HandshakeError::Unexpected { option, reply }));
     }
 }
 
 #[test]
-fn server_talks_too_much() {
+fn server_sends_a_reply_that_is_too_long() {
     let option = Opt::EXTENDED_HEADERS;
     let length = (64 << 10) + 1;
     let head = OptionReplyHead { option, reply: Reply::ERR_UNSUP, length };
-    let end = Peer::new(Wishes::new("")).hear(&head.encode());
+    let end = Peer::new(ClientOptions::new("")).hear(&head.encode());
     assert_eq!(end, Err(HandshakeError::TooLong { option, length }));
 }
 
@@ -268,7 +270,7 @@ fn server_sends_malformed_information() {
         block_sizes(0, 0, 0),
         block_sizes(1 << 17, 1 << 17, 1 << 20),
     ] {
-        let end = Peer::at_go(Wishes::new("")).answer(Opt::GO, Reply::INFO, &data);
+        let end = Peer::at_go(ClientOptions::new("")).answer(Opt::GO, Reply::INFO, &data);
         let malformed = HandshakeError::Malformed { option: Opt::GO, reply: Reply::INFO };
         assert_eq!(end, Err(malformed), "{data:?}");
     }
@@ -276,14 +278,14 @@ fn server_sends_malformed_information() {
 
 #[test]
 fn server_begins_without_having_told_the_size() {
-    let end = Peer::at_go(Wishes::new("")).answer(Opt::GO, Reply::ACK, b"");
+    let end = Peer::at_go(ClientOptions::new("")).answer(Opt::GO, Reply::ACK, b"");
     assert_eq!(end, Err(HandshakeError::Malformed { option: Opt::GO, reply: Reply::ACK }));
 }
 
 #[test]
-fn server_names_a_context_badly() {
+fn server_names_a_context_in_malformed_data() {
     let at_context = || {
-        let mut peer = Peer::new(Wishes::new(""));
+        let mut peer = Peer::new(ClientOptions::new(""));
         peer.more(Opt::EXTENDED_HEADERS, Reply::ACK, b"");
         peer
     };

@@ -1,8 +1,8 @@
 //! Both sides of the handshake with each other, cut at every byte; and with anything at all.
 
 use nbd_proto::handshake::{
-    Agreement, Client, ClientProgress, Established, HandshakeError, OptionReplyType, OptionType,
-    Progress, ReplyStyle, Server, TlsPolicy, Wishes,
+    Agreement, ClientHandshake, ClientOptions, ClientProgress, Established, HandshakeError,
+    OptionReplyType, OptionType, ReplyStyle, ServerHandshake, ServerProgress, TlsPolicy,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -12,10 +12,10 @@ use crate::handshake::{Exports, SIZES, allocation, answers, info, option, querie
 /// A conversation of which each side hears at most so many bytes at a time.
 fn converse(
     policy: TlsPolicy,
-    wishes: Wishes,
+    options: ClientOptions,
     at_a_time: usize,
 ) -> Result<(Agreement, Established), HandshakeError> {
-    let (mut server, mut client) = (Server::new(policy), Client::new(wishes));
+    let (mut server, mut client) = (ServerHandshake::new(policy), ClientHandshake::new(options));
     let (mut to_client, mut to_server) = (Vec::new(), Vec::new());
     let (mut heard_by_client, mut heard_by_server) = (Vec::new(), Vec::new());
     let (mut agreement, mut is_secure) = (None, false);
@@ -42,14 +42,14 @@ fn converse(
         let (used, progress) = server.handle(&heard_by_server, &Exports, &mut to_client)?;
         heard_by_server.drain(..used);
         match progress {
-            Progress::More => {}
-            Progress::StartTls => {
+            ServerProgress::More => {}
+            ServerProgress::StartTls => {
                 assert!(to_server.is_empty() && heard_by_server.is_empty());
                 is_secure = true;
                 server.secured();
             }
-            Progress::Transmission(agreed) => agreement = Some(agreed),
-            Progress::Aborted => panic!("nobody has given up"),
+            ServerProgress::Transmission(agreed) => agreement = Some(agreed),
+            ServerProgress::Aborted => panic!("no side has aborted"),
         }
     }
 }
@@ -58,23 +58,23 @@ fn converse(
 fn both_sides_agree_however_the_bytes_arrive() {
     for at_a_time in [1, 2, 3, 7, 16, 17, usize::MAX] {
         for bits in 0..16 {
-            let wishes = Wishes {
+            let options = ClientOptions {
                 name: "disk".into(),
                 tls: bits & 1 != 0,
                 structured: bits & 2 != 0,
                 extended: bits & 4 != 0,
                 allocation: bits & 8 != 0,
             };
-            let expected = match (wishes.extended, wishes.structured) {
+            let expected = match (options.extended, options.structured) {
                 (true, _) => ReplyStyle::Extended,
                 (false, true) => ReplyStyle::Structured,
                 (false, false) => ReplyStyle::Simple,
             };
-            let has_context = wishes.allocation && expected != ReplyStyle::Simple;
-            let result = converse(TlsPolicy::Optional, wishes.clone(), at_a_time);
+            let has_context = options.allocation && expected != ReplyStyle::Simple;
+            let result = converse(TlsPolicy::Optional, options.clone(), at_a_time);
             let (agreement, established) = result.unwrap_or_else(|error| panic!("{error}"));
-            assert_eq!((agreement.style, established.style), (expected, expected), "{wishes:?}");
-            assert_eq!(agreement.allocation.is_some(), has_context, "{wishes:?}");
+            assert_eq!((agreement.style, established.style), (expected, expected), "{options:?}");
+            assert_eq!(agreement.allocation.is_some(), has_context, "{options:?}");
             assert_eq!(established.allocation, agreement.allocation);
             assert_eq!(established.flags, agreement.offer.flags);
             assert_eq!((established.size, established.block_sizes), (1 << 30, SIZES));
@@ -83,7 +83,7 @@ fn both_sides_agree_however_the_bytes_arrive() {
 }
 
 #[test]
-fn tls_policies_and_wishes() {
+fn every_tls_policy_meets_every_client() {
     for (policy, tls, is_served) in [
         (TlsPolicy::Off, false, true),
         (TlsPolicy::Off, true, false),
@@ -92,12 +92,13 @@ fn tls_policies_and_wishes() {
         (TlsPolicy::Required, false, false),
         (TlsPolicy::Required, true, true),
     ] {
-        let result = converse(policy, Wishes { tls, ..Wishes::new("disk") }, usize::MAX);
+        let result =
+            converse(policy, ClientOptions { tls, ..ClientOptions::new("disk") }, usize::MAX);
         assert_eq!(result.is_ok(), is_served, "{policy:?} and {tls}: {result:?}");
     }
 }
 
-/// A client's script: everything that it may say, once.
+/// A client's script: every option, once.
 fn script() -> Vec<u8> {
     [
         3_u32.to_be_bytes().to_vec(),
@@ -116,9 +117,9 @@ fn script() -> Vec<u8> {
 #[test]
 fn a_server_answers_the_same_wherever_the_bytes_are_cut() {
     let hear = |pieces: &[&[u8]]| {
-        let mut server = Server::new(TlsPolicy::Off);
+        let mut server = ServerHandshake::new(TlsPolicy::Off);
         let (mut input, mut out) = (Vec::new(), Vec::new());
-        let mut last = Progress::More;
+        let mut last = ServerProgress::More;
         for piece in pieces {
             input.extend_from_slice(piece);
             let (used, progress) = server.handle(&input, &Exports, &mut out).unwrap();
@@ -130,7 +131,7 @@ fn a_server_answers_the_same_wherever_the_bytes_are_cut() {
     };
     let script = script();
     let whole = hear(&[&script]);
-    assert!(matches!(whole.1, Progress::Transmission(_)));
+    assert!(matches!(whole.1, ServerProgress::Transmission(_)));
     assert!(answers(&whole.0).1.is_empty());
     // Within the long option, which is skipped, one cut is like the next.
     let long = script.len() - (70 << 10) - 200..script.len() - 200;
@@ -140,11 +141,11 @@ fn a_server_answers_the_same_wherever_the_bytes_are_cut() {
 }
 
 #[test]
-fn what_follows_the_handshake_is_left_alone() {
+fn bytes_behind_the_handshake_are_not_consumed() {
     let script = [script(), b"a request".to_vec()].concat();
-    let mut server = Server::new(TlsPolicy::Off);
+    let mut server = ServerHandshake::new(TlsPolicy::Off);
     let (used, progress) = server.handle(&script, &Exports, &mut Vec::new()).unwrap();
-    assert!(matches!(progress, Progress::Transmission(_)));
+    assert!(matches!(progress, ServerProgress::Transmission(_)));
     assert_eq!(&script[used..], b"a request");
 }
 
@@ -188,21 +189,21 @@ proptest! {
     /// A server survives any client, uses up no more than it was given, and answers in whole
     /// messages.
     #[test]
-    fn hostile_clients(
+    fn hostile_clients_do_no_harm(
         policy in policy(),
         flags in prop_oneof![9 => 0..4_u32, 1 => any::<u32>()],
         said in options(),
         noise in vec(any::<u8>(), 0..40),
     ) {
         let mut input = [&flags.to_be_bytes()[..], &said, &noise].concat();
-        let mut server = Server::new(policy);
+        let mut server = ServerHandshake::new(policy);
         let mut out = Vec::new();
         while let Ok((used, progress)) = server.handle(&input, &Exports, &mut out) {
             prop_assert!(used <= input.len());
             input.drain(..used);
             match progress {
-                Progress::StartTls => server.secured(),
-                Progress::More | Progress::Aborted | Progress::Transmission(_) => break,
+                ServerProgress::StartTls => server.secured(),
+                ServerProgress::More | ServerProgress::Aborted | ServerProgress::Transmission(_) => break,
             }
         }
         // Behind an answer to export name there is none.
@@ -212,16 +213,16 @@ proptest! {
 
     /// A client survives any server, and uses up no more than it was given.
     #[test]
-    fn hostile_servers(
-        wishes in any::<[bool; 4]>(),
+    fn hostile_servers_do_no_harm(
+        options in any::<[bool; 4]>(),
         flags in 0..4_u16,
         said in replies(),
         noise in vec(any::<u8>(), 0..40),
     ) {
-        let [tls, structured, extended, allocation] = wishes;
-        let wishes = Wishes { name: "disk".into(), tls, structured, extended, allocation };
+        let [tls, structured, extended, allocation] = options;
+        let options = ClientOptions { name: "disk".into(), tls, structured, extended, allocation };
         let mut input = [&b"NBDMAGICIHAVEOPT"[..], &flags.to_be_bytes(), &said, &noise].concat();
-        let mut client = Client::new(wishes);
+        let mut client = ClientHandshake::new(options);
         let mut out = Vec::new();
         while let Ok((used, progress)) = client.handle(&input, &mut out) {
             prop_assert!(used <= input.len());
@@ -235,8 +236,8 @@ proptest! {
 
     /// Noise from the first byte on.
     #[test]
-    fn noise(bytes in vec(any::<u8>(), 0..200)) {
-        let _ = Server::new(TlsPolicy::Off).handle(&bytes, &Exports, &mut Vec::new());
-        let _ = Client::new(Wishes::new("")).handle(&bytes, &mut Vec::new());
+    fn arbitrary_bytes_do_no_harm(bytes in vec(any::<u8>(), 0..200)) {
+        let _ = ServerHandshake::new(TlsPolicy::Off).handle(&bytes, &Exports, &mut Vec::new());
+        let _ = ClientHandshake::new(ClientOptions::new("")).handle(&bytes, &mut Vec::new());
     }
 }

@@ -2,8 +2,8 @@
 
 use nbd_proto::TransmissionFlags;
 use nbd_proto::handshake::{
-    Agreement, HandshakeError, OptionReplyType as Reply, OptionType as Opt, Progress, ReplyStyle,
-    Server, TlsPolicy,
+    Agreement, HandshakeError, OptionReplyType as Reply, OptionType as Opt, ReplyStyle,
+    ServerHandshake, ServerProgress, TlsPolicy,
 };
 
 use crate::handshake::{
@@ -17,7 +17,7 @@ fn off() -> Peer {
 /// Ends the handshake with GO.
 fn go(peer: &mut Peer, name: &str) -> Agreement {
     match peer.send(&option(Opt::GO, &info(name, &[]))) {
-        Ok(Progress::Transmission(agreement)) => agreement,
+        Ok(ServerProgress::Transmission(agreement)) => agreement,
         other => panic!("{other:?}"),
     }
 }
@@ -29,7 +29,7 @@ fn replies(answers: &[Answer]) -> Vec<Reply> {
 #[test]
 fn the_greeting_is_fixed_newstyle() {
     let mut out = Vec::new();
-    Server::new(TlsPolicy::Off).greet(&mut out);
+    ServerHandshake::new(TlsPolicy::Off).greet(&mut out);
     assert_eq!(out, *b"NBDMAGICIHAVEOPT\0\x03");
 }
 
@@ -38,7 +38,7 @@ fn export_name_is_answered_with_the_export_alone() {
     for (client_flags, zeroes) in [(1, 124), (3, 0)] {
         let mut peer = Peer::greeted(TlsPolicy::Off, client_flags);
         let progress = peer.send(&option(Opt::EXPORT_NAME, b"disk"));
-        let Ok(Progress::Transmission(agreement)) = progress else {
+        let Ok(ServerProgress::Transmission(agreement)) = progress else {
             panic!("{progress:?}");
         };
         assert_eq!((agreement.style, agreement.allocation), (ReplyStyle::Simple, None));
@@ -54,7 +54,7 @@ fn export_name_keeps_what_was_negotiated() {
     let mut peer = off();
     assert_eq!(peer.verdict(Opt::STRUCTURED_REPLY, &[]), Reply::ACK);
     let progress = peer.send(&option(Opt::EXPORT_NAME, b""));
-    let Ok(Progress::Transmission(agreement)) = progress else {
+    let Ok(ServerProgress::Transmission(agreement)) = progress else {
         panic!("{progress:?}");
     };
     assert_eq!(agreement.style, ReplyStyle::Structured);
@@ -62,7 +62,7 @@ fn export_name_keeps_what_was_negotiated() {
 }
 
 #[test]
-fn export_name_cannot_be_refused_but_by_the_end() {
+fn a_refused_export_name_ends_the_connection() {
     for (name, reply) in [
         (&b"none"[..], Reply::ERR_UNKNOWN),
         (b"secret", Reply::ERR_POLICY),
@@ -84,7 +84,7 @@ fn export_name_cannot_be_refused_but_by_the_end() {
 fn abort_is_acknowledged_whatever_comes_with_it() {
     for data in [&b""[..], b"so long"] {
         let mut peer = off();
-        assert_eq!(peer.send(&option(Opt::ABORT, data)), Ok(Progress::Aborted));
+        assert_eq!(peer.send(&option(Opt::ABORT, data)), Ok(ServerProgress::Aborted));
         assert_eq!(replies(&peer.answers(Opt::ABORT)), [Reply::ACK]);
     }
 }
@@ -100,7 +100,7 @@ fn list_names_the_exports() {
 #[test]
 fn info_tells_what_is_asked_and_haggling_goes_on() {
     let mut peer = off();
-    // EXPORT, NAME, DESCRIPTION, BLOCK_SIZE, and one that nobody knows.
+    // EXPORT, NAME, DESCRIPTION, BLOCK_SIZE, and an unknown one.
     let answers = peer.ask(Opt::INFO, &info("disk", &[0, 1, 2, 3, 99]));
     let expected: Vec<Vec<u8>> = vec![
         [&[0, 0][..], &(1_u64 << 30).to_be_bytes(), &FLAGS.bits().to_be_bytes()].concat(),
@@ -123,7 +123,7 @@ fn info_tells_what_is_asked_and_haggling_goes_on() {
 }
 
 #[test]
-fn block_sizes_that_matter_are_told_unasked() {
+fn a_minimum_block_size_is_sent_unasked() {
     let infos = |name| replies(&off().ask(Opt::INFO, &info(name, &[])));
     assert_eq!(infos("disk"), [Reply::INFO, Reply::INFO, Reply::ACK]);
     assert_eq!(infos("plain"), [Reply::INFO, Reply::ACK]);
@@ -133,7 +133,7 @@ fn block_sizes_that_matter_are_told_unasked() {
 }
 
 #[test]
-fn the_style_is_that_of_the_last_word() {
+fn the_last_style_option_decides() {
     assert_eq!(go(&mut off(), "disk").style, ReplyStyle::Simple);
     let mut peer = off();
     assert_eq!(peer.verdict(Opt::STRUCTURED_REPLY, &[]), Reply::ACK);
@@ -228,7 +228,7 @@ fn tls_voids_what_was_negotiated_before() {
     let mut peer = Peer::new(TlsPolicy::Optional);
     assert_eq!(peer.verdict(Opt::EXTENDED_HEADERS, &[]), Reply::ACK);
     peer.ask(Opt::SET_META_CONTEXT, &allocation("disk"));
-    assert_eq!(peer.send(&option(Opt::STARTTLS, &[])), Ok(Progress::StartTls));
+    assert_eq!(peer.send(&option(Opt::STARTTLS, &[])), Ok(ServerProgress::StartTls));
     assert_eq!(replies(&peer.answers(Opt::STARTTLS)), [Reply::ACK]);
     peer.server.secured();
     assert_eq!(peer.verdict(Opt::STARTTLS, &[]), Reply::ERR_INVALID);
@@ -238,12 +238,12 @@ fn tls_voids_what_was_negotiated_before() {
 
 #[test]
 fn what_comes_behind_starttls_is_left_to_the_caller() {
-    let mut server = Server::new(TlsPolicy::Optional);
+    let mut server = ServerHandshake::new(TlsPolicy::Optional);
     let mut out = Vec::new();
     let start = [&3_u32.to_be_bytes()[..], &option(Opt::STARTTLS, &[])].concat();
     let input = [&start[..], &option(Opt::LIST, &[])].concat();
     let progress = server.handle(&input, &Exports, &mut out);
-    assert_eq!(progress, Ok((start.len(), Progress::StartTls)));
+    assert_eq!(progress, Ok((start.len(), ServerProgress::StartTls)));
 }
 
 #[test]
@@ -261,7 +261,7 @@ fn without_tls_nothing_is_served_where_it_is_required() {
     ] {
         assert_eq!(peer.verdict(asked, &data), Reply::ERR_TLS_REQD, "{asked}");
     }
-    assert_eq!(peer.send(&option(Opt::STARTTLS, &[])), Ok(Progress::StartTls));
+    assert_eq!(peer.send(&option(Opt::STARTTLS, &[])), Ok(ServerProgress::StartTls));
     peer.answers(Opt::STARTTLS);
     peer.server.secured();
     assert_eq!(go(&mut peer, "disk").offer.size, 1 << 30);
@@ -269,7 +269,7 @@ fn without_tls_nothing_is_served_where_it_is_required() {
     let end = peer.send(&option(Opt::EXPORT_NAME, b"disk"));
     assert_eq!(end, Err(HandshakeError::Dropped(Reply::ERR_TLS_REQD)));
     let mut peer = Peer::new(TlsPolicy::Required);
-    assert_eq!(peer.send(&option(Opt::ABORT, &[])), Ok(Progress::Aborted));
+    assert_eq!(peer.send(&option(Opt::ABORT, &[])), Ok(ServerProgress::Aborted));
 }
 
 #[test]
@@ -279,7 +279,7 @@ fn client_asks_for_tls_that_is_off() {
 
 #[test]
 fn client_with_unknown_flags() {
-    let mut server = Server::new(TlsPolicy::Off);
+    let mut server = ServerHandshake::new(TlsPolicy::Off);
     let end = server.handle(&4_u32.to_be_bytes(), &Exports, &mut Vec::new());
     assert_eq!(end, Err(HandshakeError::UnknownClientFlags(4)));
 }
@@ -292,7 +292,7 @@ fn client_with_wrong_magic() {
 }
 
 #[test]
-fn client_asks_for_what_nobody_knows() {
+fn client_sends_an_unknown_option() {
     let mut peer = off();
     assert_eq!(peer.verdict(Opt::PEEK_EXPORT, &[]), Reply::ERR_UNSUP);
     assert_eq!(peer.verdict(Opt(12345), b"with data"), Reply::ERR_UNSUP);

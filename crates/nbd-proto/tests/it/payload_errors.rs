@@ -31,7 +31,7 @@ fn server_error_offset_without_an_offset() {
     assert!(ErrorPayload::parse(ReplyType::ERROR, &payload).is_ok());
 }
 
-/// A type from the future ends in fields that nobody here knows; they are passed over.
+/// A type from the future ends in unknown fields, which are skipped.
 #[test]
 fn server_error_of_an_unknown_type_is_understood() {
     let payload = [0, 0, 0, 28, 0, 1, b'x', 9, 9, 9];

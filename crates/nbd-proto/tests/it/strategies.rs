@@ -1,6 +1,8 @@
 //! Arbitrary messages.
 
-use nbd_proto::{CommandFlags, CommandType, Export, ExtendedRequest, Request, TransmissionFlags};
+use nbd_proto::{
+    CommandFlags, CommandType, ExtendedRequest, Request, RequestRules, TransmissionFlags,
+};
 use proptest::prelude::*;
 
 /// Numbers near 0, near a common boundary, near the top, and anywhere.
@@ -52,15 +54,15 @@ pub(crate) fn extended_request() -> impl Strategy<Value = ExtendedRequest> {
     )
 }
 
-/// Mostly large exports that offer everything.
-pub(crate) fn export() -> impl Strategy<Value = Export> {
+/// Mostly large exports that offer all flags.
+pub(crate) fn export() -> impl Strategy<Value = RequestRules> {
     let size = prop_oneof![number(), Just(u64::MAX), Just(1 << 40)];
-    let everything = !TransmissionFlags::READ_ONLY.bits();
-    let flags = prop_oneof![3 => Just(everything), 1 => any::<u16>()];
+    let all_flags = !TransmissionFlags::READ_ONLY.bits();
+    let flags = prop_oneof![3 => Just(all_flags), 1 => any::<u16>()];
     let block_size = prop_oneof![8 => Just(1), 2 => Just(4096), 1 => any::<u32>()];
-    let max_payload = prop_oneof![Just(Export::DEFAULT_MAX_PAYLOAD), any::<u32>()];
+    let max_payload = prop_oneof![Just(RequestRules::DEFAULT_MAX_PAYLOAD), any::<u32>()];
     (size, flags, block_size, max_payload).prop_map(|(size, flags, min_block_size, max_payload)| {
-        Export {
+        RequestRules {
             size,
             flags: TransmissionFlags::from_bits(flags),
             min_block_size,

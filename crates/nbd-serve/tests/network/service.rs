@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 
 use nbd_net::testing::Scratch;
 use nbd_proto::CommandType as Type;
-use nbd_proto::handshake::Wishes;
+use nbd_proto::handshake::ClientOptions;
 use nbd_server::testing::{Outcome, RawClient};
 use nix::sys::signal::Signal;
 
@@ -157,7 +157,7 @@ fn a_single_connection_on_stdin() {
         .stdout(Stdio::null())
         .spawn()
         .unwrap();
-    let mut client = RawClient::shake_hands(ours, Wishes::new("")).unwrap();
+    let mut client = RawClient::shake_hands(ours, ClientOptions::new("")).unwrap();
     client.write(1, 0, &[7; 512]);
     assert_eq!(client.answer(0).outcome, Outcome::Done);
     assert_eq!(client.call(Type::READ, 0, 512), Outcome::Data(0, vec![7; 512]));

@@ -5,7 +5,7 @@ use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use nbd_proto::handshake::Wishes;
+use nbd_proto::handshake::ClientOptions;
 use nbd_proto::{CommandFlags, CommandType as Type, NbdError, SimpleReply};
 use nbd_server::testing::{Outcome, RawClient};
 
@@ -38,8 +38,12 @@ impl Drop for InMemory {
 
 /// A client that gets all data as it is, and never a hole.
 fn simple(server: &Server) -> RawClient {
-    let wishes =
-        Wishes { structured: false, extended: false, allocation: false, ..Wishes::new("") };
+    let wishes = ClientOptions {
+        structured: false,
+        extended: false,
+        allocation: false,
+        ..ClientOptions::new("")
+    };
     RawClient::shake_hands(server.connect(), wishes).unwrap()
 }
 

@@ -9,7 +9,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
 use nbd_net::testing::Scratch;
-use nbd_proto::handshake::Wishes;
+use nbd_proto::handshake::ClientOptions;
 use nbd_server::testing::RawClient;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -87,7 +87,7 @@ impl Server {
     }
 
     pub(crate) fn client(&self, export: &str) -> RawClient {
-        RawClient::shake_hands(self.connect(), Wishes::new(export)).unwrap()
+        RawClient::shake_hands(self.connect(), ClientOptions::new(export)).unwrap()
     }
 
     pub(crate) fn pid(&self) -> u32 {

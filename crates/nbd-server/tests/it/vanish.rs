@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use nbd_net::testing::vanish;
 use nbd_proto::CommandType as Type;
-use nbd_proto::handshake::Wishes;
+use nbd_proto::handshake::ClientOptions;
 use nbd_server::Limits;
 use nbd_server::testing::{Outcome, RawClient};
 
@@ -29,7 +29,7 @@ fn world() -> World {
 }
 
 fn client(stream: UnixStream) -> RawClient {
-    let wishes = Wishes { structured: false, extended: false, ..Wishes::new("") };
+    let wishes = ClientOptions { structured: false, extended: false, ..ClientOptions::new("") };
     RawClient::shake_hands(stream, wishes).unwrap()
 }
 

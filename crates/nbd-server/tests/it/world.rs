@@ -11,7 +11,7 @@ use nbd_backend::{Backend, Capabilities, Command, Extent, Geometry, ZeroOptions}
 use nbd_net::address::{Address, Listen};
 use nbd_net::listener::Listeners;
 use nbd_net::testing::Scratch;
-use nbd_proto::handshake::{ReplyStyle, Wishes};
+use nbd_proto::handshake::{ClientOptions, ReplyStyle};
 use nbd_server::testing::RawClient;
 use nbd_server::{Export, Limits, Security, Server};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -225,10 +225,10 @@ impl World {
     }
 
     pub(crate) fn client_of(&self, name: &str, style: ReplyStyle) -> RawClient {
-        let wishes = Wishes {
+        let wishes = ClientOptions {
             structured: style != ReplyStyle::Simple,
             extended: style == ReplyStyle::Extended,
-            ..Wishes::new(name)
+            ..ClientOptions::new(name)
         };
         RawClient::shake_hands(self.connect(), wishes).unwrap()
     }

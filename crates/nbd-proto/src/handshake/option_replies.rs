@@ -2,11 +2,11 @@
 
 use alloc::vec::Vec;
 
+use super::codes::{InfoType, MAX_STRING_BYTES, OptionReplyType, OptionType};
 use super::message::{
     BlockSizes, Reader, encode_block_sizes, encode_export, put_reply, put_string,
 };
-use super::number::{InfoType, MAX_STRING, OptionReplyType, OptionType};
-use super::offer::{Catalog, Offer, Refusal};
+use super::offer::{ExportList, Offer, Refusal};
 
 pub(super) fn acknowledge(out: &mut Vec<u8>, option: OptionType) {
     put_reply(out, option, OptionReplyType::ACK, &[]);
@@ -22,11 +22,11 @@ pub(super) fn refuse_export(out: &mut Vec<u8>, option: OptionType, refusal: Refu
 }
 
 /// `NBD_OPT_LIST`.
-pub(super) fn list(catalog: &impl Catalog, out: &mut Vec<u8>) {
+pub(super) fn list(exports: &impl ExportList, out: &mut Vec<u8>) {
     let option = OptionType::LIST;
-    match catalog.list() {
-        Ok(exports) => {
-            for (name, description) in exports {
+    match exports.list() {
+        Ok(found) => {
+            for (name, description) in found {
                 let mut data = Vec::new();
                 put_string(&mut data, &name);
                 data.extend_from_slice(description.unwrap_or_default().as_bytes());
@@ -49,7 +49,7 @@ pub(super) fn put_infos(out: &mut Vec<u8>, option: OptionType, offer: &Offer, wa
     if let (true, Some(words)) = (wanted.contains(&InfoType::DESCRIPTION), &offer.description) {
         put(&text(InfoType::DESCRIPTION, words));
     }
-    // A client that has not asked is told all the same where it had better know.
+    // Also sent unasked if the minimum is not 1: a client that ignores it gets errors.
     if wanted.contains(&InfoType::BLOCK_SIZE)
         || offer.block_sizes.minimum > BlockSizes::DEFAULT.minimum
     {
@@ -62,7 +62,7 @@ pub(super) fn parse_info(data: &[u8]) -> Option<(&str, Vec<InfoType>)> {
     let name = reader.string()?;
     let count = reader.u16()?;
     let wanted: Vec<_> = (0..count).map_while(|_| reader.u16().map(InfoType)).collect();
-    (name.len() <= MAX_STRING && wanted.len() == usize::from(count) && reader.is_empty())
+    (name.len() <= MAX_STRING_BYTES && wanted.len() == usize::from(count) && reader.is_empty())
         .then_some((name, wanted))
 }
 
@@ -70,9 +70,10 @@ pub(super) fn parse_queries(data: &[u8]) -> Option<(&str, Vec<&str>)> {
     let mut reader = Reader(data);
     let name = reader.string()?;
     let count = reader.u32()?;
-    // An option is short, and so are lies about the number of its queries.
+    // The count is hostile input: the loop ends with the data, not with the count.
     let queries: Vec<_> = (0..count).map_while(|_| reader.string()).collect();
-    let is_sound = |query: &&str| query.len() <= MAX_STRING && query.contains(':');
+    let is_sound = |query: &&str| query.len() <= MAX_STRING_BYTES && query.contains(':');
     let all = queries.len() == count as usize && reader.is_empty();
-    (name.len() <= MAX_STRING && all && queries.iter().all(is_sound)).then_some((name, queries))
+    (name.len() <= MAX_STRING_BYTES && all && queries.iter().all(is_sound))
+        .then_some((name, queries))
 }

@@ -3,7 +3,7 @@
 use core::fmt;
 
 /// Declares a number whose values have names, and which keeps a value that has none.
-macro_rules! named_numbers {
+macro_rules! named_codes {
     ($(#[$meta:meta])* $name:ident($int:ty), $what:literal {
         $($(#[$item_meta:meta])* $item:ident = $value:expr, $text:literal;)*
     }) => {
@@ -42,7 +42,7 @@ macro_rules! named_numbers {
     };
 }
 
-named_numbers! {
+named_codes! {
     /// What a client asks during option haggling (specification: "Option types").
     OptionType(u32), "option" {
         /// `NBD_OPT_EXPORT_NAME`: begin transmission, with no way to refuse.
@@ -70,7 +70,7 @@ named_numbers! {
     }
 }
 
-named_numbers! {
+named_codes! {
     /// What a server answers to an option (specification: "Option reply types").
     OptionReplyType(u32), "option reply" {
         /// `NBD_REP_ACK`: done; always the last reply.
@@ -113,7 +113,7 @@ impl OptionReplyType {
     }
 }
 
-named_numbers! {
+named_codes! {
     /// What a reply tells about an export (specification: "NBD_REP_INFO").
     InfoType(u16), "information" {
         /// `NBD_INFO_EXPORT`: size and transmission flags.
@@ -140,4 +140,4 @@ pub const FLAG_C_NO_ZEROES: u32 = 1 << 1;
 pub const BASE_ALLOCATION: &str = "base:allocation";
 
 /// The longest string, in bytes (specification: "Conventions").
-pub const MAX_STRING: usize = 4096;
+pub const MAX_STRING_BYTES: usize = 4096;

@@ -1,11 +1,11 @@
-//! What a request is checked against.
+//! The rules that a request is checked against.
 
 use crate::TransmissionFlags;
 
-/// The properties of an export that decide which requests are in order (specification:
+/// The properties of an export that decide which requests are valid (specification:
 /// "Transmission flags" and "Size constraints").
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Export {
+pub struct RequestRules {
     /// Length of the export, in bytes.
     pub size: u64,
     /// What the export offers.
@@ -20,11 +20,11 @@ pub struct Export {
     pub block_status: bool,
 }
 
-impl Export {
+impl RequestRules {
     /// The maximum payload that is understood where none was agreed on: 32 MiB.
     pub const DEFAULT_MAX_PAYLOAD: u32 = 1 << 25;
 
-    /// An export with the size constraints that hold where none were agreed on.
+    /// The rules of an export with the size constraints that hold where none were agreed on.
     pub const fn new(size: u64, flags: TransmissionFlags) -> Self {
         Self {
             size,
