@@ -7,7 +7,7 @@
 use std::io;
 use std::sync::Arc;
 
-use nbd_proto::{Command, Export, TransmissionFlags};
+use nbd_proto::{Command, RequestRules, TransmissionFlags};
 
 use crate::backend::{Backend, Extent, Geometry, ZeroOptions};
 use crate::span::Span;
@@ -17,9 +17,9 @@ use crate::task::Task;
 const ZEROES: usize = 256 << 10;
 
 /// The same export for a lane: with what the kernel may send. Read-only ones refuse it all the same.
-pub(crate) fn widen(export: Export) -> Export {
+pub(crate) fn widen(rules: RequestRules) -> RequestRules {
     let more = TransmissionFlags::SEND_WRITE_ZEROES | TransmissionFlags::SEND_TRIM;
-    Export { flags: export.flags | more, ..export }
+    RequestRules { flags: rules.flags | more, ..rules }
 }
 
 /// The same backend for a lane: it carries out all that [`widen`] lets pass.
@@ -180,7 +180,7 @@ mod tests {
 
     #[test]
     fn what_the_kernel_may_send_is_checked_like_any_request() {
-        let export = Export::new(SIZE as u64, TransmissionFlags::HAS_FLAGS);
+        let export = RequestRules::new(SIZE as u64, TransmissionFlags::HAS_FLAGS);
         let request = |command, offset| Request {
             flags: CommandFlags::NONE,
             command,
@@ -194,7 +194,7 @@ mod tests {
             let beyond = request(command, SIZE as u64).check(&widen(export));
             assert!(matches!(beyond, Err(Rejection::BeyondEnd { .. })));
             let flags = export.flags | TransmissionFlags::READ_ONLY;
-            let read_only = request(command, 0).check(&widen(Export { flags, ..export }));
+            let read_only = request(command, 0).check(&widen(RequestRules { flags, ..export }));
             assert_eq!(read_only, Err(Rejection::ReadOnly(command)));
         }
     }

@@ -37,11 +37,11 @@ pub(crate) enum ProtocolError {
 
 /// Why a connection ended.
 #[derive(Debug, Error)]
-pub(crate) enum Lost {
+pub(crate) enum ConnectionLost {
     #[error("the server closed it")]
     Closed,
     #[error("the server closed it in the middle of a reply")]
-    Torn,
+    UnexpectedEof,
     #[error("the server is shutting down")]
     ShuttingDown,
     #[error("the server {0}")]

@@ -19,7 +19,7 @@ pub enum Fence {
     Closed,
     /// It has not, within the limit. What it was sent may still be carried out.
     Open,
-    /// Its machine does not answer, so nobody will ever know.
+    /// Its machine does not answer: whether it still writes cannot be known.
     OutOfReach,
 }
 
@@ -28,6 +28,10 @@ pub enum Fence {
 ///
 /// Call this before anything is sent over a new connection: see the
 /// [crate's documentation](crate#fencing).
+///
+/// # Errors
+///
+/// If `connection` is no connected socket, or reading fails in another way than by its end.
 #[expect(clippy::needless_pass_by_value, reason = "the connection is over")]
 pub fn fence(connection: OwnedFd, limit: Duration) -> io::Result<Fence> {
     drain(connection.as_fd(), Instant::now().checked_add(limit))
@@ -35,6 +39,10 @@ pub fn fence(connection: OwnedFd, limit: Duration) -> io::Result<Fence> {
 
 /// Fences the server process that a predecessor has started: asks it to end, kills it when the
 /// limit has passed, and waits until it is dead.
+///
+/// # Errors
+///
+/// If `process` is no pidfd, or may not be signalled.
 #[expect(clippy::needless_pass_by_value, reason = "the process is over")]
 pub fn fence_child(process: OwnedFd, limit: Duration) -> io::Result<Fence> {
     for signal in [Signal::SIGTERM, Signal::SIGKILL] {
@@ -65,7 +73,7 @@ pub(crate) fn drain(connection: BorrowedFd<'_>, deadline: Option<Instant>) -> io
             Ok(0) | Err(Errno::ECONNRESET | Errno::EPIPE | Errno::ENOTCONN) => {
                 return Ok(Fence::Closed);
             }
-            // It is out of reach, which is not to say that it is at rest.
+            // Out of reach: its machine may still execute what it has received.
             Err(Errno::ETIMEDOUT | Errno::EHOSTUNREACH | Errno::ENETUNREACH) => {
                 return Ok(Fence::OutOfReach);
             }

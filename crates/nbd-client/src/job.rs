@@ -1,21 +1,23 @@
 //! A task that was taken over, and the requests that it is split into.
 //!
-//! Whoever needs a job has a share in it: the table of a connection, a message that is not all
-//! sent, the roster while nobody is connected. When the last share goes, the client is answered.
-//! So data is never given back while it is still being sent, whatever the server has answered.
+//! A job is shared (`Arc`) by the requests in flight, by messages that are not entirely sent, and by the
+//! pool while there is no connection. When the last share is dropped, the task is finished. So a task's
+//! data is not given back while it is still being sent, whatever the server has answered.
+
+pub(crate) mod buffer_pool;
 
 use std::sync::{Arc, Mutex};
 
 use nbd_backend::{Completion, Extent, Task, remember};
 use nbd_proto::{Command, NbdError};
 
-use crate::lock;
+use crate::connect::negotiated::Negotiated;
+use crate::job::buffer_pool::BufferPool;
 use crate::reply::Failure;
-use crate::stock::Stock;
-use crate::terms::Terms;
+use crate::sync::lock;
 
-/// Requests that one task has under way at the same time.
-const WINDOW: u32 = 16;
+/// The most requests that one job has in flight.
+const MAX_REQUESTS_PER_JOB: u32 = 16;
 
 /// A task that was taken over.
 pub(crate) struct Job {
@@ -24,7 +26,7 @@ pub(crate) struct Job {
     pub(crate) command: Command,
     task: Option<Box<dyn Task>>,
     state: Mutex<State>,
-    stock: Arc<Stock>,
+    buffers: Arc<BufferPool>,
 }
 
 #[derive(Default)]
@@ -46,10 +48,10 @@ impl State {
 }
 
 impl Job {
-    pub(crate) fn new(id: u64, task: Box<dyn Task>, stock: &Arc<Stock>) -> Arc<Self> {
+    pub(crate) fn new(id: u64, task: Box<dyn Task>, buffers: &Arc<BufferPool>) -> Arc<Self> {
         let command = *task.command();
-        let (task, stock) = (Some(task), Arc::clone(stock));
-        Arc::new(Self { id, command, task, state: Mutex::default(), stock })
+        let (task, buffers) = (Some(task), Arc::clone(buffers));
+        Arc::new(Self { id, command, task, state: Mutex::default(), buffers })
     }
 
     /// A write's data.
@@ -58,20 +60,23 @@ impl Job {
     }
 
     /// The next request to send, and where in the job's range it begins.
-    pub(crate) fn issue(&self, terms: &Terms) -> Option<(Command, u64)> {
+    pub(crate) fn issue(&self, negotiated: &Negotiated) -> Option<(Command, u64)> {
         let mut state = lock(&self.state);
         let (_, whole) = self.command.range();
         let at = state.issued.unwrap_or(0);
         let is_first = state.issued.is_none();
-        if is_first && self.needs_no_server(terms) {
+        if is_first && self.needs_no_server(negotiated) {
             state.issued = Some(whole);
             state.extents = vec![Extent { length: whole, hole: false, zero: false }];
             return None;
         }
-        if state.error.is_some() || state.outstanding >= WINDOW || (at >= whole && !is_first) {
+        if state.error.is_some()
+            || state.outstanding >= MAX_REQUESTS_PER_JOB
+            || (at >= whole && !is_first)
+        {
             return None;
         }
-        let length = (whole - at).min(terms.most(&self.command));
+        let length = (whole - at).min(negotiated.max_length(&self.command));
         state.outstanding += 1;
         // A shorter description is a good answer, so a block status is never continued.
         let is_status = matches!(self.command, Command::BlockStatus { .. });
@@ -105,25 +110,25 @@ impl Job {
                     task.finish(Completion::Data(data));
                 }
             }
-            // Only writes are shared with anybody else, but that is no reason to rely on it.
+            // A read is shared by its request only, so this does not happen; copying is right anyway.
             Err(job) => {
-                let mut buffer = job.take_data();
+                let mut buffer = job.take_buffer();
                 buffer[..data.len()].copy_from_slice(data);
-                job.put_data(buffer);
+                job.put_buffer(buffer);
                 job.answered(Ok(Vec::new()));
             }
         }
     }
 
-    /// The place for the data of a read, to be [put back](Self::put_data) when there is more in
+    /// The place for the data of a read, to be [put back](Self::put_buffer) when there is more in
     /// it. Until then the job must not be finished.
-    pub(crate) fn take_data(&self) -> Vec<u8> {
+    pub(crate) fn take_buffer(&self) -> Vec<u8> {
         let mut state = lock(&self.state);
         let data = std::mem::take(&mut state.data);
-        if data.is_empty() { self.stock.take(self.command.range().1 as usize) } else { data }
+        if data.is_empty() { self.buffers.take(self.command.range().1 as usize) } else { data }
     }
 
-    pub(crate) fn put_data(&self, data: Vec<u8>) {
+    pub(crate) fn put_buffer(&self, data: Vec<u8>) {
         lock(&self.state).data = data;
     }
 
@@ -135,22 +140,22 @@ impl Job {
     }
 
     /// Gives up on a job that has no request under way.
-    pub(crate) fn give_up(&self) {
+    pub(crate) fn fail_with_eio(&self) {
         lock(&self.state).error = Some(NbdError::EIO);
     }
 
     /// Whether the server knows nothing about what is asked, and need not be asked.
-    fn needs_no_server(&self, terms: &Terms) -> bool {
+    fn needs_no_server(&self, negotiated: &Negotiated) -> bool {
         match self.command {
-            Command::BlockStatus { .. } => terms.allocation.is_none(),
-            Command::Flush => !terms.has_flush,
-            Command::Cache { .. } => !terms.has_cache,
+            Command::BlockStatus { .. } => negotiated.allocation.is_none(),
+            Command::Flush => !negotiated.has_flush,
+            Command::Cache { .. } => !negotiated.has_cache,
             _ => false,
         }
     }
 
-    /// What the client may be told: numbers that the protocol knows, and ENOTSUP only to those
-    /// who asked that question.
+    /// What the client may be told: numbers that the protocol knows, and ENOTSUP only to the
+    /// commands that ask for it (fast zeroing).
     fn reportable(&self, error: NbdError) -> NbdError {
         let asked = matches!(self.command, Command::WriteZeroes { fast_only: true, .. });
         match NbdError::from_errno(error.to_errno()) {
@@ -176,7 +181,7 @@ impl Drop for Job {
             }
             (None, _) => task.finish(Completion::Done),
         }
-        self.stock.put(state.data);
+        self.buffers.put(state.data);
     }
 }
 

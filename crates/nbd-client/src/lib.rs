@@ -1,81 +1,79 @@
 //! NBD servers as backends: connects, reconnects, and loses no request.
 //!
-//! A [`Remote`] is a [`Backend`](nbd_backend::Backend) whose storage is somebody else's server, or
-//! a program that it starts itself ([`Target`]). Requests that were not answered when a connection
-//! is lost are sent again over the next one, for as long as [`Retry`] says.
+//! A [`Remote`] is a [`Backend`](nbd_backend::Backend) whose storage is another NBD server: one that
+//! an NBD URI names, or a program that the client starts itself ([`Target`]). When a connection is
+//! lost, its unanswered requests are sent again over the next one, for as long as [`Retry`] allows.
 //!
-//! | module | idea |
-//! |---|---|
-//! | `target` | which server, as people write it |
-//! | `options` | how to deal with it, and who keeps what must outlive this process |
-//! | `remote` | the backend; `wait` is for callers who wait |
-//! | `link` | the thread behind a connection: connects, replays, receives, begins again; `retry` says when |
-//! | `roster` | which connections there are, and what waits for one |
-//! | `dial`, `child`, `shell` | from a target to a connection, starting a program if need be |
-//! | `shake`, `terms`, `shape` | the handshake, and what was agreed on in it |
-//! | `connection`, `flow`, `table` | requests on their way, and those that are not answered |
-//! | `job`, `stock` | a task that was taken over, and the requests that it is split into |
-//! | `receive`, `inbox`, `head`, `reply`, `coverage` | replies; the last three without I/O |
-//! | `fence`, `predecessor` | making sure that what is over writes no more |
-//! | `system` | system calls that neither std nor nix has |
+//! ```no_run
+//! use nbd_backend::Backend;
+//! use nbd_client::{Options, Remote, Target};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let target: Target = "nbd://server.example/disk".parse()?;
+//! let remote = Remote::connect(target, Options::default())?;
+//! let mut block = [0; 4096];
+//! remote.read_at(&mut block, 0)?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Invariants
+//!
+//! - **No request is lost**, and none is finished twice: a task is finished once, when the last share
+//!   of its `Job` is dropped.
+//! - **Old writes do not come last**: see below.
+//! - **The server is hostile input.** Each reply is checked against its request; a violation of the
+//!   protocol ends the connection.
+//! - **No caller waits for a slow server while it holds a lock.** Sending never blocks; a thread of the
+//!   connection sends what the socket did not take.
 //!
 //! # Fencing
 //!
-//! A server carries out what it has received, also when the client is gone. So a write that is
-//! sent again over a new connection could be overtaken by itself: it is answered, a newer one is
-//! written to the same place, and then the server gets round to the old one. Therefore nothing is
-//! sent over a new connection before the server has closed the old one, however long that takes;
-//! `retry` bounds how long requests wait for it. It holds beyond the end of this process: a
-//! [`Custodian`] keeps each connection, and the process of a program that was started, for a
-//! successor to fence them.
+//! A server executes what it has received even if the client is gone. Suppose that a write is sent
+//! again over a new connection and answered, and that a newer write to the same place follows. If the
+//! server executes the old copy of the first write only then, the newer data is lost. Therefore
+//! nothing is sent over a new connection before the server has closed the old one, however long that
+//! takes; `retry` bounds how long requests wait for it. This holds beyond the end of this process: an
+//! [`FdStore`] keeps each connection, and the process of a program that was started, and a successor
+//! fences them.
 //!
-//! Three things are beyond that. A machine that does not answer any more cannot be waited for: if
-//! it is only cut off, what it has received may be carried out later. A server that closes a
-//! connection while it still works on what came over it cannot be seen through; qemu-nbd does that
-//! when its client vanishes. And neither can a proxy in between. Servers that several clients fail
-//! over between have to fence by themselves.
+//! Fencing has three limits. The client does not wait for a machine that no longer answers; if that
+//! machine is only cut off, it may execute later what it has received. Some servers close a connection
+//! while they still execute its requests (qemu-nbd does when its client vanishes). A proxy may close
+//! its side before the server is done. Servers between which several clients fail over have to fence
+//! by themselves.
+//!
+//! # Modules
+//!
+//! | module | idea |
+//! |---|---|
+//! | `remote` | the backend; `blocking` makes tasks for callers that wait |
+//! | `job` | a task that was taken over, and the requests that it is split into; `buffer_pool` |
+//! | `connect` | from a target to a connection: `target`, `dialer`, `child` (a program to start), `shell`, `handshake`, `negotiated`, `export_shape`, `backoff` |
+//! | `connection` | requests in flight: `worker` (the thread behind a connection), `pool`, `send_queue`, `in_flight`, `reply_reader`, `recv_buffer`, `old_connection` |
+//! | `reply` | replies without I/O: `header`, `range_set` |
+//! | `fence` | makes sure that an old connection or server writes no more |
+//! | `options`, `shared`, `error`, `sync`, `system` | settings; what the threads share; why a connection ends; locking; system calls that neither std nor nix has |
 
-mod child;
+#![warn(clippy::missing_errors_doc, clippy::missing_panics_doc)]
+
+mod connect;
 mod connection;
-mod coverage;
-mod dial;
 mod error;
 mod fence;
-mod flow;
-mod head;
-mod inbox;
 mod job;
-mod link;
 mod options;
-mod predecessor;
-mod receive;
 mod remote;
 mod reply;
-mod retry;
-mod roster;
-mod shake;
-mod shape;
-mod shell;
-mod stock;
+mod shared;
+mod sync;
 mod system;
-mod table;
-mod target;
-mod terms;
-mod wait;
 
-pub use dial::{Cause, ClientError};
+pub use connect::error::{Cause, ClientError};
+pub use connect::export_shape::{ChangeError, ShapeError};
+pub use connect::target::{Program, Target, TargetError};
+pub use connection::old_connection::StoredFd;
 pub use fence::{Fence, fence, fence_child};
 pub use nbd_net::uri::Retry;
-pub use options::{CONNECTION, Custodian, MOST_CONNECTIONS, Options, SERVER};
-pub use predecessor::Left;
+pub use options::{CONNECTION_FD_PREFIX, FdStore, MAX_CONNECTIONS, Options, SERVER_FD_NAME};
 pub use remote::Remote;
-pub use shape::{ChangeError, ShapeError};
-pub use target::{Program, Target, TargetError};
-
-use std::sync::{Mutex, MutexGuard, PoisonError};
-
-/// Locks a mutex that no thread can leave poisoned and live: see
-/// [`AbortOnPanic`](nbd_backend::AbortOnPanic).
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}

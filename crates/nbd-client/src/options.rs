@@ -1,4 +1,4 @@
-//! How to deal with a server, and who keeps what must outlive this process.
+//! How to deal with a server, and where descriptors are stored for a successor.
 
 use std::fmt;
 use std::io;
@@ -8,14 +8,14 @@ use std::time::Duration;
 
 use nbd_net::uri::Retry;
 
-/// Names of keepsakes begin so that are connections; a number follows.
-pub const CONNECTION: &str = "connection-";
-/// Name of the keepsake that is the process of a server that we have started.
-pub const SERVER: &str = "server";
-/// Most connections.
-pub const MOST_CONNECTIONS: u32 = 16;
-/// Connections, unless something else is asked for.
-pub(crate) const USUAL_CONNECTIONS: u32 = 1;
+/// Stored connections have this prefix and a number as their name.
+pub const CONNECTION_FD_PREFIX: &str = "connection-";
+/// Name of the stored descriptor (a pidfd) of a server process that the client has started.
+pub const SERVER_FD_NAME: &str = "server";
+/// The most connections of one client.
+pub const MAX_CONNECTIONS: u32 = 16;
+/// Connections, unless target or options say otherwise.
+pub(crate) const DEFAULT_CONNECTIONS: u32 = 1;
 
 /// How to deal with a server.
 #[derive(Clone)]
@@ -30,8 +30,8 @@ pub struct Options {
     /// How long a server may take to finish with a lost connection before that is complained
     /// about, and a program to end before it is killed.
     pub fence_limit: Duration,
-    /// Who keeps descriptors for a successor.
-    pub custodian: Option<Arc<dyn Custodian>>,
+    /// Stores descriptors for a successor; without one, a successor cannot fence.
+    pub fd_store: Option<Arc<dyn FdStore>>,
 }
 
 impl Default for Options {
@@ -41,7 +41,7 @@ impl Default for Options {
             connections: None,
             connect_limit: Duration::from_secs(10),
             fence_limit: Duration::from_secs(5),
-            custodian: None,
+            fd_store: None,
         }
     }
 }
@@ -57,11 +57,15 @@ impl fmt::Debug for Options {
     }
 }
 
-/// Keeps descriptors beyond the end of this process, so that a successor can fence what they
+/// Stores descriptors beyond the end of this process, so that a successor can fence what they
 /// name: see the [crate's documentation](crate#fencing).
-pub trait Custodian: Send + Sync {
-    /// Keeps a descriptor; one that was kept under the same name is let go. When this returns,
-    /// the descriptor outlives this process. A successor hands all of them to
+pub trait FdStore: Send + Sync {
+    /// Stores a descriptor in place of an earlier one with the same name. When this returns, the
+    /// descriptor outlives this process. A successor hands all of them to
     /// [`Remote::begin`](crate::Remote::begin).
+    ///
+    /// # Errors
+    ///
+    /// If the descriptor is not stored. The client serves all the same and logs the error.
     fn keep(&self, name: &str, descriptor: BorrowedFd<'_>) -> io::Result<()>;
 }

@@ -1,23 +1,25 @@
 //! An NBD server as a backend.
 
+mod blocking;
+
 use std::fmt;
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, mpsc};
 
-use nbd_backend::{Backend, Completion, Extent, Geometry, Task, ZeroOptions, chain};
+use nbd_backend::{Backend, Completion, Extent, Geometry, Task, ZeroOptions};
 use nbd_proto::{Command, NbdError};
 
-use crate::dial::{Cause, ClientError, Dialer};
+use crate::connect::dialer::Dialer;
+use crate::connect::error::{Cause, ClientError};
+use crate::connect::target::Target;
+use crate::connection::old_connection::StoredFd;
+use crate::connection::pool::ConnectionPool;
+use crate::connection::worker::{ConnectionWorker, Report};
 use crate::job::Job;
-use crate::link::{Link, Report};
-use crate::options::{MOST_CONNECTIONS, Options, USUAL_CONNECTIONS};
-use crate::predecessor::Left;
-use crate::roster::Roster;
-use crate::stock::Stock;
-use crate::target::Target;
-use crate::wait;
+use crate::options::{DEFAULT_CONNECTIONS, MAX_CONNECTIONS, Options};
+use crate::shared::Shared;
 
 /// An NBD server as a backend. It connects again whenever a connection is lost, and sends again
 /// what was not answered.
@@ -26,19 +28,13 @@ pub struct Remote {
     is_started: AtomicBool,
 }
 
-/// What the threads of a client share.
-pub(crate) struct Shared {
-    pub(crate) dialer: Dialer,
-    pub(crate) roster: Roster,
-    pub(crate) options: Options,
-    /// Of the device; known from the beginning, or from the first connection.
-    pub(crate) geometry: OnceLock<Geometry>,
-    stock: Arc<Stock>,
-    jobs: AtomicU64,
-}
-
 impl Remote {
     /// Connects to a server, and takes the geometry from what it offers.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError`] if the first attempt fails: the target cannot be reached or started, the
+    /// handshake fails, or the export cannot be a device.
     pub fn connect(target: impl Into<Target>, options: Options) -> Result<Self, ClientError> {
         let remote = Self::new(target.into(), options, OnceLock::new());
         let failed = |cause| {
@@ -49,12 +45,12 @@ impl Remote {
         remote.is_started.store(true, Ordering::Relaxed);
         remote
             .shared
-            .start_links(Some(report), Vec::new())
+            .start_workers(Some(report), Vec::new())
             .map_err(|error| failed(Cause::Thread(error)))?;
         match reports.recv() {
             Ok(Ok(())) => Ok(remote),
             Ok(Err(cause)) => Err(failed(cause)),
-            Err(mpsc::RecvError) => Err(failed(Cause::Torn)),
+            Err(mpsc::RecvError) => Err(failed(Cause::UnexpectedEof)),
         }
     }
 
@@ -75,10 +71,10 @@ impl Remote {
         options.connections = connections.or(options.connections);
         let shared = Shared {
             dialer: Dialer::new(target, options.fence_limit),
-            roster: Roster::new(options.retry),
+            pool: ConnectionPool::new(options.retry),
             options,
             geometry,
-            stock: Arc::default(),
+            buffers: Arc::default(),
             jobs: AtomicU64::new(0),
         };
         Self { shared: Arc::new(shared), is_started: AtomicBool::new(false) }
@@ -86,12 +82,12 @@ impl Remote {
 
     /// Begins to connect, in the background, unless that was done; but first fences what a
     /// predecessor left. Requests wait meanwhile.
-    pub fn begin(&self, left: Vec<Left>) {
+    pub fn begin(&self, left: Vec<StoredFd>) {
         if self.is_started.swap(true, Ordering::AcqRel) {
             return;
         }
-        if let Err(error) = self.shared.start_links(None, left) {
-            // Nobody would ever connect. A successor may find more room.
+        if let Err(error) = self.shared.start_workers(None, left) {
+            // Without this thread requests would wait forever; a successor may get one.
             tracing::error!("cannot start a thread: {error}");
             std::process::abort();
         }
@@ -104,7 +100,7 @@ impl Remote {
 
     /// How many connections there are now.
     pub fn connections(&self) -> usize {
-        self.shared.roster.connections().len()
+        self.shared.pool.connections().len()
     }
 
     /// The process of a server that we have started.
@@ -115,15 +111,15 @@ impl Remote {
     /// Says goodbye to the server, waits for it to close the connections, and ends a program that
     /// was started. What was not answered by then is left to a successor.
     fn end(&self) {
-        let roster = &self.shared.roster;
-        if !roster.close() {
+        let pool = &self.shared.pool;
+        if !pool.close() {
             return;
         }
-        for connection in roster.connections() {
-            connection.say_goodbye();
+        for connection in pool.connections() {
+            connection.send_disconnect();
         }
-        if !roster.wait_for_threads(self.shared.options.fence_limit) {
-            for connection in roster.connections() {
+        if !pool.wait_for_threads(self.shared.options.fence_limit) {
+            for connection in pool.connections() {
                 connection.socket().shutdown();
             }
         }
@@ -146,11 +142,11 @@ impl Remote {
         }
         task.begin();
         let id = self.shared.jobs.fetch_add(1, Ordering::Relaxed);
-        self.shared.roster.dispatch(Job::new(id, task, &self.shared.stock));
+        self.shared.pool.dispatch(Job::new(id, task, &self.shared.buffers));
     }
 
-    fn wait(&self, command: Command, data: &[u8]) -> Result<wait::Answer, io::Error> {
-        let (task, answer) = wait::task(command, data);
+    fn wait(&self, command: Command, data: &[u8]) -> Result<blocking::TaskResult, io::Error> {
+        let (task, answer) = blocking::task(command, data);
         self.submit(task);
         answer.wait()
     }
@@ -158,30 +154,17 @@ impl Remote {
 
 impl Shared {
     /// Starts the threads; the first one reports how its first attempt went.
-    fn start_links(self: &Arc<Self>, report: Option<Report>, left: Vec<Left>) -> io::Result<()> {
-        Link::new(Arc::clone(self), 0).after(left).start(report)?;
-        let count = self.options.connections.unwrap_or(USUAL_CONNECTIONS);
-        for index in 1..count.clamp(1, MOST_CONNECTIONS) {
-            Link::new(Arc::clone(self), index).start(None)?;
+    fn start_workers(
+        self: &Arc<Self>,
+        report: Option<Report>,
+        left: Vec<StoredFd>,
+    ) -> io::Result<()> {
+        ConnectionWorker::new(Arc::clone(self), 0).after(left).start(report)?;
+        let count = self.options.connections.unwrap_or(DEFAULT_CONNECTIONS);
+        for index in 1..count.clamp(1, MAX_CONNECTIONS) {
+            ConnectionWorker::new(Arc::clone(self), index).start(None)?;
         }
         Ok(())
-    }
-
-    pub(crate) fn keep(&self, name: &str, descriptor: BorrowedFd<'_>) {
-        let Some(custodian) = &self.options.custodian else {
-            return;
-        };
-        if let Err(error) = custodian.keep(name, descriptor) {
-            // No reason not to serve, and no reason to be silent.
-            self.note(&format!(
-                "cannot deposit {name}, so a successor cannot fence it: {}",
-                chain(&error)
-            ));
-        }
-    }
-
-    pub(crate) fn note(&self, text: &str) {
-        tracing::info!("{}: {text}", self.dialer.name());
     }
 }
 
@@ -199,7 +182,7 @@ impl fmt::Debug for Remote {
 
 impl Backend for Remote {
     fn geometry(&self) -> Geometry {
-        // It is set by whoever makes a `Remote`.
+        // Always set: by `connect` before it returns, or by `for_geometry`.
         self.shared.geometry.get().copied().unwrap_or(Geometry {
             size: 0,
             block_size: 512,
@@ -218,7 +201,10 @@ impl Backend for Remote {
     }
 
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
-        for (piece, at) in buffer.chunks_mut(wait::PIECE).zip((offset..).step_by(wait::PIECE)) {
+        for (piece, at) in buffer
+            .chunks_mut(blocking::MAX_TASK_BYTES)
+            .zip((offset..).step_by(blocking::MAX_TASK_BYTES))
+        {
             let command = Command::Read { offset: at, length: piece.len() as u32 };
             let answer = self.wait(command, &[])?;
             piece.copy_from_slice(answer.data.get(..piece.len()).unwrap_or_default());
@@ -227,7 +213,9 @@ impl Backend for Remote {
     }
 
     fn write_at(&self, data: &[u8], offset: u64, fua: bool) -> io::Result<()> {
-        for (piece, at) in data.chunks(wait::PIECE).zip((offset..).step_by(wait::PIECE)) {
+        for (piece, at) in
+            data.chunks(blocking::MAX_TASK_BYTES).zip((offset..).step_by(blocking::MAX_TASK_BYTES))
+        {
             self.wait(Command::Write { offset: at, length: piece.len() as u32, fua }, piece)?;
         }
         Ok(())

@@ -1,5 +1,8 @@
 //! What has come of the reply to one request, and whether it may be so. No I/O.
 
+pub(crate) mod header;
+pub(crate) mod range_set;
+
 use std::ops::Range;
 
 use nbd_backend::Extent;
@@ -8,19 +11,19 @@ use nbd_proto::payload::{
 };
 use nbd_proto::{Command, NbdError, ReplyType};
 
-use crate::coverage::Coverage;
 use crate::error::ProtocolError;
-use crate::head::{Chunk, Head, Kind};
+use crate::reply::header::{Chunk, ReplyHeader, ReplyHeaderKind};
+use crate::reply::range_set::RangeSet;
 
 /// The longest payload of a chunk without data: a million extents.
-const LONGEST_PAYLOAD: u64 = 16 << 20;
+const MAX_CHUNK_PAYLOAD_BYTES: u64 = 16 << 20;
 
 /// The state of a reply, some chunks of which may have come.
 #[derive(Debug)]
 pub(crate) struct Reply {
     /// The request.
     command: Command,
-    covered: Coverage,
+    received: RangeSet,
     error: Option<Failure>,
     extents: Option<Vec<Extent>>,
 }
@@ -33,7 +36,7 @@ pub(crate) struct Failure {
     pub(crate) words: String,
 }
 
-/// What follows the head of a chunk on the wire.
+/// What follows the header of a chunk on the wire.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Body {
     Nothing,
@@ -48,7 +51,7 @@ pub(crate) enum Body {
 
 /// What a payload asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Effect {
+pub(crate) enum ReplyAction {
     Nothing,
     /// This range of a read is zeroes; it counts from the start of the request.
     Zeroes(Range<u64>),
@@ -56,28 +59,28 @@ pub(crate) enum Effect {
 
 impl Reply {
     pub(crate) fn to(command: Command) -> Self {
-        Self { command, covered: Coverage::default(), error: None, extents: None }
+        Self { command, received: RangeSet::default(), error: None, extents: None }
     }
 
     /// Whether nothing has come yet.
-    pub(crate) fn is_untouched(&self) -> bool {
-        self.covered.is_empty() && self.error.is_none() && self.extents.is_none()
+    pub(crate) fn is_empty(&self) -> bool {
+        self.received.is_empty() && self.error.is_none() && self.extents.is_none()
     }
 
-    /// Takes the head of a chunk or of a simple reply. `is_simple_style` says that nothing else
+    /// Takes the header of a chunk or of a simple reply. `is_simple_style` says that nothing else
     /// than simple replies was negotiated.
-    pub(crate) fn head(
+    pub(crate) fn header(
         &mut self,
-        head: &Head,
+        header: &ReplyHeader,
         is_simple_style: bool,
     ) -> Result<Body, ProtocolError> {
-        match &head.kind {
-            Kind::Simple(NbdError::SUCCESS) => self.simple(is_simple_style),
-            Kind::Simple(error) => {
+        match &header.kind {
+            ReplyHeaderKind::Simple(NbdError::SUCCESS) => self.simple(is_simple_style),
+            ReplyHeaderKind::Simple(error) => {
                 self.fail(*error, "");
                 Ok(Body::Nothing)
             }
-            Kind::Chunk(chunk) => self.chunk(chunk),
+            ReplyHeaderKind::Chunk(chunk) => self.chunk(chunk),
         }
     }
 
@@ -85,7 +88,7 @@ impl Reply {
         match self.command {
             Command::Read { length, .. } if is_simple_style => {
                 let range = 0..u64::from(length);
-                let _ = self.covered.add(range.clone());
+                let _ = self.received.add(range.clone());
                 Ok(Body::Data(range))
             }
             Command::Read { .. } | Command::BlockStatus { .. } => {
@@ -132,13 +135,13 @@ impl Reply {
         reply_type: ReplyType,
         payload: &[u8],
         allocation: Option<u32>,
-    ) -> Result<Effect, ProtocolError> {
+    ) -> Result<ReplyAction, ProtocolError> {
         let malformed = |_| ProtocolError::Payload(reply_type);
         match reply_type {
             ReplyType::OFFSET_HOLE => {
                 let bytes = payload.first_chunk().ok_or(ProtocolError::Payload(reply_type))?;
                 let OffsetHole { offset, length } = OffsetHole::decode(bytes);
-                return self.cover(offset, u64::from(length)).map(Effect::Zeroes);
+                return self.cover(offset, u64::from(length)).map(ReplyAction::Zeroes);
             }
             ReplyType::BLOCK_STATUS => {
                 let status = BlockStatus::parse(payload).map_err(malformed)?;
@@ -156,7 +159,7 @@ impl Reply {
                 self.fail(failure.error, &String::from_utf8_lossy(failure.message));
             }
         }
-        Ok(Effect::Nothing)
+        Ok(ReplyAction::Nothing)
     }
 
     /// The result, once the last chunk has come: extents for a block status, nothing otherwise.
@@ -165,7 +168,7 @@ impl Reply {
             return Ok(Err(failure));
         }
         match (self.command, self.extents.take()) {
-            (Command::Read { length, .. }, _) if !self.covered.is_whole(u64::from(length)) => {
+            (Command::Read { length, .. }, _) if !self.received.is_whole(u64::from(length)) => {
                 Err(ProtocolError::ShortData { length })
             }
             (Command::BlockStatus { .. }, None) => Err(ProtocolError::NoStatus),
@@ -187,7 +190,7 @@ impl Reply {
             return Err(ProtocolError::Outside { offset, length });
         }
         let range = at..at + length;
-        if !self.covered.add(range.clone()) {
+        if !self.received.add(range.clone()) {
             return Err(ProtocolError::Twice { offset, length });
         }
         Ok(range)
@@ -223,7 +226,7 @@ impl Reply {
 }
 
 fn payload_len(reply_type: ReplyType, length: u64) -> Result<Body, ProtocolError> {
-    if length == 0 || length > LONGEST_PAYLOAD {
+    if length == 0 || length > MAX_CHUNK_PAYLOAD_BYTES {
         return Err(ProtocolError::Payload(reply_type));
     }
     Ok(Body::Payload { reply_type, length: length as usize })

@@ -16,7 +16,7 @@ pub(crate) fn die_with_this_thread(command: &mut Command) {
     let parent = Pid::this();
     let prepare = move || {
         prctl::set_pdeathsig(Signal::SIGTERM)?;
-        // If the parent has died already, then nobody is left to send the signal.
+        // A parent that died before the line above will not cause the signal.
         if getppid() != parent {
             return Err(io::ErrorKind::BrokenPipe.into());
         }
@@ -50,17 +50,17 @@ pub(crate) fn keep_descriptors_from(command: &mut Command, limit: Option<u64>) {
 
 /// All descriptors behind the standard ones are closed by exec. Those that std needs are already.
 fn close_on_exec() {
-    const FIRST: libc::c_int = 3;
+    const FIRST_FD: libc::c_int = 3;
     /// Where the kernel cannot do it at once (before 5.11), these are tried one by one.
-    const MOST: libc::c_int = 4096;
+    const FALLBACK_FD_END: libc::c_int = 4096;
     // SAFETY: takes three numbers.
     let done = unsafe {
-        libc::syscall(libc::SYS_close_range, FIRST, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC)
+        libc::syscall(libc::SYS_close_range, FIRST_FD, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC)
     };
     if done == 0 {
         return;
     }
-    for descriptor in FIRST..MOST {
+    for descriptor in FIRST_FD..FALLBACK_FD_END {
         // SAFETY: takes numbers; one that is not open is an error without effect.
         unsafe { libc::fcntl(descriptor, libc::F_SETFD, libc::FD_CLOEXEC) };
     }

@@ -99,7 +99,7 @@ mod tests {
         for (target, level, is_wanted) in [
             ("nbd_serve", Level::WARN, true),
             ("nbd_serve", Level::INFO, false),
-            ("nbd_client::link", Level::DEBUG, true),
+            ("nbd_client::connection", Level::DEBUG, true),
             ("nbd_client", Level::TRACE, false),
         ] {
             assert_eq!(targets.would_enable(target, &level), is_wanted, "{target} {level}");

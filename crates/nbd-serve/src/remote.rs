@@ -111,5 +111,5 @@ impl Source for RemoteExport {
 }
 
 fn keeping(vault: &Arc<Vault>) -> Options {
-    Options { custodian: Some(Arc::clone(vault) as _), ..Options::default() }
+    Options { fd_store: Some(Arc::clone(vault) as _), ..Options::default() }
 }

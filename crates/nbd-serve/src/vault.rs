@@ -14,7 +14,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, PoisonError};
 
-use nbd_client::{Custodian, Left};
+use nbd_client::{FdStore, StoredFd};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
@@ -63,7 +63,7 @@ impl Vault {
     }
 
     /// Duplicates of all that is in there.
-    pub(crate) fn contents(&self) -> io::Result<Vec<Left>> {
+    pub(crate) fn contents(&self) -> io::Result<Vec<StoredFd>> {
         let mut serial = self.serial.lock().unwrap_or_else(PoisonError::into_inner);
         *serial = serial.wrapping_add(1);
         self.send(*serial, "", None)?;
@@ -133,7 +133,7 @@ impl Vault {
     }
 }
 
-impl Custodian for Vault {
+impl FdStore for Vault {
     fn keep(&self, name: &str, descriptor: BorrowedFd<'_>) -> io::Result<()> {
         let mut serial = self.serial.lock().unwrap_or_else(PoisonError::into_inner);
         *serial = serial.wrapping_add(1);

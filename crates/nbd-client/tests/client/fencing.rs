@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use nbd_backend::{Capabilities, Geometry};
-use nbd_client::{CONNECTION, Custodian, Fence, Options, Remote, fence};
+use nbd_client::{CONNECTION_FD_PREFIX, FdStore, Fence, Options, Remote, fence};
 
 use crate::script::{DISC, LONG, Offer, READ, Server, Style, WRITE, pair_with};
 use crate::tasks::{Outcome, read, write};
@@ -52,7 +52,7 @@ fn a_server_that_does_not_close_is_waited_for() {
 
 /// A successor has no more than a descriptor.
 #[test]
-fn a_fence_waits_until_the_server_is_through() {
+fn fencing_waits_until_the_server_closes() {
     let (ours, mut theirs) = UnixStream::pair().unwrap();
     let is_done = AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -70,13 +70,13 @@ fn a_fence_waits_until_the_server_is_through() {
 }
 
 #[test]
-fn a_fence_gives_up_on_a_server_that_hangs() {
+fn fencing_ends_at_its_limit() {
     let (ours, _theirs) = UnixStream::pair().unwrap();
     assert_eq!(fence(ours.into(), Duration::from_millis(20)).unwrap(), Fence::Open);
 }
 
 #[test]
-fn a_fence_around_nothing_is_closed() {
+fn fencing_a_closed_connection_succeeds_at_once() {
     let (ours, theirs) = UnixStream::pair().unwrap();
     drop(theirs);
     assert_eq!(fence(ours.into(), LONG).unwrap(), Fence::Closed);
@@ -88,7 +88,8 @@ fn a_successor_connects_when_all_that_its_predecessor_left_is_closed() {
     let server = Server::new();
     let (left, peers): (Vec<_>, Vec<_>) = (0..2).map(|_| UnixStream::pair().unwrap()).unzip();
     let left = left.into_iter().enumerate();
-    let left = left.map(|(index, fd)| (format!("{CONNECTION}{index}"), fd.into())).collect();
+    let left =
+        left.map(|(index, fd)| (format!("{CONNECTION_FD_PREFIX}{index}"), fd.into())).collect();
     let capabilities = Capabilities::default();
     let attached = Geometry { size: 1 << 20, block_size: 512, capabilities };
     let remote = Remote::for_geometry(server.target(), Options::default(), attached);
@@ -106,9 +107,9 @@ fn a_successor_connects_when_all_that_its_predecessor_left_is_closed() {
 }
 
 #[derive(Default)]
-struct Keepsakes(Mutex<Vec<(String, OwnedFd)>>);
+struct TestFdStore(Mutex<Vec<(String, OwnedFd)>>);
 
-impl Custodian for Keepsakes {
+impl FdStore for TestFdStore {
     fn keep(&self, name: &str, descriptor: BorrowedFd<'_>) -> io::Result<()> {
         let descriptor = descriptor.try_clone_to_owned()?;
         self.0.lock().unwrap().push((name.into(), descriptor));
@@ -118,19 +119,19 @@ impl Custodian for Keepsakes {
 
 #[test]
 fn a_connection_is_deposited_before_the_first_request_and_can_be_fenced_by_a_successor() {
-    let keepsakes = Arc::<Keepsakes>::default();
-    let custodian = Some(Arc::clone(&keepsakes) as Arc<dyn Custodian>);
+    let stored = Arc::<TestFdStore>::default();
+    let fd_store = Some(Arc::clone(&stored) as Arc<dyn FdStore>);
     let offer = Offer::new(Style::Structured);
-    let (server, remote, mut peer) = pair_with(offer, Options { custodian, ..Options::default() });
+    let (server, remote, mut peer) = pair_with(offer, Options { fd_store, ..Options::default() });
     for _ in 0..2 {
         drop(peer);
         let _pending = write(&remote, 0, &[1; 512]);
         peer = server.accept(offer);
         peer.request(WRITE);
     }
-    let mut kept = std::mem::take(&mut *keepsakes.0.lock().unwrap());
+    let mut kept = std::mem::take(&mut *stored.0.lock().unwrap());
     assert_eq!(kept.len(), 3);
-    assert!(kept.iter().all(|(name, _)| *name == format!("{CONNECTION}0")));
+    assert!(kept.iter().all(|(name, _)| *name == format!("{CONNECTION_FD_PREFIX}0")));
     let (_, last) = kept.pop().unwrap();
     for (_, old) in kept {
         assert_eq!(fence(old, LONG).unwrap(), Fence::Closed);
@@ -139,8 +140,8 @@ fn a_connection_is_deposited_before_the_first_request_and_can_be_fenced_by_a_suc
         let fenced = scope.spawn(|| fence(last, LONG).unwrap());
         peer.wait_for_end();
         drop(peer);
-        // The client, which lives on in this test, reads from the same socket; whoever sees the
-        // end of it, the server has closed it.
+        // The client, which lives on in this test, reads from the same socket. Whether it or the fence
+        // sees the end, the server has closed the connection.
         assert_eq!(fenced.join().unwrap(), Fence::Closed);
     });
 }

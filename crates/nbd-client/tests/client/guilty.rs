@@ -66,7 +66,7 @@ fn other_cookie(request: &Request) -> Request {
 }
 
 #[test]
-fn server_sends_no_reply_but_rubbish() {
+fn server_sends_no_reply_magic() {
     for style in script::STYLES {
         bad_read(style, |_, _| b"HTTP/1.1 400 Bad Request".to_vec());
     }

@@ -81,7 +81,7 @@ fn exercise(remote: &Remote) {
 }
 
 #[test]
-fn by_standard_input_and_output() {
+fn a_started_server_is_reached_by_standard_input_and_output() {
     exercise(&connect("exec:nbdkit -s memory 64M"));
 }
 
@@ -111,7 +111,7 @@ fn a_command_line_of_the_shell_ends_in_the_server_itself() {
 }
 
 #[test]
-fn by_a_socket_that_it_makes() {
+fn a_started_server_is_reached_by_a_socket_that_it_makes() {
     exercise(&connect("exec:nbdkit -f -U $unixsocket memory 64M"));
 }
 
@@ -124,7 +124,7 @@ fn the_socket_that_it_makes_is_not_left_behind_by_a_client_that_is_killed() {
     let mut variables = environment.split(|byte| *byte == 0);
     let socket = variables.find_map(|variable| variable.strip_prefix(b"unixsocket=")).unwrap();
     let socket = PathBuf::from(str::from_utf8(socket).unwrap());
-    // Were this client killed now, nobody would be left to remove it.
+    // If this client is killed now, no process removes it.
     assert!(socket.to_str().unwrap().contains(&prefix));
     assert!(!socket.parent().unwrap().exists());
     // It is still there for those who have a descriptor of it.
@@ -138,12 +138,12 @@ fn pid_of(process: &OwnedFd) -> i32 {
 }
 
 #[test]
-fn by_a_socket_that_it_is_given() {
+fn a_started_server_is_reached_by_a_socket_that_it_inherits() {
     exercise(&connect_by(4, "exec+listen:nbdkit -f memory 64M"));
 }
 
 #[test]
-fn qemu_nbd_by_a_socket_that_it_is_given() {
+fn qemu_nbd_is_reached_by_a_socket_that_it_inherits() {
     let disk = Disk::new(64 << 20);
     let path = disk.0.display();
     exercise(&connect_by(
@@ -153,7 +153,7 @@ fn qemu_nbd_by_a_socket_that_it_is_given() {
 }
 
 #[test]
-fn by_uri_with_a_server_that_somebody_else_runs() {
+fn a_running_server_is_reached_by_uri() {
     let disk = Disk::new(64 << 20);
     let socket = disk.0.with_extension("sock");
     let mut server = Command::new("nbdkit")
@@ -221,7 +221,7 @@ fn block_sizes_are_taken_over() {
             .parse()
             .unwrap();
     let error = Remote::connect(target, Options::default()).unwrap_err();
-    assert!(matches!(error.cause, Cause::Shape(ShapeError::LargeBlocks(8192))), "{error:?}");
+    assert!(matches!(error.cause, Cause::ExportShape(ShapeError::LargeBlocks(8192))), "{error:?}");
 }
 
 #[test]
@@ -231,13 +231,13 @@ fn a_size_between_blocks_is_rounded_down() {
 }
 
 #[test]
-fn a_program_that_is_none() {
+fn a_program_that_cannot_serve_is_reported() {
     for command in ["false", "there-is-no-such-program", "nbdkit -s no-such-plugin"] {
         for scheme in ["exec:", "exec+listen:"] {
             let target: nbd_client::Target = format!("{scheme}{command}").parse().unwrap();
             let error = Remote::connect(target, Options::default()).unwrap_err();
             assert!(
-                matches!(error.cause, Cause::Ended(_) | Cause::Torn | Cause::Program(..)),
+                matches!(error.cause, Cause::Ended(_) | Cause::UnexpectedEof | Cause::Program(..)),
                 "{error:?}"
             );
         }
@@ -250,7 +250,7 @@ fn a_program_that_is_none() {
 }
 
 #[test]
-fn it_ends_with_the_client() {
+fn a_started_server_ends_with_the_client() {
     for target in ["exec:nbdkit -s memory 64M", "exec+listen:nbdkit -f memory 64M"] {
         let remote = connect(target);
         let process = remote.child_pidfd().unwrap();
@@ -261,7 +261,7 @@ fn it_ends_with_the_client() {
 }
 
 #[test]
-fn it_is_killed_under_load_and_nothing_is_lost() {
+fn a_started_server_killed_under_load_loses_no_request() {
     for target in ["exec:nbdkit -s", "exec:nbdkit -f -U $unixsocket", "exec+listen:nbdkit -f"] {
         let disk = Disk::new(1 << 20);
         let remote = connect_by(3, &format!("{target} file {}", disk.0.display()));
@@ -295,7 +295,7 @@ fn a_client_that_waits_to_be_killed() {
 }
 
 #[test]
-fn it_ends_with_a_client_that_is_killed() {
+fn a_started_server_ends_with_a_killed_client() {
     // Without this it would end by itself, as its client is gone.
     let disk = Disk::new(1 << 20);
     let (ready, pid_file) = (disk.0.with_extension("ready"), disk.0.with_extension("pid"));

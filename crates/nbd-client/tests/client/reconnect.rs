@@ -16,7 +16,7 @@ use crate::script::{
 use crate::tasks::{Outcome, pattern, read, start, write};
 
 #[test]
-fn what_was_not_answered_is_sent_again_and_only_that() {
+fn only_unanswered_requests_are_sent_again() {
     for style in STYLES {
         let (server, remote, mut peer) = pair(Offer::new(style));
         let written = write(&remote, 0, &pattern(1, 512));
@@ -43,7 +43,7 @@ fn what_was_not_answered_is_sent_again_and_only_that() {
 }
 
 #[test]
-fn half_a_reply_is_forgotten() {
+fn a_partial_reply_of_a_lost_connection_is_dropped() {
     for style in [Style::Structured, Style::Extended] {
         let (server, remote, mut peer) = pair(Offer::new(style));
         let wanted = read(&remote, 0, 1024);
@@ -63,7 +63,7 @@ fn half_a_reply_is_forgotten() {
 }
 
 #[test]
-fn a_server_that_shuts_down_is_left_and_asked_again() {
+fn requests_refused_by_a_server_that_shuts_down_are_sent_again() {
     for style in STYLES {
         let (server, remote, mut peer) = pair(Offer::new(style));
         let pending = write(&remote, 0, &[7; 512]);
@@ -295,7 +295,7 @@ fn a_device_that_was_attached_with_less_is_served() {
 }
 
 #[test]
-fn nobody_is_connected_to_before_somebody_says_so() {
+fn a_client_for_a_geometry_connects_only_when_begun() {
     let server = Server::new();
     let offer = Offer::new(Style::Structured);
     let attached = geometry(&server, offer);
@@ -311,7 +311,7 @@ fn nobody_is_connected_to_before_somebody_says_so() {
 }
 
 #[test]
-fn a_server_that_is_none_is_reported_at_once() {
+fn a_peer_that_speaks_another_protocol_is_reported_at_once() {
     let server = Server::new();
     std::thread::scope(|scope| {
         let remote = scope.spawn(|| Remote::connect(server.target(), Options::default()));

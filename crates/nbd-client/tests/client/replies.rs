@@ -206,13 +206,13 @@ fn extents_are_cut_to_what_was_asked_for() {
 }
 
 #[test]
-fn what_the_server_does_not_know_it_is_not_asked() {
+fn commands_the_server_lacks_are_answered_locally() {
     let (_server, remote, mut peer) = pair(Offer::new(Style::Simple).flags(1));
     let can = remote.geometry().capabilities;
     assert!(!can.extents && !can.cache && !can.flush && !can.fua && !can.trim);
-    let everything = vec![Extent { length: 4096, hole: false, zero: false }];
+    let all_allocated = vec![Extent { length: 4096, hole: false, zero: false }];
     let command = Command::BlockStatus { offset: 0, length: 4096, one: false };
-    assert_eq!(start(&remote, command).wait(), Outcome::Extents(everything));
+    assert_eq!(start(&remote, command).wait(), Outcome::Extents(all_allocated));
     let cached = start(&remote, Command::Cache { offset: 0, length: 4096 });
     assert_eq!(cached.wait(), Outcome::Done);
     // And nothing was sent.
@@ -223,7 +223,7 @@ fn what_the_server_does_not_know_it_is_not_asked() {
 }
 
 #[test]
-fn empty_ranges_are_answered_here() {
+fn empty_ranges_are_answered_locally() {
     let (_server, remote, _peer) = pair(Offer::new(Style::Extended));
     assert_eq!(read(&remote, 512, 0).wait(), Outcome::Data(Vec::new()));
     assert_eq!(write(&remote, 512, &[]).wait(), Outcome::Done);

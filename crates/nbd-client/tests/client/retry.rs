@@ -15,7 +15,7 @@ fn for_a_moment() -> Options {
 }
 
 #[test]
-fn requests_fail_when_patience_ends_until_the_server_is_back() {
+fn requests_fail_after_the_retry_limit_until_the_server_is_back() {
     let offer = Offer::new(Style::Structured);
     let (mut server, remote, peer) = pair_with(offer, for_a_moment());
     server.leave();
@@ -43,7 +43,7 @@ fn requests_fail_when_patience_ends_until_the_server_is_back() {
 }
 
 #[test]
-fn patience_begins_anew_with_every_loss() {
+fn the_retry_limit_starts_with_each_loss() {
     let offer = Offer::new(Style::Simple);
     let (server, remote, mut peer) = pair_with(offer, for_a_moment());
     for _ in 0..5 {
@@ -58,14 +58,14 @@ fn patience_begins_anew_with_every_loss() {
 }
 
 #[test]
-fn patience_ends_while_the_old_connection_is_fenced() {
+fn the_retry_limit_holds_while_the_old_connection_is_fenced() {
     let offer = Offer::new(Style::Simple);
     let (server, remote, mut peer) = pair_with(offer, for_a_moment());
     let pending = read(&remote, 0, 512);
     peer.request(READ);
     peer.send(&[0; 64]);
     peer.wait_for_end();
-    // It stays open, and nobody connects as long as it does.
+    // It stays open, and no client connects as long as it does.
     assert_eq!(pending.wait(), Outcome::Error(NbdError::EIO));
     assert!(server.is_left_alone());
     drop(peer);
@@ -89,7 +89,7 @@ fn requests_wait_through_any_number_of_attempts() {
 }
 
 #[test]
-fn a_server_that_breaks_every_connection_is_not_hammered() {
+fn retries_slow_down_if_the_server_breaks_every_connection() {
     let offer = Offer::new(Style::Simple);
     let (server, remote, mut peer) = pair(offer);
     let _pending = read(&remote, 0, 512);

@@ -106,7 +106,7 @@ impl Server {
         self.directory.join("s")
     }
 
-    /// Goes away, for clients to find nobody.
+    /// Stops listening, so that clients find no server.
     pub(crate) fn leave(&self) {
         fs::remove_file(self.path()).unwrap();
     }
@@ -116,7 +116,7 @@ impl Server {
         self.listener = UnixListener::bind(self.path()).unwrap();
     }
 
-    /// Whether nobody wants to connect now.
+    /// Whether no client wants to connect now.
     pub(crate) fn is_left_alone(&self) -> bool {
         self.listener.set_nonblocking(true).unwrap();
         let result = self.listener.accept();

@@ -28,7 +28,7 @@ fn settle(remote: &Remote, count: usize) {
 }
 
 #[test]
-fn requests_are_spread_over_all_of_them() {
+fn requests_are_spread_over_all_connections() {
     let server = Server::new();
     let (remote, mut peers) = connect(&server, 4, offer());
     settle(&remote, 4);
@@ -83,7 +83,7 @@ fn requests_of_a_lost_connection_go_over_the_others() {
 }
 
 #[test]
-fn all_of_them_come_back() {
+fn all_connections_come_back_after_a_loss() {
     let server = Server::new();
     let (remote, mut peers) = connect(&server, 3, offer());
     for round in 0..3 {
@@ -116,7 +116,7 @@ fn all_of_them_come_back() {
 }
 
 #[test]
-fn a_server_that_admits_fewer_than_wished() {
+fn a_server_that_admits_fewer_connections_is_served_over_those() {
     let server = Server::new();
     std::thread::scope(|scope| {
         let options = Options { connections: Some(3), ..Options::default() };

@@ -60,7 +60,7 @@ fn a_long_write_arrives_in_pieces_of_which_a_few_are_under_way() {
 }
 
 #[test]
-fn one_piece_that_fails_fails_all_and_ends_it() {
+fn a_failed_part_fails_the_whole_task() {
     for style in STYLES {
         let offer = Offer::new(style).blocks(512, 512);
         let (_server, remote, mut peer) = pair(offer);

@@ -1,4 +1,4 @@
-//! The head of a reply as it stands in the stream, in whichever style was negotiated.
+//! The header of a reply as it stands in the stream, in whichever style was negotiated.
 
 use nbd_proto::handshake::ReplyStyle;
 use nbd_proto::payload::OffsetData;
@@ -9,17 +9,17 @@ use nbd_proto::{
 
 use crate::error::ProtocolError;
 
-/// The head of a simple reply or of a chunk.
+/// The header of a simple reply or of a chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Head {
+pub(crate) struct ReplyHeader {
     pub(crate) cookie: u64,
-    pub(crate) kind: Kind,
+    pub(crate) kind: ReplyHeaderKind,
     /// Its length on the wire, in bytes.
     pub(crate) len: usize,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub(crate) enum ReplyHeaderKind {
     Simple(NbdError),
     Chunk(Chunk),
 }
@@ -28,8 +28,8 @@ pub(crate) enum Kind {
 pub(crate) struct Chunk {
     pub(crate) is_last: bool,
     pub(crate) reply_type: ReplyType,
-    /// Bytes of payload behind the head; without [`Self::data_offset`], which is taken as a part
-    /// of the head.
+    /// Bytes of payload behind the header; without [`Self::data_offset`], which is taken as a part
+    /// of the header.
     pub(crate) length: u64,
     /// Where data belongs, in bytes from the start of the export.
     pub(crate) data_offset: Option<u64>,
@@ -40,13 +40,13 @@ pub(crate) struct Chunk {
 /// What the bytes at hand come to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Parsed {
-    Head(Head),
-    /// The head has so many bytes, and they are not all there.
+    Header(ReplyHeader),
+    /// The header has so many bytes, and they are not all there.
     More(usize),
 }
 
-impl Head {
-    /// Reads the head of the next reply.
+impl ReplyHeader {
+    /// Reads the header of the next reply.
     pub(crate) fn parse(bytes: &[u8], style: ReplyStyle) -> Result<Parsed, ProtocolError> {
         let Some(magic) = bytes.first_chunk() else {
             return Ok(Parsed::More(SimpleReply::LEN));
@@ -67,8 +67,8 @@ impl Head {
                     return Ok(Parsed::More(SimpleReply::LEN));
                 };
                 let SimpleReply { error, cookie } = SimpleReply::decode(bytes)?;
-                let kind = Kind::Simple(error);
-                return Ok(Parsed::Head(Self { cookie, kind, len: SimpleReply::LEN }));
+                let kind = ReplyHeaderKind::Simple(error);
+                return Ok(Parsed::Header(Self { cookie, kind, len: SimpleReply::LEN }));
             }
             ReplyKind::Structured => {
                 let Some(bytes) = bytes.first_chunk() else {
@@ -101,7 +101,7 @@ fn extended(chunk: ExtendedReplyChunk) -> (u64, Chunk) {
     (cookie, Chunk { is_last, reply_type, length, data_offset: None, request_offset })
 }
 
-/// Takes the offset in front of data into the head, so that what follows is data only.
+/// Takes the offset in front of data into the header, so that what follows is data only.
 fn with_offset(
     bytes: &[u8],
     cookie: u64,
@@ -119,5 +119,5 @@ fn with_offset(
         chunk.data_offset = Some(OffsetData::decode(offset).offset);
         len += OffsetData::LEN;
     }
-    Ok(Parsed::Head(Head { cookie, kind: Kind::Chunk(chunk), len }))
+    Ok(Parsed::Header(ReplyHeader { cookie, kind: ReplyHeaderKind::Chunk(chunk), len }))
 }

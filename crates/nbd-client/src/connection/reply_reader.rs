@@ -6,17 +6,17 @@ use nbd_proto::NbdError;
 use nbd_proto::handshake::ReplyStyle;
 
 use crate::connection::Connection;
-use crate::error::{Lost, ProtocolError};
-use crate::head::{Head, Kind, Parsed};
-use crate::inbox::{End, Inbox, LONG};
-use crate::reply::{Body, Effect, Failure};
-use crate::table::Pending;
+use crate::connection::in_flight::Pending;
+use crate::connection::recv_buffer::{DIRECT_RECEIVE_MIN_BYTES, End, RecvBuffer};
+use crate::error::{ConnectionLost, ProtocolError};
+use crate::reply::header::{Parsed, ReplyHeader, ReplyHeaderKind};
+use crate::reply::{Body, Failure, ReplyAction};
 
 /// The receiving side of a connection.
-pub(crate) struct Reception<'a> {
+pub(crate) struct ReplyReader<'a> {
     pub(crate) connection: &'a Connection,
-    pub(crate) inbox: Inbox,
-    /// Whom the log is about.
+    pub(crate) recv_buffer: RecvBuffer,
+    /// The target, for log messages.
     pub(crate) name: &'a str,
     /// Something was answered.
     pub(crate) was_useful: bool,
@@ -28,13 +28,13 @@ enum Progress {
     Partial,
     /// That was all.
     Complete,
-    /// That was all, and it was all of a job's data: so many bytes, which are in the inbox.
+    /// That was all, and it was all of a job's data: so many bytes, which are in the receive buffer.
     InOnePiece(usize),
 }
 
-impl Reception<'_> {
+impl ReplyReader<'_> {
     /// Takes replies until the connection is over.
-    pub(crate) fn run(&mut self) -> Lost {
+    pub(crate) fn run(&mut self) -> ConnectionLost {
         loop {
             if let Err(lost) = self.reply() {
                 return lost;
@@ -42,13 +42,13 @@ impl Reception<'_> {
         }
     }
 
-    fn reply(&mut self) -> Result<(), Lost> {
-        let head = self.head()?;
-        let cookie = head.cookie;
+    fn reply(&mut self) -> Result<(), ConnectionLost> {
+        let header = self.header()?;
+        let cookie = header.cookie;
         let pending = self.connection.take(cookie);
         let mut pending = pending.ok_or(ProtocolError::Cookie(cookie))?;
-        self.inbox.consume(head.len);
-        match self.body(&head, &mut pending) {
+        self.recv_buffer.consume(header.len);
+        match self.body(&header, &mut pending) {
             Err(lost) => {
                 self.connection.put_back(pending);
                 Err(lost)
@@ -60,36 +60,42 @@ impl Reception<'_> {
             Ok(Progress::InOnePiece(length)) => {
                 self.was_useful = true;
                 self.connection.remove(cookie);
-                let data = self.inbox.bytes().get(..length).unwrap_or_default();
+                let data = self.recv_buffer.bytes().get(..length).unwrap_or_default();
                 pending.job.answered_with(data);
-                self.inbox.consume(length);
+                self.recv_buffer.consume(length);
                 Ok(())
             }
             Ok(Progress::Complete) => self.complete(pending),
         }
     }
 
-    fn head(&mut self) -> Result<Head, Lost> {
+    fn header(&mut self) -> Result<ReplyHeader, ConnectionLost> {
         loop {
-            match Head::parse(self.inbox.bytes(), self.connection.terms.style)? {
-                Parsed::Head(head) => return Ok(head),
-                Parsed::More(length) => match self.inbox.complete(length) {
+            match ReplyHeader::parse(self.recv_buffer.bytes(), self.connection.negotiated.style)? {
+                Parsed::Header(header) => return Ok(header),
+                Parsed::More(length) => match self.recv_buffer.complete(length) {
                     Ok(Ok(())) => {}
-                    Ok(Err(End)) if self.inbox.bytes().is_empty() => return Err(Lost::Closed),
+                    Ok(Err(End)) if self.recv_buffer.bytes().is_empty() => {
+                        return Err(ConnectionLost::Closed);
+                    }
                     other => checked(other)?,
                 },
             }
         }
     }
 
-    /// Takes what is behind a head.
-    fn body(&mut self, head: &Head, pending: &mut Pending) -> Result<Progress, Lost> {
-        let terms = self.connection.terms;
-        let is_first = pending.reply.is_untouched();
-        let body = pending.reply.head(head, terms.style == ReplyStyle::Simple)?;
-        let is_last = match head.kind {
-            Kind::Simple(_) => true,
-            Kind::Chunk(chunk) => chunk.is_last,
+    /// Takes what is behind a header.
+    fn body(
+        &mut self,
+        header: &ReplyHeader,
+        pending: &mut Pending,
+    ) -> Result<Progress, ConnectionLost> {
+        let negotiated = self.connection.negotiated;
+        let is_first = pending.reply.is_empty();
+        let body = pending.reply.header(header, negotiated.style == ReplyStyle::Simple)?;
+        let is_last = match header.kind {
+            ReplyHeaderKind::Simple(_) => true,
+            ReplyHeaderKind::Chunk(chunk) => chunk.is_last,
         };
         match body {
             Body::Nothing => {}
@@ -97,26 +103,26 @@ impl Reception<'_> {
                 let length = (range.end - range.start) as usize;
                 let (_, whole) = pending.job.command.range();
                 if is_first && is_last && length as u64 == whole && self.is_at_hand(length) {
-                    checked(self.inbox.complete(length))?;
+                    checked(self.recv_buffer.complete(length))?;
                     return Ok(Progress::InOnePiece(length));
                 }
                 let at = (pending.at + range.start) as usize;
-                let mut data = pending.job.take_data();
-                let taken = self.inbox.take(&mut data[at..at + length]);
-                pending.job.put_data(data);
+                let mut data = pending.job.take_buffer();
+                let taken = self.recv_buffer.take(&mut data[at..at + length]);
+                pending.job.put_buffer(data);
                 checked(taken)?;
             }
             Body::Payload { reply_type, length } => {
-                checked(self.inbox.complete(length))?;
-                let payload = self.inbox.bytes().get(..length).unwrap_or_default();
-                let effect = pending.reply.payload(reply_type, payload, terms.allocation)?;
-                self.inbox.consume(length);
-                if let Effect::Zeroes(range) = effect {
+                checked(self.recv_buffer.complete(length))?;
+                let payload = self.recv_buffer.bytes().get(..length).unwrap_or_default();
+                let action = pending.reply.payload(reply_type, payload, negotiated.allocation)?;
+                self.recv_buffer.consume(length);
+                if let ReplyAction::Zeroes(range) = action {
                     let start = pending.at + range.start;
                     let end = pending.at + range.end;
-                    let mut data = pending.job.take_data();
+                    let mut data = pending.job.take_buffer();
                     data[start as usize..end as usize].fill(0);
-                    pending.job.put_data(data);
+                    pending.job.put_buffer(data);
                 }
             }
         }
@@ -125,13 +131,15 @@ impl Reception<'_> {
 
     /// Whether data are in the buffer already, or not worth a buffer of their own.
     fn is_at_hand(&self, length: usize) -> bool {
-        length <= LONG || self.inbox.bytes().len() >= length
+        length <= DIRECT_RECEIVE_MIN_BYTES || self.recv_buffer.bytes().len() >= length
     }
 
     /// Settles a request whose reply has come, and sends what its job has left.
-    fn complete(&mut self, mut pending: Pending) -> Result<(), Lost> {
+    fn complete(&mut self, mut pending: Pending) -> Result<(), ConnectionLost> {
         let result = match pending.reply.finish() {
-            Ok(Err(Failure { error: NbdError::ESHUTDOWN, .. })) => Err(Lost::ShuttingDown),
+            Ok(Err(Failure { error: NbdError::ESHUTDOWN, .. })) => {
+                Err(ConnectionLost::ShuttingDown)
+            }
             Ok(result) => Ok(result),
             Err(error) => Err(error.into()),
         };
@@ -166,10 +174,10 @@ impl Reception<'_> {
     }
 }
 
-fn checked(received: io::Result<Result<(), End>>) -> Result<(), Lost> {
+fn checked(received: io::Result<Result<(), End>>) -> Result<(), ConnectionLost> {
     match received {
         Ok(Ok(())) => Ok(()),
-        Ok(Err(End)) => Err(Lost::Torn),
-        Err(error) => Err(Lost::Receive(error)),
+        Ok(Err(End)) => Err(ConnectionLost::UnexpectedEof),
+        Err(error) => Err(ConnectionLost::Receive(error)),
     }
 }

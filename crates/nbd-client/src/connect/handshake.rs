@@ -1,4 +1,4 @@
-//! The handshake: from a fresh connection to terms.
+//! The handshake: from a fresh connection to the transmission phase.
 
 use std::io;
 
@@ -7,26 +7,26 @@ use nbd_net::tls::{ClientTls, TlsError};
 use nbd_proto::TransmissionFlags;
 use nbd_proto::handshake::{ClientHandshake, ClientOptions, ClientProgress, Established};
 
-use crate::dial::Cause;
-use crate::shape::Shape;
-use crate::terms::Terms;
+use crate::connect::error::Cause;
+use crate::connect::export_shape::ExportShape;
+use crate::connect::negotiated::Negotiated;
 
 /// A connection in the transmission phase.
-pub(crate) struct Agreed {
+pub(crate) struct NegotiatedStream {
     pub(crate) stream: Stream,
     /// What the server has sent beyond the handshake.
     pub(crate) rest: Vec<u8>,
-    pub(crate) terms: Terms,
-    pub(crate) shape: Shape,
+    pub(crate) negotiated: Negotiated,
+    pub(crate) shape: ExportShape,
 }
 
 /// Agrees with a server about one of its exports, within the stream's deadline. With `tls`, the
 /// connection is secured first; the server's certificate has to be made out to the name.
-pub(crate) fn hands(
+pub(crate) fn negotiate(
     mut stream: Stream,
     export: &str,
     tls: Option<(&ClientTls, &str)>,
-) -> Result<Agreed, Cause> {
+) -> Result<NegotiatedStream, Cause> {
     let mut handshake =
         ClientHandshake::new(ClientOptions { tls: tls.is_some(), ..ClientOptions::new(export) });
     let (mut input, mut output) = (Vec::new(), Vec::new());
@@ -36,7 +36,7 @@ pub(crate) fn hands(
         let (consumed, progress) = handshake.handle(&input, &mut output)?;
         input.drain(..consumed);
         let doubt = |cause| match cause {
-            Cause::Torn if is_doubtful => TlsError::Closed.into(),
+            Cause::UnexpectedEof if is_doubtful => TlsError::Closed.into(),
             cause => cause,
         };
         stream.write_all(&output).map_err(failed).map_err(doubt)?;
@@ -46,7 +46,9 @@ pub(crate) fn hands(
                 read_more(&mut stream, &mut input).map_err(doubt)?;
                 is_doubtful = false;
             }
-            ClientProgress::StartTls if !input.is_empty() => return Err(Cause::Impatient),
+            ClientProgress::StartTls if !input.is_empty() => {
+                return Err(Cause::PlaintextAfterStartTls);
+            }
             ClientProgress::StartTls => {
                 if let Some((tls, server)) = tls {
                     stream = stream.into_tls_client(tls, server)?;
@@ -56,18 +58,18 @@ pub(crate) fn hands(
             }
             ClientProgress::Established(offer) => {
                 stream.set_deadline(None);
-                let (terms, shape) = settle(&offer)?;
-                return Ok(Agreed { stream, rest: input, terms, shape });
+                let (negotiated, shape) = evaluate(&offer)?;
+                return Ok(NegotiatedStream { stream, rest: input, negotiated, shape });
             }
         }
     }
 }
 
-fn settle(offer: &Established) -> Result<(Terms, Shape), Cause> {
+fn evaluate(offer: &Established) -> Result<(Negotiated, ExportShape), Cause> {
     let allocation = offer.allocation;
-    let shape = Shape::of(offer, allocation.is_some())?;
+    let shape = ExportShape::of(offer, allocation.is_some())?;
     let block = shape.geometry.block_size;
-    let terms = Terms {
+    let negotiated = Negotiated {
         style: offer.style,
         allocation,
         // A server's minimum is never above its maximum, so nothing is left of neither.
@@ -76,7 +78,7 @@ fn settle(offer: &Established) -> Result<(Terms, Shape), Cause> {
         has_cache: offer.flags.contains(TransmissionFlags::SEND_CACHE),
         is_multi: offer.flags.contains(TransmissionFlags::CAN_MULTI_CONN),
     };
-    Ok((terms, shape))
+    Ok((negotiated, shape))
 }
 
 fn read_more(stream: &mut Stream, input: &mut Vec<u8>) -> Result<(), Cause> {
@@ -84,15 +86,15 @@ fn read_more(stream: &mut Stream, input: &mut Vec<u8>) -> Result<(), Cause> {
     input.resize(have + 4096, 0);
     let count = stream.read(&mut input[have..]).map_err(failed)?;
     input.truncate(have + count);
-    if count == 0 { Err(Cause::Torn) } else { Ok(()) }
+    if count == 0 { Err(Cause::UnexpectedEof) } else { Ok(()) }
 }
 
 fn failed(error: io::Error) -> Cause {
     match error.kind() {
-        io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => Cause::Slow,
+        io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => Cause::HandshakeTimeout,
         io::ErrorKind::BrokenPipe
         | io::ErrorKind::ConnectionReset
-        | io::ErrorKind::UnexpectedEof => Cause::Torn,
+        | io::ErrorKind::UnexpectedEof => Cause::UnexpectedEof,
         // What TLS has to say comes wrapped.
         io::ErrorKind::InvalidData => Cause::Tls(error.into()),
         _ => Cause::Io(error),

@@ -1,4 +1,4 @@
-//! Which connections there are, and what waits for one.
+//! The pool of connections, and the jobs that wait for one.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -8,13 +8,13 @@ use nbd_net::uri::Retry;
 
 use crate::connection::Connection;
 use crate::job::Job;
-use crate::lock;
+use crate::sync::lock;
 
-/// Most different complaints that are printed while nobody is connected.
-const COMPLAINTS: usize = 8;
+/// The most different failures that are logged during one outage.
+const MAX_COMPLAINTS: usize = 8;
 
 /// The connections of a client.
-pub(crate) struct Roster {
+pub(crate) struct ConnectionPool {
     state: Mutex<State>,
     changed: Condvar,
     retry: Retry,
@@ -22,10 +22,10 @@ pub(crate) struct Roster {
 
 struct State {
     up: Vec<Arc<Connection>>,
-    /// Whose turn it is.
+    /// Counts jobs, to spread them over the connections in turn.
     turn: usize,
     waiting: VecDeque<Arc<Job>>,
-    /// Since nobody is connected.
+    /// Set while there is no connection.
     outage: Option<Outage>,
     /// Counts how often the first connection has come up.
     epoch: u64,
@@ -44,17 +44,17 @@ struct Outage {
     told: Vec<String>,
 }
 
-/// How things are after a connection has come or gone.
-pub(crate) enum Change {
+/// How the pool changed when a connection was added or removed.
+pub(crate) enum PoolChange {
     /// There are others.
     None,
     /// The last one has gone; so many requests wait in addition to its own.
-    Out { waiting: usize },
+    AllLost { waiting: usize },
     /// It is the first one after such a time.
-    Back { after: Duration, is_first: bool },
+    Reconnected { after: Duration, is_first: bool },
 }
 
-impl Roster {
+impl ConnectionPool {
     pub(crate) fn new(retry: Retry) -> Self {
         let outage =
             Outage { since: Instant::now(), is_first: true, is_expired: false, told: Vec::new() };
@@ -77,7 +77,7 @@ impl Roster {
             let mut state = lock(&self.state);
             if state.outage.as_ref().is_some_and(|outage| outage.is_expired) {
                 drop(state);
-                return job.give_up();
+                return job.fail_with_eio();
             }
             if state.is_closing {
                 // A successor carries it out.
@@ -93,7 +93,7 @@ impl Roster {
             drop(state);
             match connection.submit(job) {
                 Ok(()) => return,
-                // It has just left the roster.
+                // It has just left the pool.
                 Err(refused) => job = refused,
             }
         }
@@ -104,19 +104,19 @@ impl Roster {
         &self,
         connection: &Arc<Connection>,
         is_first: bool,
-    ) -> (Vec<Arc<Job>>, Change) {
+    ) -> (Vec<Arc<Job>>, PoolChange) {
         let mut state = lock(&self.state);
         if is_first {
             state.epoch += 1;
-            state.is_multi = connection.terms.is_multi;
+            state.is_multi = connection.negotiated.is_multi;
         }
         state.up.push(Arc::clone(connection));
         let mut jobs: Vec<_> = state.waiting.drain(..).collect();
         jobs.sort_by_key(|job| job.id);
         let change = match state.outage.take() {
-            None => Change::None,
+            None => PoolChange::None,
             Some(outage) => {
-                Change::Back { after: outage.since.elapsed(), is_first: outage.is_first }
+                PoolChange::Reconnected { after: outage.since.elapsed(), is_first: outage.is_first }
             }
         };
         drop(state);
@@ -125,28 +125,28 @@ impl Roster {
     }
 
     /// A connection must not be used any more.
-    pub(crate) fn leave(&self, connection: &Arc<Connection>) -> Change {
+    pub(crate) fn leave(&self, connection: &Arc<Connection>) -> PoolChange {
         let mut state = lock(&self.state);
         state.up.retain(|other| !Arc::ptr_eq(other, connection));
         if !state.up.is_empty() || state.outage.is_some() {
-            return Change::None;
+            return PoolChange::None;
         }
         let since = Instant::now();
         let told = Vec::new();
         state.outage = Some(Outage { since, is_first: false, is_expired: false, told });
-        Change::Out { waiting: state.waiting.len() }
+        PoolChange::AllLost { waiting: state.waiting.len() }
     }
 
-    /// Until when requests wait; nothing if they do that forever, or no more.
-    pub(crate) fn patience_ends(&self) -> Option<Instant> {
-        patience_ends(&lock(&self.state), self.retry)
+    /// Until when requests wait; `None` if they wait forever, or no more.
+    pub(crate) fn retry_deadline(&self) -> Option<Instant> {
+        retry_deadline(&lock(&self.state), self.retry)
     }
 
     /// Fails all that waits if it has waited for long enough. Returns how many requests that were,
     /// the first time.
     pub(crate) fn expire(&self) -> Option<usize> {
         let mut state = lock(&self.state);
-        if patience_ends(&state, self.retry).is_none_or(|end| Instant::now() < end) {
+        if retry_deadline(&state, self.retry).is_none_or(|end| Instant::now() < end) {
             return None;
         }
         let outage = state.outage.as_mut()?;
@@ -154,28 +154,28 @@ impl Roster {
         let jobs = std::mem::take(&mut state.waiting);
         drop(state);
         for job in &jobs {
-            job.give_up();
+            job.fail_with_eio();
         }
         Some(jobs.len())
     }
 
-    /// Whether this complaint should be printed: it is new, and requests wait.
-    pub(crate) fn is_news(&self, complaint: &str) -> bool {
+    /// Whether to log this failure: it is new, and requests wait.
+    pub(crate) fn is_new_complaint(&self, complaint: &str) -> bool {
         let mut state = lock(&self.state);
         let Some(outage) = &mut state.outage else {
             return false;
         };
-        if outage.told.len() >= COMPLAINTS || outage.told.iter().any(|told| told == complaint) {
+        if outage.told.len() >= MAX_COMPLAINTS || outage.told.iter().any(|told| told == complaint) {
             return false;
         }
         outage.told.push(complaint.into());
         true
     }
 
-    /// Waits for so long, but not beyond the end of patience. `false` if all is over.
+    /// Waits for `pause`, but not beyond the retry deadline. `false` if the client is closing.
     pub(crate) fn sleep(&self, pause: Duration) -> bool {
         let end = Instant::now() + pause;
-        let end = self.patience_ends().map_or(end, |patience| end.min(patience));
+        let end = self.retry_deadline().map_or(end, |patience| end.min(patience));
         let mut state = lock(&self.state);
         loop {
             let rest = end.saturating_duration_since(Instant::now());
@@ -254,7 +254,7 @@ impl Roster {
     }
 }
 
-fn patience_ends(state: &State, retry: Retry) -> Option<Instant> {
+fn retry_deadline(state: &State, retry: Retry) -> Option<Instant> {
     match (retry, &state.outage) {
         (Retry::For(limit), Some(outage)) if !outage.is_expired => outage.since.checked_add(limit),
         _ => None,

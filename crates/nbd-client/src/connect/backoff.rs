@@ -4,9 +4,9 @@ use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
 
 /// The first pause.
-const FIRST: Duration = Duration::from_millis(10);
+const MIN_RETRY_INTERVAL: Duration = Duration::from_millis(10);
 /// The longest pause.
-const LONGEST: Duration = Duration::from_secs(5);
+const MAX_RETRY_INTERVAL: Duration = Duration::from_secs(5);
 
 /// The pauses between attempts to connect.
 ///
@@ -25,21 +25,21 @@ impl Backoff {
     }
 
     fn seeded(random: u64) -> Self {
-        Self { next: FIRST, random: random | 1 }
+        Self { next: MIN_RETRY_INTERVAL, random: random | 1 }
     }
 
     /// How long to wait now: from half to all of the pause that is due. `was_useful` says that
     /// something was answered since the last time.
     pub(crate) fn pause(&mut self, was_useful: bool) -> Duration {
         if was_useful {
-            self.next = FIRST;
+            self.next = MIN_RETRY_INTERVAL;
         }
         let whole = self.next;
-        self.next = (whole * 2).min(LONGEST);
+        self.next = (whole * 2).min(MAX_RETRY_INTERVAL);
         whole / 2 + whole.mul_f64(self.fraction()) / 2
     }
 
-    /// A number from 0 to 1 (xorshift64; nobody depends on its quality).
+    /// A number from 0 to 1 (xorshift64, which is good enough to spread retries).
     fn fraction(&mut self) -> f64 {
         self.random ^= self.random << 13;
         self.random ^= self.random >> 7;
@@ -67,7 +67,7 @@ mod tests {
         for _ in 0..5 {
             backoff.pause(false);
         }
-        assert!(backoff.pause(true) <= FIRST);
-        assert!(backoff.pause(false) <= FIRST * 2);
+        assert!(backoff.pause(true) <= MIN_RETRY_INTERVAL);
+        assert!(backoff.pause(false) <= MIN_RETRY_INTERVAL * 2);
     }
 }

@@ -19,24 +19,24 @@ pub(crate) struct Pending {
 
 enum Slot {
     Free,
-    /// Somebody reads the reply.
+    /// The receiving thread reads the reply.
     Taken,
     Full(Pending),
 }
 
-/// All of them.
+/// The requests in flight of one connection.
 ///
 /// A cookie is the number of a slot and, above it, a count of all cookies: so no two requests of
 /// a connection have the same one, and a reply that comes twice finds nothing.
 #[derive(Default)]
-pub(crate) struct Table {
+pub(crate) struct InFlightTable {
     slots: Vec<Slot>,
     free: Vec<u32>,
     count: u32,
     is_closed: bool,
 }
 
-impl Table {
+impl InFlightTable {
     pub(crate) fn is_closed(&self) -> bool {
         self.is_closed
     }

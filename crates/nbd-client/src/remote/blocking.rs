@@ -1,4 +1,4 @@
-//! Tasks of our own, for callers who wait.
+//! Tasks for the blocking calls of the backend, whose callers wait for the result.
 
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -6,42 +6,42 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use nbd_backend::{Completion, Durability, Extent, Task};
 use nbd_proto::{Command, NbdError};
 
-use crate::lock;
+use crate::sync::lock;
 
-/// Most data of one task, in bytes; it has to be a multiple of every block size.
-pub(crate) const PIECE: usize = 32 << 20;
+/// The most data of one task, in bytes; a multiple of every block size.
+pub(crate) const MAX_TASK_BYTES: usize = 32 << 20;
 
 /// What came of a task.
 #[derive(Debug, Default)]
-pub(crate) struct Answer {
+pub(crate) struct TaskResult {
     pub(crate) data: Vec<u8>,
     pub(crate) extents: Vec<Extent>,
 }
 
 /// Where it is waited for.
-pub(crate) struct Waiter(Arc<Mailbox>);
+pub(crate) struct Waiter(Arc<ResultSlot>);
 
 #[derive(Default)]
-struct Mailbox {
-    answer: Mutex<Option<Result<Answer, NbdError>>>,
+struct ResultSlot {
+    answer: Mutex<Option<Result<TaskResult, NbdError>>>,
     arrived: Condvar,
 }
 
-struct WaitedFor {
+struct BlockingTask {
     command: Command,
     data: Vec<u8>,
-    mailbox: Arc<Mailbox>,
+    slot: Arc<ResultSlot>,
 }
 
 /// A task and where to wait for it.
 pub(crate) fn task(command: Command, data: &[u8]) -> (Box<dyn Task>, Waiter) {
-    let mailbox = Arc::<Mailbox>::default();
-    let waiter = Waiter(Arc::clone(&mailbox));
-    (Box::new(WaitedFor { command, data: data.into(), mailbox }), waiter)
+    let slot = Arc::<ResultSlot>::default();
+    let waiter = Waiter(Arc::clone(&slot));
+    (Box::new(BlockingTask { command, data: data.into(), slot }), waiter)
 }
 
 impl Waiter {
-    pub(crate) fn wait(self) -> io::Result<Answer> {
+    pub(crate) fn wait(self) -> io::Result<TaskResult> {
         let mut answer = lock(&self.0.answer);
         loop {
             match answer.take() {
@@ -56,8 +56,8 @@ impl Waiter {
     }
 }
 
-impl Mailbox {
-    fn put(&self, answer: Result<Answer, NbdError>) {
+impl ResultSlot {
+    fn put(&self, answer: Result<TaskResult, NbdError>) {
         let mut slot = lock(&self.answer);
         if slot.is_none() {
             *slot = Some(answer);
@@ -66,7 +66,7 @@ impl Mailbox {
     }
 }
 
-impl Task for WaitedFor {
+impl Task for BlockingTask {
     fn command(&self) -> &Command {
         &self.command
     }
@@ -78,32 +78,32 @@ impl Task for WaitedFor {
     fn begin(&self) {}
 
     fn durability(&self) -> &dyn Durability {
-        &Elsewhere
+        &CallersDurability
     }
 
     fn finish(self: Box<Self>, completion: Completion<'_>) {
-        self.mailbox.put(match completion {
-            Completion::Done => Ok(Answer::default()),
-            Completion::Data(data) => Ok(Answer { data: data.into(), extents: Vec::new() }),
+        self.slot.put(match completion {
+            Completion::Done => Ok(TaskResult::default()),
+            Completion::Data(data) => Ok(TaskResult { data: data.into(), extents: Vec::new() }),
             Completion::Extents(extents) => {
-                Ok(Answer { data: Vec::new(), extents: extents.into() })
+                Ok(TaskResult { data: Vec::new(), extents: extents.into() })
             }
             Completion::Error(error) => Err(error),
         });
     }
 }
 
-impl Drop for WaitedFor {
-    /// Nobody will answer any more, and somebody waits.
+impl Drop for BlockingTask {
+    /// A task that is dropped unfinished is left to a successor; its waiting caller gets an error.
     fn drop(&mut self) {
-        self.mailbox.put(Err(NbdError::ESHUTDOWN));
+        self.slot.put(Err(NbdError::ESHUTDOWN));
     }
 }
 
-/// A failed flush is remembered by those who have called us: they get the error.
-struct Elsewhere;
+/// The caller gets a failed flush as an error and remembers it, so this remembers nothing.
+struct CallersDurability;
 
-impl Durability for Elsewhere {
+impl Durability for CallersDurability {
     fn failed_flush(&self) -> Option<i32> {
         Some(NbdError::EIO.to_errno())
     }

@@ -7,9 +7,9 @@ use std::ops::Range;
 /// Almost always there is one. A server that sends single bytes in a wild order costs itself more
 /// than us.
 #[derive(Debug, Default)]
-pub(crate) struct Coverage(Vec<Range<u64>>);
+pub(crate) struct RangeSet(Vec<Range<u64>>);
 
-impl Coverage {
+impl RangeSet {
     /// Adds a range that is not empty; `false` if some of it has come before.
     #[must_use]
     pub(crate) fn add(&mut self, range: Range<u64>) -> bool {
@@ -35,7 +35,7 @@ impl Coverage {
         self.0.is_empty()
     }
 
-    /// Whether everything up to `length` has come.
+    /// Whether all bytes up to `length` have come.
     pub(crate) fn is_whole(&self, length: u64) -> bool {
         self.0.first() == Some(&(0..length))
     }
@@ -48,7 +48,7 @@ mod tests {
     #[test]
     fn pieces_in_any_order_make_a_whole() {
         for order in [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]] {
-            let mut coverage = Coverage::default();
+            let mut coverage = RangeSet::default();
             for (count, piece) in order.into_iter().enumerate() {
                 assert!(!coverage.is_whole(30), "after {count} of {order:?}");
                 assert!(coverage.add(piece * 10..piece * 10 + 10), "{order:?}");
@@ -59,7 +59,7 @@ mod tests {
 
     #[test]
     fn what_has_come_before_is_refused() {
-        let mut coverage = Coverage::default();
+        let mut coverage = RangeSet::default();
         assert!(coverage.add(10..20) && coverage.add(30..40));
         for twice in [10..20, 5..11, 19..25, 12..13, 0..100, 25..31, 39..40, 5..35] {
             assert!(!coverage.add(twice.clone()), "{twice:?}");

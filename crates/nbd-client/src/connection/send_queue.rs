@@ -1,7 +1,7 @@
 //! Requests on their way to the server.
 //!
-//! Whoever has a request sends it, and whatever else waits with it. Nobody waits for a server
-//! that takes nothing more: the rest is left to a thread that has nothing else to do.
+//! A thread that has a request sends it together with all that is queued. It does not wait for a server
+//! that takes no more: what is left is sent by the connection's sender thread.
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
@@ -14,28 +14,28 @@ use nbd_proto::{Command, ExtendedRequest, Request};
 
 use crate::job::Job;
 
-/// Most pieces that are sent with one system call.
-const PIECES: usize = 64;
+/// The most slices that are sent with one system call.
+const MAX_SLICES: usize = 64;
 
 /// The sending end of a connection.
-pub(crate) struct Flow {
+pub(crate) struct SendQueue {
     sender: Sender,
     queue: VecDeque<Message>,
     /// Bytes of the first message that were sent.
     sent: usize,
-    pub(crate) mode: Mode,
+    pub(crate) state: SendState,
 }
 
-/// Who sends.
+/// Which thread sends.
 #[derive(Debug)]
-pub(crate) enum Mode {
-    /// Whoever has something to send.
+pub(crate) enum SendState {
+    /// Each thread that has something to send.
     Open,
-    /// The server takes no more for now; one thread waits until it does.
+    /// The socket takes no more for now; the sender thread waits until it does.
     Blocked,
-    /// Nobody: sending failed.
+    /// None: sending failed.
     Failed(io::Error),
-    /// Nobody: the connection is over.
+    /// None: the connection is over.
     Ended,
 }
 
@@ -83,9 +83,9 @@ impl Message {
     }
 }
 
-impl Flow {
+impl SendQueue {
     pub(crate) fn new(sender: Sender) -> Self {
-        Self { sender, queue: VecDeque::new(), sent: 0, mode: Mode::Open }
+        Self { sender, queue: VecDeque::new(), sent: 0, state: SendState::Open }
     }
 
     pub(crate) fn push(&mut self, message: Message) {
@@ -96,32 +96,32 @@ impl Flow {
     /// must not be dropped under a lock.
     pub(crate) fn send(&mut self) -> Vec<Arc<Job>> {
         let mut sent = Vec::new();
-        self.mode = match self.try_send(&mut sent) {
-            Ok(()) => Mode::Open,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Mode::Blocked,
-            Err(error) => Mode::Failed(error),
+        self.state = match self.try_send(&mut sent) {
+            Ok(()) => SendState::Open,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => SendState::Blocked,
+            Err(error) => SendState::Failed(error),
         };
         sent
     }
 
     /// Tells the server that what was sent is all.
     pub(crate) fn close(&mut self) {
-        // If there is no room to say so, the message before has said it.
+        // Fails if the socket is full. The disconnect request before it says the same.
         let _ = self.sender.close();
     }
 
     /// Sends nothing any more. Returns what must not be dropped under a lock.
-    pub(crate) fn end(&mut self) -> (VecDeque<Message>, Mode) {
-        (std::mem::take(&mut self.queue), std::mem::replace(&mut self.mode, Mode::Ended))
+    pub(crate) fn end(&mut self) -> (VecDeque<Message>, SendState) {
+        (std::mem::take(&mut self.queue), std::mem::replace(&mut self.state, SendState::Ended))
     }
 
     fn try_send(&mut self, sent: &mut Vec<Arc<Job>>) -> io::Result<()> {
         while !self.queue.is_empty() {
-            let mut slices = [IoSlice::new(&[]); PIECES];
+            let mut slices = [IoSlice::new(&[]); MAX_SLICES];
             let pieces = self.queue.iter().flat_map(|message| [message.head(), message.data()]);
             let mut count = 0;
             let mut skip = self.sent;
-            for piece in pieces.filter(|piece| !piece.is_empty()).take(PIECES) {
+            for piece in pieces.filter(|piece| !piece.is_empty()).take(MAX_SLICES) {
                 let here = skip.min(piece.len());
                 skip -= here;
                 if here < piece.len() {

@@ -15,8 +15,9 @@ use nbd_net::descriptors;
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
+use crate::connect::shell;
 use crate::fence::{self, Fence};
-use crate::{shell, system};
+use crate::system;
 
 /// What a service manager tells a service, and not what that starts.
 const SERVICE_VARIABLES: [&str; 5] =
@@ -24,13 +25,13 @@ const SERVICE_VARIABLES: [&str; 5] =
 
 /// How the server is reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Manner {
-    /// It talks on its standard input and output: `nbdkit -s`, anything made for inetd.
-    Talk,
+pub(crate) enum SpawnMode {
+    /// It speaks NBD on its standard input and output: `nbdkit -s`, anything made for inetd.
+    Stdio,
     /// It listens on the socket that the variable `unixsocket` names.
-    Path,
+    ListensOnPath,
     /// It is given a listening socket as descriptor 3, as by systemd.
-    Listen,
+    InheritsSocket,
 }
 
 /// A running server.
@@ -38,28 +39,28 @@ pub(crate) enum Manner {
 pub(crate) struct Server {
     child: Child,
     process: OwnedFd,
-    way: Way,
+    transport: Transport,
 }
 
 #[derive(Debug)]
-enum Way {
-    /// The other end of its standard input and output, until somebody takes it.
-    Talk(Option<UnixStream>),
+enum Transport {
+    /// The other end of its standard input and output, until the first connection takes it.
+    Stdio(Option<UnixStream>),
     /// A socket in a directory of its own.
-    Socket(Directory),
+    NamedSocket(Directory),
     /// A socket that has no name any more, by which it can be reached all the same.
-    Unnamed(fs::File),
+    UnlinkedSocket(fs::File),
 }
 
 impl Server {
     /// Starts a server by the shell, which makes way for it where that [is possible](shell).
     ///
     /// The server ends when the calling thread does.
-    pub(crate) fn start(text: &str, manner: Manner, name: &str) -> io::Result<Self> {
+    pub(crate) fn start(text: &str, spawn_mode: SpawnMode, name: &str) -> io::Result<Self> {
         let (reader, writer) = io::pipe()?;
         let mut command = Command::new("/bin/sh");
         command.stdin(Stdio::null()).stdout(writer.try_clone()?).stderr(writer);
-        // It is nobody's backend, whatever it is.
+        // The server must not take this process's holder for its own, even if it is a backend.
         for variable in nbd_backend::ENVIRONMENT {
             command.env_remove(variable);
         }
@@ -72,19 +73,19 @@ impl Server {
         system::die_with_this_thread(&mut command);
         system::keep_descriptors_from(&mut command, descriptors::original_limit());
         let serve = shell::with_exec(text);
-        let (way, script) = match manner {
-            Manner::Talk => {
+        let (transport, script) = match spawn_mode {
+            SpawnMode::Stdio => {
                 let (ours, theirs) = UnixStream::pair()?;
                 let theirs = OwnedFd::from(theirs);
                 command.stdin(theirs.try_clone()?).stdout(theirs);
-                (Way::Talk(Some(ours)), serve)
+                (Transport::Stdio(Some(ours)), serve)
             }
-            Manner::Path => {
+            SpawnMode::ListensOnPath => {
                 let directory = Directory::new()?;
                 command.env("unixsocket", directory.socket());
-                (Way::Socket(directory), serve)
+                (Transport::NamedSocket(directory), serve)
             }
-            Manner::Listen => {
+            SpawnMode::InheritsSocket => {
                 let directory = Directory::new()?;
                 let listener = UnixListener::bind(directory.socket())?;
                 let socket = directory.open()?;
@@ -92,7 +93,7 @@ impl Server {
                 // Only the shell knows the process number before the server runs.
                 let script =
                     format!("exec 3<&0 </dev/null; export LISTEN_FDS=1 LISTEN_PID=$$; {serve}");
-                (Way::Unnamed(socket), script)
+                (Transport::UnlinkedSocket(socket), script)
             }
         };
         let mut child = command.arg("-c").arg(script).spawn()?;
@@ -102,8 +103,8 @@ impl Server {
             let _ = child.kill();
             let _ = child.wait();
         })?;
-        pass_on(reader, name.into())?;
-        Ok(Self { child, process, way })
+        forward_output(reader, name.into())?;
+        Ok(Self { child, process, transport })
     }
 
     /// Names the process for as long as it lives, and after that.
@@ -118,11 +119,13 @@ impl Server {
 
     /// Connects, once the server is ready; `None` if there is nothing more to connect to.
     pub(crate) fn connect(&mut self, deadline: Instant) -> io::Result<Option<UnixStream>> {
-        let path = match &mut self.way {
-            Way::Talk(stream) => return Ok(stream.take()),
+        let path = match &mut self.transport {
+            Transport::Stdio(stream) => return Ok(stream.take()),
             // It listens already.
-            Way::Unnamed(socket) => return UnixStream::connect(proc_path(socket)).map(Some),
-            Way::Socket(directory) => directory.socket(),
+            Transport::UnlinkedSocket(socket) => {
+                return UnixStream::connect(proc_path(socket)).map(Some);
+            }
+            Transport::NamedSocket(directory) => directory.socket(),
         };
         let mut pause = Duration::from_millis(1);
         loop {
@@ -146,8 +149,8 @@ impl Server {
 
     /// Once the server listens, its socket needs no name: see [`Directory::open`].
     fn forget_directory(&mut self) -> io::Result<()> {
-        if let Way::Socket(directory) = &self.way {
-            self.way = Way::Unnamed(directory.open()?);
+        if let Transport::NamedSocket(directory) = &self.transport {
+            self.transport = Transport::UnlinkedSocket(directory.open()?);
         }
         Ok(())
     }
@@ -170,8 +173,8 @@ impl Server {
     }
 }
 
-/// Passes the words of a server on, each line with a name before it. Not text: not worth a word.
-fn pass_on(reader: PipeReader, name: String) -> io::Result<()> {
+/// Logs a server's output, each line with `name` before it.
+fn forward_output(reader: PipeReader, name: String) -> io::Result<()> {
     let copy = move || {
         let mut reader = BufReader::new(reader);
         let mut line = Vec::new();
@@ -196,7 +199,7 @@ impl Directory {
             let path = std::env::temp_dir().join(name);
             match fs::DirBuilder::new().mode(0o700).create(&path) {
                 Ok(()) => return Ok(Self(path)),
-                // Left by another process of this number.
+                // StoredFd by another process of this number.
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
                 Err(error) => return Err(error),
             }

@@ -1,4 +1,4 @@
-//! Which server, as people write it.
+//! Which server: the text form of a target.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,10 +7,10 @@ use std::time::Duration;
 use nbd_net::uri::{Retry, Uri, UriError};
 use thiserror::Error;
 
-use crate::child::Manner;
-use crate::options::MOST_CONNECTIONS;
+use crate::connect::child::SpawnMode;
+use crate::options::MAX_CONNECTIONS;
 
-/// A server that somebody runs, or one that we run ourselves.
+/// A server that is reached by URI, or a program that the client starts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Target {
     /// An NBD URI.
@@ -96,7 +96,7 @@ impl Program {
             program.set(scheme, option)?;
         }
         match program.connections {
-            Some(count @ 2..) if program.manner() == Manner::Talk => {
+            Some(count @ 2..) if program.spawn_mode() == SpawnMode::Stdio => {
                 Err(TargetError::Single(count))
             }
             _ => Ok(program),
@@ -116,7 +116,7 @@ impl Program {
                 }
                 None => Err(wrong("retry=SECONDS or retry=forever")),
             },
-            "connections" => match number.filter(|count| (1..=MOST_CONNECTIONS).contains(count)) {
+            "connections" => match number.filter(|count| (1..=MAX_CONNECTIONS).contains(count)) {
                 Some(count) => once(&mut self.connections, "connections", count),
                 None => Err(wrong("connections=N, 1 to 16")),
             },
@@ -124,12 +124,14 @@ impl Program {
         }
     }
 
-    pub(crate) fn manner(&self) -> Manner {
+    pub(crate) fn spawn_mode(&self) -> SpawnMode {
         let is_told_a_path = ["$unixsocket", "${unixsocket}"];
         match self.is_passed_a_socket {
-            true => Manner::Listen,
-            false if is_told_a_path.iter().any(|name| self.command.contains(name)) => Manner::Path,
-            false => Manner::Talk,
+            true => SpawnMode::InheritsSocket,
+            false if is_told_a_path.iter().any(|name| self.command.contains(name)) => {
+                SpawnMode::ListensOnPath
+            }
+            false => SpawnMode::Stdio,
         }
     }
 }

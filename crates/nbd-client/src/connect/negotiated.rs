@@ -4,11 +4,11 @@ use nbd_proto::Command;
 use nbd_proto::handshake::ReplyStyle;
 
 /// The longest range that fits into a request of 32 bits, a multiple of every block size.
-const LONGEST_PLAIN: u64 = u32::MAX as u64 & !0xffff;
+const MAX_COMPACT_RANGE_BYTES: u64 = u32::MAX as u64 & !0xffff;
 
-/// The terms of one connection.
+/// What was negotiated on one connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Terms {
+pub(crate) struct Negotiated {
     pub(crate) style: ReplyStyle,
     /// The number of the metadata context `base:allocation`.
     pub(crate) allocation: Option<u32>,
@@ -22,13 +22,13 @@ pub(crate) struct Terms {
     pub(crate) is_multi: bool,
 }
 
-impl Terms {
+impl Negotiated {
     /// The longest range of a request for such a command, in bytes.
-    pub(crate) fn most(&self, command: &Command) -> u64 {
+    pub(crate) fn max_length(&self, command: &Command) -> u64 {
         match command {
             Command::Read { .. } | Command::Write { .. } => u64::from(self.max_payload),
             _ if self.style == ReplyStyle::Extended => u64::MAX,
-            _ => LONGEST_PLAIN,
+            _ => MAX_COMPACT_RANGE_BYTES,
         }
     }
 }

@@ -5,12 +5,12 @@ use std::io;
 use nbd_net::stream::Receiver;
 
 /// Size of the buffer, in bytes, unless one message needs more.
-const BUFFER: usize = 256 << 10;
+const RECV_BUFFER_BYTES: usize = 256 << 10;
 /// Data that are longer than this and not all there yet are received where they belong.
-pub(crate) const LONG: usize = 64 << 10;
+pub(crate) const DIRECT_RECEIVE_MIN_BYTES: usize = 64 << 10;
 
 /// The receiving end of a connection.
-pub(crate) struct Inbox {
+pub(crate) struct RecvBuffer {
     receiver: Receiver,
     buffer: Vec<u8>,
     /// What has come and was not consumed is at `start..end`.
@@ -22,10 +22,10 @@ pub(crate) struct Inbox {
 #[derive(Debug)]
 pub(crate) struct End;
 
-impl Inbox {
+impl RecvBuffer {
     /// `first` came with the end of the handshake.
     pub(crate) fn new(receiver: Receiver, first: &[u8]) -> Self {
-        let mut buffer = vec![0; BUFFER.max(first.len())];
+        let mut buffer = vec![0; RECV_BUFFER_BYTES.max(first.len())];
         buffer[..first.len()].copy_from_slice(first);
         Self { receiver, buffer, start: 0, end: first.len() }
     }
@@ -44,8 +44,8 @@ impl Inbox {
     pub(crate) fn complete(&mut self, length: usize) -> io::Result<Result<(), End>> {
         if self.start == self.end {
             (self.start, self.end) = (0, 0);
-            if self.buffer.len() > BUFFER {
-                self.buffer = vec![0; BUFFER];
+            if self.buffer.len() > RECV_BUFFER_BYTES {
+                self.buffer = vec![0; RECV_BUFFER_BYTES];
             }
         }
         if self.start + length > self.buffer.len() {

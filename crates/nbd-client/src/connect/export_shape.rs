@@ -6,9 +6,9 @@ use nbd_proto::handshake::Established;
 use thiserror::Error;
 
 /// The smallest block that the kernel knows.
-const SMALLEST_BLOCK: u32 = 512;
+const MIN_BLOCK_BYTES: u32 = 512;
 /// The largest block that the kernel's NBD driver knows.
-const LARGEST_BLOCK: u32 = 4096;
+const MAX_BLOCK_BYTES: u32 = 4096;
 
 /// Why an export cannot be a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
@@ -16,7 +16,7 @@ pub enum ShapeError {
     /// Its blocks are too large.
     #[error(
         "the export works with blocks of {0} bytes only, and the kernel's NBD driver knows at most \
-         {LARGEST_BLOCK}: have the server offer smaller ones (nbdkit: --filter=blocksize)"
+         {MAX_BLOCK_BYTES}: have the server offer smaller ones (nbdkit: --filter=blocksize)"
     )]
     LargeBlocks(u32),
     /// There is not enough of it.
@@ -68,19 +68,19 @@ pub enum ChangeError {
 
 /// What a server offers, as the shape of a device.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Shape {
+pub(crate) struct ExportShape {
     pub(crate) geometry: Geometry,
     /// Sentences that the operator should see.
     pub(crate) notes: Vec<String>,
 }
 
-impl Shape {
+impl ExportShape {
     pub(crate) fn of(offer: &Established, has_extents: bool) -> Result<Self, ShapeError> {
         let minimum = offer.block_sizes.minimum;
-        if minimum > LARGEST_BLOCK {
+        if minimum > MAX_BLOCK_BYTES {
             return Err(ShapeError::LargeBlocks(minimum));
         }
-        let block_size = minimum.clamp(SMALLEST_BLOCK, LARGEST_BLOCK).next_power_of_two();
+        let block_size = minimum.clamp(MIN_BLOCK_BYTES, MAX_BLOCK_BYTES).next_power_of_two();
         let tail = offer.size % u64::from(block_size);
         let size = offer.size - tail;
         if size == 0 {
