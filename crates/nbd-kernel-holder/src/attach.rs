@@ -48,11 +48,7 @@ impl AttachError {
 
 impl Holder {
     /// Does everything, and leaves nothing behind if it fails.
-    pub(crate) fn attach(
-        &mut self,
-        control: UnixListener,
-        given: bool,
-    ) -> Result<(), AttachError> {
+    pub(crate) fn attach(&mut self, control: UnixListener, given: bool) -> Result<(), AttachError> {
         self.control = Some(control);
         let result = self.try_attach(given);
         if result.is_err() {

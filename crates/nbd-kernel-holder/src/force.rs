@@ -92,7 +92,9 @@ impl Holder {
             .flat_map(|(lane, socket)| {
                 let known = inspector.in_flight(lane).into_iter().map(|slot| slot.request.cookie);
                 let unread = inspector.unread(lane, &lanes::peek(socket)).into_iter();
-                known.chain(unread.map(|unread| unread.request.cookie)).map(move |cookie| (lane, cookie))
+                known
+                    .chain(unread.map(|unread| unread.request.cookie))
+                    .map(move |cookie| (lane, cookie))
             })
             .collect()
     }
