@@ -5,119 +5,152 @@ use std::io;
 use nbd_control::backend::ExportInfo;
 use nbd_proto::{Command, RequestRules, TransmissionFlags};
 
-use crate::span::Span;
+use crate::mapped_range::Span;
 use crate::task::Task;
 
 /// A block device.
 ///
-/// Methods are called from several threads at once. Offsets and lengths were checked: they lie
-/// within [`Geometry::size`] and are multiples of [`Geometry::block_size`]. An error becomes an
+/// The engine calls methods from several threads at once. It has checked offsets and lengths: they
+/// lie within [`Geometry::size`] and are multiples of [`Geometry::block_size`]. An error becomes an
 /// NBD error by its errno; one without becomes EIO.
 ///
-/// Requests may be executed twice, when the first execution was cut short by a crash; so each
-/// must have the same effect the second time, as reading and writing blocks do. Writes must have
-/// reached the storage's owner (the page cache, another process) when the method returns:
-/// an asynchronous write that lands after this process died could undo its successor's.
+/// A request is executed again by a successor if this process crashes while executing it. So the
+/// second execution must have the same effect, as with reading and writing blocks. A write must
+/// have reached the storage's owner (the page cache, another process) when the method returns: an
+/// asynchronous write that takes effect after this process died could undo its successor's.
 pub trait Backend: Send + Sync + 'static {
     /// Size, block size and capabilities. Must never change while this process serves a device; a
     /// successor may have a larger size, which `nbd-ctl resize` can give to the device.
     fn geometry(&self) -> Geometry;
 
     /// Fills `buffer` from `offset`. May block.
+    ///
+    /// # Errors
+    ///
+    /// If the storage cannot be read; the client gets the error.
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()>;
 
     /// Stores `data` at `offset`; durably, if `fua` is set. May block.
+    ///
+    /// # Errors
+    ///
+    /// If the storage cannot be written. With `fua`, an EIO counts as a failed flush.
     fn write_at(&self, data: &[u8], offset: u64, fua: bool) -> io::Result<()>;
 
     /// Makes all writes that have returned durable. May block.
+    ///
+    /// # Errors
+    ///
+    /// If data of earlier writes may be lost. Every later flush then fails without a call of this.
     fn flush(&self) -> io::Result<()> {
         Ok(())
     }
 
-    /// The range's content is of no more use; it may read as anything afterwards. May block.
+    /// Discards the range's content; reads of it may return anything afterwards. May block.
+    ///
+    /// # Errors
+    ///
+    /// `Unsupported` if the storage cannot discard; else as for [`write_at`](Self::write_at).
     fn trim(&self, _offset: u64, _length: u64, _fua: bool) -> io::Result<()> {
         Err(io::ErrorKind::Unsupported.into())
     }
 
     /// Makes the range read as zeroes. May block.
+    ///
+    /// # Errors
+    ///
+    /// `Unsupported` with [`ZeroOptions::fast_only`] if it would take as long as writing; else as
+    /// for [`write_at`](Self::write_at).
     fn write_zeroes(&self, _offset: u64, _length: u64, _how: ZeroOptions) -> io::Result<()> {
         Err(io::ErrorKind::Unsupported.into())
     }
 
-    /// The range will be read soon. May block.
+    /// Reads ahead: the range will be read soon. May block.
+    ///
+    /// # Errors
+    ///
+    /// If the storage cannot be read.
     fn cache(&self, _offset: u64, _length: u64) -> io::Result<()> {
         Ok(())
     }
 
-    /// Reads without waiting: `Ok(false)` if the data is not at hand, and then `read_at` is called
-    /// by a worker thread instead while other requests go on.
+    /// Reads without blocking. `Ok(false)` if the data is not in memory: then a worker thread calls
+    /// `read_at`, while other requests are executed.
+    ///
+    /// # Errors
+    ///
+    /// As for [`read_at`](Self::read_at).
     fn try_read_at(&self, _buffer: &mut [u8], _offset: u64) -> io::Result<bool> {
         Ok(false)
     }
 
-    /// A range where it lies in memory, to be sent from there, if that neither waits nor fails as
-    /// far as can be told now. What the range contains is what it contains while it is sent: a
-    /// server on the network may do that, as a client that reads and writes a place at the same
-    /// time gets either. A lane may not, since what it sends must be the same after a crash.
+    /// A range in mapped memory, to be sent from there; `None` if that would block or fail, as far
+    /// as is known now. The bytes sent are those at the time of sending, not of the request. A
+    /// network server may do that: a client that reads and writes a place at the same time gets
+    /// either content. A lane may not: a successor must send the same bytes again.
     fn span(&self, _offset: u64, _length: u32) -> Option<Span> {
         None
     }
 
-    /// A range where it lies in memory, to be received to: the same as a write of it that
-    /// [is quick](Self::is_quick), except that others see it come piece by piece, and that a client
-    /// that leaves in the middle of a write has written a part of it.
+    /// A range in mapped memory, to be received into. That has the effect of a
+    /// [non-blocking](Self::is_quick) write, except that readers see it piece by piece, and that a
+    /// client that disconnects in the middle of a write has written a part of it.
     ///
-    /// `write_at` must then take parts of the range, of any length: what came before it, and nothing at
-    /// all, which fails if what was received may not be where it was received to any more.
+    /// `write_at` must then accept parts of the range of any length: the data that came before, and
+    /// an empty write at the end, which fails if the received bytes may be lost (a truncated file).
     fn span_mut(&self, _offset: u64, _length: u32) -> Option<Span> {
         None
     }
 
-    /// A range that is read or written next, while another one still is: who has it in memory may have
-    /// the processor fetch it meanwhile. A hint, also of ranges that do not exist. Must not block.
+    /// Hints that a range is read or written next, so that the processor can fetch it from memory
+    /// while another request is executed. The range was not checked. Must not block.
     fn prefetch(&self, _offset: u64, _length: u32) {}
 
-    /// Whether this command is certain not to wait for anything slow. Then it is executed where
-    /// it was received, which saves the way to a worker and back.
+    /// Whether this command never blocks. Then the receiving thread executes it, which saves two
+    /// switches of threads.
     fn is_quick(&self, _command: &Command) -> bool {
         false
     }
 
-    /// Whether this command waits for nothing but the storage of this machine, and not long. Then it
-    /// may be executed where it was received while there is nothing else to do. Never for what
-    /// other processes or machines answer: they may be gone.
+    /// Whether this command waits only for storage of this machine, and not long. Then the
+    /// receiving thread may execute it while no other request is in flight. Must be false for
+    /// commands that other processes or machines answer: they may be gone.
     fn is_local(&self, _command: &Command) -> bool {
         false
     }
 
-    /// What is allocated and what reads as zeroes, from `offset` on: at least one extent, none of
-    /// them empty, no more than `length` bytes together; with `one` a single extent. May block.
+    /// The extents from `offset` on, by allocation and zeroes: at least one, none of them empty, at
+    /// most `length` bytes together; with `one` a single extent. May block.
+    ///
+    /// # Errors
+    ///
+    /// If the storage cannot be examined.
     fn extents(&self, _offset: u64, length: u64, _one: bool) -> io::Result<Vec<Extent>> {
         Ok(vec![Extent { length, hole: false, zero: false }])
     }
 
-    /// Takes over a task to carry it out without a worker waiting for it, or gives it back: then
-    /// the other methods are called.
+    /// Accepts a task and finishes it later without a worker, or returns it: then a worker calls
+    /// the other methods.
     ///
     /// For storage that is reached by messages, like another server. Must not block.
     fn start(&self, task: Box<dyn Task>) -> Option<Box<dyn Task>> {
         Some(task)
     }
 
-    /// Nobody will ask for anything any more: the time to take leave of other processes. Called
-    /// when serving ends in order, and never when the process is killed. A holder waits for it
-    /// fifteen seconds after a detach in order, otherwise two, and then kills the process.
+    /// Closes upstream connections. Called after the last request when serving ends in order, and
+    /// never when the process is killed. The holder waits for it 15 s after an orderly detach,
+    /// otherwise 2 s, and then kills the process.
     fn close(&self) {}
 }
 
-/// A range of a device that is all in one state.
+/// A range of a device in which all blocks have the same state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Extent {
     /// Length in bytes, not 0.
     pub length: u64,
-    /// It is not allocated.
+    /// Whether it is not allocated.
     pub hole: bool,
-    /// It reads as zeroes.
+    /// Whether it reads as zeroes.
     pub zero: bool,
 }
 
@@ -128,7 +161,7 @@ pub struct ZeroOptions {
     pub fua: bool,
     /// Keep the range allocated.
     pub no_hole: bool,
-    /// Fail with `Unsupported`, at once, if it takes as long as writing.
+    /// Fail with `Unsupported` at once if it would take as long as writing.
     pub fast_only: bool,
 }
 
@@ -141,9 +174,9 @@ pub struct Capabilities {
     pub flush: bool,
     /// [`Backend::write_at`] and the others honour `fua`.
     pub fua: bool,
-    /// What was written is as durable as it ever gets: memory. Clients on the network are offered
-    /// flush and FUA all the same, since they like to ask; that succeeds and has nothing to do. The
-    /// kernel is not, as it would only cost time.
+    /// The storage is memory, so written data never becomes more durable. Network clients are
+    /// offered flush and FUA all the same, which succeed and do nothing, because some insist on
+    /// them. The kernel is not, because they would only cost time.
     pub volatile: bool,
     /// [`Backend::trim`] works.
     pub trim: bool,
@@ -154,10 +187,10 @@ pub struct Capabilities {
     pub fast_zero: bool,
     /// [`Backend::cache`] does something.
     pub cache: bool,
-    /// [`Backend::extents`] knows more than that everything is data.
+    /// [`Backend::extents`] can report holes or zeroes.
     pub extents: bool,
-    /// Requests need not be aligned to [`Geometry::block_size`]. Clients on the network make use
-    /// of that, the kernel never does.
+    /// Requests need not be aligned to [`Geometry::block_size`]. Network clients make use of that,
+    /// the kernel never does.
     pub unaligned: bool,
     /// The storage is a spinning disk.
     pub rotational: bool,
@@ -170,13 +203,12 @@ pub struct Geometry {
     pub size: u64,
     /// Logical block size in bytes: a power of two from 512 to 4096.
     pub block_size: u32,
-    /// What it can do.
+    /// Its capabilities.
     pub capabilities: Capabilities,
 }
 
 impl Geometry {
-    /// The shape of a device that was attached; what the kernel has no use for is taken as
-    /// missing.
+    /// The shape of an attached device. Capabilities that the kernel does not use are false.
     #[must_use]
     pub fn of(attached: &ExportInfo) -> Self {
         let flags = TransmissionFlags::from_bits(attached.flags);
@@ -197,7 +229,7 @@ impl Geometry {
         Self { size: attached.size, block_size: attached.block_size, capabilities }
     }
 
-    /// The transmission flags that say so.
+    /// The transmission flags of NBD for these capabilities.
     #[must_use]
     pub fn transmission_flags(&self) -> TransmissionFlags {
         let can = &self.capabilities;
@@ -218,7 +250,7 @@ impl Geometry {
         .fold(always, |flags, (_, flag)| flags | flag)
     }
 
-    /// What requests are checked against.
+    /// The rules by which requests are checked.
     #[must_use]
     pub fn export(&self, max_payload: u32) -> RequestRules {
         RequestRules {
@@ -230,13 +262,14 @@ impl Geometry {
         }
     }
 
-    /// What the holder is told.
+    /// The shape as the holder gets it.
     #[must_use]
     pub fn info(&self) -> ExportInfo {
         ExportInfo {
             size: self.size,
             block_size: self.block_size,
-            // The kernel knows nothing of fast zeroes, so backends that differ in it are the same.
+            // The kernel does not use fast zeroes, so two backends that differ only in that are
+            // compatible.
             flags: self.transmission_flags().bits() & !TransmissionFlags::SEND_FAST_ZERO.bits(),
         }
     }
@@ -247,7 +280,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_shape_of_what_was_attached_is_told_in_the_same_way() {
+    fn geometry_survives_the_way_through_export_info() {
         for bits in 0..1 << 6_u16 {
             let bit = |index: u16| bits >> index & 1 != 0;
             let capabilities = Capabilities {
@@ -263,7 +296,7 @@ mod tests {
             assert_eq!(Geometry::of(&geometry.info()), geometry);
             let capabilities = Capabilities { fast_zero: true, ..capabilities };
             let fast = Geometry { capabilities, ..geometry };
-            assert_eq!(fast.info(), geometry.info(), "the kernel does not care");
+            assert_eq!(fast.info(), geometry.info(), "the kernel does not use fast zeroes");
         }
     }
 }

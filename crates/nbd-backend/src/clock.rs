@@ -1,10 +1,9 @@
 //! The ledger's clock, `CLOCK_MONOTONIC`, without a system call for each request.
 //!
-//! Usually it costs 20 ns to read, as the kernel maps what is needed for it into the process. Where
-//! it does not (in user-mode Linux, in some sandboxes, with clock sources other than the TSC) it is a
-//! system call. There, and only there, the processor's counter tells how far the clock has come
-//! since it was last read, which is never long ago: so what the counter gets wrong, because the
-//! machine was suspended or moved, cannot grow.
+//! Reading the clock usually costs 20 ns, by the vDSO. Without it (in user-mode Linux, in some
+//! sandboxes, with clock sources other than the TSC) it is a system call. There, and only there,
+//! the processor's counter gives the time since the clock was last read. That is at most 10 ms, so
+//! an error of the counter, because the machine was suspended or migrated, stays small.
 #![allow(unsafe_code)]
 
 use std::cell::RefCell;
@@ -12,13 +11,13 @@ use std::ops::RangeInclusive;
 
 use nix::time::{ClockId, clock_gettime};
 
-/// How long the counter is believed after the clock was read, in nanoseconds.
-const TRUST: u64 = 10_000_000;
-/// How far apart two readings are that tell the counter's rate, in nanoseconds. Between two that
-/// are farther apart anything may have happened.
-const BASELINE: RangeInclusive<u64> = 100_000_000..=10_000_000_000;
-/// A clock that is read in less time than this, in nanoseconds, needs no help.
-const CHEAP: u64 = 250;
+/// The clock is read again after this time by the counter, in nanoseconds.
+const MAX_COUNTER_AGE_NANOS: u64 = 10_000_000;
+/// Distance of two readings from which the counter's rate is computed, in nanoseconds. Between
+/// readings that are farther apart the machine may have been suspended.
+const BASELINE_NANOS: RangeInclusive<u64> = 100_000_000..=10_000_000_000;
+/// A clock that is read in less time than this, in nanoseconds, is read each time.
+const FAST_CLOCK_NANOS: u64 = 250;
 
 thread_local! {
     static CLOCK: RefCell<Clock> = const { RefCell::new(Clock::new()) };
@@ -43,8 +42,8 @@ pub fn now() -> u64 {
 struct Reading {
     nanos: u64,
     ticks: u64,
-    /// For how long the counter went on while the clock was read.
-    doubt: u64,
+    /// Ticks of the counter while the clock was read.
+    uncertainty: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,25 +51,25 @@ enum Mode {
     Undecided,
     /// The clock is read each time.
     Plain,
-    /// It is read now and then.
+    /// The counter is added to the last reading.
     Counted,
 }
 
-/// One thread's.
+/// The state of one thread. Not shared, so it needs no lock.
 #[derive(Debug)]
 struct Clock {
     mode: Mode,
-    /// The latest reading, and for how many ticks it is good: none while the rate is not known.
+    /// The latest reading, and for how many ticks it is used: 0 while the rate is unknown.
     latest: Option<Reading>,
-    good_for: u64,
+    valid_ticks: u64,
     /// Nanoseconds in 2^32 ticks.
     rate: u64,
     /// The reading from which the rate is measured.
     base: Option<Reading>,
-    /// The least doubt of any reading, and more where readings of late had more.
-    doubt: u64,
-    /// What was told last.
-    told: u64,
+    /// The least uncertainty of any reading, and more where readings of late had more.
+    uncertainty: u64,
+    /// The latest time returned: time must not run backwards.
+    last_returned: u64,
 }
 
 impl Clock {
@@ -78,34 +77,34 @@ impl Clock {
         Self {
             mode: Mode::Undecided,
             latest: None,
-            good_for: 0,
+            valid_ticks: 0,
             rate: 0,
             base: None,
-            doubt: u64::MAX,
-            told: 0,
+            uncertainty: u64::MAX,
+            last_returned: 0,
         }
     }
 
     fn at(&mut self, ticks: u64, read: impl FnOnce() -> Reading) -> u64 {
         let time = match self.latest {
-            Some(latest) if ticks.wrapping_sub(latest.ticks) < self.good_for => {
+            Some(latest) if ticks.wrapping_sub(latest.ticks) < self.valid_ticks => {
                 latest.nanos + ((ticks.wrapping_sub(latest.ticks) * self.rate) >> 32)
             }
-            _ => self.learn(read()),
+            _ => self.accept_reading(read()),
         };
-        self.told = self.told.max(time);
-        self.told
+        self.last_returned = self.last_returned.max(time);
+        self.last_returned
     }
 
-    fn learn(&mut self, reading: Reading) -> u64 {
-        self.doubt = self.doubt.min(reading.doubt);
-        // Whoever was interrupted between clock and counter cannot say which belongs to which.
-        if reading.doubt <= self.doubt.saturating_mul(2) {
+    fn accept_reading(&mut self, reading: Reading) -> u64 {
+        self.uncertainty = self.uncertainty.min(reading.uncertainty);
+        // A thread that was interrupted between clock and counter has values of different times.
+        if reading.uncertainty <= self.uncertainty.saturating_mul(2) {
             self.latest = Some(reading);
             self.measure(reading);
         } else {
-            // Or the one that had the least doubt was lucky, and none will ever be again.
-            self.doubt = self.doubt.max(1).saturating_mul(2);
+            // Accept more the next time: the most certain reading may have been an exception.
+            self.uncertainty = self.uncertainty.max(1).saturating_mul(2);
         }
         reading.nanos
     }
@@ -114,19 +113,20 @@ impl Clock {
     fn measure(&mut self, reading: Reading) {
         let base = *self.base.get_or_insert(reading);
         let nanos = reading.nanos.saturating_sub(base.nanos);
-        if nanos < *BASELINE.start() {
+        if nanos < *BASELINE_NANOS.start() {
             return;
         }
         self.base = Some(reading);
-        self.good_for = 0;
+        self.valid_ticks = 0;
         let ticks = reading.ticks.wrapping_sub(base.ticks);
-        // A counter slower than 10 MHz, or none: it stood still or ran backwards.
-        if nanos > *BASELINE.end() || ticks < nanos / 100 || ticks > nanos * 100 {
+        // Slower than 10 MHz: the counter stood still, ran backwards, or does not exist.
+        if nanos > *BASELINE_NANOS.end() || ticks < nanos / 100 || ticks > nanos * 100 {
             return;
         }
         self.rate = ((u128::from(nanos) << 32) / u128::from(ticks)) as u64;
-        self.good_for = ((u128::from(TRUST) << 32) / u128::from(self.rate)) as u64;
-        if self.doubt < self.good_for / (TRUST / CHEAP) {
+        self.valid_ticks =
+            ((u128::from(MAX_COUNTER_AGE_NANOS) << 32) / u128::from(self.rate)) as u64;
+        if self.uncertainty < self.valid_ticks / (MAX_COUNTER_AGE_NANOS / FAST_CLOCK_NANOS) {
             self.mode = Mode::Plain;
         }
     }
@@ -140,8 +140,8 @@ fn monotonic() -> u64 {
 fn read() -> Reading {
     let before = ticks();
     let nanos = monotonic();
-    let doubt = ticks().wrapping_sub(before);
-    Reading { nanos, ticks: before.wrapping_add(doubt / 2), doubt }
+    let uncertainty = ticks().wrapping_sub(before);
+    Reading { nanos, ticks: before.wrapping_add(uncertainty / 2), uncertainty }
 }
 
 #[cfg(target_arch = "x86_64")]

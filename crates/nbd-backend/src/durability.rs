@@ -1,8 +1,8 @@
-//! After a failed flush nothing is durable any more, and nobody may be told otherwise.
+//! A failed flush stays failed: every later flush fails, too.
 //!
-//! A full disk fails one write and says so; a failed flush means that data written long ago, and
-//! answered, is gone from the page cache without having reached the disk. The next flush would
-//! succeed, as if it had.
+//! A full disk fails one write, and the client knows which. A failed flush means that data of
+//! writes that were answered long ago is gone from the page cache without having reached the disk.
+//! The kernel reports that once: the next fsync(2) would succeed as if the data were on disk.
 
 use std::fmt;
 use std::sync::atomic::{AtomicI32, Ordering};
@@ -19,7 +19,7 @@ pub trait Durability {
     fn flush_failed(&self, errno: i32);
 }
 
-/// On a lane, all backends of the device remember it together.
+/// On a lane, the ledger keeps it for all backends of the device.
 impl Durability for Ledger {
     fn failed_flush(&self) -> Option<i32> {
         self.flush_error()
@@ -30,7 +30,7 @@ impl Durability for Ledger {
     }
 }
 
-/// Remembers a failed flush for as long as this process lives.
+/// Remembers a failed flush until this process ends.
 #[derive(Default)]
 pub struct ProcessDurability(AtomicI32);
 
@@ -43,6 +43,7 @@ impl Durability for ProcessDurability {
     }
 
     fn flush_failed(&self, errno: i32) {
+        // Fails if an earlier flush failed: the first error stays.
         let _ = self.0.compare_exchange(0, errno, Ordering::AcqRel, Ordering::Acquire);
     }
 }
@@ -53,7 +54,9 @@ impl fmt::Debug for ProcessDurability {
     }
 }
 
-/// Refuses a command that promises durability which can no longer be had.
+/// Refuses a command that promises durability after a flush has failed.
+///
+/// The error is that of the first failed flush.
 pub(crate) fn check(durability: &dyn Durability, command: &Command) -> Result<(), NbdError> {
     match durability.failed_flush() {
         Some(errno) if must_be_durable(command) => Err(NbdError::from_errno(errno)),
@@ -61,8 +64,8 @@ pub(crate) fn check(durability: &dyn Durability, command: &Command) -> Result<()
     }
 }
 
-/// Remembers the failure of a command if it means that data is lost. Backends that finish their
-/// tasks by themselves call it, too.
+/// Remembers the failure of a command if it means that data is lost. Backends that finish tasks
+/// themselves must call it, too.
 pub fn remember(durability: &dyn Durability, command: &Command, error: NbdError) {
     let is_lost_data = matches!(command, Command::Flush) || error == NbdError::EIO;
     if !must_be_durable(command) || !is_lost_data {

@@ -11,44 +11,44 @@ use nbd_proto::RequestRules;
 use thiserror::Error;
 
 use crate::backend::Backend;
+use crate::busy_poll::BusyPoll;
 use crate::clock::now;
-use crate::inheritance::{Inheritance, Predecessor};
+use crate::inline_predictor::InlinePredictor;
 use crate::lane::{LaneError, LaneState, LaneThread, is_closed};
-use crate::lull::Lull;
 use crate::recorder::{LaneRecorder, Recorder};
-use crate::system::stay_in_memory;
+use crate::recovered_requests::{Predecessor, RecoveredRequests};
+use crate::system::request_flusher_privileges;
 use crate::unoffered;
-use crate::vigil::Vigil;
 use crate::workers::Workers;
 
-/// How serving ended without an error.
+/// How serving ended in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// The kernel disconnected every lane.
     Disconnected,
 }
 
-/// Why serving ended. Requests that were not answered wait in the ledger for a successor.
+/// Why serving failed. Requests that were not answered stay in the ledger for a successor.
 #[derive(Debug, Error)]
 pub enum ServeError {
     /// The ledger cannot be used.
     #[error(transparent)]
     Ledger(#[from] LedgerError),
-    /// A lane cannot go on.
+    /// A lane failed.
     #[error("lane {lane} failed")]
     Lane {
         /// The lane.
         lane: u32,
-        /// What went wrong.
+        /// The cause.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
-        /// The kernel and we disagree about the stream, so it never will.
+        /// The kernel sent bytes that are no requests, so every successor would fail, too.
         is_final: bool,
     },
-    /// A thread cannot be started.
+    /// The kernel refused a thread.
     #[error("cannot start a thread")]
     Thread(#[source] io::Error),
-    /// The holder cannot be told.
+    /// The connection to the holder failed.
     #[error("cannot talk to the holder")]
     Holder(#[from] nbd_control::ChannelError),
 }
@@ -65,29 +65,30 @@ impl ServeError {
     }
 }
 
-/// What the holder has granted.
+/// The descriptors and the layout that the holder has granted.
 pub(crate) struct Granted {
     pub(crate) ledger: OwnedFd,
     pub(crate) sockets: Vec<OwnedFd>,
     pub(crate) layout: Layout,
-    /// What requests are written to.
+    /// The file of a capture (`nbd-ctl record`).
     pub(crate) recording: Option<OwnedFd>,
 }
 
 /// A backend that has recovered and is not receiving yet.
 pub(crate) struct Engine {
-    lanes: Vec<(LaneThread, Inheritance)>,
+    lanes: Vec<(LaneThread, RecoveredRequests)>,
 }
 
 impl Engine {
-    /// Maps the ledger, checks it, and finishes what a predecessor had half sent.
+    /// Maps the ledger, checks it, and sends the rest of the replies that a predecessor had begun
+    /// to send.
     pub(crate) fn recover(
         granted: Granted,
         export: RequestRules,
         backend: &Arc<dyn Backend>,
         predecessor: Predecessor,
     ) -> Result<Self, ServeError> {
-        stay_in_memory();
+        request_flusher_privileges();
         let (backend, export) = (&unoffered::complete(backend), unoffered::widen(export));
         let Granted { ledger, sockets, layout, recording } = granted;
         let ledger = Ledger::open(ledger, &layout)?;
@@ -116,10 +117,10 @@ impl Engine {
                 backend,
                 workers,
                 export,
-                lull: Lull::default(),
-                vigil: Vigil::default(),
+                inline_predictor: InlinePredictor::default(),
+                busy_poll: BusyPoll::default(),
             };
-            lanes.push((thread, Inheritance::sort(recovery.tickets, predecessor)));
+            lanes.push((thread, RecoveredRequests::classify(recovery.tickets, predecessor)));
         }
         header.first_answer_at.store(0, Ordering::Relaxed);
         header.ready_at.store(now(), Ordering::Relaxed);
@@ -127,15 +128,15 @@ impl Engine {
         Ok(Self { lanes })
     }
 
-    /// Requests that a predecessor took and did not answer.
+    /// The number of requests that a predecessor received and did not answer.
     pub(crate) fn replayed(&self) -> u32 {
-        self.lanes.iter().map(|(_, inheritance)| inheritance.len()).sum()
+        self.lanes.iter().map(|(_, recovered)| recovered.len()).sum()
     }
 
-    /// Requests that will not be executed, as they crashed too many backends.
+    /// Requests that fail with EIO because they crashed too many backends.
     pub(crate) fn poisoned(&self) -> impl Iterator<Item = Poison> {
         let lanes = (0..).zip(&self.lanes);
-        lanes.flat_map(|(lane, (_, inheritance))| inheritance.poisoned(lane))
+        lanes.flat_map(|(lane, (_, recovered))| recovered.poisoned(lane))
     }
 
     /// Serves all lanes until the kernel disconnects them, or until one cannot go on: then the
@@ -144,13 +145,14 @@ impl Engine {
         let count = self.lanes.len();
         let (end, ends) = mpsc::channel();
         let mut lanes = Vec::new();
-        for (mut thread, inheritance) in self.lanes {
-            lanes.push((inheritance.settle(&mut thread), thread));
+        for (mut thread, recovered) in self.lanes {
+            lanes.push((recovered.run_suspects(&mut thread), thread));
         }
         for (index, (tickets, thread)) in (0u32..).zip(lanes) {
             let end = end.clone();
             if count == 1 {
-                // It needs no thread of its own: this one would only wait.
+                // A single lane runs on this thread, which would only wait otherwise. `ends` is
+                // received below, so sending cannot fail.
                 let _ = end.send((index, thread.run(tickets)));
                 continue;
             }
@@ -175,7 +177,7 @@ fn failed(lane: u32, error: LaneError) -> ServeError {
     }
 }
 
-/// The kernel may be gone already; then there is nothing to recover.
+/// Ignores that the kernel has disconnected already: then there is nothing to recover.
 fn ignore_closed(error: io::Error) -> io::Result<()> {
     if is_closed(&error) { Ok(()) } else { Err(error) }
 }

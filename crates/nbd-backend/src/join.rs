@@ -1,4 +1,4 @@
-//! Finding the holder and being given the lanes.
+//! Finding the holder, and the grant of the lanes.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
@@ -19,34 +19,34 @@ use thiserror::Error;
 
 use crate::backend::{Backend, Geometry};
 use crate::engine::{Engine, Granted, Outcome, ServeError};
-use crate::inheritance::Predecessor;
+use crate::recovered_requests::Predecessor;
 use crate::replay::Replay;
 
 /// The environment variable by which a backend started by hand names its device.
 pub const JOIN_VARIABLE: &str = "NBD_JOIN";
 
-/// The environment variables that are meant for one backend, and not for what it starts.
+/// The environment variables that are for one backend only. It must remove them for its children.
 pub const ENVIRONMENT: [&str; 6] =
     [HOLDER_FD, EXPORT_VARIABLE, GROW_VARIABLE, EXAMINE_VARIABLE, JOIN_VARIABLE, REPLAY_VARIABLE];
 
 /// How long the holder may take for an acknowledgement.
-const PATIENCE: Duration = Duration::from_secs(10);
+const ACKNOWLEDGE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Why a backend does not get the lanes.
+/// Why a backend did not get the lanes.
 #[derive(Debug, Error)]
 pub enum JoinError {
-    /// Nobody told which device this is for.
+    /// The environment names no device.
     #[error(
         "no device to serve: start this program with `nbd-ctl attach -- PROGRAM`, or set {JOIN_VARIABLE}=nbd0 to take over a device whose backend is gone"
     )]
     NoEndpoint,
-    /// The inherited descriptor is not one.
+    /// The inherited descriptor is not open.
     #[error("{HOLDER_FD}={0} does not name an open socket")]
     BadDescriptor(String),
     /// Not the name of a device.
     #[error("{0} is not the name of an NBD device (like nbd0)")]
     BadName(String),
-    /// Nobody listens there.
+    /// No holder listens on the socket.
     #[error("cannot reach the holder at {path} (is the device attached? see `nbd-ctl list`)")]
     Connect {
         /// The socket.
@@ -55,7 +55,7 @@ pub enum JoinError {
         #[source]
         source: io::Error,
     },
-    /// The recording to replay cannot be used.
+    /// The capture cannot be replayed.
     #[error("{}", .path.display())]
     Recording {
         /// The file.
@@ -64,13 +64,13 @@ pub enum JoinError {
         #[source]
         source: CaptureError,
     },
-    /// The holder says no.
+    /// The holder refused.
     #[error("{0}")]
     Refused(String),
-    /// The conversation failed.
+    /// The connection to the holder failed.
     #[error("cannot talk to the holder")]
     Channel(#[from] ChannelError),
-    /// The holder said something that does not fit.
+    /// The holder broke the protocol.
     #[error("the holder broke the protocol: {0}")]
     Protocol(&'static str),
 }
@@ -78,21 +78,25 @@ pub enum JoinError {
 /// Where the holder is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Endpoint {
-    /// It started us and left us this descriptor.
+    /// The holder started this process and left it this descriptor.
     Inherited(RawFd),
-    /// It listens on this socket.
+    /// The holder listens on this socket.
     Socket(PathBuf),
-    /// There is none: the requests come from a recording of `nbd-ctl record`.
+    /// No holder: the requests come from a capture of `nbd-ctl record`.
     Replay {
-        /// The recording.
+        /// The capture.
         path: PathBuf,
-        /// Whether each waits until the one before it is answered.
+        /// Whether each request waits until the one before it is answered.
         one_by_one: bool,
     },
 }
 
 impl Endpoint {
     /// The holder of a device, named like `nbd0` or `/dev/nbd0`.
+    ///
+    /// # Errors
+    ///
+    /// [`JoinError::BadName`] if `name` is not of that form.
     pub fn of_device(registry: &Registry, name: &str) -> Result<Self, JoinError> {
         let number = name.strip_prefix("/dev/").unwrap_or(name).strip_prefix("nbd");
         let index = number.and_then(|number| number.parse().ok());
@@ -100,9 +104,10 @@ impl Endpoint {
         Ok(Self::Socket(registry.join_socket(index)))
     }
 
-    /// What was attached, as the holder has written it down for those who may read it.
+    /// The shape of the attached device, from the holder's state file; `None` if this process may
+    /// not read it.
     ///
-    /// A started backend is told: see [`Link::attached`].
+    /// A backend that the holder started gets it from the holder: see [`Link::attached`].
     pub fn attached(&self) -> Option<ExportInfo> {
         let Self::Socket(path) = self else {
             return None;
@@ -112,8 +117,13 @@ impl Endpoint {
         Some(registry.read_state(index).ok()??.export)
     }
 
-    /// The holder that started us, or the recording named by `NBD_REPLAY`, or the holder of the
-    /// device named by [`JOIN_VARIABLE`].
+    /// The holder that started this process, or the capture named by `NBD_REPLAY`, or the holder of
+    /// the device named by [`JOIN_VARIABLE`].
+    ///
+    /// # Errors
+    ///
+    /// [`JoinError::NoEndpoint`] if no variable is set, [`JoinError::BadDescriptor`] or
+    /// [`JoinError::BadName`] if its value is invalid.
     pub fn from_environment() -> Result<Self, JoinError> {
         if let Ok(text) = std::env::var(HOLDER_FD) {
             let fd = text.parse().ok().filter(|fd| *fd > 2);
@@ -127,7 +137,7 @@ impl Endpoint {
     }
 }
 
-/// A connection to the holder, before anything was said.
+/// A connection to the holder, before the Hello.
 #[derive(Debug)]
 pub struct Link {
     channel: Channel,
@@ -141,6 +151,11 @@ pub struct Link {
 
 impl Link {
     /// Connects.
+    ///
+    /// # Errors
+    ///
+    /// If the holder's socket or the capture cannot be opened, or the inherited descriptor is not
+    /// an open socket.
     pub fn connect(endpoint: &Endpoint) -> Result<Self, JoinError> {
         let mut replay = None;
         let (stream, attached) = match endpoint {
@@ -170,32 +185,33 @@ impl Link {
         Ok(Self { channel, path, may_examine, attached, is_to_grow, replay })
     }
 
-    /// What was attached, if this process was started to succeed another one. A backend whose
-    /// storage has grown since then should go on serving that, unless it
-    /// [is to grow](Self::is_to_grow).
+    /// The shape of the attached device, if the holder started this process as a successor. A
+    /// backend whose storage has grown since then should serve this size, unless it [must
+    /// grow](Self::is_to_grow).
     pub fn attached(&self) -> Option<ExportInfo> {
         self.attached
     }
 
-    /// Whether this process was started for its present size, as the device is to grow
+    /// Whether this process must serve the present size of its storage, because the device grows
     /// (`nbd-ctl resize`).
     pub fn is_to_grow(&self) -> bool {
         self.is_to_grow
     }
 
-    /// What predecessors deposited, to see whether it fits before the [Hello](Self::hello), by which
-    /// a predecessor that lives may be killed. Nothing if the holder does not offer that.
+    /// The stored descriptors of predecessors, to check them before [Hello](Self::hello), which may
+    /// make the holder kill a living predecessor. `None` if the holder does not offer that.
     ///
     /// # Errors
-    /// The holder refuses, or the conversation failed.
+    ///
+    /// If the holder refuses, breaks the protocol, or does not answer within 10 s.
     pub fn stored(&mut self) -> Result<Option<Stored>, JoinError> {
         if !std::mem::take(&mut self.may_examine) {
             return Ok(None);
         }
         let asked = self.channel.send(&FromBackend::Examine, &[]);
-        let answer = asked.and_then(|()| self.channel.receive_within(PATIENCE));
+        let answer = asked.and_then(|()| self.channel.receive_within(ACKNOWLEDGE_TIMEOUT));
         let received = match (answer, &self.path) {
-            // It does not know the question.
+            // An older holder does not know the message and hangs up.
             (Err(ChannelError::Closed), Some(path)) => {
                 let stream = UnixStream::connect(path)
                     .map_err(|source| JoinError::Connect { path: path.clone(), source })?;
@@ -217,8 +233,12 @@ impl Link {
         }
     }
 
-    /// Introduces the backend and waits for the lanes: until the predecessor is dead, however
-    /// long that takes. With `takeover` a living one is killed.
+    /// Sends Hello and waits for the lanes. The holder grants them when the predecessor is dead,
+    /// however long that takes. With `takeover` it kills a living one.
+    ///
+    /// # Errors
+    ///
+    /// If the holder refuses, breaks the protocol, or closes the connection.
     pub fn hello(
         mut self,
         description: &str,
@@ -248,21 +268,23 @@ impl Link {
         let ledger = descriptors.next().ok_or(JoinError::Protocol("no ledger"))?;
         let sockets = descriptors.by_ref().take(grant.lanes as usize).collect();
         let mut keepsakes: Vec<_> = grant.keepsakes.iter().cloned().zip(descriptors).collect();
-        // Not one of the backend's own.
+        // The capture's file is the engine's, not the backend's.
         let recording = keepsakes.extract_if(.., |(name, _)| name == CAPTURE_FD_NAME).next();
         let recording = recording.map(|(_, file)| file);
         let (channel, replay) = (self.channel, self.replay);
         Ok(Session { channel, grant, ledger, sockets, keepsakes, recording, replay })
     }
 
-    /// Tells the holder that there will be no backend, and why.
+    /// Reports to the holder that this process will not serve, and why. Errors are ignored: the
+    /// holder notices the end of the connection as well.
     pub fn fail(self, reason: &str) {
         self.tell_failure(reason);
     }
 
-    /// The same, for those who cannot give the connection away. The process exits after that.
+    /// The same as [`fail`](Self::fail), for callers that do not own the connection. The process must
+    /// exit afterwards.
     pub fn tell_failure(&self, reason: &str) {
-        // A holder that is gone needs no reason.
+        // A holder that is gone needs no reason, so errors are ignored.
         let _ = self.channel.send(&failure(reason, false), &[]);
     }
 }
@@ -271,7 +293,8 @@ fn failure(reason: &str, damaged: bool) -> FromBackend {
     FromBackend::Failed { reason: reason.into(), damaged }
 }
 
-/// Takes over the descriptor that the holder left us, away from our own children.
+/// Takes the descriptor that the holder left to this process. Sets FD_CLOEXEC: a child that kept it
+/// open would look like a living backend to the holder.
 #[allow(unsafe_code)]
 fn inherited(fd: RawFd) -> Result<UnixStream, JoinError> {
     // SAFETY: a query about a number; it is no error if nothing is open there.
@@ -288,7 +311,7 @@ fn inherited(fd: RawFd) -> Result<UnixStream, JoinError> {
     Ok(stream)
 }
 
-/// What predecessors deposited, shown before anything is granted.
+/// The stored descriptors of predecessors, as shown before the grant.
 #[derive(Debug)]
 pub struct Stored {
     device: String,
@@ -302,24 +325,24 @@ impl Stored {
         &self.device
     }
 
-    /// Whether the device exists, so that nothing can be deposited any more.
+    /// Whether the device exists: then the holder stores no more descriptors.
     pub fn is_attached(&self) -> bool {
         self.attached
     }
 
-    /// A descriptor, to be looked at only.
+    /// A stored descriptor, to be examined only.
     pub fn keepsake(&self, name: &str) -> Option<BorrowedFd<'_>> {
         let (_, fd) = self.kept.iter().find(|(kept, _)| kept == name)?;
         Some(fd.as_fd())
     }
 
-    /// The names of all.
+    /// The names of all stored descriptors.
     pub fn keepsakes(&self) -> impl Iterator<Item = &str> {
         self.kept.iter().map(|(name, _)| &**name)
     }
 }
 
-/// The lanes are ours; nothing was read from them yet.
+/// A grant: this process owns the lanes, and has read nothing from them yet.
 #[derive(Debug)]
 pub struct Session {
     channel: Channel,
@@ -337,21 +360,26 @@ impl Session {
         &self.grant.device
     }
 
-    /// A descriptor that a predecessor deposited.
+    /// A stored descriptor of a predecessor.
     pub fn keepsake(&self, name: &str) -> Option<BorrowedFd<'_>> {
         let (_, fd) = self.keepsakes.iter().find(|(kept, _)| kept == name)?;
         Some(fd.as_fd())
     }
 
-    /// The names of all that predecessors deposited.
+    /// The names of all stored descriptors.
     pub fn keepsakes(&self) -> impl Iterator<Item = &str> {
         self.keepsakes.iter().map(|(name, _)| &**name)
     }
 
-    /// Deposits a descriptor with the holder. When this returns, it outlives this process.
+    /// Stores a descriptor with the holder. After this returns, it survives this process.
+    ///
+    /// # Errors
+    ///
+    /// If the holder refuses (it stores descriptors only before the device is attached, and a
+    /// limited number), breaks the protocol, or does not answer within 10 s.
     pub fn keep(&mut self, name: &str, descriptor: BorrowedFd<'_>) -> Result<(), JoinError> {
         self.channel.send(&FromBackend::Keep { name: name.into() }, &[descriptor])?;
-        match self.channel.receive_within(PATIENCE)?.message {
+        match self.channel.receive_within(ACKNOWLEDGE_TIMEOUT)?.message {
             FromHolder::Kept => Ok(()),
             FromHolder::Refusal { reason } => Err(JoinError::Refused(reason)),
             FromHolder::Grant(_) | FromHolder::Stored { .. } => {
@@ -360,12 +388,18 @@ impl Session {
         }
     }
 
-    /// Gives the lanes back untouched, and tells the holder why.
+    /// Returns the lanes unused, and reports the reason to the holder. Errors are ignored: the
+    /// holder notices the end of the connection as well.
     pub fn fail(self, reason: &str) {
         let _ = self.channel.send(&failure(reason, false), &[]);
     }
 
-    /// Recovers what the predecessor left and serves until the device is detached.
+    /// Recovers the predecessor's requests and serves until the device is detached.
+    ///
+    /// # Errors
+    ///
+    /// If the ledger is damaged, a lane fails, or a thread cannot be started. The holder gets the
+    /// reason; the requests stay in the ledger for a successor.
     #[expect(clippy::needless_pass_by_value, reason = "callers have just made it")]
     pub fn serve(self, backend: Arc<dyn Backend>) -> Result<Outcome, ServeError> {
         let Self { channel, grant, ledger, sockets, recording, replay, .. } = self;
@@ -379,7 +413,7 @@ impl Session {
         let predecessor = Predecessor { crashed: grant.crashed, poison_limit: grant.poison_limit };
         let granted = Granted { ledger, sockets, layout, recording };
         let served = Engine::recover(granted, export, &backend, predecessor).and_then(|engine| {
-            // A holder that died is no reason not to serve; the next one adopts us.
+            // Errors are ignored: if the holder died, the next one adopts this process.
             for poison in engine.poisoned() {
                 let _ = channel.send(&FromBackend::Poisoned(poison), &[]);
             }

@@ -1,4 +1,5 @@
-//! Serving one lane: take requests, execute what is quick, hand on what may block, answer.
+//! Serving one lane: receive requests, execute those that do not block, submit the others to
+//! workers, reply.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,20 +12,20 @@ use nbd_proto::{Command, NbdError, Rejection, RequestRules};
 use thiserror::Error;
 
 use crate::backend::Backend;
+use crate::busy_poll::BusyPoll;
 use crate::clock::now;
 use crate::durability::Durability;
-use crate::lull::Lull;
+use crate::inline_predictor::InlinePredictor;
 use crate::recorder::LaneRecorder;
 use crate::task::{self, Completion, Task};
-use crate::vigil::Vigil;
 use crate::workers::Workers;
 
-/// Staged bytes that are worth a system call of their own, so that the kernel can copy while
-/// we go on.
-const ENOUGH: u64 = 256 << 10;
+/// Staged bytes that are sent before the rest of a batch is executed, so that the kernel can
+/// continue meanwhile.
+const SEND_THRESHOLD: u64 = 256 << 10;
 
-/// A request that crashes its backend does so within this time.
-const DEADLY: Duration = Duration::from_secs(1);
+/// How long a suspect is executed alone. One that takes longer is slow, and probably no poison.
+const ISOLATION_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Why a lane cannot go on.
 #[derive(Debug, Error)]
@@ -35,21 +36,22 @@ pub(crate) enum LaneError {
     Socket(#[source] io::Error),
 }
 
-/// What the lane's thread and the workers share.
+/// The state that the lane's thread and the workers share.
 pub(crate) struct LaneState {
-    outbox: Mutex<Outbox>,
+    send_state: Mutex<SendState>,
     changed: Condvar,
     /// Set once this process has answered anything at all; all lanes share it.
     answered: Arc<AtomicBool>,
     recorder: Option<LaneRecorder>,
 }
 
-struct Outbox {
+struct SendState {
     transmitter: Transmitter,
-    /// Requests that workers have.
+    /// Requests that workers or the backend have.
     outstanding: usize,
-    /// Whether the lane's thread waits for a change.
-    awaited: bool,
+    /// Whether the lane's thread waits for [`LaneState::changed`]. Workers skip the wake-up, a
+    /// system call, while it does not.
+    has_waiter: bool,
 }
 
 impl LaneState {
@@ -58,40 +60,46 @@ impl LaneState {
         answered: Arc<AtomicBool>,
         recorder: Option<LaneRecorder>,
     ) -> Arc<Self> {
-        let outbox = Outbox { transmitter, outstanding: 0, awaited: false };
-        Arc::new(Self { outbox: Mutex::new(outbox), changed: Condvar::new(), answered, recorder })
+        let send_state = SendState { transmitter, outstanding: 0, has_waiter: false };
+        Arc::new(Self {
+            send_state: Mutex::new(send_state),
+            changed: Condvar::new(),
+            answered,
+            recorder,
+        })
     }
 
     /// Sends what the predecessor left unsent.
     pub(crate) fn finish(&self) -> io::Result<()> {
-        lock(&self.outbox).transmitter.finish()
+        lock(&self.send_state).transmitter.finish()
     }
 
-    /// Answers a request that a worker had.
+    /// Answers a request that was submitted.
     pub(crate) fn answer(&self, ticket: Ticket, answer: Answer<'_>) {
-        let mut outbox = lock(&self.outbox);
+        let mut send_state = lock(&self.send_state);
         let sent = self
-            .make_room(&mut outbox.transmitter, ticket.request().length)
-            .map(|()| stage(&mut outbox.transmitter, ticket, answer, now()))
-            .and_then(|()| self.send(&mut outbox.transmitter));
-        outbox.outstanding -= 1;
-        if outbox.awaited {
+            .make_room(&mut send_state.transmitter, ticket.request().length)
+            .map(|()| stage(&mut send_state.transmitter, ticket, answer, now()))
+            .and_then(|()| self.send(&mut send_state.transmitter));
+        send_state.outstanding -= 1;
+        if send_state.has_waiter {
             self.changed.notify_all();
         }
-        drop(outbox);
+        drop(send_state);
         match sent {
             Err(error) if !is_closed(&error) => {
-                // The request counts as answered and its reply is not sent. A successor sends it.
+                // The ledger has the request as answered, and its reply is staged but not sent.
+                // Only a successor can send it.
                 tracing::error!("cannot answer, so a successor must: {error}");
                 std::process::abort();
             }
-            // A closed socket is the lane's thread's business: it receives nothing more.
+            // The lane's thread notices a closed socket when it receives, and ends.
             Ok(()) | Err(_) => {}
         }
     }
 
     fn make_room(&self, transmitter: &mut Transmitter, length: u32) -> io::Result<()> {
-        if transmitter.fits(length) && transmitter.staged() < ENOUGH {
+        if transmitter.fits(length) && transmitter.staged() < SEND_THRESHOLD {
             return Ok(());
         }
         self.send(transmitter)
@@ -119,22 +127,22 @@ pub(crate) struct LaneThread {
     pub(crate) backend: Arc<dyn Backend>,
     pub(crate) workers: Arc<Workers>,
     pub(crate) export: RequestRules,
-    pub(crate) lull: Lull,
-    pub(crate) vigil: Vigil,
+    pub(crate) inline_predictor: InlinePredictor,
+    pub(crate) busy_poll: BusyPoll,
 }
 
 impl LaneThread {
     /// Serves until the kernel disconnects. `tickets` are those that a predecessor left.
     pub(crate) fn run(self, tickets: Vec<Ticket>) -> Result<(), LaneError> {
         let _abort = AbortOnPanic;
-        match self.converse(tickets) {
-            // However it was found out that the kernel has hung up.
+        match self.run_loop(tickets) {
+            // The kernel has disconnected; sending may notice that before receiving does.
             Err(LaneError::Socket(error)) if is_closed(&error) => Ok(()),
             end => end,
         }
     }
 
-    fn converse(mut self, mut tickets: Vec<Ticket>) -> Result<(), LaneError> {
+    fn run_loop(mut self, mut tickets: Vec<Ticket>) -> Result<(), LaneError> {
         self.serve(&mut tickets, now()).map_err(LaneError::Socket)?;
         loop {
             let time = now();
@@ -148,7 +156,8 @@ impl LaneThread {
                 TakeOutcome::AllTaken => match self.receive()? {
                     RecvOutcome::Bytes => {
                         let state = &self.state;
-                        self.lull.arrived(|| lock(&state.outbox).outstanding == 0);
+                        self.inline_predictor
+                            .request_arrived(|| lock(&state.send_state).outstanding == 0);
                     }
                     RecvOutcome::Closed => return Ok(()),
                 },
@@ -163,27 +172,30 @@ impl LaneThread {
     }
 
     /// Answers a request with EIO without executing it.
-    pub(crate) fn give_up(&self, ticket: Ticket) {
-        lock(&self.state.outbox).outstanding += 1;
+    pub(crate) fn fail_with_eio(&self, ticket: Ticket) {
+        lock(&self.state.send_state).outstanding += 1;
         self.state.answer(ticket, Answer::Error(NbdError::EIO));
     }
 
-    /// Executes a request while nothing else is executed. One that takes its time is no longer
-    /// waited for: it is slow, not deadly.
-    pub(crate) fn try_alone(&self, ticket: Ticket) {
+    /// Executes a request while nothing else is executed, and waits for it for
+    /// [`ISOLATION_TIMEOUT`] at most.
+    pub(crate) fn run_isolated(&self, ticket: Ticket) {
         let Ok(command) = ticket.request().check(&self.export) else {
-            // Its predecessors saw nothing wrong with it.
-            return self.give_up(ticket);
+            // An invalid request is never executed, so this is no suspect unless the ledger is
+            // wrong.
+            return self.fail_with_eio(ticket);
         };
-        lock(&self.state.outbox).outstanding += 1;
+        lock(&self.state.send_state).outstanding += 1;
         let lane = Arc::clone(&self.state);
         self.workers.submit(Box::new(LaneTask { ticket, command, lane }));
-        let mut outbox = lock(&self.state.outbox);
-        outbox.awaited = true;
+        let mut send_state = lock(&self.state.send_state);
+        send_state.has_waiter = true;
         let waited =
-            self.state.changed.wait_timeout_while(outbox, DEADLY, |outbox| outbox.outstanding > 0);
-        outbox = waited.unwrap_or_else(PoisonError::into_inner).0;
-        outbox.awaited = false;
+            self.state.changed.wait_timeout_while(send_state, ISOLATION_TIMEOUT, |send_state| {
+                send_state.outstanding > 0
+            });
+        send_state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        send_state.has_waiter = false;
     }
 
     fn receive(&mut self) -> Result<RecvOutcome, LaneError> {
@@ -192,83 +204,83 @@ impl LaneThread {
         }
         let lane = Arc::clone(self.receiver.lane());
         loop {
-            match self.vigil.keep(lane.socket(), || self.receiver.receive()) {
+            match self.busy_poll.receive(lane.socket(), || self.receiver.receive()) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 other => return other.map_err(LaneError::Socket),
             }
         }
     }
 
-    /// Waits for answers of workers until a condition holds.
+    /// Waits for replies of workers until a condition holds.
     fn wait_until(&mut self, mut holds: impl FnMut(&mut Self, usize) -> bool) {
         let state = Arc::clone(&self.state);
-        let mut outbox = lock(&state.outbox);
-        outbox.awaited = true;
-        while !holds(self, outbox.outstanding) {
-            outbox = state.changed.wait(outbox).unwrap_or_else(PoisonError::into_inner);
+        let mut send_state = lock(&state.send_state);
+        send_state.has_waiter = true;
+        while !holds(self, send_state.outstanding) {
+            send_state = state.changed.wait(send_state).unwrap_or_else(PoisonError::into_inner);
         }
-        outbox.awaited = false;
+        send_state.has_waiter = false;
     }
 
-    /// Executes or hands on a batch, and sends the answers that are there.
+    /// Executes or submits a batch, and sends the replies that are ready.
     ///
-    /// `time` is when the batch was taken. Each request begins when the one before it was done, so
-    /// that the clock, which is a slow system call on some machines, is read once for each.
+    /// `time` is when the batch was received. Each request begins when the one before it ended, so
+    /// the clock, which is a slow system call on some machines, is read once for each request.
     fn serve(&mut self, tickets: &mut Vec<Ticket>, mut time: u64) -> io::Result<()> {
         if tickets.is_empty() {
             return Ok(());
         }
         let state = Arc::clone(&self.state);
-        let mut handed_on = Vec::new();
-        let mut outbox = lock(&state.outbox);
-        let alone = tickets.len() == 1 && outbox.outstanding == 0;
+        let mut to_submit = Vec::new();
+        let mut send_state = lock(&state.send_state);
+        let is_only_request = tickets.len() == 1 && send_state.outstanding == 0;
         let mut rest = tickets.drain(..);
         while let Some(ticket) = rest.next() {
-            self.look_ahead(rest.as_slice().first());
-            state.make_room(&mut outbox.transmitter, ticket.request().length)?;
+            self.prefetch_next(rest.as_slice().first());
+            state.make_room(&mut send_state.transmitter, ticket.request().length)?;
             match ticket.request().check(&self.export) {
-                Err(rejection) => reject(&mut outbox.transmitter, ticket, &rejection, time),
+                Err(rejection) => reject(&mut send_state.transmitter, ticket, &rejection, time),
                 Ok(command) => {
-                    let transmitter = &mut outbox.transmitter;
-                    match self.inline(transmitter, ticket, &command, time, alone) {
+                    let transmitter = &mut send_state.transmitter;
+                    match self.inline(transmitter, ticket, &command, time, is_only_request) {
                         Ok(done_at) => time = done_at,
                         Err(ticket) => {
-                            outbox.outstanding += 1;
-                            if alone && self.backend.is_local(&command) {
-                                self.lull.watch();
+                            send_state.outstanding += 1;
+                            if is_only_request && self.backend.is_local(&command) {
+                                self.inline_predictor.command_submitted();
                             }
                             let lane = Arc::clone(&state);
-                            handed_on.push(Box::new(LaneTask { ticket, command, lane }));
+                            to_submit.push(Box::new(LaneTask { ticket, command, lane }));
                         }
                     }
                 }
             }
         }
-        let sent = state.send(&mut outbox.transmitter);
-        // A task may be finished while it is submitted, and that takes the lock.
-        drop(outbox);
-        for task in handed_on {
+        let sent = state.send(&mut send_state.transmitter);
+        // The lock must be free here: `submit` may finish a task at once, which takes the lock.
+        drop(send_state);
+        for task in to_submit {
             self.workers.submit(task);
         }
         sent
     }
 
-    /// Has what is needed next fetched while another request is executed.
-    fn look_ahead(&self, next: Option<&Ticket>) {
+    /// Prefetches the data of the following request while this one is executed.
+    fn prefetch_next(&self, next: Option<&Ticket>) {
         if let Some(next) = next.map(Ticket::request) {
             self.backend.prefetch(next.offset, next.length);
         }
     }
 
-    /// Executes a command here if it does not wait for anything, or if it is alone and will probably
-    /// stay so; and tells when that was done, or gives the ticket back.
+    /// Executes a command here if it does not block, or if it may and no other request is likely to
+    /// arrive. Returns when it ended, or the ticket if it was not executed.
     fn inline(
         &mut self,
         transmitter: &mut Transmitter,
         ticket: Ticket,
         command: &Command,
         time: u64,
-        alone: bool,
+        is_only_request: bool,
     ) -> Result<u64, Ticket> {
         let room = match *command {
             Command::Read { length, .. } => transmitter.room_for_data(length),
@@ -277,11 +289,11 @@ impl LaneThread {
         let (backend, payload) = (&*self.backend, ticket.payload());
         let ledger = &**ticket.lane().ledger();
         let begin = || ticket.begin(time);
-        let mut done = task::inline(backend, ledger, command, payload, room, begin);
-        if done.is_none() && alone && self.lull.is_likely() {
-            done = task::patiently(backend, ledger, command, payload, room, begin);
+        let mut done = task::execute_inline(backend, ledger, command, payload, room, begin);
+        if done.is_none() && is_only_request && self.inline_predictor.allows_inline() {
+            done = task::execute_blocking(backend, ledger, command, payload, room, begin);
             if done.is_some() {
-                self.lull.waited(ticket.lane().socket());
+                self.inline_predictor.executed_inline(ticket.lane().socket());
             }
         }
         let answer = match (done, command) {
@@ -296,7 +308,7 @@ impl LaneThread {
     }
 }
 
-/// A request that was handed on.
+/// A submitted request.
 struct LaneTask {
     ticket: Ticket,
     command: Command,
@@ -325,14 +337,14 @@ impl Task for LaneTask {
             Completion::Done => Answer::Done,
             Completion::Data(data) => Answer::Data(data),
             Completion::Error(error) => Answer::Error(error),
-            // The driver never asks, and a lane offers it to nobody.
+            // The driver never asks for block status, and a lane does not offer it.
             Completion::Extents(_) => Answer::Error(NbdError::EINVAL),
         };
         self.lane.answer(self.ticket, answer);
     }
 }
 
-/// Whether the kernel has closed its end, so that nobody waits for an answer any more.
+/// Whether the kernel has closed its end, so that it waits for no reply any more.
 pub(crate) fn is_closed(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset)
 }
@@ -346,7 +358,7 @@ fn reject(transmitter: &mut Transmitter, ticket: Ticket, rejection: &Rejection, 
     stage(transmitter, ticket, Answer::Error(error), time);
 }
 
-/// Stages an answer and leaves a trace of it; `time` is when its execution was over.
+/// Stages a reply and notes it in the flight recorder; `time` is when the execution ended.
 fn stage(transmitter: &mut Transmitter, ticket: Ticket, answer: Answer<'_>, time: u64) {
     let error = match answer {
         Answer::Error(error) => error,
@@ -356,8 +368,8 @@ fn stage(transmitter: &mut Transmitter, ticket: Ticket, answer: Answer<'_>, time
     transmitter.stage(ticket, answer);
 }
 
-/// Turns a panic of this thread into the death of the process: a request whose thread is gone
-/// would never be answered, but a successor executes it again.
+/// Aborts the process if this thread panics. A request of a thread that is gone would never be
+/// answered; a successor of the process executes it again.
 #[derive(Debug)]
 pub struct AbortOnPanic;
 
@@ -369,7 +381,7 @@ impl Drop for AbortOnPanic {
     }
 }
 
-/// Locks a mutex that no thread can leave poisoned and live: see [`AbortOnPanic`].
+/// Locks a mutex. Poisoning is ignored, because a panic ends the process: see [`AbortOnPanic`].
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

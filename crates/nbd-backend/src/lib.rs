@@ -1,61 +1,63 @@
 //! Write a block device: implement [`Backend`], call [`run`], attach it with
 //! `nbd-ctl attach -- YOUR-PROGRAM`.
 //!
-//! The program may crash, be killed, sit at a breakpoint or be replaced by a newer build at any
-//! moment; the device only waits. The engine keeps all it knows about requests in the
+//! The program may crash, be killed, stop at a breakpoint or be replaced by a newer build at any
+//! time; the device only waits. The engine keeps the state of all requests in the
 //! [ledger](nbd_ledger), and a successor executes again what was not answered. So a backend needs
-//! no recovery code, as long as what it answered is in its storage and not only in its memory.
-//! Memory that must survive is a memfd deposited with the holder: [`Session::keep`].
+//! no recovery code, as long as answered writes are in its storage and not only in its memory.
+//! Memory that must survive is a memfd that the holder stores: [`Session::keep`].
 //!
 //! A started backend finds its holder through the environment. One that is run by hand, under a
-//! debugger perhaps, names the device: `NBD_JOIN=nbd0 gdb --args ./my-backend`. Or a recording of
-//! `nbd-ctl record`, and gets the same requests again without any device:
+//! debugger perhaps, names the device: `NBD_JOIN=nbd0 gdb --args ./my-backend`. Or it names a
+//! capture of `nbd-ctl record`, and gets the same requests again without any device:
 //! `NBD_REPLAY=crash.nbdrec gdb --args ./my-backend`.
 //!
-//! What goes wrong is told as events of `tracing`. [`run`] prints them; a program that does without it
-//! has to make itself a subscriber, or hears nothing.
+//! Problems are reported as events of `tracing`. [`run`] prints them. A program that does not call
+//! it must install a subscriber, or the events are lost.
+
+#![warn(clippy::missing_errors_doc, clippy::missing_panics_doc)]
 
 mod backend;
+mod busy_poll;
 mod clock;
 mod durability;
 mod engine;
-mod inheritance;
+mod inline_predictor;
 mod join;
 mod lane;
-mod lull;
+mod mapped_range;
 mod recorder;
-mod rehearsal;
+mod recovered_requests;
 mod replay;
-mod span;
 mod system;
 mod task;
 mod unoffered;
-mod vigil;
+mod warmup;
 mod workers;
 
 pub use backend::{Backend, Capabilities, Extent, Geometry, ZeroOptions};
+pub use busy_poll::BusyPoll;
 pub use clock::now;
 pub use durability::{Durability, ProcessDurability, remember};
 pub use engine::{Outcome, ServeError};
+pub use inline_predictor::InlinePredictor;
 pub use join::{ENVIRONMENT, Endpoint, JOIN_VARIABLE, JoinError, Link, Session, Stored};
 pub use lane::AbortOnPanic;
-pub use lull::Lull;
+pub use mapped_range::{Lender, Span};
 pub use nbd_control::backend::ExportInfo;
 pub use nbd_proto::Command;
-pub use rehearsal::rehearse;
-pub use span::{Lender, Span};
-pub use task::{Completion, Task, inline, patiently};
-pub use vigil::Vigil;
+pub use task::{Completion, Task, execute_blocking, execute_inline};
+pub use warmup::rehearse;
 pub use workers::Workers;
 
 use std::process::ExitCode;
 use std::sync::Arc;
 
 /// Serves `backend` until its device is detached: connects to the holder that the environment
-/// names, and reports errors on stderr, unless the program has a subscriber of `tracing`'s to tell
-/// them to. All of `main` for most backends.
+/// names, and reports errors on stderr, or to the program's `tracing` subscriber if it has one.
+/// Most backends need nothing else in `main`.
 ///
-/// `description` tells people what is served; it starts with a word and a colon by custom.
+/// `description` is shown to operators; by convention it starts with a word and a colon.
 pub fn run(description: &str, backend: impl Backend) -> ExitCode {
     let program = std::env::args_os().next().map(std::path::PathBuf::from).unwrap_or_default();
     let program = program.file_name().unwrap_or_default().to_string_lossy().into_owned();

@@ -1,4 +1,4 @@
-//! Writing requests to the recording that the holder has granted, before they are executed.
+//! Writing requests to the capture that the holder has granted, before they are executed.
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -12,14 +12,14 @@ use nbd_record::{CaptureState, CaptureWriter};
 use crate::clock::now;
 use crate::lane::lock;
 
-/// The recording, common to all lanes.
+/// The capture, shared by all lanes.
 pub(crate) struct Recorder {
     writer: Mutex<CaptureWriter>,
     is_over: AtomicBool,
 }
 
 impl Recorder {
-    /// Goes on with a recording. One that cannot be used is no reason not to serve.
+    /// Continues a capture. If it cannot be used, the device is served without it.
     pub(crate) fn open(file: OwnedFd, generation: u64) -> Option<Arc<Self>> {
         let mut writer = match CaptureWriter::resume(File::from(file)) {
             Ok(writer) => writer,
@@ -48,13 +48,13 @@ impl Recorder {
     }
 }
 
-/// The recording, as one lane sees it. Its functions are cold: inlined, they cost those who do not
-/// record registers and moves.
+/// The capture, for one lane. Its functions are cold and not inlined: inlined, they cost
+/// instructions where nothing is captured.
 pub(crate) struct LaneRecorder {
     recorder: Arc<Recorder>,
     lane: u32,
-    /// How many answers of the flight recorder's have been written.
-    told: AtomicU64,
+    /// How many replies of the flight recorder have been written to the capture.
+    written: AtomicU64,
 }
 
 impl LaneRecorder {
@@ -62,11 +62,12 @@ impl LaneRecorder {
         Self {
             recorder: Arc::clone(recorder),
             lane: transmitter.lane().index(),
-            told: AtomicU64::new(transmitter.executions_recorded()),
+            written: AtomicU64::new(transmitter.executions_recorded()),
         }
     }
 
-    /// Requests were taken, by a predecessor `before` perhaps, and none of them is executed yet.
+    /// Writes received requests, before any of them is executed: so the one that crashes the
+    /// backend is in the capture. `before` is set if a predecessor received them.
     #[cold]
     #[inline(never)]
     pub(crate) fn taken(&self, tickets: &[Ticket], before: bool) {
@@ -78,14 +79,14 @@ impl LaneRecorder {
         });
     }
 
-    /// The requests that were executed since the last time are about to be answered. Their results
-    /// are those that the flight recorder has. Called by whoever holds the transmitter's lock.
+    /// Writes the results that the flight recorder has since the last call, before the replies are
+    /// sent. The caller holds the transmitter's lock.
     #[cold]
     #[inline(never)]
     pub(crate) fn answering(&self, transmitter: &Transmitter) {
-        let told = self.told.swap(transmitter.executions_recorded(), Ordering::Relaxed);
+        let written = self.written.swap(transmitter.executions_recorded(), Ordering::Relaxed);
         self.recorder.write(|writer| {
-            for done in transmitter.executions_from(told) {
+            for done in transmitter.executions_from(written) {
                 writer.answer(self.lane, done.request.cookie, done.error, done.finished_at);
             }
         });

@@ -1,5 +1,5 @@
-//! A recording in place of a holder: a thread of this process plays the holder and the kernel, so
-//! that a debugger has one process before it, and the backend's own terminal.
+//! A capture in place of a holder: a thread of this process takes the part of the holder and the
+//! kernel, so that a debugger sees one process, with the backend's own terminal.
 
 use std::fs::File;
 use std::os::unix::net::UnixStream;
@@ -10,12 +10,12 @@ use nbd_record::{Capture, CaptureError, ReplayOptions, program};
 
 use crate::join::JoinError;
 
-/// A recording that is being played.
+/// A capture that is being replayed.
 #[derive(Debug)]
 pub(crate) struct Replay(JoinHandle<String>);
 
 impl Replay {
-    /// Starts to play; the stream leads to what plays the holder.
+    /// Starts to replay. The stream leads to the thread that takes the part of the holder.
     pub(crate) fn begin(path: &Path, one_by_one: bool) -> Result<(UnixStream, Self), JoinError> {
         let failed = |source: CaptureError| JoinError::Recording { path: path.into(), source };
         let file = File::open(path).map_err(|error| failed(error.into()))?;
@@ -33,7 +33,7 @@ impl Replay {
         Ok((backend, Self(player)))
     }
 
-    /// Says how it went, once all has been answered.
+    /// Waits until all is answered, and logs the result.
     pub(crate) fn end(self) {
         if let Ok(words) = self.0.join() {
             tracing::info!("{words}");

@@ -1,4 +1,4 @@
-//! A command on its way: who waits for it, what came of it, and how it is carried out.
+//! A command in execution: the trait of its owner, its results, and the ways to execute it.
 
 use std::io;
 
@@ -7,23 +7,23 @@ use nbd_proto::{Command, NbdError};
 use crate::backend::{Backend, Extent, ZeroOptions};
 use crate::durability::{self, Durability};
 
-/// A command that somebody waits for.
+/// A command whose client waits for the reply.
 ///
-/// Whoever has the task must [`finish`](Self::finish) it, sooner or later and in any order: the
-/// client waits for as long as it takes. A task that is dropped is a request that only a successor
-/// of this process answers.
+/// The owner of a task must [`finish`](Self::finish) it, at any time and in any order: the client
+/// waits as long as it takes. A task that is dropped is a request that only a successor of this
+/// process answers.
 pub trait Task: Send + Sync + 'static {
-    /// What is to be done.
+    /// The command.
     fn command(&self) -> &Command;
 
-    /// A write's data; empty for all else.
+    /// A write's data; empty for other commands.
     fn payload(&self) -> &[u8];
 
     /// Notes that execution begins now.
     fn begin(&self);
 
-    /// Whether anybody still waits for the answer. Asked before a worker begins; a task that is not
-    /// wanted is finished without being carried out. Tasks that change something must always say yes.
+    /// Whether the client still waits for the reply. A worker asks before it begins, and finishes
+    /// an unwanted task without executing it. Must be true for commands that change something.
     fn is_wanted(&self) -> bool {
         true
     }
@@ -35,20 +35,20 @@ pub trait Task: Send + Sync + 'static {
     fn finish(self: Box<Self>, completion: Completion<'_>);
 }
 
-/// What came of a command.
+/// The result of a command.
 #[derive(Clone, Copy, Debug)]
 pub enum Completion<'a> {
-    /// Done; there is no data to return.
+    /// Success without data.
     Done,
     /// A read's data, all of it.
     Data(&'a [u8]),
     /// A block status: at least one extent.
     Extents(&'a [Extent]),
-    /// It failed.
+    /// The error that the client gets.
     Error(NbdError),
 }
 
-/// Starts a task: hands it to a backend that works by itself, or gives it back for a worker.
+/// Submits a task to a backend that executes tasks itself, or returns it for a worker.
 pub(crate) fn start(backend: &dyn Backend, task: Box<dyn Task>) -> Option<Box<dyn Task>> {
     if let Err(error) = durability::check(task.durability(), task.command()) {
         task.finish(Completion::Error(error));
@@ -85,11 +85,16 @@ pub(crate) fn perform(backend: &dyn Backend, task: Box<dyn Task>, buffer: &mut B
     }
 }
 
-/// Executes a command here and now if that does not mean to wait for anything; `None` if it does.
+/// Executes a command on this thread if that does not block; `None` if it would.
 ///
-/// `room` is where the data of a read belongs, and empty for all else. `begin` is called before
-/// execution begins.
-pub fn inline(
+/// `room` is the buffer for the data of a read, and empty for other commands. `begin` is called
+/// before the execution.
+///
+/// # Errors
+///
+/// The backend's error as the client gets it, or that of an earlier failed flush if the command
+/// promises durability.
+pub fn execute_inline(
     backend: &dyn Backend,
     durability: &dyn Durability,
     command: &Command,
@@ -121,10 +126,13 @@ pub fn inline(
     }
 }
 
-/// Executes a command here, however long it takes, if the backend agrees; else `None`.
+/// Executes a command on this thread, however long it takes, if the backend allows that; else
+/// `None`. Call [`execute_inline`] first; the arguments are the same.
 ///
-/// The arguments are those of [`inline`], which has tried before.
-pub fn patiently(
+/// # Errors
+///
+/// As for [`execute_inline`].
+pub fn execute_blocking(
     backend: &dyn Backend,
     durability: &dyn Durability,
     command: &Command,
@@ -169,7 +177,7 @@ fn execute(
     })
 }
 
-/// What the peer is told about an error of the backend's.
+/// The NBD error for an error of the backend.
 fn to_nbd(command: &Command, error: &io::Error) -> NbdError {
     let nbd = match (error.raw_os_error(), error.kind()) {
         (Some(errno), _) => NbdError::from_errno(errno),
@@ -177,34 +185,34 @@ fn to_nbd(command: &Command, error: &io::Error) -> NbdError {
         (None, _) => NbdError::EIO,
     };
     match (nbd, command) {
-        // The specification keeps ENOTSUP for this question, which is no failure.
+        // The specification reserves ENOTSUP for this answer, which is no failure.
         (NbdError::ENOTSUP, Command::WriteZeroes { fast_only: true, .. }) => return nbd,
         _ => tracing::warn!("{command:?} failed: {error}"),
     }
     if nbd == NbdError::ENOTSUP { NbdError::EINVAL } else { nbd }
 }
 
-/// Alignment that direct I/O asks of buffers.
-const ALIGNMENT: usize = 4096;
-/// A buffer that has grown beyond this gives its memory back.
-const KEEP: usize = 256 << 10;
+/// Alignment of buffers for direct I/O, in bytes.
+const BUFFER_ALIGNMENT: usize = 4096;
+/// A worker frees a buffer that is larger than this, in bytes, after the task.
+const MAX_KEPT_BUFFER: usize = 256 << 10;
 
-/// A worker's place for data, at an address that direct I/O accepts.
+/// A worker's buffer for data, aligned for direct I/O.
 #[derive(Debug, Default)]
 pub(crate) struct Buffer(Vec<u8>);
 
 impl Buffer {
     fn take(&mut self, length: usize) -> &mut [u8] {
-        if self.0.len() < length + ALIGNMENT {
-            self.0.resize(length + ALIGNMENT, 0);
+        if self.0.len() < length + BUFFER_ALIGNMENT {
+            self.0.resize(length + BUFFER_ALIGNMENT, 0);
         }
-        let start = self.0.as_ptr().align_offset(ALIGNMENT);
+        let start = self.0.as_ptr().align_offset(BUFFER_ALIGNMENT);
         &mut self.0[start..start + length]
     }
 
     /// Called between tasks.
     pub(crate) fn shrink(&mut self) {
-        if self.0.len() > KEEP {
+        if self.0.len() > MAX_KEPT_BUFFER {
             self.0 = Vec::new();
         }
     }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use nbd_proto::{Command, RequestRules, TransmissionFlags};
 
 use crate::backend::{Backend, Extent, Geometry, ZeroOptions};
-use crate::span::Span;
+use crate::mapped_range::Span;
 use crate::task::Task;
 
 /// How much is written at once in the place of write zeroes.

@@ -7,10 +7,10 @@ use crate::backend::Backend;
 use crate::lane::{AbortOnPanic, lock};
 use crate::task::{self, Buffer, Task};
 
-/// Most threads. More requests than that wait in the queue.
-const MOST: usize = 32;
+/// Most threads of one backend. Further tasks wait in the queue.
+const MAX_THREADS: usize = 32;
 
-/// Threads for one backend, started as they are needed; then they stay.
+/// Threads of one backend, started on demand. They never end.
 pub struct Workers {
     backend: Arc<dyn Backend>,
     queue: Mutex<Queue>,
@@ -25,12 +25,12 @@ struct Queue {
 }
 
 impl Workers {
-    /// No thread yet.
+    /// Workers without a thread yet.
     pub fn new(backend: Arc<dyn Backend>) -> Arc<Self> {
         Arc::new(Self { backend, queue: Mutex::default(), work: Condvar::new() })
     }
 
-    /// Has a task carried out: by the backend itself if it can do that, or by a thread.
+    /// Executes a task: by the backend itself if that takes it, else by a thread.
     pub fn submit(self: &Arc<Self>, task: Box<dyn Task>) {
         if let Some(task) = task::start(&*self.backend, task) {
             self.enqueue(task);
@@ -40,7 +40,7 @@ impl Workers {
     fn enqueue(self: &Arc<Self>, task: Box<dyn Task>) {
         let mut queue = lock(&self.queue);
         queue.tasks.push_back(task);
-        if queue.idle >= queue.tasks.len() || queue.threads == MOST {
+        if queue.idle >= queue.tasks.len() || queue.threads == MAX_THREADS {
             self.work.notify_one();
             return;
         }
@@ -49,7 +49,7 @@ impl Workers {
         match std::thread::Builder::new().name(name).spawn(move || workers.run()) {
             Ok(_) => queue.threads += 1,
             Err(error) if queue.threads == 0 => {
-                // Nobody would ever execute the task. A successor may find more room.
+                // No thread would ever execute the task. A successor executes it.
                 tracing::error!("cannot start a worker thread: {error}");
                 std::process::abort();
             }

@@ -107,7 +107,7 @@ fn record(source: &Capture, file: &File, program: &[String]) -> (ReplayReport, C
 }
 
 #[test]
-fn what_a_backend_was_executing_when_it_crashed_is_in_its_recording() {
+fn the_capture_has_the_request_that_crashed_the_backend() {
     let place = Directory::new("crash");
     let source = place.recording("source", &mixture(60, 40), true);
     let file = place.new_file("crash");
@@ -148,7 +148,7 @@ fn what_a_backend_was_executing_when_it_crashed_is_in_its_recording() {
 
 /// As many at once as there are, with a backend that is killed at any moment.
 #[test]
-fn a_backend_that_is_killed_leaves_whole_entries_and_all_that_it_answered() {
+fn a_killed_backend_leaves_whole_entries_and_all_its_replies_in_the_capture() {
     let place = Directory::new("kill");
     let source = place.recording("source", &mixture(200, 1000), false);
     let (sender, receiver) = std::sync::mpsc::channel();
@@ -170,7 +170,7 @@ fn a_backend_that_is_killed_leaves_whole_entries_and_all_that_it_answered() {
         killer.join().unwrap();
         receiver.recv().unwrap();
         let recording = Capture::read(file.try_clone().unwrap()).unwrap();
-        // Whoever comes next goes on behind the last whole entry.
+        // The next backend continues after the last whole entry.
         let writer = CaptureWriter::resume(file.try_clone().unwrap()).unwrap();
         drop(writer);
         let resumed = Capture::read(file).unwrap();
@@ -205,7 +205,7 @@ fn a_crash_is_minimised_to_the_request_that_causes_it() {
 }
 
 #[test]
-fn a_device_goes_on_when_its_recording_cannot() {
+fn a_device_is_served_on_when_its_capture_fails() {
     use nix::fcntl::{FcntlArg, SealFlag, fcntl};
     use nix::sys::memfd::{MFdFlags, memfd_create};
     let place = Directory::new("full");
@@ -244,7 +244,7 @@ fn by_hand(place: &Directory, fatal: Option<u64>, recording: &Path) -> Output {
 }
 
 #[test]
-fn a_backend_replays_by_itself() {
+fn nbd_replay_replays_inside_the_backend() {
     let place = Directory::new("hand");
     place.recording("recording", &mixture(60, 40), true);
     let path = place.path("recording");
@@ -278,7 +278,7 @@ fn a_backend_replays_by_itself() {
 
 /// The recorded results are those of a backend that had no disk.
 #[test]
-fn results_that_differ_are_told() {
+fn replay_reports_results_that_differ() {
     let place = Directory::new("differ");
     let file = place.new_file("recording");
     writer::begin(&file, "nbd0", EXPORT, 1, u64::MAX).unwrap();

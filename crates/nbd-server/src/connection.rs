@@ -1,12 +1,13 @@
-//! The transmission phase: take requests, execute what is quick, hand on what may block, answer.
+//! The transmission phase: parse requests, execute those that do not block, submit the others to
+//! workers, reply.
 //!
-//! One thread receives and executes; workers answer when they are done, in any order. Nobody
-//! waits for the client to read its replies while holding the lock: a client that stops reading
-//! stops its own connection and no other.
+//! One thread of the connection receives and executes. Workers reply when they are done, in any
+//! order. No thread waits for the client to read its replies while it holds the lock of
+//! [`SendState`]: a client that stops reading stops its own connection and no other.
 
+mod direct_receive;
 mod incoming;
 mod inline;
-mod landing;
 mod outgoing;
 mod task;
 
@@ -15,31 +16,31 @@ use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 
-use nbd_backend::{Completion, Lull};
+use nbd_backend::{Completion, InlinePredictor};
 use nbd_net::socket::Socket;
 use nbd_proto::{Command, CommandType, NbdError, RequestRules as Rules};
 use thiserror::Error;
 
 use crate::export::Export;
-use crate::inbox::{Inbox, Payload};
 use crate::limits::Limits;
-use crate::memory::{Grant, Memory};
-use crate::outbox::{ENOUGH, Outbox};
-use crate::reply::{Address, Replies};
-use crate::request::{Header, ProtocolError, Refused};
-use landing::Landing;
+use crate::memory_budget::{Grant, MemoryBudget};
+use crate::recv_buffer::{Payload, RecvBuffer};
+use crate::reply::{ReplyEncoder, ReplyTarget};
+use crate::request::{ProtocolError, RefusalReason, RequestHeader};
+use crate::send_buffer::{SEND_THRESHOLD, SendBuffer};
+use direct_receive::DirectReceive;
 use task::NetworkTask;
 
-/// Data of reads that a connection may have pending without a share of the common memory, in bytes.
-const OWN: u64 = 1 << 20;
+/// Bytes of data of reads that a connection may have pending without a grant of common memory.
+const MAX_UNGRANTED_BYTES: u64 = 1 << 20;
 
-/// Why a connection ended in disorder.
+/// Why a connection ended without an orderly disconnect.
 #[derive(Debug, Error)]
 pub(crate) enum ConnectionError {
     #[error(transparent)]
     Protocol(#[from] ProtocolError),
     #[error("closed the connection in the middle of a request")]
-    Torn,
+    UnexpectedEof,
     #[error("was in the middle of sending a request when the server was stopped")]
     Stopped,
     #[error("was silent for too long")]
@@ -47,9 +48,9 @@ pub(crate) enum ConnectionError {
     #[error(
         "left a request half sent for too long, or sent it too slowly, while others waited for its memory"
     )]
-    Stalled,
+    TooSlow,
     #[error("does not answer any more, nor does its machine")]
-    Vanished,
+    PeerVanished,
     #[error("cannot receive")]
     Receive(#[source] io::Error),
 }
@@ -58,252 +59,268 @@ pub(crate) enum ConnectionError {
 pub(crate) struct Connection {
     pub(crate) export: Arc<Export>,
     pub(crate) rules: Rules,
-    pub(crate) replies: Replies,
+    pub(crate) replies: ReplyEncoder,
     pub(crate) limits: Limits,
-    pub(crate) memory: Arc<Memory>,
+    pub(crate) memory: Arc<MemoryBudget>,
     pub(crate) socket: Arc<Socket>,
     pub(crate) is_stopping: Arc<AtomicBool>,
-    pub(crate) shared: Mutex<SharedOutbox>,
+    pub(crate) shared: Mutex<SendState>,
     pub(crate) changed: Condvar,
 }
 
-/// The outbox under its lock.
-pub(crate) struct SharedOutbox {
-    pub(crate) outbox: Outbox,
-    pub(crate) lull: Lull,
-    /// Whether the receiving thread waits for a change.
-    pub(crate) is_awaited: bool,
+/// What the connection's lock protects.
+pub(crate) struct SendState {
+    pub(crate) send_buffer: SendBuffer,
+    pub(crate) inline_predictor: InlinePredictor,
+    /// Whether the receiving thread waits for [`Connection::changed`]. Workers skip the wake-up, a
+    /// system call, while it does not.
+    pub(crate) has_waiter: bool,
 }
 
-impl SharedOutbox {
-    pub(crate) fn new(outbox: Outbox) -> Self {
-        Self { outbox, lull: Lull::default(), is_awaited: false }
+impl SendState {
+    pub(crate) fn new(send_buffer: SendBuffer) -> Self {
+        Self { send_buffer, inline_predictor: InlinePredictor::default(), has_waiter: false }
     }
 }
 
-/// Why the receiving thread stopped taking requests.
-enum Step {
-    /// There are none: so many bytes make the next one.
+/// What the receiving thread does next, when no further request can be executed.
+enum NextAction {
+    /// Receive: the next request needs this many bytes.
     Receive(usize),
-    /// This write's data can be received to where it belongs.
-    Land(Landing),
-    /// This payload is too long to keep.
-    Skip(u64),
-    /// There is one, and too much is under way already.
-    Full,
-    /// There is one, and so much common memory is needed for its data.
-    Memory(u64),
+    /// Receive this write's data directly into the storage's memory.
+    ReceiveDirectly(DirectReceive),
+    /// Discard this many bytes of a payload that is longer than the negotiated maximum.
+    SkipPayload(u64),
+    /// Wait: the next request would exceed the limits of requests in flight.
+    WaitForTasks,
+    /// Wait for this many bytes of common memory for the next request's data.
+    WaitForMemory(u64),
     Disconnect,
 }
 
 impl Connection {
     /// Serves until the client disconnects.
-    pub(crate) fn run(self: &Arc<Self>, inbox: &mut Inbox) -> Result<(), ConnectionError> {
-        let end = self.transmit(inbox);
-        inbox.close();
+    pub(crate) fn run(
+        self: &Arc<Self>,
+        recv_buffer: &mut RecvBuffer,
+    ) -> Result<(), ConnectionError> {
+        let end = self.transmit(recv_buffer);
+        recv_buffer.close();
         let mut guard = self.lock();
-        guard.outbox.inbox_holds = false;
+        guard.send_buffer.recv_holds_memory = false;
         match end {
             Ok(()) => {}
-            Err(ConnectionError::Vanished) => guard.outbox.hang_up(),
-            // The client may still read what it is told about requests that are under way.
+            Err(ConnectionError::PeerVanished) => guard.send_buffer.hang_up(),
+            // The client may still read the replies to its requests in flight.
             Err(_) => self.socket.shutdown_receive(),
         }
         drop(guard);
-        let mut guard = self.wait_until(|outbox| outbox.outstanding == 0 && !outbox.is_draining);
-        let rest = guard.outbox.send();
+        let mut guard =
+            self.wait_until(|send_buffer| send_buffer.outstanding == 0 && !send_buffer.is_draining);
+        let rest = guard.send_buffer.send();
         drop(guard);
         if rest.is_err() {
             self.drain();
         }
-        self.lock().outbox.close();
+        self.lock().send_buffer.close();
         end
     }
 
-    fn transmit(self: &Arc<Self>, inbox: &mut Inbox) -> Result<(), ConnectionError> {
+    fn transmit(self: &Arc<Self>, recv_buffer: &mut RecvBuffer) -> Result<(), ConnectionError> {
         let mut grant = None;
         loop {
-            match self.serve(inbox, grant.take())? {
-                Step::Receive(length) => match self.receive(inbox, length)? {
-                    0 if inbox.bytes().is_empty() => return Ok(()),
-                    0 => return Err(self.torn()),
+            match self.serve(recv_buffer, grant.take())? {
+                NextAction::Receive(length) => match self.receive(recv_buffer, length)? {
+                    0 if recv_buffer.bytes().is_empty() => return Ok(()),
+                    0 => return Err(self.unexpected_eof()),
                     _ => {}
                 },
-                Step::Land(landing) => {
-                    let landed = self.land(inbox, landing);
-                    self.lock().outbox.landed();
-                    landed?;
+                NextAction::ReceiveDirectly(write) => {
+                    let received = self.direct_receive(recv_buffer, write);
+                    self.lock().send_buffer.direct_receive_ended();
+                    received?;
                 }
-                Step::Skip(length) => self.skip(inbox, length)?,
-                Step::Full => drop(self.wait_until(|outbox| {
-                    outbox.outstanding == 0 || !self.is_full(outbox, inbox.bytes())
+                NextAction::SkipPayload(length) => self.skip(recv_buffer, length)?,
+                NextAction::WaitForTasks => drop(self.wait_until(|send_buffer| {
+                    send_buffer.outstanding == 0 || !self.is_full(send_buffer, recv_buffer.bytes())
                 })),
-                Step::Memory(bytes) => {
-                    grant = Some(self.reserve(inbox, bytes));
-                    // It may have taken long enough for the client to leave.
-                    self.has_left();
+                NextAction::WaitForMemory(bytes) => {
+                    grant = Some(self.wait_for_grant(recv_buffer, bytes));
+                    // The client may have disconnected during the wait; then its read is skipped.
+                    self.has_disconnected();
                 }
-                Step::Disconnect => return Ok(()),
+                NextAction::Disconnect => return Ok(()),
             }
         }
     }
 
-    /// Takes all requests that have come, and sends the answers that are there. A grant is for the
-    /// data of the first one.
+    /// Executes or submits all received requests, and sends the replies that are ready. `grant` is
+    /// for the data of the first request.
     fn serve(
         self: &Arc<Self>,
-        inbox: &mut Inbox,
+        recv_buffer: &mut RecvBuffer,
         mut grant: Option<Grant>,
-    ) -> Result<Step, ConnectionError> {
-        let mut handed_on = Vec::new();
+    ) -> Result<NextAction, ConnectionError> {
+        let mut to_submit = Vec::new();
         let mut guard = self.lock();
-        let SharedOutbox { outbox, lull, .. } = &mut *guard;
-        lull.arrived(|| outbox.outstanding == 0);
-        outbox.inbox_holds = inbox.holds_memory();
-        let step = loop {
-            match self.take(&mut guard, inbox, grant.take()) {
-                Ok(Taken::Answered) => {}
-                Ok(Taken::HandedOn(task)) => handed_on.push(task),
-                Ok(Taken::Nothing(step)) => break Ok(step),
+        let SendState { send_buffer, inline_predictor, .. } = &mut *guard;
+        inline_predictor.request_arrived(|| send_buffer.outstanding == 0);
+        send_buffer.recv_holds_memory = recv_buffer.holds_memory();
+        let action = loop {
+            match self.dispatch_next(&mut guard, recv_buffer, grant.take()) {
+                Ok(Dispatched::Answered) => {}
+                Ok(Dispatched::Submit(task)) => to_submit.push(task),
+                Ok(Dispatched::Blocked(action)) => break Ok(action),
                 Err(error) => break Err(error.into()),
             }
-            if guard.outbox.unsent() >= ENOUGH {
+            if guard.send_buffer.unsent() >= SEND_THRESHOLD {
                 guard = self.send(guard);
             }
         };
         drop(self.send(guard));
-        // A task may be finished while it is submitted, and that takes the lock.
-        for task in handed_on {
+        // The lock must be free here: `submit` may finish a task at once, which takes the lock.
+        for task in to_submit {
             self.export.workers().submit(task);
         }
-        step
+        action
     }
 
-    /// Takes one request.
-    fn take(
+    /// Executes or submits the next received request.
+    fn dispatch_next(
         self: &Arc<Self>,
-        shared: &mut SharedOutbox,
-        inbox: &mut Inbox,
+        shared: &mut SendState,
+        recv_buffer: &mut RecvBuffer,
         grant: Option<Grant>,
-    ) -> Result<Taken, ProtocolError> {
-        if shared.outbox.is_hung_up() {
-            return Ok(Taken::Nothing(Step::Disconnect));
+    ) -> Result<Dispatched, ProtocolError> {
+        if shared.send_buffer.is_hung_up() {
+            return Ok(Dispatched::Blocked(NextAction::Disconnect));
         }
-        let head = Header::len(self.replies.style);
-        let Some(header) = Header::parse(inbox.bytes(), self.replies.style)? else {
-            return Ok(Taken::Nothing(Step::Receive(head)));
+        let head = RequestHeader::len(self.replies.style);
+        let Some(header) = RequestHeader::parse(recv_buffer.bytes(), self.replies.style)? else {
+            return Ok(Dispatched::Blocked(NextAction::Receive(head)));
         };
         if header.command_type() == CommandType::DISC {
-            return Ok(Taken::Nothing(Step::Disconnect));
+            return Ok(Dispatched::Blocked(NextAction::Disconnect));
         }
         let payload_len = header.payload_len()?;
         let is_kept = payload_len <= self.rules.max_payload;
         let length = head + if is_kept { payload_len as usize } else { 0 };
-        if inbox.bytes().len() < length {
-            let landing = if is_kept { self.landing(inbox, &header, length) } else { None };
-            shared.outbox.inbox_holds = inbox.holds_memory();
-            shared.outbox.is_landing = landing.is_some();
-            return Ok(Taken::Nothing(landing.map_or(Step::Receive(length), Step::Land)));
+        if recv_buffer.bytes().len() < length {
+            let write = if is_kept {
+                self.begin_direct_receive(recv_buffer, &header, length)
+            } else {
+                None
+            };
+            shared.send_buffer.recv_holds_memory = recv_buffer.holds_memory();
+            shared.send_buffer.is_receiving_directly = write.is_some();
+            return Ok(Dispatched::Blocked(
+                write.map_or(NextAction::Receive(length), NextAction::ReceiveDirectly),
+            ));
         }
-        let outbox = &shared.outbox;
-        if outbox.outstanding > 0 && self.is_full(outbox, inbox.bytes()) {
-            return Ok(Taken::Nothing(Step::Full));
+        let send_buffer = &shared.send_buffer;
+        if send_buffer.outstanding > 0 && self.is_full(send_buffer, recv_buffer.bytes()) {
+            return Ok(Dispatched::Blocked(NextAction::WaitForTasks));
         }
-        self.look_ahead(&shared.outbox, &inbox.bytes()[length..]);
-        let taken = self.execute(shared, inbox, &header, head..length, grant);
-        if matches!(taken, Taken::Nothing(_)) {
-            return Ok(taken);
+        self.prefetch_next(&shared.send_buffer, &recv_buffer.bytes()[length..]);
+        let dispatched = self.execute(shared, recv_buffer, &header, head..length, grant);
+        if matches!(dispatched, Dispatched::Blocked(_)) {
+            return Ok(dispatched);
         }
-        inbox.consume(length);
-        Ok(if is_kept { taken } else { Taken::Nothing(Step::Skip(u64::from(payload_len))) })
+        recv_buffer.consume(length);
+        Ok(if is_kept {
+            dispatched
+        } else {
+            Dispatched::Blocked(NextAction::SkipPayload(u64::from(payload_len)))
+        })
     }
 
-    /// Has what is needed next fetched while another request is executed, unless it is to be sent from
-    /// where it lies: that is copied later, with all else.
-    fn look_ahead(&self, outbox: &Outbox, bytes: &[u8]) {
-        let Ok(Some(next)) = Header::parse(bytes, self.replies.style) else { return };
+    /// Prefetches the data of the following request while this one is executed. Not for a read that
+    /// is sent from mapped memory: the kernel copies that only when the replies are sent.
+    fn prefetch_next(&self, send_buffer: &SendBuffer, bytes: &[u8]) {
+        let Ok(Some(next)) = RequestHeader::parse(bytes, self.replies.style) else { return };
         let length = u32::try_from(next.data_len()).unwrap_or(u32::MAX);
-        if next.command_type() != CommandType::READ || !self.is_worth_a_span(outbox, length) {
+        if next.command_type() != CommandType::READ || !self.prefers_mapped(send_buffer, length) {
             self.export.backend().prefetch(next.address().offset, length);
         }
     }
 
-    /// Executes a request if that does not wait for anything.
+    /// Executes a request here if that does not block; else makes it a task.
     fn execute(
         self: &Arc<Self>,
-        shared: &mut SharedOutbox,
-        inbox: &Inbox,
-        header: &Header,
+        shared: &mut SendState,
+        recv_buffer: &RecvBuffer,
+        header: &RequestHeader,
         payload: std::ops::Range<usize>,
         grant: Option<Grant>,
-    ) -> Taken {
-        let outbox = &mut shared.outbox;
+    ) -> Dispatched {
+        let send_buffer = &mut shared.send_buffer;
         let to = header.address();
-        let data = &inbox.bytes()[payload.clone()];
+        let data = &recv_buffer.bytes()[payload.clone()];
         let checked = if self.is_stopping.load(Ordering::Relaxed) {
-            Err(Refused::Stopping)
+            Err(RefusalReason::Stopping)
         } else {
             header.check(&self.rules, data, self.replies.allocation)
         };
         let command = match checked {
             Ok(command) => command,
             Err(refusal) => {
-                outbox.tell_refused(&refusal);
+                send_buffer.log_refusal_once(&refusal);
                 let mut reply = Vec::new();
                 self.replies.error(to, refusal.error(), &refusal.to_string(), &mut reply);
-                outbox.stage(&reply);
-                return Taken::Answered;
+                send_buffer.stage(&reply);
+                return Dispatched::Answered;
             }
         };
-        if outbox.is_closed() && task::only_tells(&command) {
-            return Taken::Answered;
+        if send_buffer.is_closed() && task::is_read_only(&command) {
+            return Dispatched::Answered;
         }
-        let alone = outbox.outstanding == 0 && outbox.unsent() == 0;
-        let alone = alone && inbox.bytes().len() == payload.end;
-        let patient = alone && shared.lull.is_likely();
-        match self.inline(outbox, to, &command, data, patient) {
+        let is_only_request = send_buffer.outstanding == 0
+            && send_buffer.unsent() == 0
+            && recv_buffer.bytes().len() == payload.end;
+        let may_block = is_only_request && shared.inline_predictor.allows_inline();
+        match self.inline(send_buffer, to, &command, data, may_block) {
             None => {}
             Some(has_waited) => {
                 if has_waited {
-                    shared.lull.waited(self.socket.as_fd());
+                    shared.inline_predictor.executed_inline(self.socket.as_fd());
                 }
-                return Taken::Answered;
+                return Dispatched::Answered;
             }
         }
-        let grant = match self.grant(outbox, &command, grant) {
+        let grant = match self.grant(send_buffer, &command, grant) {
             Ok(grant) => grant,
-            Err(step) => return Taken::Nothing(step),
+            Err(action) => return Dispatched::Blocked(action),
         };
-        if alone && self.export.backend().is_local(&command) {
-            shared.lull.watch();
+        if is_only_request && self.export.backend().is_local(&command) {
+            shared.inline_predictor.command_submitted();
         }
-        outbox.outstanding += 1;
-        outbox.outstanding_bytes += header.data_len();
-        let payload = if data.is_empty() { Payload::default() } else { inbox.share(payload) };
+        send_buffer.outstanding += 1;
+        send_buffer.outstanding_bytes += header.data_len();
+        let payload = if data.is_empty() { Payload::default() } else { recv_buffer.share(payload) };
         let connection = Arc::clone(self);
-        Taken::HandedOn(Box::new(NetworkTask { connection, to, command, payload, grant }))
+        Dispatched::Submit(Box::new(NetworkTask { connection, to, command, payload, grant }))
     }
 
-    /// A right to memory for the data of a read, unless the connection's own is enough. That of a
-    /// write is where it was received.
+    /// A grant of memory for the data of a read, if it needs one. A write needs none: its data lies
+    /// in the receive buffer, which has a grant of its own.
     fn grant(
         &self,
-        outbox: &Outbox,
+        send_buffer: &SendBuffer,
         command: &Command,
         grant: Option<Grant>,
-    ) -> Result<Option<Grant>, Step> {
+    ) -> Result<Option<Grant>, NextAction> {
         let Command::Read { length, .. } = *command else {
             return Ok(None);
         };
         let length = u64::from(length);
-        if grant.is_some() || outbox.pending() + length <= OWN {
+        if grant.is_some() || send_buffer.pending() + length <= MAX_UNGRANTED_BYTES {
             return Ok(grant);
         }
-        self.memory.try_take(length).map(Some).ok_or(Step::Memory(length))
+        self.memory.try_take(length).map(Some).ok_or(NextAction::WaitForMemory(length))
     }
 
-    /// Everything but data.
-    fn answer(&self, to: Address, completion: Completion<'_>) -> Vec<u8> {
+    /// A reply without data.
+    fn answer(&self, to: ReplyTarget, completion: Completion<'_>) -> Vec<u8> {
         let mut reply = Vec::new();
         match completion {
             Completion::Error(error) => self.replies.error(to, error, "", &mut reply),
@@ -317,47 +334,48 @@ impl Connection {
     }
 
     /// Stages the answer to a command that returns no data.
-    fn stage(&self, outbox: &mut Outbox, to: Address, done: Result<(), NbdError>) {
+    fn stage(&self, send_buffer: &mut SendBuffer, to: ReplyTarget, done: Result<(), NbdError>) {
         if let Err(error) = done {
-            outbox.stage(&self.answer(to, Completion::Error(error)));
+            send_buffer.stage(&self.answer(to, Completion::Error(error)));
             return;
         }
         let length = self.replies.done_len();
-        self.replies.done(to, outbox.room(length));
-        outbox.advance(length);
+        self.replies.done(to, send_buffer.room(length));
+        send_buffer.advance(length);
     }
 
-    /// Whether the next request would be more than a client may have under way.
-    fn is_full(&self, outbox: &Outbox, bytes: &[u8]) -> bool {
-        let next = Header::parse(bytes, self.replies.style).ok().flatten();
+    /// Whether the next request would exceed the limits of requests in flight.
+    fn is_full(&self, send_buffer: &SendBuffer, bytes: &[u8]) -> bool {
+        let next = RequestHeader::parse(bytes, self.replies.style).ok().flatten();
         let more = next.map_or(0, |header| header.data_len());
-        // A longer one is refused and moves nothing.
+        // A longer request is refused, so it moves no data.
         let more = if more > u64::from(self.rules.max_payload) { 0 } else { more };
-        outbox.outstanding >= self.limits.in_flight
-            || outbox.outstanding_bytes + more > self.limits.in_flight_bytes
+        send_buffer.outstanding >= self.limits.in_flight
+            || send_buffer.outstanding_bytes + more > self.limits.in_flight_bytes
     }
 
-    /// Why the stream has ended within a request.
-    fn torn(&self) -> ConnectionError {
+    /// The error for a stream that ended within a request.
+    fn unexpected_eof(&self) -> ConnectionError {
         if self.is_stopping.load(Ordering::Relaxed) {
             ConnectionError::Stopped
         } else {
-            ConnectionError::Torn
+            ConnectionError::UnexpectedEof
         }
     }
 
-    /// Whether the client has left without a word, as far as the system knows.
-    fn has_left(&self) -> bool {
+    /// Whether the client has closed its socket, as far as the kernel knows.
+    fn has_disconnected(&self) -> bool {
         let is_hung_up = self.socket.is_hung_up();
         let mut guard = self.lock();
-        if is_hung_up && !guard.outbox.is_closed() {
-            guard.outbox.client_left();
+        if is_hung_up && !guard.send_buffer.is_closed() {
+            guard.send_buffer.client_disconnected();
         }
-        guard.outbox.is_closed()
+        guard.send_buffer.is_closed()
     }
 
-    /// Leaves the client if that can be done at once; see [`Outbox::hang_up`]. It cannot while a
-    /// command is executed where it was received.
+    /// Disconnects the client if the lock is free; see [`SendBuffer::hang_up`]. The receiving
+    /// thread holds the lock while it executes a command, for as long as the storage takes: waiting
+    /// for it would let one stuck connection hold up the end of the server.
     pub(crate) fn try_hang_up(&self) {
         let guard = match self.shared.try_lock() {
             Ok(guard) => Some(guard),
@@ -365,30 +383,34 @@ impl Connection {
             Err(TryLockError::WouldBlock) => None,
         };
         if let Some(mut guard) = guard
-            && !guard.outbox.is_hung_up()
+            && !guard.send_buffer.is_hung_up()
         {
-            guard.outbox.hang_up();
+            guard.send_buffer.hang_up();
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, SharedOutbox> {
+    fn lock(&self) -> MutexGuard<'_, SendState> {
         self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for answers of workers until a condition holds.
-    fn wait_until(&self, holds: impl Fn(&Outbox) -> bool) -> MutexGuard<'_, SharedOutbox> {
+    /// Waits for replies of workers until a condition holds.
+    fn wait_until(&self, holds: impl Fn(&SendBuffer) -> bool) -> MutexGuard<'_, SendState> {
         let mut guard = self.lock();
-        guard.is_awaited = true;
-        while !holds(&guard.outbox) {
+        guard.has_waiter = true;
+        while !holds(&guard.send_buffer) {
             guard = self.changed.wait(guard).unwrap_or_else(PoisonError::into_inner);
         }
-        guard.is_awaited = false;
+        guard.has_waiter = false;
         guard
     }
 }
 
-enum Taken {
+/// What became of the next request.
+enum Dispatched {
+    /// Its reply is staged.
     Answered,
-    HandedOn(Box<NetworkTask>),
-    Nothing(Step),
+    /// It goes to a worker after the lock is released.
+    Submit(Box<NetworkTask>),
+    /// It cannot be executed yet, or there is none.
+    Blocked(NextAction),
 }

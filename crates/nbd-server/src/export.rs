@@ -9,8 +9,8 @@ use nbd_proto::{BlockSizes, RequestRules as Rules, TransmissionFlags};
 
 use crate::limits::Limits;
 
-/// What clients like best where the storage has no wish of its own, in bytes: a page.
-const PREFERRED_BLOCK: u32 = 4096;
+/// The preferred block size, in bytes, where the storage's own is smaller: a page.
+const PREFERRED_BLOCK_SIZE: u32 = 4096;
 
 /// A backend that clients find under a name.
 pub struct Export {
@@ -23,7 +23,7 @@ pub struct Export {
 }
 
 impl Export {
-    /// An export; the default one has an empty name. The description is for people.
+    /// An export; the default one has an empty name. Clients can list the description.
     pub fn new(name: String, description: String, backend: Arc<dyn Backend>) -> Self {
         let geometry = backend.geometry();
         let workers = Workers::new(Arc::clone(&backend));
@@ -31,7 +31,7 @@ impl Export {
         Self { name, description, backend, geometry, workers, durability }
     }
 
-    /// The same export, to which nobody may write.
+    /// The same export, read-only for all clients.
     #[must_use]
     pub fn read_only(mut self) -> Self {
         self.geometry.capabilities = Capabilities {
@@ -57,12 +57,13 @@ impl Export {
         &self.workers
     }
 
-    /// One for all connections, as a flush on one of them is about the writes of all.
+    /// One for all connections, because a flush on one connection covers the writes of all of them
+    /// (NBD_FLAG_CAN_MULTI_CONN).
     pub(crate) fn durability(&self) -> &dyn Durability {
         &self.durability
     }
 
-    /// What requests are checked against, given what was agreed on.
+    /// The rules by which requests are checked, given what was negotiated.
     pub(crate) fn rules(&self, offer: &Offer, block_status: bool) -> Rules {
         Rules {
             size: offer.size,
@@ -76,8 +77,8 @@ impl Export {
     fn offer(&self, limits: &Limits) -> Offer {
         let minimum = self.minimum();
         let can = &self.geometry.capabilities;
-        // What the storage can do, and no more. A client that is not offered a flush knows that there
-        // is none to be had; if it were, it would be told of a failure, and so of lost data.
+        // Offer only what the storage can do. A flush that was offered and fails would tell the
+        // client that data is lost.
         let mut flags = self.geometry.transmission_flags();
         if can.volatile {
             flags |= TransmissionFlags::SEND_FLUSH | TransmissionFlags::SEND_FUA;
@@ -87,7 +88,7 @@ impl Export {
             flags,
             block_sizes: BlockSizes {
                 minimum,
-                preferred: PREFERRED_BLOCK.max(self.geometry.block_size),
+                preferred: PREFERRED_BLOCK_SIZE.max(self.geometry.block_size),
                 maximum: limits.max_payload,
             },
             description: Some(self.description.clone()),
@@ -101,7 +102,7 @@ impl Export {
     }
 }
 
-/// Name and description, as people write them.
+/// `NAME=DESCRIPTION`, as on the command line.
 impl fmt::Display for Export {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if !self.name.is_empty() {

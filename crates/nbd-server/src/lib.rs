@@ -5,26 +5,28 @@
 //! |---|---|
 //! | `server` | accepting clients, and stopping |
 //! | `session` | one client, from the first byte to the last: handshake, then transmission |
-//! | `connection` | the transmission phase: the engine of the lanes, on a socket |
-//! | `inbox`, `outbox` | bytes that come and go, in pieces that suit system calls |
-//! | `memory` | what all connections have together for their data, and whose turn it is |
+//! | `connection` | the transmission phase: execute requests, send replies |
+//! | `recv_buffer`, `send_buffer` | received and unsent bytes, in pieces that suit system calls |
+//! | `memory_budget` | memory for the data of all connections, granted in order of arrival |
 //! | `request`, `reply` | headers and chunks in the style that was negotiated |
 //! | `export` | backends under names |
-//! | `limits` | how much of us a client may take |
+//! | `limits` | how much of the server a client may use |
 //!
-//! A client that breaks the protocol, in whatever way and at whatever byte, loses its connection
-//! and costs one line on stderr. It cannot hold up another one: nothing is shared between
-//! connections but the backend, its workers, which never wait for a client, and memory for large
-//! requests, for which a client waits only so long for another one.
+//! A client that breaks the protocol loses its connection, and the server logs one line. No client
+//! can hold up another one. Connections share three things only: the backend, its workers, which
+//! never wait for a client, and the memory for large requests. A client that holds that memory
+//! while others wait for it is disconnected after [`Limits::stall`].
+
+#![warn(clippy::missing_errors_doc, clippy::missing_panics_doc)]
 
 mod connection;
 mod export;
-mod inbox;
 mod limits;
-mod memory;
-mod outbox;
+mod memory_budget;
+mod recv_buffer;
 mod reply;
 mod request;
+mod send_buffer;
 mod server;
 mod session;
 #[cfg(any(test, feature = "testing"))]

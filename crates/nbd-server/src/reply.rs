@@ -1,4 +1,4 @@
-//! Replies in the style that the client has negotiated.
+//! Encoding replies in the style that was negotiated.
 
 use nbd_backend::Extent;
 use nbd_proto::handshake::ReplyStyle;
@@ -11,26 +11,26 @@ use nbd_proto::{
     ExtendedReplyChunk, NbdError, ReplyFlags, ReplyType, SimpleReply, StructuredReplyChunk,
 };
 
-/// Whom a reply is for.
+/// The request that a reply answers.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Address {
+pub(crate) struct ReplyTarget {
     pub(crate) cookie: u64,
-    /// The offset of the request; extended replies repeat it.
+    /// Offset of the request in bytes; extended replies repeat it.
     pub(crate) offset: u64,
 }
 
-/// The longest head of a reply with data: an extended chunk and the data's offset.
-pub(crate) const MOST_HEAD: usize = ExtendedReplyChunk::LEN + OffsetData::LEN;
+/// The longest header of a reply with data, in bytes: an extended chunk and the data's offset.
+pub(crate) const MAX_DATA_HEADER_LEN: usize = ExtendedReplyChunk::LEN + OffsetData::LEN;
 
-/// Makes replies.
+/// Encodes replies.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Replies {
+pub(crate) struct ReplyEncoder {
     pub(crate) style: ReplyStyle,
-    /// The number of `base:allocation`, if that was negotiated.
+    /// The id of the context `base:allocation`, if that was negotiated.
     pub(crate) allocation: Option<u32>,
 }
 
-impl Replies {
+impl ReplyEncoder {
     /// Bytes of a reply without data.
     pub(crate) fn done_len(self) -> usize {
         match self.style {
@@ -50,9 +50,9 @@ impl Replies {
         self.style != ReplyStyle::Simple
     }
 
-    /// What precedes the data of a read, which has at least one byte. `out` has
+    /// The header before the data of a read of at least one byte. `out` has
     /// [`data_head_len`](Self::data_head_len) bytes.
-    pub(crate) fn data_head(self, to: Address, length: u32, out: &mut [u8]) {
+    pub(crate) fn data_head(self, to: ReplyTarget, length: u32, out: &mut [u8]) {
         if self.style == ReplyStyle::Simple {
             let reply = SimpleReply { error: NbdError::SUCCESS, cookie: to.cookie };
             out.copy_from_slice(&reply.encode());
@@ -64,16 +64,16 @@ impl Replies {
         offset.copy_from_slice(&OffsetData { offset: to.offset }.encode());
     }
 
-    /// A read of nothing but zeroes; not for simple replies.
-    pub(crate) fn hole(self, to: Address, length: u32, out: &mut Vec<u8>) {
+    /// A read of zeroes only; not for simple replies.
+    pub(crate) fn hole(self, to: ReplyTarget, length: u32, out: &mut Vec<u8>) {
         let chunk = self.chunk(to, ReplyType::OFFSET_HOLE, OffsetHole::LEN as u32);
         out.extend_from_slice(chunk.as_slice());
         out.extend_from_slice(&OffsetHole { offset: to.offset, length }.encode());
     }
 
-    /// A request was carried out, and there is no data. `out` has [`done_len`](Self::done_len)
+    /// Success without data. `out` has [`done_len`](Self::done_len)
     /// bytes.
-    pub(crate) fn done(self, to: Address, out: &mut [u8]) {
+    pub(crate) fn done(self, to: ReplyTarget, out: &mut [u8]) {
         if self.style == ReplyStyle::Simple {
             let reply = SimpleReply { error: NbdError::SUCCESS, cookie: to.cookie };
             out.copy_from_slice(&reply.encode());
@@ -82,20 +82,20 @@ impl Replies {
         out.copy_from_slice(self.chunk(to, ReplyType::NONE, 0).as_slice());
     }
 
-    /// A request failed. The words are for people and may be empty.
-    pub(crate) fn error(self, to: Address, error: NbdError, words: &str, out: &mut Vec<u8>) {
+    /// An error. The message may be empty; simple replies cannot carry one.
+    pub(crate) fn error(self, to: ReplyTarget, error: NbdError, message: &str, out: &mut Vec<u8>) {
         if self.style == ReplyStyle::Simple {
             out.extend_from_slice(&SimpleReply { error, cookie: to.cookie }.encode());
             return;
         }
-        let payload = ErrorPayload { error, message: words.as_bytes(), offset: None };
+        let payload = ErrorPayload { error, message: message.as_bytes(), offset: None };
         let chunk = self.chunk(to, payload.reply_type(), payload.encoded_len());
         out.extend_from_slice(chunk.as_slice());
         payload.encode_to(out);
     }
 
     /// A block status; `false` if the client has negotiated none.
-    pub(crate) fn extents(self, to: Address, extents: &[Extent], out: &mut Vec<u8>) -> bool {
+    pub(crate) fn extents(self, to: ReplyTarget, extents: &[Extent], out: &mut Vec<u8>) -> bool {
         let Some(context) = self.allocation else {
             return false;
         };
@@ -116,16 +116,16 @@ impl Replies {
         out.extend_from_slice(chunk.as_slice());
         out.extend_from_slice(&BlockStatusHead { context }.encode());
         for extent in extents {
-            // The request was for less than 4 GiB, and an answer goes no further.
+            // A request with this header is shorter than 4 GiB, and no extent is longer than that.
             let length = u32::try_from(extent.length).unwrap_or(u32::MAX);
             out.extend_from_slice(&ShortExtent { length, flags: allocation(extent) }.encode());
         }
         true
     }
 
-    /// The head of the one and last chunk of a reply.
-    fn chunk(self, to: Address, reply_type: ReplyType, length: u32) -> Chunk {
-        let Address { cookie, offset } = to;
+    /// The header of a chunk. Each reply is one chunk, so it has the flag DONE.
+    fn chunk(self, to: ReplyTarget, reply_type: ReplyType, length: u32) -> Chunk {
+        let ReplyTarget { cookie, offset } = to;
         let flags = ReplyFlags::DONE;
         if self.style == ReplyStyle::Extended {
             let length = u64::from(length);
@@ -157,7 +157,7 @@ impl Chunk {
     }
 }
 
-/// Whether data is nothing but zeroes. Most data is found out at its first bytes.
+/// Whether data is zeroes only. Checks pieces of 64 bytes, so most other data costs one piece.
 pub(crate) fn is_zero(data: &[u8]) -> bool {
     let (chunks, rest) = data.as_chunks::<64>();
     let is_zero = |bytes: &[u8]| bytes.iter().fold(0, |all, byte| all | byte) == 0;

@@ -1,4 +1,4 @@
-//! Requests as they stand in the stream, whichever header was negotiated.
+//! Request headers, in the form that was negotiated.
 
 use nbd_proto::handshake::ReplyStyle;
 use nbd_proto::payload::StatusFilter;
@@ -8,25 +8,26 @@ use nbd_proto::{
 };
 use thiserror::Error;
 
-use crate::reply::Address;
+use crate::reply::ReplyTarget;
 
-/// The client does not speak the protocol: the connection cannot go on.
+/// The client broke the protocol so that the end of its request cannot be found. The connection
+/// must end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub(crate) enum ProtocolError {
     #[error("sent something that is no request")]
     Magic(#[from] WrongMagic),
     #[error("announced a payload of {0} bytes")]
-    Endless(u64),
+    PayloadTooLong(u64),
 }
 
-/// The header of a request that has come.
+/// The header of a received request.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Header {
+pub(crate) enum RequestHeader {
     Plain(Request),
     Extended(ExtendedRequest),
 }
 
-impl Header {
+impl RequestHeader {
     /// Length on the wire, in bytes.
     pub(crate) const fn len(style: ReplyStyle) -> usize {
         match style {
@@ -35,7 +36,7 @@ impl Header {
         }
     }
 
-    /// Reads a header; `None` if not all of it has come.
+    /// Reads a header; `None` if `bytes` has only a part of it.
     pub(crate) fn parse(bytes: &[u8], style: ReplyStyle) -> Result<Option<Self>, ProtocolError> {
         Ok(match style {
             ReplyStyle::Simple | ReplyStyle::Structured => match bytes.first_chunk() {
@@ -49,13 +50,13 @@ impl Header {
         })
     }
 
-    /// Bytes of payload behind the header, wanted or not.
+    /// Bytes of payload behind the header, whether or not the command takes one.
     pub(crate) fn payload_len(&self) -> Result<u32, ProtocolError> {
         match self {
             Self::Plain(request) => Ok(request.payload_len()),
             Self::Extended(request) => {
                 let length = request.payload_len();
-                u32::try_from(length).map_err(|_| ProtocolError::Endless(length))
+                u32::try_from(length).map_err(|_| ProtocolError::PayloadTooLong(length))
             }
         }
     }
@@ -67,14 +68,16 @@ impl Header {
         }
     }
 
-    pub(crate) fn address(&self) -> Address {
+    pub(crate) fn address(&self) -> ReplyTarget {
         match *self {
             Self::Plain(Request { cookie, offset, .. })
-            | Self::Extended(ExtendedRequest { cookie, offset, .. }) => Address { cookie, offset },
+            | Self::Extended(ExtendedRequest { cookie, offset, .. }) => {
+                ReplyTarget { cookie, offset }
+            }
         }
     }
 
-    /// Bytes of data that the request moves if it is in order, in whichever direction.
+    /// Bytes of data that the request reads or writes, if it is valid.
     pub(crate) fn data_len(&self) -> u64 {
         match (self.command_type(), self) {
             (CommandType::READ | CommandType::WRITE, Self::Plain(request)) => {
@@ -85,22 +88,22 @@ impl Header {
         }
     }
 
-    /// The command, if it is in order. `payload` is the whole of it.
+    /// The command, if the request is valid. `payload` is the whole payload.
     pub(crate) fn check(
         &self,
         rules: &Rules,
         payload: &[u8],
         allocation: Option<u32>,
-    ) -> Result<Command, Refused> {
+    ) -> Result<Command, RefusalReason> {
         match self {
             Self::Plain(request) => Ok(request.check(rules)?),
             Self::Extended(request) if request.is_filtered_status() => {
-                let filter = StatusFilter::parse(payload).map_err(|_| Refused::Filter)?;
+                let filter = StatusFilter::parse(payload).map_err(|_| RefusalReason::Filter)?;
                 let command = request.check_filtered(&filter, rules)?;
-                // There is one context, so a filter can only name it.
+                // `base:allocation` is the only context here, so a filter can only name that.
                 match filter.contexts().collect::<Vec<_>>()[..] {
                     [context] if Some(context) == allocation => Ok(command),
-                    _ => Err(Refused::Filter),
+                    _ => Err(RefusalReason::Filter),
                 }
             }
             Self::Extended(request) => Ok(request.check(rules)?),
@@ -108,9 +111,9 @@ impl Header {
     }
 }
 
-/// Why a request is answered with an error and not carried out.
+/// Why a request is answered with an error and not executed.
 #[derive(Clone, Copy, Debug, Error)]
-pub(crate) enum Refused {
+pub(crate) enum RefusalReason {
     #[error(transparent)]
     Rejected(#[from] Rejection),
     #[error("block status with a list of contexts that were not negotiated")]
@@ -119,7 +122,7 @@ pub(crate) enum Refused {
     Stopping,
 }
 
-impl Refused {
+impl RefusalReason {
     pub(crate) fn error(&self) -> NbdError {
         match self {
             Self::Rejected(rejection) => rejection.error(),

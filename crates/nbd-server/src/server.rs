@@ -1,4 +1,4 @@
-//! Accepting clients, a thread for each, and stopping without dropping what is under way.
+//! Accepting clients, a thread for each, and stopping after the requests in flight are done.
 
 use std::collections::HashMap;
 use std::io;
@@ -17,7 +17,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::export::{Export, Exports};
 use crate::limits::Limits;
-use crate::memory::Memory;
+use crate::memory_budget::MemoryBudget;
 use crate::session::{self, Client, Context};
 
 /// A server: some exports, and the clients that use them.
@@ -27,20 +27,20 @@ pub struct Server {
     clients: Arc<Clients>,
 }
 
-/// Whether and how connections are secured.
+/// Whether connections use TLS.
 #[derive(Debug, Default)]
 pub enum Security {
-    /// They are not.
+    /// No TLS.
     #[default]
     None,
-    /// Clients may ask for it.
+    /// TLS for clients that ask for it.
     Optional(ServerTls),
-    /// Clients must ask for it.
+    /// Only clients that ask for TLS are served.
     Required(ServerTls),
 }
 
 impl Server {
-    /// A server that listens to nobody yet.
+    /// A server that does not listen yet.
     pub fn new(exports: Vec<Export>, security: Security, limits: Limits) -> Self {
         let (policy, tls) = match security {
             Security::None => (TlsPolicy::Off, None),
@@ -50,14 +50,19 @@ impl Server {
         let list = exports.into_iter().map(Arc::new).collect();
         let is_stopping = Arc::new(AtomicBool::new(false));
         let exports = Exports { list, limits };
-        let memory = Memory::new(limits.memory);
+        let memory = MemoryBudget::new(limits.memory);
         let context = Arc::new(Context { exports, memory, tls, policy, is_stopping });
         Self { context, clients: Arc::default() }
     }
 
-    /// Serves whoever connects, until `stop` becomes readable: then nobody is let in any more,
-    /// what is under way is finished, and all connections are closed, after [`Limits::grace`] at
-    /// the latest. Returns earlier if no more clients can come and the last one has left.
+    /// Serves clients until `stop` becomes readable. Then it accepts no more clients, finishes the
+    /// requests in flight, and closes all connections, after [`Limits::grace`] at the latest.
+    /// Returns earlier if no more clients can come and the last one has disconnected.
+    ///
+    /// # Errors
+    ///
+    /// If accepting a client fails for good, `stop` cannot be duplicated, or the thread that waits
+    /// for `stop` cannot be started. Errors of a client end its connection only, and are logged.
     pub fn serve(&self, listeners: Listeners, stop: BorrowedFd<'_>) -> io::Result<()> {
         while let Some(socket) = listeners.accept(stop)? {
             self.admit(socket);
@@ -69,7 +74,7 @@ impl Server {
         stopper.spawn(move || {
             wait_readable(&stop);
             context.is_stopping.store(true, Ordering::Relaxed);
-            clients.each(|client| client.socket.shutdown_receive());
+            clients.for_each(|client| client.socket.shutdown_receive());
             if !clients.wait(Some(context.exports.limits.grace)) {
                 clients.hang_up();
             }
@@ -79,11 +84,11 @@ impl Server {
     }
 
     fn admit(&self, socket: Socket) {
-        let most = self.context.exports.limits.connections;
+        let max = self.context.exports.limits.connections;
         let peer = socket.peer();
         let client = Arc::new(Client::new(socket));
-        let Some(guard) = self.clients.enter(Arc::clone(&client), most) else {
-            tracing::warn!("{peer}: turned away: {most} clients are connected");
+        let Some(guard) = self.clients.register(Arc::clone(&client), max) else {
+            tracing::warn!("{peer}: turned away: {max} clients are connected");
             return;
         };
         let context = Arc::clone(&self.context);
@@ -103,10 +108,9 @@ fn wait_readable(fd: &OwnedFd) {
     while poll(&mut fds, PollTimeout::NONE) == Err(Errno::EINTR) {}
 }
 
-/// How long the threads of clients may take to notice that these were left, in case nothing of
-/// theirs is stuck ...
-const LAST_MOMENT: Duration = Duration::from_millis(500);
-/// ... and how often that is tried.
+/// How long connections without stuck requests may take to end after [`Limits::grace`] ...
+const HANG_UP_TIMEOUT: Duration = Duration::from_millis(500);
+/// ... and how often the server tries to end them: it cannot while the connection's lock is held.
 const HANG_UP_INTERVAL: Duration = Duration::from_millis(20);
 
 /// The connected clients.
@@ -115,34 +119,34 @@ struct Clients {
     list: Mutex<HashMap<u64, Arc<Client>>>,
     left: Condvar,
     next: AtomicU64,
-    /// What is still under way is not waited for any more.
+    /// Requests that are still in flight are not waited for any more.
     is_abandoned: AtomicBool,
 }
 
 impl Clients {
     /// Registers a client for as long as the guard lives; `None` if there are too many.
-    fn enter(self: &Arc<Self>, client: Arc<Client>, most: usize) -> Option<Guard> {
+    fn register(self: &Arc<Self>, client: Arc<Client>, max: usize) -> Option<ClientGuard> {
         let mut clients = self.lock();
-        if clients.len() >= most {
+        if clients.len() >= max {
             return None;
         }
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         clients.insert(id, client);
-        Some(Guard { clients: Arc::clone(self), id })
+        Some(ClientGuard { clients: Arc::clone(self), id })
     }
 
-    fn each(&self, act: impl Fn(&Client)) {
+    fn for_each(&self, act: impl Fn(&Client)) {
         for client in self.lock().values() {
             act(client);
         }
     }
 
-    /// Leaves all clients. Storage that does not answer must not keep the server from ending; the
-    /// connections of those whose requests are stuck end with them, or with the process.
+    /// Disconnects all clients. Storage that does not answer must not keep the server from ending;
+    /// a connection with stuck requests ends with them, or with the process.
     fn hang_up(&self) {
-        let deadline = Instant::now() + LAST_MOMENT;
+        let deadline = Instant::now() + HANG_UP_TIMEOUT;
         loop {
-            self.each(Client::try_hang_up);
+            self.for_each(Client::try_hang_up);
             if self.wait(Some(HANG_UP_INTERVAL)) {
                 return;
             }
@@ -150,14 +154,14 @@ impl Clients {
                 break;
             }
         }
-        self.each(|client| {
+        self.for_each(|client| {
             tracing::warn!("{}: requests are stuck and are abandoned", client.socket.peer());
         });
         self.is_abandoned.store(true, Ordering::Relaxed);
         self.left.notify_all();
     }
 
-    /// Waits until all have left or are abandoned; `false` if that takes longer than the limit.
+    /// Waits until all clients have disconnected or are abandoned; `false` after the limit.
     fn wait(&self, limit: Option<Duration>) -> bool {
         let deadline = limit.map(|limit| Instant::now() + limit);
         let mut clients = self.lock();
@@ -182,12 +186,12 @@ impl Clients {
     }
 }
 
-struct Guard {
+struct ClientGuard {
     clients: Arc<Clients>,
     id: u64,
 }
 
-impl Drop for Guard {
+impl Drop for ClientGuard {
     fn drop(&mut self) {
         self.clients.lock().remove(&self.id);
         self.clients.left.notify_all();

@@ -1,4 +1,4 @@
-//! One client, from the first byte to the last.
+//! One client: handshake, then transmission.
 
 use std::fmt;
 use std::io;
@@ -14,43 +14,43 @@ use nbd_proto::handshake::{
 };
 use thiserror::Error;
 
-use crate::connection::{Connection, ConnectionError, SharedOutbox};
+use crate::connection::{Connection, ConnectionError, SendState};
 use crate::export::Exports;
-use crate::inbox::Inbox;
-use crate::memory::Memory;
-use crate::outbox::Outbox;
-use crate::reply::Replies;
+use crate::memory_budget::MemoryBudget;
+use crate::recv_buffer::RecvBuffer;
+use crate::reply::ReplyEncoder;
+use crate::send_buffer::SendBuffer;
 
-/// What all sessions of a server have in common.
+/// What all sessions of a server share.
 #[derive(Debug)]
 pub(crate) struct Context {
     pub(crate) exports: Exports,
-    pub(crate) memory: Arc<Memory>,
+    pub(crate) memory: Arc<MemoryBudget>,
     pub(crate) tls: Option<ServerTls>,
     pub(crate) policy: TlsPolicy,
     pub(crate) is_stopping: Arc<AtomicBool>,
 }
 
-/// Why a session ended in disorder.
+/// Why a session ended without an orderly disconnect.
 #[derive(Debug, Error)]
 pub(crate) enum SessionError {
     #[error("did not finish the handshake in time")]
-    Slow,
+    HandshakeTimeout,
     #[error("closed the connection during the handshake")]
-    Torn,
+    UnexpectedEof,
     #[error("handshake failed")]
     Handshake(#[from] HandshakeError),
     #[error("cannot secure the connection")]
     Tls(#[from] TlsError),
     #[error("sent data in the clear behind its request to secure the connection")]
-    Impatient,
+    DataBeforeTls,
     #[error("handshake failed")]
     Io(#[source] io::Error),
     #[error(transparent)]
     Connection(#[from] ConnectionError),
 }
 
-/// A client, and what there is to end where it is to be left.
+/// A client, with what is needed to disconnect it.
 pub(crate) struct Client {
     pub(crate) socket: Arc<Socket>,
     /// In the transmission phase.
@@ -62,11 +62,12 @@ impl Client {
         Self { socket: socket.into(), connection: OnceLock::new() }
     }
 
-    /// Leaves the client, whatever it is doing. It may have to be tried again.
+    /// Disconnects the client. Does nothing while its connection is locked, so the caller tries
+    /// again.
     pub(crate) fn try_hang_up(&self) {
         match self.connection.get() {
             Some(connection) => connection.try_hang_up(),
-            // Nothing of it can be under way.
+            // No request can be in flight before the transmission phase.
             None => self.socket.shutdown(),
         }
     }
@@ -78,20 +79,20 @@ impl fmt::Debug for Client {
     }
 }
 
-/// Serves one client. Whatever it does is its own affair, apart from one line in the log.
+/// Serves one client. An error ends this connection only, and is logged in one line.
 pub(crate) fn serve(context: &Context, client: &Client) {
     let peer = client.socket.peer();
-    if let Err(error) = converse(context, client) {
+    if let Err(error) = run_session(context, client) {
         tracing::warn!("{peer}: {}", nbd_backend::chain(&error));
     }
     context.memory.trim();
 }
 
-fn converse(context: &Context, client: &Client) -> Result<(), SessionError> {
+fn run_session(context: &Context, client: &Client) -> Result<(), SessionError> {
     let limits = context.exports.limits;
     let mut stream = Stream::plain(Arc::clone(&client.socket));
     stream.set_deadline(Some(Instant::now() + limits.handshake));
-    let Some((mut stream, agreement, rest)) = shake_hands(context, stream)? else {
+    let Some((mut stream, agreement, rest)) = negotiate(context, stream)? else {
         return Ok(());
     };
     stream.set_deadline(None);
@@ -102,26 +103,26 @@ fn converse(context: &Context, client: &Client) -> Result<(), SessionError> {
     let (receiver, sender) = stream.split();
     let socket = Arc::clone(sender.socket());
     let memory = Arc::clone(&context.memory);
-    let inbox = Inbox::new(receiver, &rest, &limits, Arc::clone(&memory));
-    let mut inbox = inbox.map_err(SessionError::Io)?;
+    let recv_buffer = RecvBuffer::new(receiver, &rest, &limits, Arc::clone(&memory));
+    let mut recv_buffer = recv_buffer.map_err(SessionError::Io)?;
     let connection = Arc::new(Connection {
         export: Arc::clone(export),
         rules: export.rules(&agreement.offer, allocation.is_some()),
-        replies: Replies { style: agreement.style, allocation },
+        replies: ReplyEncoder { style: agreement.style, allocation },
         limits,
         memory,
         socket,
         is_stopping: Arc::clone(&context.is_stopping),
-        shared: Mutex::new(SharedOutbox::new(Outbox::new(sender))),
+        shared: Mutex::new(SendState::new(SendBuffer::new(sender))),
         changed: Condvar::new(),
     });
     client.connection.get_or_init(|| Arc::clone(&connection));
-    Ok(connection.run(&mut inbox)?)
+    Ok(connection.run(&mut recv_buffer)?)
 }
 
-/// Haggles until there is an agreement, or until the client has seen enough. What the client has
-/// sent beyond the handshake is returned as well.
-fn shake_hands(
+/// Negotiates until the client chooses an export; `None` if it leaves without one. The bytes are
+/// those that the client has sent after the handshake.
+fn negotiate(
     context: &Context,
     mut stream: Stream,
 ) -> Result<Option<(Stream, Agreement, Vec<u8>)>, SessionError> {
@@ -131,36 +132,36 @@ fn shake_hands(
     loop {
         let (consumed, progress) = handshake.handle(&input, &context.exports, &mut output)?;
         input.drain(..consumed);
-        // A client that only wanted to look may leave without listening to the end.
+        // A client that only lists exports may disconnect without reading all replies.
         let sent = stream.write_all(&output);
         output.clear();
         match progress {
             Progress::Aborted => return Ok(None),
             Progress::Transmission(agreement) => {
-                sent.map_err(failed)?;
+                sent.map_err(io_error)?;
                 return Ok(Some((stream, agreement, input)));
             }
             Progress::StartTls => {
-                sent.map_err(failed)?;
+                sent.map_err(io_error)?;
                 if !input.is_empty() {
-                    return Err(SessionError::Impatient);
+                    return Err(SessionError::DataBeforeTls);
                 }
-                // The machine offers TLS only where there are certificates.
+                // Unreachable: the handshake offers TLS only where there are certificates.
                 let Some(tls) = &context.tls else {
-                    return Err(SessionError::Impatient);
+                    return Err(SessionError::DataBeforeTls);
                 };
                 stream = stream.into_tls_server(tls)?;
                 handshake.secured();
             }
             Progress::More => {
-                match sent.map_err(failed) {
-                    // What it had said before it left is still to be heard.
-                    Err(SessionError::Torn) => {}
+                match sent.map_err(io_error) {
+                    // Options that it sent before it disconnected are still in the socket.
+                    Err(SessionError::UnexpectedEof) => {}
                     sent => sent?,
                 }
                 match read_more(&mut stream, &mut input) {
-                    // All that it has said was answered, so it may leave.
-                    Err(SessionError::Torn) if input.is_empty() => return Ok(None),
+                    // All of its options were answered, so it may disconnect.
+                    Err(SessionError::UnexpectedEof) if input.is_empty() => return Ok(None),
                     read => read?,
                 }
             }
@@ -168,11 +169,11 @@ fn shake_hands(
     }
 }
 
-/// Reads what has come, at least a byte.
+/// Reads at least one byte.
 fn read_more(stream: &mut Stream, input: &mut Vec<u8>) -> Result<(), SessionError> {
     let mut buffer = [0; 4096];
-    match stream.read(&mut buffer).map_err(failed)? {
-        0 => Err(SessionError::Torn),
+    match stream.read(&mut buffer).map_err(io_error)? {
+        0 => Err(SessionError::UnexpectedEof),
         count => {
             input.extend_from_slice(&buffer[..count]);
             Ok(())
@@ -180,10 +181,10 @@ fn read_more(stream: &mut Stream, input: &mut Vec<u8>) -> Result<(), SessionErro
     }
 }
 
-fn failed(error: io::Error) -> SessionError {
+fn io_error(error: io::Error) -> SessionError {
     match error.kind() {
-        io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => SessionError::Slow,
-        io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => SessionError::Torn,
+        io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => SessionError::HandshakeTimeout,
+        io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => SessionError::UnexpectedEof,
         _ => SessionError::Io(error),
     }
 }

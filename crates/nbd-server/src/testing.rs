@@ -1,6 +1,8 @@
-//! A client that does what it is told, right or wrong: for tests.
+//! A client for tests, which sends valid and invalid requests.
+//!
+//! All methods panic if the connection fails or the server sends something invalid.
 
-#![allow(clippy::unwrap_used, reason = "all of it is for tests")]
+#![allow(clippy::unwrap_used, clippy::missing_panics_doc, reason = "all of it is for tests")]
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -15,55 +17,59 @@ use nbd_proto::{
     ReplyType, Request, SimpleReply, StructuredReplyChunk,
 };
 
-/// Only a hang takes as long.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// How long a read or write of the socket may take before a test fails.
+const IO_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A client in the transmission phase.
 #[derive(Debug)]
 pub struct RawClient {
-    /// The connection, to break it.
+    /// The connection; a test may break it.
     pub stream: UnixStream,
-    /// What was agreed on.
+    /// What was negotiated.
     pub established: Established,
 }
 
-/// What a server has answered to a request.
+/// A server's reply to a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
     /// The cookie of the request.
     pub cookie: u64,
-    /// What came of it.
+    /// The result.
     pub outcome: Outcome,
 }
 
-/// What came of a request.
+/// The result of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// It was carried out.
+    /// Success without data.
     Done,
-    /// Data, and where it belongs.
+    /// The offset and the data.
     Data(u64, Vec<u8>),
-    /// So many zeroes, and where they belong.
+    /// Offset and length of a range of zeroes.
     Hole(u64, u32),
     /// Lengths and flags of extents.
     Extents(Vec<(u64, u64)>),
-    /// It was refused or failed, with these words for people.
+    /// An error and its message.
     Failed(NbdError, String),
 }
 
 impl RawClient {
-    /// Shakes hands. Panics if the server does not answer at all.
+    /// Does the handshake.
+    ///
+    /// # Errors
+    ///
+    /// If the server refuses what `wishes` asks for, or breaks the protocol.
     pub fn shake_hands(
         mut stream: UnixStream,
         wishes: ClientOptions,
     ) -> Result<Self, HandshakeError> {
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        stream.set_read_timeout(Some(IO_TIMEOUT)).unwrap();
+        stream.set_write_timeout(Some(IO_TIMEOUT)).unwrap();
         let mut client = ClientHandshake::new(wishes);
         let (mut input, mut output) = (Vec::new(), Vec::new());
         loop {
             let mut byte = [0];
-            // One at a time, so that nothing of what follows is taken.
+            // One byte at a time, so that no byte after the handshake is consumed.
             stream.read_exact(&mut byte).unwrap();
             input.extend(byte);
             let (used, progress) = client.handle(&input, &mut output)?;
@@ -76,7 +82,7 @@ impl RawClient {
         }
     }
 
-    /// The header of a request, in the style that was agreed on.
+    /// The header of a request, in the style that was negotiated.
     pub fn request(
         &self,
         command: CommandType,
@@ -120,13 +126,13 @@ impl RawClient {
         [&request, data].concat()
     }
 
-    /// Waits for an answer. `read` is the length of the read that it is to, or 0: a simple reply
-    /// does not tell.
+    /// Waits for a reply. `read` is the length of the read that it answers, or 0: a simple reply
+    /// does not contain the length.
     pub fn answer(&mut self, read: usize) -> Answer {
         self.answer_to(|_| read)
     }
 
-    /// The same, where the cookie tells to what.
+    /// Waits for a reply; `read` returns the length for a cookie.
     pub fn answer_to(&mut self, read: impl Fn(u64) -> usize) -> Answer {
         match self.established.style {
             ReplyStyle::Simple => {
@@ -134,7 +140,7 @@ impl RawClient {
                 let read = read(cookie);
                 let outcome = match error {
                     NbdError::SUCCESS if read == 0 => Outcome::Done,
-                    // It leaves out where the data belongs as well.
+                    // A simple reply does not contain the offset either.
                     NbdError::SUCCESS => Outcome::Data(0, self.take_all(read)),
                     error => Outcome::Failed(error, String::new()),
                 };
@@ -166,18 +172,18 @@ impl RawClient {
         answer.outcome
     }
 
-    /// Waits for the server to close the connection, and returns what it said before.
+    /// Waits for the server to close the connection, and returns the bytes before the end.
     pub fn rest(mut self) -> Vec<u8> {
         let mut rest = Vec::new();
         match self.stream.read_to_end(&mut rest) {
-            // That is how a socket closes in which something was not read.
+            // The server closed a socket with unread data.
             Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {}
             other => drop(other.unwrap()),
         }
         rest
     }
 
-    /// Waits for the server to close the connection without a further word.
+    /// Waits for the server to close the connection, and fails if it sends anything before.
     pub fn expect_end(self) {
         let rest = self.rest();
         assert!(rest.is_empty(), "{} bytes before the end: {:?}", rest.len(), rest.get(..64));

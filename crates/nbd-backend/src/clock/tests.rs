@@ -29,8 +29,8 @@ impl Machine {
             self.pass(self.cost);
             let nanos = self.nanos;
             self.pass(self.cost);
-            let doubt = self.ticks.wrapping_sub(before);
-            Reading { nanos, ticks: before.wrapping_add(doubt / 2), doubt }
+            let uncertainty = self.ticks.wrapping_sub(before);
+            Reading { nanos, ticks: before.wrapping_add(uncertainty / 2), uncertainty }
         })
     }
 
@@ -49,15 +49,15 @@ fn counted() -> Clock {
 }
 
 #[test]
-fn a_slow_clock_is_read_a_hundred_times_a_second_at_most() {
+fn a_slow_clock_is_read_at_most_a_hundred_times_a_second() {
     let (mut machine, mut clock) = (Machine::new(2500, 15), counted());
     machine.settle(&mut clock);
     for _ in 0..100_000 {
         machine.pass(10);
         let (asked, before) = (machine.nanos, machine.readings);
-        let told = machine.ask(&mut clock);
+        let returned = machine.ask(&mut clock);
         if machine.readings == before {
-            assert!(told.abs_diff(asked) < 2000, "{told} at {asked}");
+            assert!(returned.abs_diff(asked) < 2000, "{returned} at {asked}");
         }
     }
     assert!(machine.readings <= 101, "{} readings in a second", machine.readings);
@@ -72,7 +72,7 @@ fn a_fast_clock_is_read_each_time() {
 }
 
 #[test]
-fn what_the_counter_gets_wrong_stays_small_and_time_never_runs_backwards() {
+fn errors_of_the_counter_stay_small_and_time_never_runs_backwards() {
     let disturb: [fn(&mut Machine); 5] = [
         |machine| machine.ticks = 0,
         |machine| machine.ticks = machine.ticks.wrapping_add(1 << 40),
@@ -88,30 +88,30 @@ fn what_the_counter_gets_wrong_stays_small_and_time_never_runs_backwards() {
         // Longer than a baseline, and than what is believed of the old rate.
         for step in 0..40_000 {
             machine.pass(10);
-            let told = machine.ask(&mut clock);
-            assert!(told >= last, "case {case}: backwards at step {step}");
-            last = told;
+            let returned = machine.ask(&mut clock);
+            assert!(returned >= last, "case {case}: backwards at step {step}");
+            last = returned;
             // A clock that jumps by an hour is noticed when it is read.
             if case != 3 || step > 2000 {
                 assert!(
-                    told.abs_diff(machine.nanos) <= 2 * TRUST,
-                    "case {case}: {told} at {} in step {step}",
+                    returned.abs_diff(machine.nanos) <= 2 * MAX_COUNTER_AGE_NANOS,
+                    "case {case}: {returned} at {} in step {step}",
                     machine.nanos
                 );
             }
         }
-        assert!(told_exactly(&mut machine, &mut clock), "case {case}: never exact again");
+        assert!(is_exact(&mut machine, &mut clock), "case {case}: never exact again");
     }
 }
 
-fn told_exactly(machine: &mut Machine, clock: &mut Clock) -> bool {
+fn is_exact(machine: &mut Machine, clock: &mut Clock) -> bool {
     machine.settle(clock);
     let asked = machine.nanos;
     machine.ask(clock).abs_diff(asked) < 50_000
 }
 
 #[test]
-fn an_interrupted_reading_is_not_believed() {
+fn an_interrupted_reading_is_not_used() {
     let (mut machine, mut clock) = (Machine::new(2500, 15), counted());
     machine.settle(&mut clock);
     let latest = clock.latest.unwrap().nanos;
@@ -125,7 +125,7 @@ fn an_interrupted_reading_is_not_believed() {
 }
 
 #[test]
-fn a_lucky_reading_is_not_the_measure_of_all_others() {
+fn one_exceptionally_exact_reading_does_not_reject_all_others() {
     let (mut machine, mut clock) = (Machine::new(2500, 15), counted());
     machine.settle(&mut clock);
     machine.pass(20_000);
@@ -149,14 +149,17 @@ fn the_real_counter_agrees_with_the_real_clock() {
     let mut asked = 0u64;
     loop {
         let before = monotonic();
-        let told = clock.at(ticks(), || {
+        let returned = clock.at(ticks(), || {
             readings += 1;
             read()
         });
         let after = monotonic();
         asked += 1;
         let slack = 1_000_000;
-        assert!(before <= told + slack && told <= after + slack, "{before} {told} {after}");
+        assert!(
+            before <= returned + slack && returned <= after + slack,
+            "{before} {returned} {after}"
+        );
         if after > end {
             break;
         }

@@ -4,24 +4,24 @@
 //! `NBD_STEP_SEED` repeats a run; `NBD_STEP_ALL=1` leaves nothing to samples and takes long.
 #![cfg(all(target_os = "linux", target_arch = "x86_64"))]
 
+mod crash_state;
+mod device_fixture;
 mod memory;
-mod mind;
+mod oracle;
 mod peer;
 mod process;
-mod scene;
 mod script;
+mod single_step;
 mod sweep;
 mod threads;
 mod trace;
-mod walk;
-mod world;
 
-use scene::Scene;
+use crash_state::CrashState;
 use script::{Random, Scenario};
 use sweep::{Report, Sweep};
 
 /// Sweeps a scenario on one of the processors; it must meet these situations.
-fn sweep(turn: usize, scenario: &Scenario, scenes: &[Scene]) -> Report {
+fn sweep(turn: usize, scenario: &Scenario, scenes: &[CrashState]) -> Report {
     trace::pin(turn);
     let report = Sweep::new(scenario, Random::from_environment()).run();
     assert!(report.points > 10_000 && report.worlds > 100, "this cannot be all: {report}");
@@ -31,43 +31,43 @@ fn sweep(turn: usize, scenario: &Scenario, scenes: &[Scene]) -> Report {
 }
 
 #[test]
-fn requests_one_by_one() {
+fn kills_at_every_step_lose_no_request_sent_one_by_one() {
     sweep(0, &script::one_by_one(), &[]);
 }
 
 #[test]
-fn requests_at_once() {
-    sweep(1, &script::at_once(), &[Scene::Staged]);
+fn kills_at_every_step_lose_no_request_of_a_batch() {
+    sweep(1, &script::at_once(), &[CrashState::Staged]);
 }
 
 #[test]
-fn payloads_across_the_end_of_the_ring() {
-    sweep(0, &script::across_the_end(), &[Scene::Wrapped]);
+fn kills_at_every_step_lose_no_payload_across_the_ring_end() {
+    sweep(0, &script::across_the_end(), &[CrashState::Wrapped]);
 }
 
 #[test]
-fn requests_in_pieces() {
-    sweep(1, &script::in_pieces(), &[Scene::Untaken]);
+fn kills_at_every_step_lose_no_request_received_in_pieces() {
+    sweep(1, &script::in_pieces(), &[CrashState::Untaken]);
 }
 
 #[test]
-fn payloads_that_are_skipped() {
-    sweep(0, &script::skipped(), &[Scene::Skipping]);
+fn kills_at_every_step_lose_no_request_after_a_skipped_payload() {
+    sweep(0, &script::skipped(), &[CrashState::Skipping]);
 }
 
 #[test]
-fn answers_out_of_order() {
-    sweep(1, &script::out_of_order(), &[Scene::Overtaken]);
+fn kills_at_every_step_lose_no_request_answered_out_of_order() {
+    sweep(1, &script::out_of_order(), &[CrashState::Overtaken]);
 }
 
 #[test]
-fn a_socket_that_is_full() {
-    let report = sweep(0, &script::full_socket(), &[Scene::HalfSent]);
+fn kills_at_every_step_lose_no_reply_to_a_full_socket() {
+    let report = sweep(0, &script::full_socket(), &[CrashState::HalfSent]);
     assert!(report.sleeps > 2, "the socket was not full: {report}");
 }
 
 #[test]
-fn worker_threads_at_random_moments() {
+fn kills_at_random_moments_lose_no_request_of_workers() {
     let mut random = Random::from_environment();
     let seed = random.0;
     let (mut requests, mut left) = (0, 0);
@@ -81,7 +81,7 @@ fn worker_threads_at_random_moments() {
 }
 
 #[test]
-fn commands_that_others_never_come_beside_are_waited_for_where_they_were_received() {
+fn flushes_run_inline_after_a_streak_without_other_requests() {
     assert_eq!(threads::flushes_of_workers(20), 8);
 }
 

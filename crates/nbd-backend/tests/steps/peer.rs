@@ -10,7 +10,7 @@ use std::os::unix::net::UnixStream;
 
 use nix::sys::socket::{MsgFlags, recv};
 
-use crate::mind::Mind;
+use crate::oracle::Oracle;
 use crate::script::Step;
 
 /// More than any socket of these tests holds.
@@ -19,33 +19,33 @@ const MOST: usize = 1 << 20;
 /// The kernel's end of the lane.
 pub(crate) struct Peer {
     pub(crate) socket: UnixStream,
-    pub(crate) mind: Mind,
+    pub(crate) oracle: Oracle,
 }
 
 impl Peer {
     pub(crate) fn new(socket: UnixStream, steps: &[Step]) -> Self {
         socket.set_nonblocking(true).expect("a socket can be made nonblocking");
-        Self { socket, mind: Mind::new(steps) }
+        Self { socket, oracle: Oracle::new(steps) }
     }
 
     /// The same driver at another socket, on which `waiting` came already.
     pub(crate) fn copy(&self, socket: UnixStream, waiting: &[u8]) -> Self {
         socket.set_nonblocking(true).expect("a socket can be made nonblocking");
-        let mut mind = self.mind.clone();
-        mind.hear(waiting);
-        Self { socket, mind }
+        let mut oracle = self.oracle.clone();
+        oracle.hear(waiting);
+        Self { socket, oracle }
     }
 
     /// Sends what may be sent next, up to a cut; returns whether it sent anything.
     pub(crate) fn send(&mut self) -> bool {
-        let Some(mut piece) = self.mind.next_piece() else { return false };
+        let Some(mut piece) = self.oracle.next_piece() else { return false };
         let sent = match self.socket.write(&piece) {
             Ok(count) => count,
             Err(error) if error.kind() == ErrorKind::WouldBlock => 0,
             Err(error) => panic!("the lane takes no requests: {error}"),
         };
         piece.drain(..sent);
-        self.mind.give_back(piece);
+        self.oracle.give_back(piece);
         sent > 0
     }
 
@@ -54,10 +54,10 @@ impl Peer {
         let mut buffer = vec![0; MOST];
         match self.socket.read(&mut buffer) {
             Ok(0) => panic!("the lane is closed"),
-            Ok(count) => self.mind.hear(&buffer[..count]),
+            Ok(count) => self.oracle.hear(&buffer[..count]),
             Err(error) => assert_eq!(error.kind(), ErrorKind::WouldBlock, "{error}"),
         }
-        self.mind.check_replies(storage);
+        self.oracle.check_replies(storage);
     }
 }
 

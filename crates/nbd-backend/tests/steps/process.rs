@@ -21,10 +21,10 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::signal::{Signal, raise};
 use nix::unistd::{Pid, gettid};
 
+use crate::device_fixture::DeviceFixture;
 use crate::memory::Memory;
 use crate::script::{LAYOUT, Manner};
 use crate::trace::{self, Tracer};
-use crate::world::World;
 
 /// Set for the processes only: how they work.
 pub(crate) const MANNER: &str = "NBD_STEP_TEST_MANNER";
@@ -46,10 +46,10 @@ pub(crate) fn serve(manner: String) -> Result<(), Failure> {
 fn serve_here(manner: &str) -> Result<(), Failure> {
     let manners = [Manner::Inline, Manner::Held, Manner::Workers];
     let manner = manners.into_iter().find(|known| format!("{known:?}") == manner);
-    let manner = manner.ok_or("a manner that nobody knows")?;
+    let manner = manner.ok_or("an unknown manner")?;
     let link = Link::connect(&Endpoint::Inherited(0))?;
     let geometry = Memory::new(File::open("/dev/null")?, manner).geometry();
-    // The one who single-steps needs to know the thread.
+    // The tracer needs the thread's id.
     let session = link.hello(&gettid().to_string(), &geometry, false)?;
     let storage = session.keepsake(KEEPSAKE).ok_or("no storage")?.try_clone_to_owned()?;
     let backend = Arc::new(Memory::new(storage.into(), manner));
@@ -74,26 +74,26 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    /// Starts a backend that serves a world at full speed.
-    pub(crate) fn start(world: &World) -> Self {
-        Self::spawn(world, false).0
+    /// Starts a backend that serves a fixture at full speed.
+    pub(crate) fn start(fixture: &DeviceFixture) -> Self {
+        Self::spawn(fixture, false).0
     }
 
     /// Starts a backend and stops it where it begins to recover.
-    pub(crate) fn start_traced(world: &World) -> (Self, Tracer) {
-        let (process, tracer) = Self::spawn(world, true);
+    pub(crate) fn start_traced(fixture: &DeviceFixture) -> (Self, Tracer) {
+        let (process, tracer) = Self::spawn(fixture, true);
         let mut tracer = tracer.expect("asked for");
         tracer.run_to_barrier();
         (process, tracer)
     }
 
-    fn spawn(world: &World, traced: bool) -> (Self, Option<Tracer>) {
+    fn spawn(fixture: &DeviceFixture, traced: bool) -> (Self, Option<Tracer>) {
         let (holder, theirs) = UnixStream::pair().expect("a socket pair");
         let stderr = File::from(memfd_create(c"stderr", MFdFlags::MFD_CLOEXEC).expect("memory"));
         let mut command = Command::new(std::env::current_exe().expect("the test's own path"));
         command
             .args(["backend_process", "--exact", "--ignored", "--nocapture", "--test-threads=1"])
-            .env(MANNER, format!("{:?}", world.manner))
+            .env(MANNER, format!("{:?}", fixture.manner))
             .env("RUST_BACKTRACE", "0")
             .stdin(OwnedFd::from(theirs))
             .stdout(Stdio::null())
@@ -118,7 +118,7 @@ impl Process {
             process.thread = Some(thread);
             Tracer::seize(thread)
         });
-        let descriptors = world.descriptors();
+        let descriptors = fixture.descriptors();
         let descriptors = [0, 1, 2].map(|index: usize| descriptors[index].as_fd());
         channel.send(&FromHolder::Grant(grant()), &descriptors).expect("a backend that listens");
         process.holder.set_nonblocking(true).expect("a socket can be made nonblocking");
@@ -156,14 +156,14 @@ impl Process {
     }
 
     /// Plays the kernel's part for a while; returns whether the backend has left, in order.
-    pub(crate) fn turn(&mut self, world: &mut World, patience: u16) -> bool {
-        while world.peer.send() {}
+    pub(crate) fn turn(&mut self, fixture: &mut DeviceFixture, patience: u16) -> bool {
+        while fixture.peer.send() {}
         let mut ready = [
-            PollFd::new(world.peer.socket.as_fd(), PollFlags::POLLIN),
+            PollFd::new(fixture.peer.socket.as_fd(), PollFlags::POLLIN),
             PollFd::new(self.holder.as_fd(), PollFlags::POLLIN),
         ];
         poll(&mut ready, PollTimeout::from(patience)).expect("poll works");
-        world.peer.receive(&world.storage);
+        fixture.peer.receive(&fixture.storage);
         if !self.listen() {
             return false;
         }
@@ -173,13 +173,13 @@ impl Process {
     }
 
     /// Plays the kernel's part to the end, and checks what remains.
-    pub(crate) fn serve_to_the_end(mut self, mut world: World) {
+    pub(crate) fn serve_to_the_end(mut self, mut fixture: DeviceFixture) {
         let start = Instant::now();
-        while !self.turn(&mut world, 100) {
-            let unanswered = world.peer.mind.in_flight();
+        while !self.turn(&mut fixture, 100) {
+            let unanswered = fixture.peer.oracle.in_flight();
             assert!(start.elapsed() < DEADLINE, "nothing moves, {unanswered} are unanswered");
         }
-        world.check_end();
+        fixture.check_end();
     }
 }
 

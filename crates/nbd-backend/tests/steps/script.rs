@@ -37,7 +37,8 @@ pub(crate) enum Manner {
     /// At once, where it was received.
     Inline,
     /// It holds all requests until a flush comes, and then answers them, the last first and the
-    /// flush at the end. So whoever has the flush to do has all that was held with it.
+    /// flush at the end. So the backend that executes the flush has all requests that were held
+    /// with it.
     Held,
     /// On worker threads.
     Workers,

@@ -4,16 +4,16 @@
 //!
 //! What a process leaves behind when it is killed between two instructions is the memory that it
 //! shares with others, its files and its sockets: here the ledger, the storage and the lane. So a
-//! backend is stepped through a scenario *once*; after each instruction its world is compared
+//! backend is stepped through a scenario *once*; after each instruction its fixture is compared
 //! with what it was before, and whenever anything in it has changed, a successor is started in a
 //! copy of it and must finish the scenario, with every answer and every byte checked. Instructions
-//! that change nothing in the world leave the same to a successor as the one before them, so they
+//! that change nothing in the fixture leave the same to a successor as the one before them, so they
 //! are covered by the same run. That makes the work linear in the instructions, where killing a
 //! process after each of them would be quadratic.
 //!
 //! The copy could be wrong about what death leaves behind. So some backends (in the long mode one
 //! for each change) are also led to their kill point and truly killed there, and the successor
-//! works in the world itself.
+//! works in the fixture itself.
 //!
 //! # Why inside of system calls there is nothing more to find
 //!
@@ -31,11 +31,11 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::time::Instant;
 
+use crate::crash_state::{CrashState, scenes};
+use crate::device_fixture::{DeviceFixture, Image};
 use crate::process::Process;
-use crate::scene::{Scene, scenes};
 use crate::script::{Random, Scenario};
-use crate::walk::{Event, Walk};
-use crate::world::{Image, World};
+use crate::single_step::{Event, SingleStep};
 
 /// How much is done beside the sweep itself.
 #[derive(Clone, Copy, Debug)]
@@ -81,7 +81,7 @@ pub(crate) struct Report {
     /// Kill points and worlds of successors.
     second: [u64; 2],
     /// What the worlds were like.
-    pub(crate) scenes: BTreeSet<Scene>,
+    pub(crate) scenes: BTreeSet<CrashState>,
 }
 
 impl fmt::Display for Report {
@@ -132,30 +132,30 @@ impl<'a> Sweep<'a> {
         self.report
     }
 
-    /// Returns the moments at which the world changed.
+    /// Returns the moments at which the fixture changed.
     fn every_instruction(&mut self) -> Vec<Moment> {
         let mut moments = Vec::new();
-        let mut kept: Vec<(u64, World)> = Vec::new();
+        let mut kept: Vec<(u64, DeviceFixture)> = Vec::new();
         let all = self.extent.successors == usize::MAX;
-        let (last, sleeps) = walk_through(World::new(self.scenario), |moment, world| {
+        let (last, sleeps) = walk_through(DeviceFixture::new(self.scenario), |moment, fixture| {
             let _label = Label(format!("killed after {moment:?}"));
-            self.report.scenes.extend(scenes(world));
-            succeed(world.copy());
+            self.report.scenes.extend(scenes(fixture));
+            succeed(fixture.copy());
             moments.push(moment);
             if all {
-                add(&mut self.report.second, second(moment.points, world.copy()));
+                add(&mut self.report.second, second(moment.points, fixture.copy()));
                 return;
             }
             // Any of those seen so far is as likely to be kept as any other.
             let place = self.random.below(moments.len() as u64) as usize;
             if kept.len() < self.extent.successors {
-                kept.push((moment.points, world.copy()));
+                kept.push((moment.points, fixture.copy()));
             } else if let Some(other) = kept.get_mut(place) {
-                *other = (moment.points, world.copy());
+                *other = (moment.points, fixture.copy());
             }
         });
-        for (points, world) in kept {
-            add(&mut self.report.second, second(points, world));
+        for (points, fixture) in kept {
+            add(&mut self.report.second, second(points, fixture));
         }
         self.report.points = last.points;
         self.report.worlds = moments.len() as u64;
@@ -170,7 +170,7 @@ impl<'a> Sweep<'a> {
         let insomnia = self.random.below(4);
         let _label = Label(format!("truly killed at {moment:?}, in sleep {insomnia}"));
         self.report.kills += 1;
-        let mut walk = Walk::start(World::new(self.scenario));
+        let mut walk = SingleStep::start(DeviceFixture::new(self.scenario));
         let (mut calls, mut steps, mut sleeps) = (0, 0, 0);
         while (calls, steps) < (moment.calls, moment.steps) {
             let mut event = if calls < moment.calls { walk.leap() } else { walk.step() };
@@ -202,16 +202,16 @@ impl<'a> Sweep<'a> {
 }
 
 /// A successor at full speed finishes the scenario.
-fn succeed(world: World) {
-    Process::start(&world).serve_to_the_end(world);
+fn succeed(fixture: DeviceFixture) {
+    Process::start(&fixture).serve_to_the_end(fixture);
 }
 
 /// A successor that may in turn die after every instruction.
-fn second(first: u64, world: World) -> [u64; 2] {
+fn second(first: u64, fixture: DeviceFixture) -> [u64; 2] {
     let mut worlds = 0;
-    let (last, _) = walk_through(world, |moment, world| {
+    let (last, _) = walk_through(fixture, |moment, fixture| {
         let _label = Label(format!("killed after {first} instructions, then after {moment:?}"));
-        succeed(world.copy());
+        succeed(fixture.copy());
         worlds += 1;
     });
     [last.points, worlds]
@@ -221,13 +221,16 @@ fn add(totals: &mut [u64; 2], more: [u64; 2]) {
     totals.iter_mut().zip(more).for_each(|(total, more)| *total += more);
 }
 
-/// Steps a backend through a world, and shows the world after every instruction that changed it.
-/// Returns the last moment and the number of sleeps.
-fn walk_through(world: World, mut show: impl FnMut(Moment, &World)) -> (Moment, u64) {
-    let mut walk = Walk::start(world);
-    let mut image = Image::of(&walk.world);
+/// Steps a backend through a fixture, and shows the fixture after every instruction that changed
+/// it. Returns the last moment and the number of sleeps.
+fn walk_through(
+    fixture: DeviceFixture,
+    mut show: impl FnMut(Moment, &DeviceFixture),
+) -> (Moment, u64) {
+    let mut walk = SingleStep::start(fixture);
+    let mut image = Image::of(&walk.fixture);
     let (mut now, mut sleeps) = (Moment::default(), 0);
-    show(now, &walk.world);
+    show(now, &walk.fixture);
     let mut event = walk.step();
     loop {
         match event {
@@ -237,8 +240,8 @@ fn walk_through(world: World, mut show: impl FnMut(Moment, &World)) -> (Moment, 
                 if is_call {
                     (now.calls, now.steps) = (now.calls + 1, 0);
                 }
-                if image.renew(&walk.world, is_call) {
-                    show(now, &walk.world);
+                if image.renew(&walk.fixture, is_call) {
+                    show(now, &walk.fixture);
                 }
                 event = walk.step();
             }
@@ -249,6 +252,6 @@ fn walk_through(world: World, mut show: impl FnMut(Moment, &World)) -> (Moment, 
             Event::End => break,
         }
     }
-    walk.world.check_end();
+    walk.fixture.check_end();
     (now, sleeps)
 }

@@ -50,7 +50,7 @@ impl Tracer {
     }
 
     pub(crate) fn run_to_barrier(&mut self) {
-        assert_eq!(self.wait(), Stop::Barrier, "a thread that nobody has interrupted");
+        assert_eq!(self.wait(), Stop::Barrier, "a thread stopped without an interrupt");
     }
 
     /// The number of the system call that the next instruction makes, if it makes one.

@@ -1,4 +1,5 @@
-//! Receiving, and the memory for what comes: where a connection waits for its client and for its turn.
+//! Receiving, and memory to receive into: where a connection waits for its client, and for memory
+//! that other connections use.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -7,39 +8,39 @@ use std::time::Duration;
 use nbd_net::liveness;
 
 use super::{Connection, ConnectionError};
-use crate::inbox::{Inbox, Lack};
-use crate::memory::Grant;
+use crate::memory_budget::Grant;
+use crate::recv_buffer::{Blocked, RecvBuffer};
 
 impl Connection {
     pub(super) fn receive(
         &self,
-        inbox: &mut Inbox,
+        recv_buffer: &mut RecvBuffer,
         length: usize,
     ) -> Result<usize, ConnectionError> {
-        if inbox.is_too_slow(self.limits.stall) && self.memory.is_wanted() {
-            return Err(ConnectionError::Stalled);
+        if recv_buffer.is_too_slow(self.limits.stall) && self.memory.has_waiters() {
+            return Err(ConnectionError::TooSlow);
         }
-        self.hear(inbox, |inbox| {
-            self.make_room(inbox, length);
-            inbox.receive(length)
+        self.receive_with_timeouts(recv_buffer, |recv_buffer| {
+            self.make_room(recv_buffer, length);
+            recv_buffer.receive(length)
         })
     }
 
-    /// Receives once, however long that takes. Returns 0 at the end of the stream.
-    pub(super) fn hear(
+    /// Receives once, and waits as long as the timeouts allow. Returns 0 at the end of the stream.
+    pub(super) fn receive_with_timeouts(
         &self,
-        inbox: &mut Inbox,
-        mut receive: impl FnMut(&mut Inbox) -> io::Result<usize>,
+        recv_buffer: &mut RecvBuffer,
+        mut receive: impl FnMut(&mut RecvBuffer) -> io::Result<usize>,
     ) -> Result<usize, ConnectionError> {
         let mut silent = Duration::ZERO;
         loop {
-            match receive(inbox) {
+            match receive(recv_buffer) {
                 Ok(count) => return Ok(count),
                 Err(error) => match error.kind() {
                     io::ErrorKind::Interrupted => {}
                     io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
-                        silent += inbox.timeout();
-                        self.bear_with(inbox, &mut silent)?;
+                        silent += recv_buffer.timeout();
+                        self.check_timeouts(recv_buffer, &mut silent)?;
                     }
                     io::ErrorKind::ConnectionReset | io::ErrorKind::UnexpectedEof => return Ok(0),
                     _ => return Err(ConnectionError::Receive(error)),
@@ -48,16 +49,23 @@ impl Connection {
         }
     }
 
-    /// Whether to go on with a client that has been silent for so long.
-    fn bear_with(&self, inbox: &Inbox, silent: &mut Duration) -> Result<(), ConnectionError> {
+    /// Fails if the client was silent for longer than a limit allows.
+    fn check_timeouts(
+        &self,
+        recv_buffer: &RecvBuffer,
+        silent: &mut Duration,
+    ) -> Result<(), ConnectionError> {
         if liveness::is_gone(self.socket.as_fd(), self.limits.vanished) {
-            return Err(ConnectionError::Vanished);
+            return Err(ConnectionError::PeerVanished);
         }
-        if inbox.holds_memory() && !inbox.bytes().is_empty() && self.memory.is_wanted() {
-            return Err(ConnectionError::Stalled);
+        if recv_buffer.holds_memory()
+            && !recv_buffer.bytes().is_empty()
+            && self.memory.has_waiters()
+        {
+            return Err(ConnectionError::TooSlow);
         }
-        if self.lock().outbox.outstanding > 0 {
-            // A client that waits for us is not idle.
+        if self.lock().send_buffer.outstanding > 0 {
+            // A client that waits for a reply is not idle.
             *silent = Duration::ZERO;
         }
         match self.limits.idle {
@@ -66,40 +74,47 @@ impl Connection {
         }
     }
 
-    /// Reads a payload that nobody wants; its request was refused.
-    pub(super) fn skip(&self, inbox: &mut Inbox, length: u64) -> Result<(), ConnectionError> {
+    /// Discards the payload of a request that was refused.
+    pub(super) fn skip(
+        &self,
+        recv_buffer: &mut RecvBuffer,
+        length: u64,
+    ) -> Result<(), ConnectionError> {
         let mut left = length;
         while left > 0 {
-            let here = inbox.bytes().len().min(usize::try_from(left).unwrap_or(usize::MAX));
-            inbox.consume(here);
+            let here = recv_buffer.bytes().len().min(usize::try_from(left).unwrap_or(usize::MAX));
+            recv_buffer.consume(here);
             left -= here as u64;
-            if left > 0 && self.receive(inbox, 1)? == 0 {
-                return Err(self.torn());
+            if left > 0 && self.receive(recv_buffer, 1)? == 0 {
+                return Err(self.unexpected_eof());
             }
         }
         Ok(())
     }
 
-    /// Waits for memory, and has none meanwhile but what tasks and replies under way take up.
-    pub(super) fn reserve(&self, inbox: &mut Inbox, bytes: u64) -> Grant {
-        while inbox.let_go().is_err() {
-            self.finish_all();
+    /// Waits for a grant of common memory. Releases the receive buffer's share before: a connection
+    /// that holds memory and waits for more could deadlock with another one that does the same.
+    pub(super) fn wait_for_grant(&self, recv_buffer: &mut RecvBuffer, bytes: u64) -> Grant {
+        while recv_buffer.release_shared().is_err() {
+            self.wait_for_tasks();
         }
         self.memory.take(bytes)
     }
 
-    /// Sees to it that more of a message of this length can be received.
-    fn make_room(&self, inbox: &mut Inbox, length: usize) {
-        while let Err(lack) = inbox.make_room(length) {
-            match lack {
-                Lack::Turn => self.finish_all(),
-                Lack::Memory(bytes) => inbox.grow(self.memory.take(bytes as u64), bytes),
+    /// Makes room in the receive buffer for a message of this length. Waits as long as that takes.
+    fn make_room(&self, recv_buffer: &mut RecvBuffer, length: usize) {
+        while let Err(blocked) = recv_buffer.make_room(length) {
+            match blocked {
+                Blocked::TasksPending => self.wait_for_tasks(),
+                Blocked::NeedsMemory(bytes) => {
+                    recv_buffer.grow(self.memory.take(bytes as u64), bytes);
+                }
             }
         }
     }
 
-    /// Waits until no request is worked on.
-    fn finish_all(&self) {
-        drop(self.wait_until(|outbox| outbox.outstanding == 0));
+    /// Waits until no worker has a request of this connection.
+    fn wait_for_tasks(&self) {
+        drop(self.wait_until(|send_buffer| send_buffer.outstanding == 0));
     }
 }

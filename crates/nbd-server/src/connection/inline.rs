@@ -1,87 +1,89 @@
-//! Requests that are executed where they are received.
+//! Requests that the receiving thread executes itself.
 
-use nbd_backend::{Span, inline, patiently};
+use nbd_backend::{Span, execute_blocking, execute_inline};
 use nbd_proto::{Command, NbdError};
 
 use super::Connection;
-use crate::outbox::Outbox;
-use crate::reply::{Address, MOST_HEAD, is_zero};
+use crate::reply::{MAX_DATA_HEADER_LEN, ReplyTarget, is_zero};
+use crate::send_buffer::SendBuffer;
 
-/// Longest read that is tried where it was received: while it is copied, the others wait.
-const QUICK: u32 = 1 << 20;
-/// Shorter reads are copied: it costs as much to list where they lie …
-const WORTH_A_SPAN: u32 = 4 << 10;
-/// … and these, where a hole is told and not sent, as that has to be found out.
-const WORTH_A_LOOK: u32 = 32 << 10;
-/// How much of these is looked at, in bytes: the largest block that a backend may have.
-const LOOK: u32 = 4096;
-/// A shorter run of zeroes costs less than finding it out.
-const WORTH_A_HOLE: u32 = 512;
+/// Longest read that is executed here, in bytes: later requests wait while its data is copied.
+const MAX_INLINE_READ: u32 = 1 << 20;
+/// Shorter reads are copied, because a part of its own in sendmsg(2) costs as much ...
+const MIN_MAPPED_READ: u32 = 4 << 10;
+/// ... and below this length where zeroes are sent as a hole, because the check for zeroes
+/// needs a copy.
+const MIN_MAPPED_READ_WITH_HOLES: u32 = 32 << 10;
+/// Bytes at the beginning of a longer read that are checked for zeroes: the largest block size of a
+/// backend.
+const ZERO_PROBE_LEN: u32 = 4096;
+/// Shorter reads, in bytes, are sent as data: the check costs more than sending zeroes.
+const MIN_HOLE_LEN: u32 = 512;
 
 impl Connection {
-    /// Executes a command and stages its answer, if the command does not wait for anything, or if it
-    /// may and we are `patient`. Tells whether that was needed.
+    /// Executes a command and stages its reply, if the command does not block or `may_block` is
+    /// set. Returns whether it may have blocked; `None` if it was not executed.
     pub(super) fn inline(
         &self,
-        outbox: &mut Outbox,
-        to: Address,
+        send_buffer: &mut SendBuffer,
+        to: ReplyTarget,
         command: &Command,
         data: &[u8],
-        patient: bool,
+        may_block: bool,
     ) -> Option<bool> {
         let Command::Read { length, .. } = *command else {
-            let (done, has_waited) = self.attempt(command, data, &mut [], patient)?;
-            self.stage(outbox, to, done);
+            let (done, has_waited) = self.execute_here(command, data, &mut [], may_block)?;
+            self.stage(send_buffer, to, done);
             return Some(has_waited);
         };
-        if length > QUICK {
+        if length > MAX_INLINE_READ {
             return None;
         }
         if length == 0 {
-            self.stage(outbox, to, Ok(()));
+            self.stage(send_buffer, to, Ok(()));
             return Some(false);
         }
-        if let Some(span) = self.span(outbox, command) {
-            let mut head = [0; MOST_HEAD];
+        if let Some(span) = self.span(send_buffer, command) {
+            let mut head = [0; MAX_DATA_HEADER_LEN];
             let head = &mut head[..self.replies.data_head_len()];
             self.replies.data_head(to, length, head);
-            outbox.stage(head);
-            outbox.stage_span(span);
+            send_buffer.stage(head);
+            send_buffer.stage_mapped(span);
             return Some(false);
         }
         let head = self.replies.data_head_len();
-        let room = outbox.room(head + length as usize);
+        let room = send_buffer.room(head + length as usize);
         let (head_room, data_room) = room.split_at_mut(head);
-        let (done, has_waited) = self.attempt(command, &[], data_room, patient)?;
+        let (done, has_waited) = self.execute_here(command, &[], data_room, may_block)?;
         match done {
-            Err(error) => self.stage(outbox, to, Err(error)),
+            Err(error) => self.stage(send_buffer, to, Err(error)),
             Ok(()) if self.is_hole(data_room) => {
                 let mut reply = Vec::new();
                 self.replies.hole(to, length, &mut reply);
-                outbox.stage(&reply);
+                send_buffer.stage(&reply);
             }
             Ok(()) => {
                 self.replies.data_head(to, length, head_room);
-                outbox.advance(head + length as usize);
+                send_buffer.advance(head + length as usize);
             }
         }
         Some(has_waited)
     }
 
-    /// The data of a read, if it can be sent from where it lies.
-    fn span(&self, outbox: &Outbox, command: &Command) -> Option<Span> {
+    /// The mapped memory of a read's data, if sending from there is better than copying.
+    fn span(&self, send_buffer: &SendBuffer, command: &Command) -> Option<Span> {
         let Command::Read { offset, length } = *command else {
             return None;
         };
-        if !self.is_worth_a_span(outbox, length) {
+        if !self.prefers_mapped(send_buffer, length) {
             return None;
         }
         let span = self.export.backend().span(offset, length)?;
         if self.replies.has_holes() {
-            // Whoever looks at all of it might as well copy it.
-            let mut beginning = [0; LOOK as usize];
-            let look = Command::Read { offset, length: LOOK };
-            let (done, _) = self.attempt(&look, &[], &mut beginning, false)?;
+            // Only the beginning: checking all of it would cost as much as copying it.
+            let mut beginning = [0; ZERO_PROBE_LEN as usize];
+            let probe = Command::Read { offset, length: ZERO_PROBE_LEN };
+            let (done, _) = self.execute_here(&probe, &[], &mut beginning, false)?;
             if done.is_err() || is_zero(&beginning) {
                 return None;
             }
@@ -89,29 +91,31 @@ impl Connection {
         Some(span)
     }
 
-    /// Whether a read of this length is better sent from where it lies.
-    pub(super) fn is_worth_a_span(&self, outbox: &Outbox, length: u32) -> bool {
-        let worth = if self.replies.has_holes() { WORTH_A_LOOK } else { WORTH_A_SPAN };
-        length >= worth && outbox.takes_spans()
+    /// Whether a read of this length is better sent from mapped memory than copied.
+    pub(super) fn prefers_mapped(&self, send_buffer: &SendBuffer, length: u32) -> bool {
+        let min =
+            if self.replies.has_holes() { MIN_MAPPED_READ_WITH_HOLES } else { MIN_MAPPED_READ };
+        length >= min && send_buffer.supports_mapped()
     }
 
-    /// What came of a command that was executed here, and whether it was waited for.
-    pub(super) fn attempt(
+    /// The result of a command that was executed here, and whether it may have blocked; `None` if
+    /// it was not executed.
+    pub(super) fn execute_here(
         &self,
         command: &Command,
         data: &[u8],
         room: &mut [u8],
-        patient: bool,
+        may_block: bool,
     ) -> Option<(Result<(), NbdError>, bool)> {
         let (backend, durability) = (self.export.backend(), self.export.durability());
-        let done = inline(backend, durability, command, data, room, || ());
-        if done.is_some() || !patient {
+        let done = execute_inline(backend, durability, command, data, room, || ());
+        if done.is_some() || !may_block {
             return Some((done?, false));
         }
-        Some((patiently(backend, durability, command, data, room, || ())?, true))
+        Some((execute_blocking(backend, durability, command, data, room, || ())?, true))
     }
 
     pub(super) fn is_hole(&self, data: &[u8]) -> bool {
-        self.replies.has_holes() && data.len() >= WORTH_A_HOLE as usize && is_zero(data)
+        self.replies.has_holes() && data.len() >= MIN_HOLE_LEN as usize && is_zero(data)
     }
 }

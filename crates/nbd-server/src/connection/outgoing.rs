@@ -1,4 +1,4 @@
-//! Sending: never under the lock where that means to wait for the client.
+//! Sending. No thread holds the lock while it waits for the client to read.
 
 use std::os::fd::AsFd;
 use std::sync::{Arc, MutexGuard};
@@ -6,61 +6,61 @@ use std::time::{Duration, Instant};
 
 use nbd_net::liveness;
 
-use super::{Connection, SharedOutbox};
+use super::{Connection, SendState};
 use crate::limits::Limits;
 
 impl Connection {
-    /// Sends what is staged. If the client does not take all of it, waits until it does, without
-    /// the lock; so it must not be needed before this returns.
+    /// Sends what is staged. If the socket is full, releases the lock, waits until all is sent, and
+    /// takes the lock again: the state may have changed when this returns.
     pub(super) fn send<'a>(
         &'a self,
-        mut guard: MutexGuard<'a, SharedOutbox>,
-    ) -> MutexGuard<'a, SharedOutbox> {
-        if guard.outbox.is_draining {
+        mut guard: MutexGuard<'a, SendState>,
+    ) -> MutexGuard<'a, SendState> {
+        if guard.send_buffer.is_draining {
             drop(guard);
-            return self.wait_until(|outbox| !outbox.is_draining);
+            return self.wait_until(|send_buffer| !send_buffer.is_draining);
         }
-        if guard.outbox.send().is_ok() {
+        if guard.send_buffer.send().is_ok() {
             return guard;
         }
-        guard.outbox.is_draining = true;
+        guard.send_buffer.is_draining = true;
         drop(guard);
         self.drain();
         self.lock()
     }
 
-    /// Sends whenever the client takes something, until nothing is left.
+    /// Sends whenever the socket has room, until nothing is left. Only the thread that set
+    /// `is_draining` may call this: two would mix up the order of the bytes.
     pub(super) fn drain(&self) {
         loop {
             let begun = Instant::now();
             let is_taking = self.wait_for_reader();
             let mut guard = self.lock();
-            let is_slow = guard.outbox.has_waited(begun.elapsed(), self.limits.stall);
+            let is_slow = guard.send_buffer.has_waited(begun.elapsed(), self.limits.stall);
             if !is_taking {
-                guard.outbox.hang_up();
-            } else if is_slow && self.memory.is_wanted() {
+                guard.send_buffer.hang_up();
+            } else if is_slow && self.memory.has_waiters() {
                 let peer = self.socket.peer();
                 tracing::warn!(
                     "{peer}: read replies too slowly, while others waited for the memory"
                 );
-                guard.outbox.hang_up();
+                guard.send_buffer.hang_up();
             }
-            if guard.outbox.send().is_ok() {
+            if guard.send_buffer.send().is_ok() {
                 return self.drained(guard);
             }
         }
     }
 
-    /// Nothing is left to be sent.
-    fn drained(&self, mut guard: MutexGuard<'_, SharedOutbox>) {
-        guard.outbox.is_draining = false;
-        if guard.is_awaited {
+    /// Ends draining: nothing is left to send.
+    fn drained(&self, mut guard: MutexGuard<'_, SendState>) {
+        guard.send_buffer.is_draining = false;
+        if guard.has_waiter {
             self.changed.notify_all();
         }
     }
 
-    /// Waits for the client to take something. `false` if it is not to be waited for any longer, and
-    /// says why.
+    /// Waits until the socket has room. Logs why and returns `false` if a timeout has passed.
     fn wait_for_reader(&self) -> bool {
         let begun = Instant::now();
         let Limits { idle, stall, vanished, .. } = self.limits;
@@ -74,15 +74,16 @@ impl Connection {
                     return false;
                 }
             }
-            if let Some(why) = self.given_up(begun.elapsed()) {
+            if let Some(why) = self.timeout_reason(begun.elapsed()) {
                 tracing::warn!("{}: {why}", self.socket.peer());
                 return false;
             }
         }
     }
 
-    /// Why a client that has taken nothing for so long is not to be waited for any longer.
-    fn given_up(&self, waited: Duration) -> Option<&'static str> {
+    /// The reason to disconnect a client that has read nothing for so long, if a timeout has
+    /// passed.
+    fn timeout_reason(&self, waited: Duration) -> Option<&'static str> {
         let limits = &self.limits;
         if liveness::is_gone(self.socket.as_fd(), limits.vanished) {
             return Some("left replies unread, and its machine does not answer any more");
@@ -90,20 +91,20 @@ impl Connection {
         if limits.idle.is_some_and(|idle| waited >= idle) {
             return Some("left replies unread for too long");
         }
-        let is_in_the_way = waited >= limits.stall && self.memory.is_wanted();
-        (is_in_the_way && self.lock().outbox.holds_memory())
+        let is_blocking_others = waited >= limits.stall && self.memory.has_waiters();
+        (is_blocking_others && self.lock().send_buffer.holds_memory())
             .then_some("left replies unread for too long, while others waited for the memory")
     }
 }
 
-/// Sends what is left on a thread of its own.
-pub(super) fn drain_aside(connection: Arc<Connection>) {
+/// Sends what is left on a new thread.
+pub(super) fn spawn_drain(connection: Arc<Connection>) {
     let failing = Arc::clone(&connection);
     let thread = std::thread::Builder::new().name("drain".into()).spawn(move || connection.drain());
     if let Err(error) = thread {
         tracing::error!("{}: dropped: cannot start a thread: {error}", failing.socket.peer());
         let mut guard = failing.lock();
-        guard.outbox.hang_up();
+        guard.send_buffer.hang_up();
         failing.drained(guard);
     }
 }

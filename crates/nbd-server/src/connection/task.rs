@@ -1,4 +1,4 @@
-//! A request that was handed on, to a worker or to a backend that works by itself.
+//! A request that a worker executes, or a backend that executes tasks itself.
 
 use std::sync::Arc;
 
@@ -6,21 +6,21 @@ use nbd_backend::{Completion, Durability, Task};
 use nbd_proto::Command;
 
 use super::{Connection, outgoing};
-use crate::inbox::Payload;
-use crate::memory::Grant;
-use crate::reply::Address;
+use crate::memory_budget::Grant;
+use crate::recv_buffer::Payload;
+use crate::reply::ReplyTarget;
 
-/// A request that was handed on.
+/// A submitted request.
 pub(super) struct NetworkTask {
     pub(super) connection: Arc<Connection>,
-    pub(super) to: Address,
+    pub(super) to: ReplyTarget,
     pub(super) command: Command,
     pub(super) payload: Payload,
     pub(super) grant: Option<Grant>,
 }
 
-/// Whether a command is of no use to a client that has left: it changes nothing.
-pub(super) fn only_tells(command: &Command) -> bool {
+/// Whether a command changes nothing. Such a command is skipped when its client has disconnected.
+pub(super) fn is_read_only(command: &Command) -> bool {
     matches!(command, Command::Read { .. } | Command::BlockStatus { .. } | Command::Cache { .. })
 }
 
@@ -36,7 +36,7 @@ impl Task for NetworkTask {
     fn begin(&self) {}
 
     fn is_wanted(&self) -> bool {
-        !only_tells(&self.command) || !self.connection.has_left()
+        !is_read_only(&self.command) || !self.connection.has_disconnected()
     }
 
     fn durability(&self) -> &dyn Durability {
@@ -62,20 +62,21 @@ impl Task for NetworkTask {
             other => head = connection.answer(to, other),
         }
         let mut guard = connection.lock();
-        let sent = guard.outbox.send_directly(&head, tail);
-        guard.outbox.hold(grant);
-        guard.outbox.finished(match command {
+        let sent = guard.send_buffer.send_directly(&head, tail);
+        guard.send_buffer.hold_grant(grant);
+        guard.send_buffer.finished(match command {
             Command::Read { length, .. } | Command::Write { length, .. } => u64::from(length),
             _ => 0,
         });
-        if guard.is_awaited {
+        if guard.has_waiter {
             connection.changed.notify_all();
         }
         if sent.is_err() {
-            // The client is slow, and this thread is needed elsewhere.
-            guard.outbox.is_draining = true;
+            // The client reads slowly. A worker must not wait for it: other clients need the
+            // worker.
+            guard.send_buffer.is_draining = true;
             drop(guard);
-            outgoing::drain_aside(connection);
+            outgoing::spawn_drain(connection);
         }
     }
 }

@@ -1,11 +1,11 @@
-//! What each bad request gets. The connection is fine afterwards.
+//! The error that each invalid request gets. The connection works afterwards.
 
 use nbd_proto::handshake::ReplyStyle;
 use nbd_proto::{CommandFlags as Flags, CommandType as Type, NbdError};
 use nbd_server::Limits;
 use nbd_server::testing::{Outcome, RawClient};
 
-use crate::world::{BAD, Disk, SIZE, STYLES, World};
+use crate::test_server::{BAD, Disk, SIZE, STYLES, TestServer};
 
 /// Sends a request as it is, with as much payload as it announces, and returns the error.
 fn refused(
@@ -42,7 +42,7 @@ fn check(client: &mut RawClient, table: &[(Type, Flags, u64, u64, NbdError)]) {
         };
         let error = refused(client, command, flags, offset, length);
         assert_eq!(error, expected, "{command} {flags} of {length} at {offset}");
-        // It is served as before.
+        // The connection still works.
         match client.call(Type::READ, 0, 8) {
             Outcome::Data(..) => {}
             other => panic!("{other:?}"),
@@ -53,11 +53,11 @@ fn check(client: &mut RawClient, table: &[(Type, Flags, u64, u64, NbdError)]) {
 const NONE: Flags = Flags::NONE;
 
 #[test]
-fn client_asks_for_what_there_is_not() {
-    let world = World::new();
+fn requests_outside_the_export_are_refused() {
+    let server = TestServer::new();
     for style in STYLES {
         check(
-            &mut world.client(style),
+            &mut server.client(style),
             &[
                 (Type::READ, NONE, SIZE, 1, NbdError::EINVAL),
                 (Type::READ, NONE, SIZE - 1, 2, NbdError::EINVAL),
@@ -80,10 +80,10 @@ fn client_asks_for_what_there_is_not() {
 }
 
 #[test]
-fn client_sets_flags_that_do_not_belong_there() {
-    let world = World::new();
+fn misplaced_and_unknown_flags_are_refused() {
+    let server = TestServer::new();
     for style in STYLES {
-        let mut client = world.client(style);
+        let mut client = server.client(style);
         check(
             &mut client,
             &[
@@ -102,10 +102,10 @@ fn client_sets_flags_that_do_not_belong_there() {
             check(&mut client, &[(Type::READ, Flags::DF, 0, 8, NbdError::EINVAL)]);
         }
     }
-    // Payload where none is wanted is read and refused.
+    // A payload of a command that takes none is discarded, and the request refused.
     let payload = Flags::PAYLOAD_LEN;
     check(
-        &mut world.client(ReplyStyle::Extended),
+        &mut server.client(ReplyStyle::Extended),
         &[
             (Type::READ, payload, 0, 8, NbdError::EINVAL),
             (Type::FLUSH, payload, 0, 100_000, NbdError::EINVAL),
@@ -116,11 +116,11 @@ fn client_sets_flags_that_do_not_belong_there() {
     );
 }
 
-/// qemu's client does so, against the specification.
+/// qemu's client omits the flag, against the specification.
 #[test]
-fn client_does_not_announce_the_payload_of_an_extended_write() {
-    let world = World::new();
-    let mut client = world.client(ReplyStyle::Extended);
+fn an_extended_write_without_the_payload_flag_is_executed() {
+    let server = TestServer::new();
+    let mut client = server.client(ReplyStyle::Extended);
     let request = client.request(Type::WRITE, NONE, 7, 4096, 512);
     client.send(&[request, vec![7; 512]].concat());
     assert_eq!(client.answer(0).outcome, Outcome::Done);
@@ -128,15 +128,15 @@ fn client_does_not_announce_the_payload_of_an_extended_write() {
 }
 
 #[test]
-fn client_asks_for_block_status_in_vain() {
-    let world = World::new();
+fn invalid_block_status_requests_are_refused() {
+    let server = TestServer::new();
     check(
-        &mut world.client(ReplyStyle::Simple),
+        &mut server.client(ReplyStyle::Simple),
         &[(Type::BLOCK_STATUS, NONE, 0, 4096, NbdError::EINVAL)],
     );
     for style in [ReplyStyle::Structured, ReplyStyle::Extended] {
         check(
-            &mut world.client(style),
+            &mut server.client(style),
             &[
                 (Type::BLOCK_STATUS, NONE, 0, 0, NbdError::EINVAL),
                 (Type::BLOCK_STATUS, NONE, SIZE, 1, NbdError::EINVAL),
@@ -147,15 +147,15 @@ fn client_asks_for_block_status_in_vain() {
 }
 
 #[test]
-fn client_writes_to_a_read_only_export() {
-    let world = World::new();
+fn writes_to_a_read_only_export_are_refused() {
+    let server = TestServer::new();
     for style in STYLES {
-        let mut client = world.client_of("ro", style);
+        let mut client = server.client_of("ro", style);
         check(
             &mut client,
             &[
                 (Type::WRITE, NONE, 0, 512, NbdError::EPERM),
-                // That comes first, whatever else is wrong.
+                // Read-only is checked before the range.
                 (Type::WRITE, NONE, SIZE, 512, NbdError::EPERM),
                 (Type::TRIM, NONE, 0, 512, NbdError::EPERM),
                 (Type::WRITE_ZEROES, NONE, 0, 512, NbdError::EPERM),
@@ -166,10 +166,10 @@ fn client_writes_to_a_read_only_export() {
 }
 
 #[test]
-fn client_ignores_the_block_size() {
-    let world = World::with(Disk::new(4096), Limits::default());
+fn requests_below_the_block_size_are_refused() {
+    let server = TestServer::with(Disk::new(4096), Limits::default());
     for style in STYLES {
-        let mut client = world.client(style);
+        let mut client = server.client(style);
         for (command, offset, length) in [
             (Type::READ, 512, 4096),
             (Type::READ, 0, 512),
@@ -190,12 +190,12 @@ fn client_ignores_the_block_size() {
 }
 
 #[test]
-fn client_asks_for_too_much_at_once() {
+fn requests_above_the_maximum_payload_are_refused() {
     let max_payload = 64 << 10;
-    let world = World::with(Disk::new(1), Limits { max_payload, ..Limits::default() });
+    let server = TestServer::with(Disk::new(1), Limits { max_payload, ..Limits::default() });
     let more = u64::from(max_payload) + 1;
     for style in STYLES {
-        let mut client = world.client(style);
+        let mut client = server.client(style);
         assert_eq!(client.established.block_sizes.maximum, max_payload);
         check(
             &mut client,
@@ -204,20 +204,20 @@ fn client_asks_for_too_much_at_once() {
                 (Type::WRITE, NONE, 0, more, NbdError::EINVAL),
             ],
         );
-        // What moves no data may be as long as it likes.
+        // The limit does not apply to commands that move no data.
         assert_eq!(client.call(Type::WRITE_ZEROES, 0, SIZE), Outcome::Done);
         assert!(!matches!(client.call(Type::READ, 0, more - 1), Outcome::Failed(..)));
     }
-    let mut client = world.client(ReplyStyle::Extended);
+    let mut client = server.client(ReplyStyle::Extended);
     let error = refused(&mut client, Type::READ, NONE, 0, 1 << 40);
     assert_eq!(error, NbdError::EINVAL);
 }
 
 #[test]
-fn storage_fails() {
-    let world = World::new();
+fn storage_errors_become_nbd_errors() {
+    let server = TestServer::new();
     for style in STYLES {
-        let mut client = world.client(style);
+        let mut client = server.client(style);
         for (errno, expected) in [
             (1, NbdError::EPERM),
             (5, NbdError::EIO),
@@ -228,7 +228,7 @@ fn storage_fails() {
             (28, NbdError::ENOSPC),
             (30, NbdError::EPERM),
             (75, NbdError::EOVERFLOW),
-            // It is kept for zeroes that would be slow.
+            // The specification reserves ENOTSUP for WRITE_ZEROES with FAST_ZERO.
             (95, NbdError::EINVAL),
             (108, NbdError::ESHUTDOWN),
             (110, NbdError::EIO),

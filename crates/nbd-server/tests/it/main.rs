@@ -1,23 +1,23 @@
 //! The server as a library, with a backend that waits and fails on request.
 //!
-//! | module | what belongs there |
+//! | module | tests |
 //! |---|---|
-//! | `world` | the backend, and a running server |
+//! | `test_server` | not a test: the backend, and a running server |
 //! | `transmission` | each command in each style of reply; order, size, and cuts |
 //! | `errors` | what each bad request gets |
-//! | `guilty` | clients that break the protocol, by what they do |
-//! | `limits` | how much a client may take |
-//! | `memory` | what all clients have together |
+//! | `protocol_violations` | clients that break the protocol |
+//! | `limits` | the limits of one client |
+//! | `memory` | the memory that all clients share |
 //! | `stop` | the end of the server |
-//! | `vanish` | clients whose machine has vanished |
+//! | `vanished_clients` | clients whose machine has vanished |
 
 #![allow(clippy::unwrap_used, reason = "all of it is tests")]
 
 mod errors;
-mod guilty;
 mod limits;
 mod memory;
+mod protocol_violations;
 mod stop;
+mod test_server;
 mod transmission;
-mod vanish;
-mod world;
+mod vanished_clients;

@@ -1,4 +1,4 @@
-//! The memory that all clients have together.
+//! The memory that all clients share.
 
 use std::io::{Read, Write};
 use std::time::Duration;
@@ -8,20 +8,20 @@ use nbd_proto::handshake::ReplyStyle;
 use nbd_server::Limits;
 use nbd_server::testing::{Outcome, RawClient};
 
-use crate::world::{Disk, SIZE, SLOW, SLOW_WRITE, World, has_ended, is_hung_up};
+use crate::test_server::{Disk, SIZE, SLOW, SLOW_WRITE, TestServer, has_ended, is_hung_up};
 
-/// Long enough for no client of the server's to have it in its own buffers.
+/// Bytes of a request that needs common memory: more than a connection's own buffers hold.
 const LARGE: usize = 900_000;
-/// Where the server hands reads on to a worker.
-const ASIDE: u64 = 1;
-const MOMENT: Duration = Duration::from_millis(50);
+/// Reads at this offset are executed by a worker.
+const WORKER_OFFSET: u64 = 1;
+const SHORT_STALL: Duration = Duration::from_millis(50);
 
 /// There is memory for one large request.
-fn world(stall: Duration) -> World {
-    World::with(Disk::new(1), Limits { memory: 1 << 20, stall, ..Limits::default() })
+fn server(stall: Duration) -> TestServer {
+    TestServer::with(Disk::new(1), Limits { memory: 1 << 20, stall, ..Limits::default() })
 }
 
-fn never() -> Duration {
+fn no_stall() -> Duration {
     Duration::from_secs(1000)
 }
 
@@ -31,7 +31,7 @@ fn reads_and_writes(client: &mut RawClient, number: u8) {
         assert_eq!(client.answer(0).outcome, Outcome::Done);
         // Three at once are more than there is memory for.
         for cookie in 0..3 {
-            client.ask(Type::READ, cookie, ASIDE, LARGE as u64);
+            client.ask(Type::READ, cookie, WORKER_OFFSET, LARGE as u64);
         }
         for _ in 0..3 {
             assert!(matches!(client.answer(LARGE).outcome, Outcome::Data(..)));
@@ -40,19 +40,19 @@ fn reads_and_writes(client: &mut RawClient, number: u8) {
 }
 
 #[test]
-fn greedy_clients_wait_for_each_other_and_none_starves() {
-    let world = world(never());
+fn clients_with_large_requests_share_the_memory_and_none_starves() {
+    let server = server(no_stall());
     std::thread::scope(|scope| {
         let greedy: Vec<_> = (1..=8)
             .map(|number| {
                 let style =
                     if number % 2 == 0 { ReplyStyle::Simple } else { ReplyStyle::Structured };
-                let mut client = world.client(style);
+                let mut client = server.client(style);
                 scope.spawn(move || reads_and_writes(&mut client, number))
             })
             .collect();
         // Small requests go on meanwhile.
-        let mut modest = world.client(ReplyStyle::Simple);
+        let mut modest = server.client(ReplyStyle::Simple);
         let mut rounds = 0;
         while rounds < 100 || greedy.iter().any(|thread| !thread.is_finished()) {
             modest.write(1, SIZE - 512, &[7; 512]);
@@ -65,11 +65,11 @@ fn greedy_clients_wait_for_each_other_and_none_starves() {
 
 #[test]
 fn requests_longer_than_all_memory_are_served_one_at_a_time() {
-    let limits = Limits { memory: 4096, stall: never(), ..Limits::default() };
-    let world = World::with(Disk::new(1), limits);
+    let limits = Limits { memory: 4096, stall: no_stall(), ..Limits::default() };
+    let server = TestServer::with(Disk::new(1), limits);
     std::thread::scope(|scope| {
         for number in 1..=3 {
-            let mut client = world.client(ReplyStyle::Simple);
+            let mut client = server.client(ReplyStyle::Simple);
             scope.spawn(move || reads_and_writes(&mut client, number));
         }
     });
@@ -81,65 +81,65 @@ fn half_a_write(client: &mut RawClient) {
     client.send(&[head, vec![1; LARGE / 2]].concat());
 }
 
-fn large_write(world: &World) {
-    let mut client = world.client(ReplyStyle::Simple);
+fn large_write(server: &TestServer) {
+    let mut client = server.client(ReplyStyle::Simple);
     client.write(2, 0, &[2; LARGE]);
     assert_eq!(client.answer(0).outcome, Outcome::Done);
 }
 
 #[test]
-fn client_takes_memory_from_others_with_half_a_request() {
-    let world = world(MOMENT);
-    let mut idle = world.client(ReplyStyle::Simple);
+fn a_half_sent_request_is_dropped_when_others_wait_for_its_memory() {
+    let server = server(SHORT_STALL);
+    let mut idle = server.client(ReplyStyle::Simple);
     half_a_write(&mut idle);
-    // Nobody minds as long as nobody waits.
-    std::thread::sleep(4 * MOMENT);
+    // It may keep the memory while no other client waits.
+    std::thread::sleep(4 * SHORT_STALL);
     idle.send(&vec![1; LARGE - LARGE / 2]);
     assert_eq!(idle.answer(0).outcome, Outcome::Done);
     half_a_write(&mut idle);
-    // The first of these may still be ahead of it.
+    // The first large write may get the memory before the half sent one.
     while !has_ended(&mut idle) {
-        large_write(&world);
+        large_write(&server);
     }
-    assert_eq!(world.disk.content()[..LARGE], [2; LARGE]);
+    assert_eq!(server.disk.content()[..LARGE], [2; LARGE]);
 }
 
-/// Each byte comes in time.
+/// Each byte comes before the timeout of a receive.
 #[test]
-fn client_takes_memory_from_others_with_a_request_that_trickles() {
-    let world = world(MOMENT);
-    let mut trickling = world.client(ReplyStyle::Simple);
+fn a_trickling_request_is_dropped_when_others_wait_for_its_memory() {
+    let server = server(SHORT_STALL);
+    let mut trickling = server.client(ReplyStyle::Simple);
     half_a_write(&mut trickling);
     let others = std::thread::scope(|scope| {
-        let others = scope.spawn(|| (0..2).for_each(|_| large_write(&world)));
+        let others = scope.spawn(|| (0..2).for_each(|_| large_write(&server)));
         let begun = std::time::Instant::now();
         while !others.is_finished() && begun.elapsed() < Duration::from_secs(60) {
-            std::thread::sleep(MOMENT / 10);
+            std::thread::sleep(SHORT_STALL / 10);
             if trickling.stream.write_all(&[1]).is_err() {
                 break;
             }
         }
-        // So that the others get on if they have not.
+        // If they still wait, this lets them continue.
         drop(trickling);
         begun.elapsed()
     });
     assert!(others < Duration::from_secs(60), "the others waited for {others:?}");
-    assert_eq!(world.disk.content()[..LARGE], [2; LARGE]);
+    assert_eq!(server.disk.content()[..LARGE], [2; LARGE]);
 }
 
-/// More of them than there is memory for, if each got all that its header asks for.
+/// There are more clients than the memory could serve if each got what its header asks for.
 #[test]
-fn headers_of_large_writes_do_not_take_the_memory_from_others() {
-    let limits = Limits { memory: 4 << 20, stall: never(), ..Limits::default() };
-    let world = World::with(Disk::new(1), limits);
+fn headers_of_large_writes_hold_no_memory() {
+    let limits = Limits { memory: 4 << 20, stall: no_stall(), ..Limits::default() };
+    let server = TestServer::with(Disk::new(1), limits);
     let mut idle = Vec::new();
     for _ in 0..8 {
-        let mut client = world.client(ReplyStyle::Simple);
+        let mut client = server.client(ReplyStyle::Simple);
         let head = client.request(Type::WRITE, nbd_proto::CommandFlags::NONE, 1, 0, LARGE as u64);
         client.send(&[head, vec![1; 4096]].concat());
         idle.push(client);
     }
-    large_write(&world);
+    large_write(&server);
     for mut client in idle {
         client.send(&vec![1; LARGE - 4096]);
         assert_eq!(client.answer(0).outcome, Outcome::Done);
@@ -147,92 +147,93 @@ fn headers_of_large_writes_do_not_take_the_memory_from_others() {
 }
 
 #[test]
-fn client_takes_memory_from_others_with_replies_that_it_does_not_read() {
-    let world = world(MOMENT);
-    let mut lazy = world.client(ReplyStyle::Simple);
+fn unread_replies_are_dropped_when_others_wait_for_their_memory() {
+    let server = server(SHORT_STALL);
+    let mut lazy = server.client(ReplyStyle::Simple);
     // More than the sockets have room for.
     for cookie in 0..32 {
-        lazy.ask(Type::READ, cookie, ASIDE, LARGE as u64);
+        lazy.ask(Type::READ, cookie, WORKER_OFFSET, LARGE as u64);
     }
     // Something has come, so its replies are under way.
     lazy.stream.read_exact(&mut [0]).unwrap();
     // The first of these may come between two of its replies.
     while !is_hung_up(&lazy) {
-        large_write(&world);
+        large_write(&server);
     }
     let rest = lazy.rest();
     assert!(rest.len() < 32 * LARGE, "{}", rest.len());
 }
 
 #[test]
-fn a_client_that_leaves_gives_back_what_it_had() {
-    let world = world(never());
+fn a_disconnected_client_releases_its_memory() {
+    let server = server(no_stall());
     for _ in 0..5 {
-        let mut half = world.client(ReplyStyle::Simple);
+        let mut half = server.client(ReplyStyle::Simple);
         half_a_write(&mut half);
-        let mut lazy = world.client(ReplyStyle::Simple);
+        let mut lazy = server.client(ReplyStyle::Simple);
         for cookie in 0..8 {
-            lazy.ask(Type::READ, cookie, ASIDE, LARGE as u64);
+            lazy.ask(Type::READ, cookie, WORKER_OFFSET, LARGE as u64);
         }
         lazy.stream.flush().unwrap();
         drop((half, lazy));
-        large_write(&world);
+        large_write(&server);
     }
 }
 
 /// The memory is given back at once; the connection stays open for as long as something of the
 /// client may still change the storage.
 #[test]
-fn a_client_that_is_dropped_sees_the_end_when_its_writes_have_landed() {
-    let world = world(MOMENT);
-    let mut lazy = world.client(ReplyStyle::Simple);
+fn a_dropped_client_sees_the_end_only_after_its_writes_are_executed() {
+    let server = server(SHORT_STALL);
+    let mut lazy = server.client(ReplyStyle::Simple);
     lazy.write(100, SLOW_WRITE, &[7; 4096]);
     for cookie in 0..32 {
-        lazy.ask(Type::READ, cookie, ASIDE, LARGE as u64);
+        lazy.ask(Type::READ, cookie, WORKER_OFFSET, LARGE as u64);
     }
-    world.disk.wait_for_slow();
-    // Others get the memory again and again, so it was dropped.
+    server.disk.wait_for_slow();
+    // The others get the memory each time, so the client was dropped.
     for _ in 0..40 {
-        large_write(&world);
+        large_write(&server);
     }
     assert!(!is_hung_up(&lazy));
-    world.disk.open();
+    server.disk.open();
     let rest = lazy.rest();
     assert!(rest.len() < 32 * LARGE, "{}", rest.len());
-    assert_eq!(world.disk.content()[SLOW_WRITE as usize..][..4096], [7; 4096]);
+    assert_eq!(server.disk.content()[SLOW_WRITE as usize..][..4096], [7; 4096]);
 }
 
-/// Nobody would read the answers. What is with a worker already goes on, and no more.
+/// No client would read the replies. Reads that a worker has begun are finished, the others
+/// skipped.
 #[test]
-fn reads_of_clients_that_have_left_are_not_carried_out() {
+fn reads_of_disconnected_clients_are_skipped() {
     let limits = Limits { memory: 64 << 20, ..Limits::default() };
-    let world = World::with(Disk::new(1), limits);
+    let server = TestServer::with(Disk::new(1), limits);
     const WORKERS: u32 = 32;
     let clients: Vec<_> = (0..10)
         .map(|_| {
-            let mut client = world.client(ReplyStyle::Simple);
+            let mut client = server.client(ReplyStyle::Simple);
             for cookie in 0..256 {
                 client.ask(Type::READ, cookie, SLOW, 4096);
             }
             client
         })
         .collect();
-    while world.disk.begun() < WORKERS {
+    while server.disk.begun() < WORKERS {
         std::thread::yield_now();
     }
     drop(clients);
-    world.disk.open();
-    // One that comes later is served when those before it have been seen to.
-    let mut next = world.client(ReplyStyle::Simple);
-    assert!(matches!(next.call(Type::READ, ASIDE, 100_000), Outcome::Data(..)));
-    assert_eq!(world.disk.begun(), WORKERS);
+    server.disk.open();
+    // Workers execute tasks in order, so this reply comes after the tasks before it were skipped.
+    let mut next = server.client(ReplyStyle::Simple);
+    assert!(matches!(next.call(Type::READ, WORKER_OFFSET, 100_000), Outcome::Data(..)));
+    assert_eq!(server.disk.begun(), WORKERS);
 }
 
 /// A client may close the connection behind its last write, without waiting for answers.
 #[test]
-fn writes_of_clients_that_have_left_are_carried_out() {
-    let world = World::new();
-    let mut client = world.client(ReplyStyle::Simple);
+fn writes_of_disconnected_clients_are_executed() {
+    let server = TestServer::new();
+    let mut client = server.client(ReplyStyle::Simple);
     client.ask(Type::READ, 1, SLOW, 4096);
     for block in 0..100u8 {
         client.write(2, u64::from(block) * 1024 + 1, &[block + 1; 1000]);
@@ -240,12 +241,12 @@ fn writes_of_clients_that_have_left_are_carried_out() {
     let disconnect = client.request(Type::DISC, nbd_proto::CommandFlags::NONE, 3, 0, 0);
     client.send(&disconnect);
     drop(client);
-    world.disk.open();
+    server.disk.open();
     let begun = std::time::Instant::now();
     let is_there = |content: &[u8]| {
         (0..100).all(|block| content[block * 1024 + 1..][..1000] == [block as u8 + 1; 1000])
     };
-    while !is_there(&world.disk.content()) {
+    while !is_there(&server.disk.content()) {
         assert!(begun.elapsed() < Duration::from_secs(60), "some writes were not carried out");
         std::thread::yield_now();
     }

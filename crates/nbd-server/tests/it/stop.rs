@@ -7,40 +7,40 @@ use nbd_proto::{CommandType as Type, NbdError};
 use nbd_server::Limits;
 use nbd_server::testing::Outcome;
 
-use crate::world::{Disk, SLOW, SLOW_WRITE, World, has_ended, is_hung_up};
+use crate::test_server::{Disk, SLOW, SLOW_WRITE, TestServer, has_ended, is_hung_up};
 
 #[test]
-fn what_is_under_way_is_finished() {
-    let mut world = World::new();
-    let mut client = world.client(ReplyStyle::Structured);
-    let idle = world.client(ReplyStyle::Simple);
+fn stop_finishes_requests_in_flight() {
+    let mut server = TestServer::new();
+    let mut client = server.client(ReplyStyle::Structured);
+    let idle = server.client(ReplyStyle::Simple);
     client.ask(Type::READ, 1, SLOW, 4096);
-    // An answer to a later one shows that the slow one has been taken.
+    // A reply to a later request shows that the slow one was received.
     assert_eq!(client.call(Type::FLUSH, 0, 0), Outcome::Done);
-    world.stop();
+    server.stop();
     idle.expect_end();
-    // Nobody new is let in.
-    while world.has_socket() {
+    // The server stops listening.
+    while server.has_socket() {
         std::thread::sleep(Duration::from_millis(1));
     }
-    world.disk.open();
+    server.disk.open();
     assert_eq!(client.answer(4096).outcome, Outcome::Hole(SLOW, 4096));
     client.expect_end();
-    world.join();
+    server.join();
 }
 
 #[test]
-fn what_comes_too_late_is_refused_as_such() {
+fn requests_after_the_stop_get_eshutdown() {
     let limits = Limits { in_flight: 1, ..Limits::default() };
-    let mut world = World::with(Disk::new(1), limits);
-    let mut client = world.client(ReplyStyle::Structured);
+    let mut server = TestServer::with(Disk::new(1), limits);
+    let mut client = server.client(ReplyStyle::Structured);
     client.ask(Type::READ, 1, SLOW, 4096);
-    // It cannot be taken yet.
+    // It stays in the socket: one request is the limit.
     client.ask(Type::READ, 2, 0, 4096);
-    let idle = world.client(ReplyStyle::Simple);
-    world.stop();
+    let idle = server.client(ReplyStyle::Simple);
+    server.stop();
     idle.expect_end();
-    world.disk.open();
+    server.disk.open();
     assert_eq!(client.answer(4096).outcome, Outcome::Hole(SLOW, 4096));
     match client.answer(4096).outcome {
         Outcome::Failed(NbdError::ESHUTDOWN, words) => {
@@ -49,42 +49,42 @@ fn what_comes_too_late_is_refused_as_such() {
         other => panic!("{other:?}"),
     }
     client.expect_end();
-    world.join();
+    server.join();
 }
 
-/// A client that took the connection for closed might send the write again, to another server of
-/// the same storage, where it would be followed by others, before this one lands.
+/// A client that sees the end of the connection may send the write again, to another server of the
+/// same storage. The stuck write, executed later, would then undo newer ones.
 #[test]
-fn what_is_stuck_does_not_hold_up_the_end_and_keeps_its_connection_open() {
+fn stop_abandons_stuck_requests_and_leaves_their_connections_open() {
     for (command, offset) in [(Type::READ, SLOW), (Type::WRITE, SLOW_WRITE)] {
         let limits = Limits { grace: Duration::from_millis(50), ..Limits::default() };
-        let mut world = World::with(Disk::new(1), limits);
-        let mut client = world.client(ReplyStyle::Structured);
+        let mut server = TestServer::with(Disk::new(1), limits);
+        let mut client = server.client(ReplyStyle::Structured);
         match command {
             Type::WRITE => client.write(1, offset, &[7; 4096]),
             _ => client.ask(command, 1, offset, 4096),
         }
-        world.disk.wait_for_slow();
-        let idle = world.client(ReplyStyle::Simple);
-        world.stop();
+        server.disk.wait_for_slow();
+        let idle = server.client(ReplyStyle::Simple);
+        server.stop();
         idle.expect_end();
-        world.join();
+        server.join();
         assert!(!is_hung_up(&client) && !has_ended(&mut client), "{command}");
-        world.disk.open();
-        // It is not answered any more, and has happened when the end is seen.
+        server.disk.open();
+        // It gets no reply, and it is executed before the client sees the end.
         client.expect_end();
         if command == Type::WRITE {
-            assert_eq!(world.disk.content()[offset as usize..][..4096], [7; 4096]);
+            assert_eq!(server.disk.content()[offset as usize..][..4096], [7; 4096]);
         }
     }
 }
 
 #[test]
-fn a_client_in_the_middle_of_the_handshake_is_let_go() {
-    let mut world = World::new();
-    let mut stream = world.connect();
+fn stop_ends_handshakes() {
+    let mut server = TestServer::new();
+    let mut stream = server.connect();
     std::io::Read::read_exact(&mut stream, &mut [0; 18]).unwrap();
-    world.stop();
+    server.stop();
     assert_eq!(std::io::Read::read(&mut stream, &mut [0]).unwrap(), 0);
-    world.join();
+    server.join();
 }

@@ -9,35 +9,35 @@ use nbd_proto::{CommandFlags, NbdError, TransmissionFlags};
 use nbd_server::Limits;
 use nbd_server::testing::{Answer, Outcome};
 
-use crate::world::{Disk, SIZE, SLOW, STYLES, World};
+use crate::test_server::{Disk, SIZE, SLOW, STYLES, TestServer};
 
 fn pattern(length: usize) -> Vec<u8> {
     (0..length).map(|at| (at / 512) as u8 ^ at as u8 | 1).collect()
 }
 
 #[test]
-fn each_command_in_each_style() {
+fn each_command_works_in_each_reply_style() {
     for style in STYLES {
-        let world = World::new();
-        let mut client = world.client(style);
+        let server = TestServer::new();
+        let mut client = server.client(style);
         let data = pattern(10_000);
-        // At an even place it is executed where it was received, at an odd one by a worker.
+        // The test's backend makes the first inline, the second goes to a worker.
         for offset in [8192, 33_333] {
             client.write(5, offset, &data);
             assert_eq!(client.answer(0), Answer { cookie: 5, outcome: Outcome::Done });
             let start = if style == ReplyStyle::Simple { 0 } else { offset };
             let expected = Outcome::Data(start, data.clone());
             assert_eq!(client.call(Type::READ, offset, 10_000), expected);
-            assert_eq!(world.disk.content()[offset as usize..][..10_000], data);
+            assert_eq!(server.disk.content()[offset as usize..][..10_000], data);
         }
         assert_eq!(client.call(Type::FLUSH, 0, 0), Outcome::Done);
         assert_eq!(client.call(Type::CACHE, 0, SIZE), Outcome::Done);
         assert_eq!(client.call(Type::TRIM, 8192, 512), Outcome::Done);
-        assert_eq!(world.disk.content()[8192..8704], [0; 512]);
+        assert_eq!(server.disk.content()[8192..8704], [0; 512]);
         assert_eq!(client.call(Type::WRITE_ZEROES, 8704, 512), Outcome::Done);
-        assert_eq!(world.disk.content()[8192..9216], [0; 1024]);
-        assert_eq!(world.disk.content()[9216], data[1024]);
-        // Nothing is a length, too.
+        assert_eq!(server.disk.content()[8192..9216], [0; 1024]);
+        assert_eq!(server.disk.content()[9216], data[1024]);
+        // A length of 0 is valid.
         assert_eq!(client.call(Type::READ, 0, 0), Outcome::Done);
         assert_eq!(client.call(Type::READ, SIZE, 0), Outcome::Done);
         client.write(6, 5, &[]);
@@ -48,26 +48,26 @@ fn each_command_in_each_style() {
 }
 
 #[test]
-fn a_spinning_disk_is_told_to_clients() {
-    let is_told = |world: World| {
-        let client = world.client(ReplyStyle::Simple);
+fn a_spinning_disk_sets_the_rotational_flag() {
+    let is_told = |server: TestServer| {
+        let client = server.client(ReplyStyle::Simple);
         client.established.flags.contains(TransmissionFlags::ROTATIONAL)
     };
-    assert!(is_told(World::with(Disk::spinning(), Limits::default())));
-    assert!(!is_told(World::new()));
+    assert!(is_told(TestServer::with(Disk::spinning(), Limits::default())));
+    assert!(!is_told(TestServer::new()));
 }
 
 #[test]
-fn zeroes_are_not_sent_where_they_can_be_told() {
-    let world = World::new();
+fn zeroes_are_sent_as_holes_in_chunked_replies() {
+    let server = TestServer::new();
     for offset in [0, 1000] {
         let data = |length: usize| Outcome::Data(0, vec![0; length]);
-        let mut client = world.client(ReplyStyle::Simple);
+        let mut client = server.client(ReplyStyle::Simple);
         assert_eq!(client.call(Type::READ, offset, 4096), data(4096));
         for style in [ReplyStyle::Structured, ReplyStyle::Extended] {
-            let mut client = world.client(style);
+            let mut client = server.client(style);
             assert_eq!(client.call(Type::READ, offset, 4096), Outcome::Hole(offset, 4096));
-            // A few bytes are not worth it.
+            // Short reads are sent as data.
             let few = Outcome::Data(offset, vec![0; 64]);
             assert_eq!(client.call(Type::READ, offset, 64), few);
         }
@@ -75,10 +75,10 @@ fn zeroes_are_not_sent_where_they_can_be_told() {
 }
 
 #[test]
-fn block_status_tells_data_and_holes() {
-    let world = World::new();
+fn block_status_returns_data_and_holes() {
+    let server = TestServer::new();
     for style in [ReplyStyle::Structured, ReplyStyle::Extended] {
-        let mut client = world.client(style);
+        let mut client = server.client(style);
         let status = client.call(Type::BLOCK_STATUS, 0, SIZE);
         assert_eq!(status, Outcome::Extents(vec![(SLOW, 0), (SIZE - SLOW, 3)]));
         let one = client.request(Type::BLOCK_STATUS, CommandFlags::REQ_ONE, 1, 1000, SIZE - 1000);
@@ -88,9 +88,9 @@ fn block_status_tells_data_and_holes() {
 }
 
 #[test]
-fn block_status_can_be_asked_for_by_context() {
-    let world = World::new();
-    let mut client = world.client(ReplyStyle::Extended);
+fn block_status_accepts_a_list_of_contexts() {
+    let server = TestServer::new();
+    let mut client = server.client(ReplyStyle::Extended);
     let offers = client.established.flags;
     assert!(offers.contains(TransmissionFlags::BLOCK_STATUS_PAYLOAD));
     let context = client.established.allocation.unwrap();
@@ -113,10 +113,10 @@ fn block_status_can_be_asked_for_by_context() {
 }
 
 #[test]
-fn flags_that_ask_for_no_less_are_honoured() {
-    let world = World::new();
+fn offered_command_flags_are_honoured() {
+    let server = TestServer::new();
     for style in STYLES {
-        let mut client = world.client(style);
+        let mut client = server.client(style);
         let mut flagged = |command, flags, length| {
             let request = client.request(command, flags, 9, 8192, length);
             client.send(&request);
@@ -131,7 +131,7 @@ fn flags_that_ask_for_no_less_are_honoured() {
             other => panic!("{other:?}"),
         }
         assert_eq!(flagged(Type::TRIM, fua, 512), Outcome::Done);
-        // Clients are known to set it there.
+        // Some clients set FUA on reads.
         assert_ne!(flagged(Type::READ, fua, 512), Outcome::Done);
         if style != ReplyStyle::Simple {
             assert_eq!(flagged(Type::READ, CommandFlags::DF, 512), Outcome::Hole(8192, 512));
@@ -140,26 +140,26 @@ fn flags_that_ask_for_no_less_are_honoured() {
 }
 
 #[test]
-fn quick_requests_overtake_slow_ones() {
+fn fast_requests_overtake_slow_ones() {
     for style in STYLES {
-        let world = World::new();
-        let mut client = world.client(style);
+        let server = TestServer::new();
+        let mut client = server.client(style);
         client.ask(Type::READ, 1, SLOW, 4096);
         client.ask(Type::READ, 2, 0, 64);
         client.ask(Type::READ, 3, 1, 64);
         let mut cookies = [client.answer(64).cookie, client.answer(64).cookie];
         cookies.sort_unstable();
         assert_eq!(cookies, [2, 3]);
-        world.disk.open();
+        server.disk.open();
         assert_eq!(client.answer(4096).cookie, 1);
     }
 }
 
 #[test]
-fn a_thousand_requests_in_one_piece() {
+fn a_thousand_requests_in_one_send_are_answered() {
     for style in STYLES {
-        let world = World::new();
-        let mut client = world.client(style);
+        let server = TestServer::new();
+        let mut client = server.client(style);
         let ask = |cookie| client.request(Type::READ, CommandFlags::NONE, cookie, cookie * 100, 1);
         let mut batch: Vec<u8> = (0..1000).flat_map(ask).collect();
         batch.extend(client.request(Type::DISC, CommandFlags::NONE, 0, 0, 0));
@@ -172,10 +172,10 @@ fn a_thousand_requests_in_one_piece() {
 }
 
 #[test]
-fn requests_are_understood_wherever_they_are_cut() {
-    let world = World::new();
+fn requests_may_arrive_byte_by_byte() {
+    let server = TestServer::new();
     for style in STYLES {
-        let mut client = world.client(style);
+        let mut client = server.client(style);
         let data = pattern(600);
         let flags = match style {
             ReplyStyle::Extended => CommandFlags::PAYLOAD_LEN,
@@ -194,27 +194,27 @@ fn requests_are_understood_wherever_they_are_cut() {
         let mut cookies = [client.answer(0).cookie, client.answer(0).cookie];
         cookies.sort_unstable();
         assert_eq!(cookies, [1, 2]);
-        assert_eq!(world.disk.content()[100..700], data);
+        assert_eq!(server.disk.content()[100..700], data);
     }
 }
 
 #[test]
-fn a_client_that_says_nothing_more_gets_all_answers() {
-    let world = World::new();
-    let mut client = world.client(ReplyStyle::Simple);
+fn a_client_that_shuts_down_its_sending_side_gets_all_replies() {
+    let server = TestServer::new();
+    let mut client = server.client(ReplyStyle::Simple);
     client.ask(Type::READ, 1, SLOW, 4096);
     client.ask(Type::READ, 2, 1, 64);
     client.stream.shutdown(Shutdown::Write).unwrap();
     assert_eq!(client.answer(64).cookie, 2);
-    world.disk.open();
+    server.disk.open();
     assert_eq!(client.answer(4096).cookie, 1);
     assert_eq!(client.stream.read(&mut [0]).unwrap(), 0);
 }
 
 #[test]
 fn clients_see_each_others_writes() {
-    let world = World::new();
-    let mut clients: Vec<_> = STYLES.map(|style| world.client(style)).into();
+    let server = TestServer::new();
+    let mut clients: Vec<_> = STYLES.map(|style| server.client(style)).into();
     assert!(clients[0].established.flags.contains(TransmissionFlags::CAN_MULTI_CONN));
     for writer in 0..clients.len() {
         let data = vec![writer as u8 + 1; 128];
@@ -230,21 +230,21 @@ fn clients_see_each_others_writes() {
 }
 
 #[test]
-fn who_waits_alone_for_long_is_waited_for_until_something_comes_beside() {
-    let world = World::new();
-    let mut client = world.client(ReplyStyle::Simple);
+fn slow_commands_run_inline_after_a_streak_without_other_requests() {
+    let server = TestServer::new();
+    let mut client = server.client(ReplyStyle::Simple);
     let flush = |client: &mut nbd_server::testing::RawClient| {
         assert_eq!(client.call(Type::FLUSH, 0, 0), Outcome::Done);
     };
     (0..12).for_each(|_| flush(&mut client));
-    let by_workers = world.disk.flushed_by_workers();
+    let by_workers = server.disk.flushed_by_workers();
     assert_eq!(by_workers, [[true; 4], [true; 4], [false; 4]].concat());
     client.ask(Type::READ, 1, SLOW, 512);
-    world.disk.wait_for_slow();
+    server.disk.wait_for_slow();
     client.ask(Type::READ, 2, 0, 64);
-    world.disk.open();
+    server.disk.open();
     assert_eq!(client.answer(512).cookie, 1);
     assert_eq!(client.answer(64).cookie, 2);
     flush(&mut client);
-    assert_eq!(world.disk.flushed_by_workers(), [true]);
+    assert_eq!(server.disk.flushed_by_workers(), [true]);
 }

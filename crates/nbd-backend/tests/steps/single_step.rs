@@ -1,15 +1,15 @@
-//! A backend that goes through a world instruction by instruction, and a kernel that acts when
+//! A backend that goes through a fixture instruction by instruction, and a kernel that acts when
 //! the backend calls the system.
 
 use std::time::Instant;
 
+use crate::device_fixture::DeviceFixture;
 use crate::peer::waiting;
 use crate::process::{DEADLINE, Process};
 use crate::trace::{Stop, Tracer};
-use crate::world::World;
 
-pub(crate) struct Walk {
-    pub(crate) world: World,
+pub(crate) struct SingleStep {
+    pub(crate) fixture: DeviceFixture,
     process: Process,
     tracer: Tracer,
     /// The thread sleeps inside `sendmmsg`.
@@ -30,11 +30,11 @@ pub(crate) enum Event {
     End,
 }
 
-impl Walk {
+impl SingleStep {
     /// Starts a backend and stops it where it is about to map the ledger.
-    pub(crate) fn start(world: World) -> Self {
-        let (process, tracer) = Process::start_traced(&world);
-        Self { world, process, tracer, asleep: false, hungry: false }
+    pub(crate) fn start(fixture: DeviceFixture) -> Self {
+        let (process, tracer) = Process::start_traced(&fixture);
+        Self { fixture, process, tracer, asleep: false, hungry: false }
     }
 
     /// Executes the next instruction.
@@ -74,16 +74,16 @@ impl Walk {
     fn feed(&mut self) {
         assert!(!self.asleep, "a sleeper is woken first");
         if std::mem::take(&mut self.hungry) {
-            self.world.peer.receive(&self.world.storage);
+            self.fixture.peer.receive(&self.fixture.storage);
         }
     }
 
     /// The backend is about to wait for requests. It must not do so if none will come, as then
     /// one was lost.
     fn offer(&mut self) {
-        self.world.peer.receive(&self.world.storage);
-        if waiting(&self.world.lane).is_empty() && !self.world.peer.send() {
-            let unanswered = self.world.peer.mind.in_flight();
+        self.fixture.peer.receive(&self.fixture.storage);
+        if waiting(&self.fixture.lane).is_empty() && !self.fixture.peer.send() {
+            let unanswered = self.fixture.peer.oracle.in_flight();
             panic!("the backend waits for requests, and {unanswered} are unanswered");
         }
     }
@@ -110,9 +110,9 @@ impl Walk {
     /// The `turn`th sleeper is woken: every other one is interrupted, and for the rest the kernel
     /// reads until they sleep again or have sent everything.
     pub(crate) fn wake(&mut self, turn: u64) -> Event {
-        assert!(self.asleep, "nobody sleeps");
+        assert!(self.asleep, "the backend does not sleep");
         if turn.is_multiple_of(2) {
-            self.world.peer.receive(&self.world.storage);
+            self.fixture.peer.receive(&self.fixture.storage);
             return self.watch();
         }
         // As for any signal, SIGKILL included, the system call returns with the count of the
@@ -124,8 +124,8 @@ impl Walk {
     }
 
     /// Kills the backend where it is.
-    pub(crate) fn kill(mut self) -> World {
+    pub(crate) fn kill(mut self) -> DeviceFixture {
         self.process.kill();
-        self.world
+        self.fixture
     }
 }

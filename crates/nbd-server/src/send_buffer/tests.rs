@@ -12,13 +12,13 @@ use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 
 use super::*;
 
-/// What the storage contains.
+/// Size of the storage in bytes.
 const CONTENT: usize = 1 << 20;
 
-/// Memory that cannot be read where it is mapped, as when a file was cut off.
+/// Mapped memory that cannot be read, like that of a truncated file.
 struct Gone {
     start: NonNull<u8>,
-    /// Whether reading it as a file goes well.
+    /// Whether reading it as a file succeeds.
     is_whole: bool,
 }
 
@@ -78,10 +78,10 @@ fn content() -> Vec<u8> {
     (0..CONTENT).map(|at| (at ^ at >> 8 ^ at >> 16) as u8).collect()
 }
 
-fn outbox() -> (Outbox, UnixStream) {
+fn send_buffer() -> (SendBuffer, UnixStream) {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let (_, sender) = Stream::plain(Socket::from_fd(ours.into()).unwrap()).split();
-    (Outbox::new(sender), theirs)
+    (SendBuffer::new(sender), theirs)
 }
 
 /// SplitMix64.
@@ -93,28 +93,28 @@ fn random(state: &mut u64, below: usize) -> usize {
     (word ^ word >> 31) as usize % below
 }
 
-/// Reads everything while the outbox sends.
-fn send_all(outbox: &mut Outbox, mut peer: UnixStream, expected: &[u8]) {
+/// Reads everything while the send_buffer sends.
+fn send_all(send_buffer: &mut SendBuffer, mut peer: UnixStream, expected: &[u8]) {
     let mut got = Vec::new();
     let mut piece = vec![0; 70_001];
     while got.len() < expected.len() {
-        let sent = outbox.send();
+        let sent = send_buffer.send();
         assert!(sent.as_ref().map_or_else(|e| e.kind() == io::ErrorKind::WouldBlock, |()| true));
-        assert_eq!(sent.is_ok(), outbox.unsent() == 0);
+        assert_eq!(sent.is_ok(), send_buffer.unsent() == 0);
         let count = peer.read(&mut piece).unwrap();
         assert_ne!(count, 0, "only {} bytes of {}", got.len(), expected.len());
         got.extend_from_slice(&piece[..count]);
     }
     assert!(got == expected, "other bytes");
-    assert_eq!(outbox.unsent(), 0);
+    assert_eq!(send_buffer.unsent(), 0);
 }
 
 #[test]
-fn what_lies_here_and_there_is_sent_in_order() {
+fn staged_bytes_and_mapped_data_are_sent_in_order() {
     let whole = Arc::new(Whole(content()));
     for seed in 0..20 {
         let state = &mut { seed };
-        let (mut outbox, peer) = outbox();
+        let (mut send_buffer, peer) = send_buffer();
         let mut expected = Vec::new();
         // More than the socket takes, and more pieces than one call does.
         for _ in 0..if seed == 0 { 3000 } else { 60 } {
@@ -122,44 +122,44 @@ fn what_lies_here_and_there_is_sent_in_order() {
             let offset = random(state, CONTENT - len);
             let bytes = &whole.0[offset..offset + len];
             if random(state, 2) == 0 {
-                outbox.stage(bytes);
+                send_buffer.stage(bytes);
             } else if len > 0 {
-                outbox.stage_span(whole.span(offset, len));
+                send_buffer.stage_mapped(whole.span(offset, len));
             }
             expected.extend_from_slice(bytes);
-            assert_eq!(outbox.unsent(), expected.len());
+            assert_eq!(send_buffer.unsent(), expected.len());
         }
-        send_all(&mut outbox, peer, &expected);
+        send_all(&mut send_buffer, peer, &expected);
     }
 }
 
 #[test]
-fn what_cannot_be_sent_from_there_is_copied() {
-    let (mut outbox, peer) = outbox();
-    outbox.stage(b"head");
-    outbox.stage_span(Gone::span(5, 300_000, true));
-    outbox.stage(b"tail");
-    outbox.stage_span(Gone::span(7, 3_000, true));
+fn mapped_data_that_cannot_be_sent_is_copied() {
+    let (mut send_buffer, peer) = send_buffer();
+    send_buffer.stage(b"head");
+    send_buffer.stage_mapped(Gone::span(5, 300_000, true));
+    send_buffer.stage(b"tail");
+    send_buffer.stage_mapped(Gone::span(7, 3_000, true));
     let content = content();
     let expected = [b"head", &content[5..300_005], b"tail", &content[7..3_007]].concat();
-    send_all(&mut outbox, peer, &expected);
+    send_all(&mut send_buffer, peer, &expected);
 }
 
 #[test]
-fn whoever_was_promised_what_is_gone_is_left() {
+fn a_client_is_disconnected_if_promised_data_cannot_be_read() {
     let whole = Arc::new(Whole(content()));
-    let (mut outbox, mut peer) = outbox();
-    outbox.stage_span(whole.span(0, 100_000));
-    outbox.send().unwrap();
-    outbox.stage(b"head");
-    outbox.stage_span(Gone::span(5, 300_000, false));
-    outbox.send().unwrap();
-    assert_eq!(outbox.unsent(), 0);
+    let (mut send_buffer, mut peer) = send_buffer();
+    send_buffer.stage_mapped(whole.span(0, 100_000));
+    send_buffer.send().unwrap();
+    send_buffer.stage(b"head");
+    send_buffer.stage_mapped(Gone::span(5, 300_000, false));
+    send_buffer.send().unwrap();
+    assert_eq!(send_buffer.unsent(), 0);
     let mut got = Vec::new();
     peer.read_to_end(&mut got).unwrap();
     assert_eq!(got[..100_000], whole.0[..100_000]);
     assert!(got.len() <= 100_004);
-    outbox.stage(b"more");
-    outbox.send().unwrap();
-    assert_eq!(outbox.unsent(), 0);
+    send_buffer.stage(b"more");
+    send_buffer.send().unwrap();
+    assert_eq!(send_buffer.unsent(), 0);
 }

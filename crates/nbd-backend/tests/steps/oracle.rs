@@ -11,7 +11,7 @@ use crate::script::{DEVICE, LAYOUT, Step, Wish, payload};
 
 /// What the driver and the device's user know.
 #[derive(Clone)]
-pub(crate) struct Mind {
+pub(crate) struct Oracle {
     steps: VecDeque<Step>,
     /// Bytes to be sent, up to each cut.
     pieces: VecDeque<Vec<u8>>,
@@ -42,7 +42,7 @@ enum Due {
     Error(NbdError),
 }
 
-impl Mind {
+impl Oracle {
     pub(crate) fn new(steps: &[Step]) -> Self {
         Self {
             steps: steps.iter().cloned().collect(),

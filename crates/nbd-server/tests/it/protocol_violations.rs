@@ -1,4 +1,4 @@
-//! Clients that break the protocol: each loses its own connection, and nobody else's.
+//! Clients that break the protocol: each loses its own connection, and no other client is affected.
 
 use std::io::Write;
 use std::net::Shutdown;
@@ -7,22 +7,22 @@ use nbd_proto::handshake::{OptionHead, OptionType, ReplyStyle};
 use nbd_proto::{CommandFlags, CommandType as Type, ExtendedRequest};
 use nbd_server::testing::{Outcome, RawClient};
 
-use crate::world::{SLOW, STYLES, World};
+use crate::test_server::{SLOW, STYLES, TestServer};
 
-/// A world with a witness: an innocent client.
-fn with_witness(test: impl FnOnce(&World)) {
-    let world = World::new();
-    let mut witness = world.client(ReplyStyle::Structured);
-    test(&world);
+/// A server with a witness: an innocent client.
+fn with_witness(test: impl FnOnce(&TestServer)) {
+    let server = TestServer::new();
+    let mut witness = server.client(ReplyStyle::Structured);
+    test(&server);
     assert_eq!(witness.call(Type::READ, 0, 4096), Outcome::Hole(0, 4096));
-    assert_eq!(world.client(ReplyStyle::Simple).call(Type::FLUSH, 0, 0), Outcome::Done);
+    assert_eq!(server.client(ReplyStyle::Simple).call(Type::FLUSH, 0, 0), Outcome::Done);
 }
 
 #[test]
-fn client_sends_something_that_is_no_request() {
-    with_witness(|world| {
+fn a_wrong_magic_ends_the_connection() {
+    with_witness(|server| {
         for style in STYLES {
-            let mut client = world.client(style);
+            let mut client = server.client(style);
             client.ask(Type::FLUSH, 1, 0, 0);
             client.send(&[0x55; 64]);
             assert_eq!(client.answer(0).outcome, Outcome::Done);
@@ -32,14 +32,14 @@ fn client_sends_something_that_is_no_request() {
 }
 
 #[test]
-fn client_uses_the_other_header() {
-    with_witness(|world| {
+fn the_header_that_was_not_negotiated_ends_the_connection() {
+    with_witness(|server| {
         let (flags, command) = (CommandFlags::NONE, Type::FLUSH);
         let request = ExtendedRequest { flags, command, cookie: 1, offset: 0, length: 0 };
-        let mut client = world.client(ReplyStyle::Simple);
+        let mut client = server.client(ReplyStyle::Simple);
         client.send(&request.encode());
         client.expect_end();
-        let mut client = world.client(ReplyStyle::Extended);
+        let mut client = server.client(ReplyStyle::Extended);
         client
             .send(&nbd_proto::Request { flags, command, cookie: 1, offset: 0, length: 0 }.encode());
         client.send(&[0; 4]);
@@ -55,34 +55,34 @@ fn close_at(mut client: RawClient, bytes: &[u8]) {
 }
 
 #[test]
-fn client_closes_at_any_byte_of_a_request() {
-    with_witness(|world| {
+fn a_close_at_any_byte_of_a_request_harms_no_other_client() {
+    with_witness(|server| {
         for style in STYLES {
             let flags = match style {
                 ReplyStyle::Extended => CommandFlags::PAYLOAD_LEN,
                 _ => CommandFlags::NONE,
             };
-            let client = world.client(style);
+            let client = server.client(style);
             let head = client.request(Type::WRITE, flags, 1, 0, 600);
             let request = [head, vec![1; 600]].concat();
             close_at(client, &[]);
             for end in (1..50).chain([300, request.len() - 1]) {
-                close_at(world.client(style), &request[..end]);
+                close_at(server.client(style), &request[..end]);
             }
         }
-        // Half a write is none.
-        assert_eq!(world.disk.content()[..600], [0; 600]);
+        // No part of an incomplete write is executed.
+        assert_eq!(server.disk.content()[..600], [0; 600]);
     });
 }
 
 #[test]
-fn client_closes_at_any_byte_of_the_handshake() {
-    with_witness(|world| {
+fn a_close_at_any_byte_of_the_handshake_harms_no_other_client() {
+    with_witness(|server| {
         let (option, length) = (OptionType::STRUCTURED_REPLY, 0);
         let head = OptionHead { option, length }.encode();
         let script = [&3_u32.to_be_bytes()[..], &head, &head].concat();
         for end in 0..script.len() {
-            let mut stream = world.connect();
+            let mut stream = server.connect();
             stream.write_all(&script[..end]).unwrap();
             drop(stream);
         }
@@ -90,31 +90,31 @@ fn client_closes_at_any_byte_of_the_handshake() {
 }
 
 #[test]
-fn client_vanishes_with_requests_under_way() {
-    with_witness(|world| {
+fn a_close_with_requests_in_flight_harms_no_other_client() {
+    with_witness(|server| {
         for style in STYLES {
-            let mut client = world.client(style);
+            let mut client = server.client(style);
             for cookie in 0..20 {
-                client.ask(Type::READ, cookie, crate::world::SLOW, 4096);
+                client.ask(Type::READ, cookie, crate::test_server::SLOW, 4096);
                 client.write(cookie, 1, &[0; 100]);
             }
             drop(client);
         }
-        world.disk.open();
+        server.disk.open();
     });
 }
 
 #[test]
-fn client_announces_more_data_than_anybody_has() {
-    with_witness(|world| {
-        // It would be read for hours, to be refused then.
-        let mut client = world.client(ReplyStyle::Extended);
+fn an_endless_payload_ends_the_connection() {
+    with_witness(|server| {
+        // Discarding that payload would take hours.
+        let mut client = server.client(ReplyStyle::Extended);
         let flags = CommandFlags::PAYLOAD_LEN;
         let request = client.request(Type::WRITE, flags, 1, 0, 1 << 40);
         client.send(&request);
         client.expect_end();
         // Half of 4 GiB, and then nothing.
-        let mut client = world.client(ReplyStyle::Simple);
+        let mut client = server.client(ReplyStyle::Simple);
         let request = client.request(Type::WRITE, CommandFlags::NONE, 1, 0, u32::MAX.into());
         client.send(&request);
         client.send(&[0; 100_000]);
@@ -124,9 +124,9 @@ fn client_announces_more_data_than_anybody_has() {
 }
 
 #[test]
-fn client_announces_too_much_data_and_sends_it() {
-    with_witness(|world| {
-        let mut client = world.client(ReplyStyle::Structured);
+fn a_payload_above_the_maximum_is_discarded_and_refused() {
+    with_witness(|server| {
+        let mut client = server.client(ReplyStyle::Structured);
         let length = (64 << 20) + 1;
         let request = client.request(Type::WRITE, CommandFlags::NONE, 1, 0, length);
         client.send(&[request, vec![1; length as usize]].concat());
@@ -136,33 +136,33 @@ fn client_announces_too_much_data_and_sends_it() {
 }
 
 #[test]
-fn client_asks_for_all_there_can_be_while_something_is_under_way() {
-    with_witness(|world| {
-        let mut client = world.client(ReplyStyle::Extended);
+fn a_read_of_the_maximum_length_is_refused_while_others_are_in_flight() {
+    with_witness(|server| {
+        let mut client = server.client(ReplyStyle::Extended);
         client.ask(Type::READ, 1, SLOW, 4096);
         client.ask(Type::READ, 2, 0, u64::MAX);
         let refused = client.answer(4096);
         assert_eq!(refused.cookie, 2);
         assert!(matches!(refused.outcome, Outcome::Failed(..)), "{refused:?}");
-        world.disk.open();
+        server.disk.open();
         assert_eq!(client.answer(4096).cookie, 1);
     });
 }
 
 #[test]
-fn client_does_not_read_its_answers() {
-    with_witness(|world| {
-        let mut lazy = world.client(ReplyStyle::Simple);
-        // Far more than what fits into the socket's buffers, answered here and by workers.
+fn a_client_that_reads_no_replies_holds_up_no_other() {
+    with_witness(|server| {
+        let mut lazy = server.client(ReplyStyle::Simple);
+        // Far more than the socket's buffers hold, executed inline and by workers.
         for cookie in 0..64 {
             lazy.ask(Type::READ, cookie, cookie % 2, 512 << 10);
         }
-        let mut other = world.client(ReplyStyle::Simple);
+        let mut other = server.client(ReplyStyle::Simple);
         for _ in 0..100 {
             assert_eq!(other.call(Type::READ, 0, 64), Outcome::Data(0, vec![0; 64]));
             assert_eq!(other.call(Type::READ, 1, 64), Outcome::Data(0, vec![0; 64]));
         }
-        // At last it does, and misses nothing.
+        // When it reads at last, no reply is missing.
         let mut cookies: Vec<_> = (0..64).map(|_| lazy.answer(512 << 10).cookie).collect();
         cookies.sort_unstable();
         assert_eq!(cookies, (0..64).collect::<Vec<_>>());

@@ -16,7 +16,7 @@ use crate::script::{DEVICE, LAYOUT, Manner, Scenario};
 /// Unread replies that a copy leaves in the socket of a narrow lane: one of its two pages.
 const LEFT: usize = 2048;
 
-pub(crate) struct World {
+pub(crate) struct DeviceFixture {
     pub(crate) ledger: File,
     pub(crate) storage: File,
     /// The holder's duplicate of the server end.
@@ -26,7 +26,7 @@ pub(crate) struct World {
     narrow: bool,
 }
 
-impl World {
+impl DeviceFixture {
     pub(crate) fn new(scenario: &Scenario) -> Self {
         let (lane, kernel) = pair(scenario.narrow);
         Self {
@@ -73,8 +73,8 @@ impl World {
     /// What must hold once a backend has left in order.
     pub(crate) fn check_end(&mut self) {
         self.peer.receive(&self.storage);
-        assert!(self.peer.mind.has_left(), "a backend left before the kernel did");
-        self.peer.mind.check_end(&self.storage);
+        assert!(self.peer.oracle.has_left(), "a backend left before the kernel did");
+        self.peer.oracle.check_end(&self.storage);
         assert!(self.in_flight().is_empty(), "the ledger says that requests are left");
     }
 
@@ -85,7 +85,7 @@ impl World {
     }
 }
 
-/// A world at one moment, to notice changes.
+/// A fixture at one moment, to notice changes.
 pub(crate) struct Image {
     ledger: Vec<u8>,
     rest: Vec<Vec<u8>>,
@@ -93,33 +93,33 @@ pub(crate) struct Image {
 }
 
 impl Image {
-    pub(crate) fn of(world: &World) -> Self {
-        let mut image = Self { ledger: Vec::new(), rest: Self::rest(world), buffer: Vec::new() };
-        image.renew(world, false);
+    pub(crate) fn of(fixture: &DeviceFixture) -> Self {
+        let mut image = Self { ledger: Vec::new(), rest: Self::rest(fixture), buffer: Vec::new() };
+        image.renew(fixture, false);
         image
     }
 
     /// What only system calls change.
-    fn rest(world: &World) -> Vec<Vec<u8>> {
-        vec![contents(&world.storage), waiting(&world.lane), waiting(&world.peer.socket)]
+    fn rest(fixture: &DeviceFixture) -> Vec<Vec<u8>> {
+        vec![contents(&fixture.storage), waiting(&fixture.lane), waiting(&fixture.peer.socket)]
     }
 
     /// Looks again; returns whether anything is different.
-    pub(crate) fn renew(&mut self, world: &World, after_system_call: bool) -> bool {
+    pub(crate) fn renew(&mut self, fixture: &DeviceFixture, after_system_call: bool) -> bool {
         // Without the records of the flight recorder, which no successor looks at.
         let (records, ring) =
             (LAYOUT.lane(0) + LAYOUT.flight_records(), LAYOUT.lane(0) + LAYOUT.ring_offset());
         self.buffer.resize((records + LAYOUT.size() - ring) as usize, 0);
         let (before, after) = self.buffer.split_at_mut(records as usize);
-        let read = world.ledger.read_exact_at(before, 0);
-        let read = read.and_then(|()| world.ledger.read_exact_at(after, ring));
+        let read = fixture.ledger.read_exact_at(before, 0);
+        let read = read.and_then(|()| fixture.ledger.read_exact_at(after, ring));
         read.expect("the ledger keeps its size");
         let mut changed = self.buffer != self.ledger;
         if changed {
             std::mem::swap(&mut self.buffer, &mut self.ledger);
         }
         if after_system_call {
-            let rest = Self::rest(world);
+            let rest = Self::rest(fixture);
             changed |= rest != self.rest;
             self.rest = rest;
         }

@@ -1,10 +1,9 @@
-//! A successor rehearses before it introduces itself: it serves a few requests of nobody's.
+//! Warming up: a successor serves a few requests of its own before it sends Hello.
 //!
-//! What a new process does for the first time takes many times as long as later: the pages of its
-//! program, its stack and its heap are not there yet. That would be the longest part of the time in
-//! which nobody answers, between the death of the predecessor and the first answer. So the way from
-//! a ledger to answers is gone once before, with a small ledger and a socket pair of our own,
-//! while the predecessor still serves.
+//! A new process executes code slowly the first time, because the pages of its program, stack and
+//! heap are not mapped yet. That would be the longest part of the pause between the death of the
+//! predecessor and the first reply. So this serves requests once with a small ledger and a socket
+//! pair of its own, while the predecessor still serves the device.
 
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
@@ -16,19 +15,19 @@ use nbd_proto::{Command, CommandFlags, CommandType, Request};
 
 use crate::backend::{Backend, Capabilities, Geometry};
 use crate::engine::{Engine, Granted};
-use crate::inheritance::Predecessor;
 use crate::join::Link;
+use crate::recovered_requests::Predecessor;
 
-const BLOCK: u32 = 4096;
-/// As many as one system call of a deep queue brings.
-const REQUESTS: u64 = 16;
+const REQUEST_LEN: u32 = 4096;
+/// About as many as one system call receives from a deep queue.
+const REQUEST_COUNT: u64 = 16;
 
 /// Reads zeroes and writes nothing.
-struct Nothing;
+struct NullBackend;
 
-impl Backend for Nothing {
+impl Backend for NullBackend {
     fn geometry(&self) -> Geometry {
-        let size = REQUESTS * u64::from(BLOCK);
+        let size = REQUEST_COUNT * u64::from(REQUEST_LEN);
         Geometry { size, block_size: 512, capabilities: Capabilities::default() }
     }
 
@@ -46,22 +45,22 @@ impl Backend for Nothing {
     }
 }
 
-/// Goes the way once, if a predecessor is to be succeeded; whoever joins by hand may be in a
-/// debugger, which should not stop here. To be called before a backend introduces itself; what goes
-/// wrong here goes wrong for good later, and is told then.
+/// Warms up a process that the holder started as a successor. Not one that joins by hand: a
+/// breakpoint in the serving code must not stop here. Call it before [`Link::hello`]. Errors are
+/// ignored here: serving the device fails in the same way and reports them.
 pub fn rehearse(link: &Link) {
     if link.attached().is_some() {
-        let _ = perform();
+        let _ = serve_own_requests();
     }
 }
 
-fn perform() -> Result<(), Box<dyn std::error::Error>> {
+fn serve_own_requests() -> Result<(), Box<dyn std::error::Error>> {
     let layout = Layout { lanes: 1, ring: 256 << 10, transmit: 256 << 10, max_payload: 64 << 10 };
     let ledger = Ledger::create(&layout)?;
     let (lane, mut kernel) = UnixStream::pair()?;
-    // All at once, as a successor finds them; the socket has room for it and for the replies.
+    // All at once, as after a pause. The socket's buffer holds them, and the replies.
     kernel.write_all(&requests())?;
-    let backend: Arc<dyn Backend> = Arc::new(Nothing);
+    let backend: Arc<dyn Backend> = Arc::new(NullBackend);
     let export = backend.geometry().export(layout.max_payload);
     let predecessor = Predecessor { crashed: false, poison_limit: 0 };
     let sockets = vec![OwnedFd::from(lane)];
@@ -70,17 +69,17 @@ fn perform() -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
-/// Reads, writes, and the end.
+/// Reads, writes, and a disconnect.
 fn requests() -> Vec<u8> {
     let mut bytes = Vec::new();
-    for cookie in 0..REQUESTS {
+    for cookie in 0..REQUEST_COUNT {
         let write = cookie % 2 == 0;
         let command = if write { CommandType::WRITE } else { CommandType::READ };
-        let offset = cookie * u64::from(BLOCK);
+        let offset = cookie * u64::from(REQUEST_LEN);
         let flags = CommandFlags::NONE;
-        bytes.extend(Request { flags, command, cookie, offset, length: BLOCK }.encode());
+        bytes.extend(Request { flags, command, cookie, offset, length: REQUEST_LEN }.encode());
         if write {
-            bytes.resize(bytes.len() + BLOCK as usize, 0);
+            bytes.resize(bytes.len() + REQUEST_LEN as usize, 0);
         }
     }
     let (flags, command) = (CommandFlags::NONE, CommandType::DISC);
@@ -91,7 +90,7 @@ fn requests() -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     #[test]
-    fn a_rehearsal_goes_well() {
-        super::perform().unwrap();
+    fn the_warmup_serves_its_own_requests() {
+        super::serve_own_requests().unwrap();
     }
 }

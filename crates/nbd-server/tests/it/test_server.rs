@@ -1,4 +1,4 @@
-//! A backend that waits and fails on request, and a running server.
+//! A backend that blocks and fails on request, and a running server.
 
 use std::io::{self, ErrorKind, Read};
 use std::net::{SocketAddr, TcpStream};
@@ -17,9 +17,9 @@ use nbd_server::{Export, Limits, Security, Server};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 pub(crate) const SIZE: u64 = 1 << 20;
-/// Reads that begin here wait for the gate to open ...
+/// Reads at this offset block until [`Disk::open`] ...
 pub(crate) const SLOW: u64 = 512 << 10;
-/// ... and so do writes that begin here.
+/// ... and so do writes at this offset.
 pub(crate) const SLOW_WRITE: u64 = 640 << 10;
 /// Reads and writes that begin at [`BAD`] plus an errno fail with it.
 pub(crate) const BAD: u64 = 768 << 10;
@@ -62,14 +62,14 @@ impl Disk {
         })
     }
 
-    /// The same on a spinning disk.
+    /// The same disk with the flag of a spinning one.
     pub(crate) fn spinning() -> Arc<Self> {
         let mut disk = Self::new(1);
         Arc::get_mut(&mut disk).unwrap().geometry.capabilities.rotational = true;
         disk
     }
 
-    /// Lets slow reads go on.
+    /// Lets slow reads and writes continue.
     pub(crate) fn open(&self) {
         *self.is_open.lock().unwrap() = true;
         self.opened.notify_all();
@@ -111,7 +111,7 @@ fn failing(offset: u64) -> io::Result<()> {
     }
 }
 
-/// The disk as a backend: a server wants to own it, and the test keeps it.
+/// The disk as a backend: the server owns this, and the test keeps the disk.
 struct Shared(Arc<Disk>);
 
 impl Backend for Shared {
@@ -161,7 +161,7 @@ impl Backend for Shared {
     }
 
     fn is_quick(&self, command: &Command) -> bool {
-        // Some of each kind, so that both ways are taken.
+        // Some requests of each kind, so that inline execution and workers are both tested.
         matches!(command, Command::Read { offset, .. } | Command::Write { offset, .. } if offset % 8192 == 0 && *offset < SLOW)
     }
 
@@ -176,7 +176,7 @@ impl Backend for Shared {
 }
 
 /// A running server.
-pub(crate) struct World {
+pub(crate) struct TestServer {
     pub(crate) disk: Arc<Disk>,
     scratch: Scratch,
     tcp: SocketAddr,
@@ -184,7 +184,7 @@ pub(crate) struct World {
     server: Option<JoinHandle<io::Result<()>>>,
 }
 
-impl World {
+impl TestServer {
     pub(crate) fn new() -> Self {
         Self::with(Disk::new(1), Limits::default())
     }
@@ -212,14 +212,14 @@ impl World {
         UnixStream::connect(self.scratch.path().join("socket")).unwrap()
     }
 
-    /// A connection by TCP; it may be turned away.
+    /// A connection by TCP; the server may close it at once.
     pub(crate) fn connect_tcp(&self) -> UnixStream {
         let stream = TcpStream::connect(self.tcp).unwrap();
-        // A stream socket is used in the same way, whatever it is made of.
+        // Reads and writes of a stream socket are the same for TCP and unix.
         OwnedFd::from(stream).into()
     }
 
-    /// A client in the transmission phase, with block status where that can be had.
+    /// A client in the transmission phase, with block status where the style allows it.
     pub(crate) fn client(&self, style: ReplyStyle) -> RawClient {
         self.client_of("", style)
     }
@@ -233,13 +233,13 @@ impl World {
         RawClient::shake_hands(self.connect(), wishes).unwrap()
     }
 
-    /// Asks the server to end.
+    /// Asks the server to stop.
     pub(crate) fn stop(&mut self) {
         use std::io::Write;
         self.stop.write_all(b"x").unwrap();
     }
 
-    /// Waits for its end.
+    /// Waits until the server has stopped.
     pub(crate) fn join(&mut self) {
         self.server.take().unwrap().join().unwrap().unwrap();
     }
@@ -249,7 +249,7 @@ impl World {
     }
 }
 
-impl Drop for World {
+impl Drop for TestServer {
     fn drop(&mut self) {
         if self.server.is_some() && !std::thread::panicking() {
             self.disk.open();
@@ -259,7 +259,7 @@ impl Drop for World {
     }
 }
 
-/// Whether there is the end to be read, or something else.
+/// Whether the end of the stream or a byte can be read.
 pub(crate) fn has_ended(client: &mut RawClient) -> bool {
     client.stream.set_nonblocking(true).unwrap();
     let read = client.stream.read(&mut [0]);
@@ -267,7 +267,7 @@ pub(crate) fn has_ended(client: &mut RawClient) -> bool {
     !matches!(read, Err(error) if error.kind() == ErrorKind::WouldBlock)
 }
 
-/// Whether the server has closed the connection, whatever of it is still to be read.
+/// Whether the server has closed the connection, even if bytes are still unread.
 pub(crate) fn is_hung_up(client: &RawClient) -> bool {
     let mut fds = [PollFd::new(client.stream.as_fd(), PollFlags::empty())];
     poll(&mut fds, PollTimeout::ZERO).unwrap();

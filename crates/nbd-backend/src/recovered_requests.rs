@@ -1,33 +1,33 @@
-//! What a predecessor left to do, and whether one of these requests killed it.
+//! Requests that a predecessor received and did not answer, and the search for one that crashed it.
 //!
 //! After a crash every request that was being executed is a suspect. A successor executes the
-//! suspects one by one while nothing else is executed: an innocent one is answered, and the guilty
-//! one crashes the backend again, alone this time, until it has done so often enough to be given
-//! up.
+//! suspects one by one while nothing else is executed. An innocent one is answered. The guilty one
+//! crashes the backend again, alone this time, until it has reached the poison limit and fails with
+//! EIO.
 
 use nbd_control::backend::Poison;
 use nbd_ledger::receive::Ticket;
 
 use crate::lane::LaneThread;
 
-/// What the holder says about the predecessor.
+/// What the holder reports about the predecessor.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Predecessor {
     pub(crate) crashed: bool,
-    /// A request that has crashed so many backends is given up; 0 is never.
+    /// A request fails with EIO after it has crashed this many backends; 0 is never.
     pub(crate) poison_limit: u32,
 }
 
-/// The requests of a lane that a predecessor took and did not answer.
-pub(crate) struct Inheritance {
+/// The requests of a lane that a predecessor received and did not answer.
+pub(crate) struct RecoveredRequests {
     tickets: Vec<Ticket>,
-    /// The one with most crashes last.
+    /// Sorted by crashes, so that the likely innocent ones are answered first.
     suspects: Vec<Ticket>,
     poisoned: Vec<Ticket>,
 }
 
-impl Inheritance {
-    pub(crate) fn sort(tickets: Vec<Ticket>, predecessor: Predecessor) -> Self {
+impl RecoveredRequests {
+    pub(crate) fn classify(tickets: Vec<Ticket>, predecessor: Predecessor) -> Self {
         let mut sorted = Self { tickets: Vec::new(), suspects: Vec::new(), poisoned: Vec::new() };
         for ticket in tickets {
             ticket.requeue(predecessor.crashed);
@@ -59,19 +59,20 @@ impl Inheritance {
         })
     }
 
-    /// Gives up what is poisoned, tries the suspects, and returns what is left to execute. Must
-    /// come before anything else is executed on any lane.
-    pub(crate) fn settle(self, lane: &mut LaneThread) -> Vec<Ticket> {
+    /// Fails the poisoned requests, executes the suspects one by one, and returns the rest. Must
+    /// return before any other request of any lane is executed: else a crash would have more
+    /// suspects.
+    pub(crate) fn run_suspects(self, lane: &mut LaneThread) -> Vec<Ticket> {
         for ticket in self.poisoned {
             tracing::error!(
                 "given up: {:?} crashed {} backends",
                 ticket.request(),
                 ticket.crashes()
             );
-            lane.give_up(ticket);
+            lane.fail_with_eio(ticket);
         }
         for ticket in self.suspects {
-            lane.try_alone(ticket);
+            lane.run_isolated(ticket);
         }
         self.tickets
     }

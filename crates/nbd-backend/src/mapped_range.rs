@@ -1,10 +1,9 @@
-//! Storage that is sent from where it lies in memory, or received to there.
+//! Ranges of the storage in mapped memory, which are sent or received without a copy in between.
 //!
-//! A read is copied twice on its way, into a buffer and from there into the socket, and so is a
-//! write. Where the storage is mapped into the process one copy is enough, if it is the kernel that
-//! makes it: it does not mind that bytes change meanwhile, and where a page has gone, because
-//! somebody cut the file off perhaps, its answer is EFAULT, where the process would be killed by
-//! SIGBUS.
+//! A read is otherwise copied twice, into a buffer and from there into the socket, and so is a
+//! write. With mapped storage the kernel makes the only copy, which tolerates two things that this
+//! process does not: bytes that change meanwhile, and pages that are gone because the file was
+//! truncated. For those a system call returns EFAULT, where an access here would be a SIGBUS.
 #![allow(unsafe_code)]
 
 use std::fmt;
@@ -12,13 +11,18 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-/// Whoever keeps a span's memory mapped.
+/// The owner of a mapping. The mapping lives as long as this.
 pub trait Lender: Send + Sync + 'static {
-    /// Fills a buffer from `offset` of the storage, on a way that tells errors.
+    /// Fills a buffer from `offset` of the storage by a system call, which reports errors where the
+    /// mapping would raise SIGBUS.
+    ///
+    /// # Errors
+    ///
+    /// Those of the read, and `UnexpectedEof` if the storage ends before the range.
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()>;
 }
 
-/// A range of the storage, where it lies in memory.
+/// A range of the storage in mapped memory.
 pub struct Span {
     start: NonNull<u8>,
     len: usize,
@@ -37,7 +41,7 @@ impl Span {
     /// # Safety
     ///
     /// The bytes from `start` on must be mapped for as long as the lender lives. Pages may be
-    /// missing, and anybody may change them.
+    /// missing, and other processes may change them.
     pub unsafe fn new(
         start: NonNull<u8>,
         len: usize,
@@ -59,7 +63,11 @@ impl Span {
         self.len == 0
     }
 
-    /// Forgets the first bytes.
+    /// Removes the first bytes.
+    ///
+    /// # Panics
+    ///
+    /// If `count` is greater than the length.
     pub fn consume(&mut self, count: usize) {
         assert!(count <= self.len, "consuming more than there is");
         // SAFETY: the result lies in the mapping, or one byte behind it.
@@ -68,21 +76,22 @@ impl Span {
         self.offset += count as u64;
     }
 
-    /// Whether a system call failed because a page of some span has gone.
+    /// Whether a system call failed because a page of a range is gone.
     #[must_use]
     pub fn is_gone(error: &io::Error) -> bool {
         error.raw_os_error() == Some(libc::EFAULT)
     }
 
-    /// For sendmsg(2) and the like. Where that [fails](Self::is_gone), [`read`](Self::read) tells why.
+    /// For sendmsg(2) and the like. If that [fails](Self::is_gone), [`read`](Self::read) returns
+    /// the cause.
     ///
     /// # Safety
     ///
-    /// Nobody but the kernel may look at the bytes.
+    /// Only the kernel may read the bytes, not this process.
     #[must_use]
     pub unsafe fn io_slice(&self) -> IoSlice<'_> {
         // SAFETY: the range is mapped while the lender lives, and thus for longer than the slice.
-        // Its bytes may change or be missing, which matters to whoever looks; the caller does not.
+        // Its bytes may change or be missing; the caller promises not to read them.
         IoSlice::new(unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) })
     }
 
@@ -90,7 +99,7 @@ impl Span {
     ///
     /// # Safety
     ///
-    /// Nobody but the kernel may look at the bytes or change them.
+    /// Only the kernel may read or write the bytes, not this process.
     #[must_use]
     pub unsafe fn io_slice_mut(&mut self) -> IoSliceMut<'_> {
         // SAFETY: as in `io_slice`. Others may change the bytes at the same time, as well as
@@ -104,7 +113,11 @@ impl Span {
         self.offset
     }
 
-    /// Copies all of it; `buffer` has the same length.
+    /// Copies the range to `buffer`, which has the same length.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Lender::read_at`].
     pub fn read(&self, buffer: &mut [u8]) -> io::Result<()> {
         self.lender.read_at(buffer, self.offset)
     }

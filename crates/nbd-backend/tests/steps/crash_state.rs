@@ -6,12 +6,12 @@ use std::os::unix::fs::FileExt;
 use nbd_ledger::layout::{LaneControl, ReceiveRecord, SLOTS, Slot, SlotState, TransmitRecord};
 use nbd_proto::CommandType;
 
+use crate::device_fixture::DeviceFixture;
 use crate::script::LAYOUT;
-use crate::world::World;
 
 /// A situation that a successor must master.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Scene {
+pub(crate) enum CrashState {
     /// Bytes were received and not taken.
     Untaken,
     /// A payload is being skipped.
@@ -26,8 +26,8 @@ pub(crate) enum Scene {
     Wrapped,
 }
 
-pub(crate) fn scenes(world: &World) -> Vec<Scene> {
-    let words = Words(world);
+pub(crate) fn scenes(fixture: &DeviceFixture) -> Vec<CrashState> {
+    let words = Words(fixture);
     let receiving = words.valid(offset_of!(LaneControl, receive_epoch), RECEIVE);
     let base = words.long(receiving + offset_of!(ReceiveRecord, base));
     let received = words.long(receiving + offset_of!(ReceiveRecord, received))
@@ -52,12 +52,12 @@ pub(crate) fn scenes(world: &World) -> Vec<Scene> {
     };
     let staged = SlotState::Staged(sequence + 1);
     [
-        (Scene::Untaken, parsed < received),
-        (Scene::Skipping, parsed > received),
-        (Scene::HalfSent, 0 < sent && sent < length),
-        (Scene::Staged, waiting.iter().any(|slot| slot.state == staged)),
-        (Scene::Overtaken, waiting.iter().any(|slot| slot.position < youngest)),
-        (Scene::Wrapped, waiting.iter().any(crosses)),
+        (CrashState::Untaken, parsed < received),
+        (CrashState::Skipping, parsed > received),
+        (CrashState::HalfSent, 0 < sent && sent < length),
+        (CrashState::Staged, waiting.iter().any(|slot| slot.state == staged)),
+        (CrashState::Overtaken, waiting.iter().any(|slot| slot.position < youngest)),
+        (CrashState::Wrapped, waiting.iter().any(crosses)),
     ]
     .into_iter()
     .filter_map(|(scene, holds)| holds.then_some(scene))
@@ -77,7 +77,7 @@ const RECEIVE: usize = offset_of!(LaneControl, receive);
 const TRANSMIT: usize = offset_of!(LaneControl, transmit);
 
 /// The words of the only lane, by their offset from its control page.
-struct Words<'a>(&'a World);
+struct Words<'a>(&'a DeviceFixture);
 
 impl Words<'_> {
     /// Offset of the valid one of a pair of records.

@@ -1,0 +1,357 @@
+//! Replies that are not sent yet: staged together, sent together, without waiting for the client.
+
+use std::collections::VecDeque;
+use std::io::{self, IoSlice};
+use std::mem::take;
+use std::time::Duration;
+
+use nbd_backend::Span;
+use nbd_net::stream::Sender;
+
+use crate::limits::is_too_slow;
+use crate::memory_budget::Grant;
+use crate::request::RefusalReason;
+
+/// Size of the buffer at first, in bytes. Small, because a server may have hundreds of clients that
+/// ask for little at once ...
+const INITIAL_BUFFER_SIZE: usize = 64 << 10;
+/// ... and of its later steps. Larger buffers are a multiple of this.
+const BUFFER_SIZE: usize = 512 << 10;
+/// Staged bytes that are sent before the rest of a batch is executed, so that the client can
+/// continue meanwhile.
+pub(crate) const SEND_THRESHOLD: usize = 256 << 10;
+
+/// The sending end of a connection. Its users hold the connection's lock.
+pub(crate) struct SendBuffer {
+    sender: Sender,
+    /// Bytes to send are at `start..end`.
+    buffer: Vec<u8>,
+    start: usize,
+    end: usize,
+    /// Data in mapped memory, and the index in the buffer before which it is sent.
+    mapped: VecDeque<(usize, Span)>,
+    /// Total bytes of `mapped`.
+    mapped_len: usize,
+    /// Grants for data among the staged bytes.
+    held_grants: Vec<Grant>,
+    /// Time spent waiting for the client, and bytes sent to it, since the buffer was last empty.
+    waited: Duration,
+    sent_since: u64,
+    /// The receive buffer holds common memory.
+    pub(crate) recv_holds_memory: bool,
+    /// Requests that workers or the backend have.
+    pub(crate) outstanding: usize,
+    /// Bytes of data of these requests.
+    pub(crate) outstanding_bytes: u64,
+    /// A thread waits for the client to read, and sends when the socket has room. No other thread
+    /// may send meanwhile: the bytes would get out of order.
+    pub(crate) is_draining: bool,
+    /// The receiving thread receives a write's data directly into the storage's memory.
+    pub(crate) is_receiving_directly: bool,
+    /// The client has disconnected or was disconnected: nothing more is sent.
+    is_closed: bool,
+    /// The server has disconnected the client: none of its requests is begun any more either.
+    is_hung_up: bool,
+    /// A request was refused and logged. Later ones are not logged.
+    has_refused: bool,
+}
+
+impl SendBuffer {
+    pub(crate) fn new(sender: Sender) -> Self {
+        Self {
+            sender,
+            buffer: vec![0; INITIAL_BUFFER_SIZE],
+            start: 0,
+            end: 0,
+            mapped: VecDeque::new(),
+            mapped_len: 0,
+            held_grants: Vec::new(),
+            waited: Duration::ZERO,
+            sent_since: 0,
+            recv_holds_memory: false,
+            outstanding: 0,
+            outstanding_bytes: 0,
+            is_draining: false,
+            is_receiving_directly: false,
+            is_closed: false,
+            is_hung_up: false,
+            has_refused: false,
+        }
+    }
+
+    /// Bytes to send.
+    pub(crate) fn unsent(&self) -> usize {
+        self.staged() + self.mapped_len
+    }
+
+    /// Bytes to send that lie in the buffer.
+    fn staged(&self) -> usize {
+        self.end - self.start
+    }
+
+    fn is_empty(&self) -> bool {
+        self.staged() == 0 && self.mapped.is_empty()
+    }
+
+    /// Whether data may be sent from mapped memory. With TLS it may not: encrypting reads it in
+    /// this process, where a page that is gone is a SIGBUS.
+    pub(crate) fn supports_mapped(&self) -> bool {
+        !self.sender.is_tls()
+    }
+
+    /// Bytes of data of requests that are in flight, or answered and not sent.
+    pub(crate) fn pending(&self) -> u64 {
+        self.outstanding_bytes + self.staged() as u64
+    }
+
+    /// Keeps a grant of memory until all that is staged now is sent.
+    pub(crate) fn hold_grant(&mut self, grant: Option<Grant>) {
+        if self.staged() > 0 {
+            self.held_grants.extend(grant);
+        }
+    }
+
+    /// Notes a wait for the client. `true` if it reads too slowly for others to wait for its
+    /// memory.
+    pub(crate) fn has_waited(&mut self, time: Duration, stall: Duration) -> bool {
+        self.waited += time;
+        !self.held_grants.is_empty() && is_too_slow(self.waited, self.sent_since, stall)
+    }
+
+    /// Whether this connection holds common memory until the client reads.
+    pub(crate) fn holds_memory(&self) -> bool {
+        self.recv_holds_memory || !self.held_grants.is_empty()
+    }
+
+    /// Room for the next `length` bytes; [`advance`](Self::advance) stages them.
+    pub(crate) fn room(&mut self, length: usize) -> &mut [u8] {
+        if self.buffer.len() - self.end < length {
+            self.buffer.copy_within(self.start..self.end, 0);
+            for (place, _) in &mut self.mapped {
+                *place -= self.start;
+            }
+            (self.start, self.end) = (0, self.end - self.start);
+            if self.buffer.len() < self.end + length {
+                self.buffer.resize((self.end + length).next_multiple_of(BUFFER_SIZE), 0);
+            }
+        }
+        &mut self.buffer[self.end..self.end + length]
+    }
+
+    /// Stages bytes that were put into [`room`](Self::room).
+    pub(crate) fn advance(&mut self, length: usize) {
+        assert!(length <= self.buffer.len() - self.end, "staging what has no room");
+        self.end += length;
+    }
+
+    pub(crate) fn stage(&mut self, bytes: &[u8]) {
+        self.room(bytes.len()).copy_from_slice(bytes);
+        self.advance(bytes.len());
+    }
+
+    /// Stages data in mapped memory, if [that is possible](Self::supports_mapped).
+    pub(crate) fn stage_mapped(&mut self, span: Span) {
+        self.mapped_len += span.len();
+        self.mapped.push_back((self.end, span));
+    }
+
+    /// Sends as much as the socket has room for. `WouldBlock` if something is left.
+    pub(crate) fn send(&mut self) -> io::Result<()> {
+        let sent = self.try_send();
+        self.note_closed(sent)
+    }
+
+    /// Sends a reply whose data lies in a worker's buffer, and stages what the socket has no room
+    /// for.
+    pub(crate) fn send_directly(&mut self, head: &[u8], data: &[u8]) -> io::Result<()> {
+        if !self.is_empty() || self.is_draining || self.is_closed {
+            self.stage(head);
+            self.stage(data);
+            return if self.is_draining { Ok(()) } else { self.send() };
+        }
+        let sent = match self.sender.send(&[IoSlice::new(head), IoSlice::new(data)]) {
+            Ok(sent) => sent,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
+            Err(error) => return self.note_closed(Err(error)),
+        };
+        self.stage(&head[sent.min(head.len())..]);
+        self.stage(&data[sent.saturating_sub(head.len())..]);
+        self.send()
+    }
+
+    fn try_send(&mut self) -> io::Result<()> {
+        if self.is_closed {
+            self.clear();
+            return Ok(());
+        }
+        while !self.is_empty() {
+            match self.sender.send(&parts(&self.buffer[..self.end], self.start, &self.mapped)) {
+                Ok(count) => self.sent(count),
+                Err(error) if Span::is_gone(&error) => self.copy_ranges()?,
+                Err(error) => return Err(error),
+            }
+        }
+        self.clear();
+        self.sender.flush()
+    }
+
+    /// Removes what was sent.
+    fn sent(&mut self, mut count: usize) {
+        self.sent_since += count as u64;
+        while count > 0 {
+            let next = self.mapped.front().map_or(self.end, |(place, _)| *place);
+            let staged = count.min(next - self.start);
+            self.start += staged;
+            count -= staged;
+            let Some((_, span)) = self.mapped.front_mut().filter(|_| self.start == next) else {
+                assert_eq!(count, 0, "more was sent than there is");
+                return;
+            };
+            let mapped_len = count.min(span.len());
+            span.consume(mapped_len);
+            self.mapped_len -= mapped_len;
+            count -= mapped_len;
+            if span.is_empty() {
+                self.mapped.pop_front();
+            }
+        }
+    }
+
+    /// Copies the data of mapped memory, because a page of it is gone. If the storage cannot be
+    /// read either, the client must be disconnected: a header that promises the data may be sent.
+    fn copy_ranges(&mut self) -> io::Result<()> {
+        let (staged, mapped) = (self.buffer[self.start..self.end].to_vec(), take(&mut self.mapped));
+        let mut at = self.start;
+        (self.start, self.end, self.mapped_len) = (0, 0, 0);
+        let mut rest = &staged[..];
+        for (place, span) in mapped {
+            let (before, after) = rest.split_at(place - at);
+            (at, rest) = (place, after);
+            self.stage(before);
+            let room = self.room(span.len());
+            span.read(room).inspect_err(|error| {
+                tracing::error!("{span:?} was to be sent and is gone, so is the client: {error}");
+            })?;
+            self.advance(span.len());
+        }
+        self.stage(rest);
+        Ok(())
+    }
+
+    /// Removes all that is staged.
+    fn clear(&mut self) {
+        (self.start, self.end) = (0, 0);
+        self.mapped.clear();
+        self.mapped_len = 0;
+        if self.buffer.len() > 4 * BUFFER_SIZE {
+            self.buffer = vec![0; BUFFER_SIZE];
+        }
+        self.held_grants.clear();
+        (self.waited, self.sent_since) = (Duration::ZERO, 0);
+    }
+
+    /// Turns every error but `WouldBlock` into the end of the connection. The receiving thread
+    /// notices that and reports it.
+    fn note_closed(&mut self, sent: io::Result<()>) -> io::Result<()> {
+        let Err(error) = sent else { return Ok(()) };
+        match error.kind() {
+            io::ErrorKind::WouldBlock => return Err(error),
+            io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => {
+                self.client_disconnected();
+            }
+            _ => self.hang_up(),
+        }
+        Ok(())
+    }
+
+    /// Whether nothing is sent any more.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.is_closed
+    }
+
+    /// Whether no request of the client is begun any more.
+    pub(crate) fn is_hung_up(&self) -> bool {
+        self.is_hung_up
+    }
+
+    /// Notes that the client does not read any more. Requests that it sent before are still
+    /// executed: a client may close the connection after its last write.
+    pub(crate) fn client_disconnected(&mut self) {
+        self.is_closed = true;
+        self.clear();
+        self.sender.socket().shutdown_receive();
+        self.end_if_idle();
+    }
+
+    /// Disconnects the client. The socket is closed only when none of its requests is in flight any
+    /// more: a client that sees the end may send its requests again, to another server of the same
+    /// storage, and a write that this server executes later would undo a newer one.
+    pub(crate) fn hang_up(&mut self) {
+        self.is_hung_up = true;
+        self.client_disconnected();
+    }
+
+    /// A worker is done with a request that has `data` bytes of data.
+    pub(crate) fn finished(&mut self, data: u64) {
+        self.outstanding -= 1;
+        self.outstanding_bytes -= data;
+        self.end_if_idle();
+    }
+
+    /// The write that was received directly has ended.
+    pub(crate) fn direct_receive_ended(&mut self) {
+        self.is_receiving_directly = false;
+        self.end_if_idle();
+    }
+
+    /// Shuts the socket down after the last request of a closed connection. That also wakes a
+    /// thread that waits for the client to read.
+    fn end_if_idle(&self) {
+        if self.is_closed && self.outstanding == 0 && !self.is_receiving_directly {
+            self.sender.socket().shutdown();
+        }
+    }
+
+    /// Logs the first refused request of a connection. The client gets an error for each one.
+    pub(crate) fn log_refusal_once(&mut self, refusal: &RefusalReason) {
+        if !self.has_refused && !matches!(refusal, RefusalReason::Stopping) {
+            self.has_refused = true;
+            let peer = self.sender.socket().peer();
+            tracing::warn!("{peer}: {refusal}; later ones are refused without a word here");
+        }
+    }
+
+    /// Ends the connection in order (TLS: close_notify). No request is in flight any more.
+    pub(crate) fn close(&mut self) {
+        if self.is_closed {
+            return self.end_if_idle();
+        }
+        // An error is ignored: the socket closes next, and the client sees the end by that.
+        let _ = self.sender.close();
+    }
+}
+
+/// The staged bytes and mapped data in the order in which they are sent.
+#[allow(unsafe_code)]
+fn parts<'a>(
+    staged: &'a [u8],
+    mut start: usize,
+    mapped: &'a VecDeque<(usize, Span)>,
+) -> Vec<IoSlice<'a>> {
+    let mut parts = Vec::with_capacity(2 * mapped.len() + 1);
+    for (place, span) in mapped {
+        if start < *place {
+            parts.push(IoSlice::new(&staged[start..*place]));
+        }
+        // SAFETY: the pieces are for sendmsg(2) alone: a secured connection takes no mapped.
+        parts.push(unsafe { span.io_slice() });
+        start = *place;
+    }
+    if start < staged.len() {
+        parts.push(IoSlice::new(&staged[start..]));
+    }
+    parts
+}
+
+#[cfg(test)]
+mod tests;
