@@ -28,5 +28,5 @@ fuzz_target!(|bytes: &[u8]| {
         ledger.drain(&mut transmitter, &mut replies);
     }
     ledger.drain(&mut transmitter, &mut replies);
-    assert!(ledger.cookies_of(&replies).is_some(), "a reply that nobody waits for");
+    assert!(ledger.cookies_of(&replies).is_some(), "a reply that no request waits for");
 });

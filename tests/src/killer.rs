@@ -93,7 +93,7 @@ fn kill_until(
     let (mut answered, mut unproven) = (0, 0);
     let mut last = Instant::now();
     while !stop.load(Ordering::Relaxed) {
-        assert!(last.elapsed() < patiently(LONG), "nobody to kill");
+        assert!(last.elapsed() < patiently(LONG), "no backend to kill");
         sleep(Duration::from_millis(random.within(pauses)));
         let now = completed(&format!("nbd{index}"));
         if now == answered && unproven == UNPROVEN {

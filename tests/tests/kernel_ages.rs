@@ -1,4 +1,4 @@
-//! Since when requests wait: known although nobody has looked before.
+//! Since when requests wait: known before the first status.
 
 use std::time::{Duration, Instant};
 

@@ -1,4 +1,4 @@
-//! A device that is used is neither detached nor made smaller, whoever uses it: also those that
+//! A device that is used is neither detached nor made smaller, whatever uses it: also those that
 //! open it without claiming it, and that no process has open.
 
 use std::fs;

@@ -19,7 +19,7 @@ kernel_tests!(
     a_live_holder_is_not_replaced,
 );
 
-/// Kills the holder and waits until nobody sees it any more.
+/// Kills the holder and waits until it is gone.
 fn kill_holder(device: &Device) -> i32 {
     let holder = device.state().expect("a state").holder;
     assert!(signal(holder.pid, SIGKILL));

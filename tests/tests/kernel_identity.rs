@@ -30,7 +30,7 @@ kernel_tests!(
     detach_of_a_device_whose_sitter_is_frozen_says_what_was_done,
 );
 
-/// Kills the holder and waits until nobody sees it any more.
+/// Kills the holder and waits until it is gone.
 fn kill_holder(device: &Device) -> ProcessId {
     let holder = device.state().expect("a state").holder;
     assert!(signal(holder.pid, SIGKILL));
@@ -116,7 +116,7 @@ fn a_backend_gets_no_lanes_before_the_state_that_names_it_is_written(api: Api) {
     assert_eq!(status.backend.state, BackendState::Starting);
     assert_eq!(device.state().expect("a state").backend, lost);
     assert!(device.log().contains("state-not-saved"), "{}", device.log());
-    // Whoever adopts the device now knows of the dead one only, and that is right.
+    // A holder that adopts the device now knows of the dead one only, and that is right.
     assert_eq!(device.status().in_flight.len(), 1);
 
     fs::remove_dir(&next).expect("a directory to remove");

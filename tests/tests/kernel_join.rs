@@ -24,7 +24,7 @@ const ROUNDS: u32 = 800;
 
 kernel_tests!(
     a_backend_joins_by_hand_and_another_takes_over,
-    whoever_joins_is_recognised_however_fast_it_talks,
+    a_backend_that_joins_is_recognised_however_fast_it_talks,
 );
 
 fn a_backend_joins_by_hand_and_another_takes_over(api: Api) {
@@ -76,7 +76,7 @@ fn a_backend_joins_by_hand_and_another_takes_over(api: Api) {
 /// Who a backend is, the kernel tells the holder, with every byte and from the first one on. A
 /// holder that asks for that only after it has accepted a connection takes some for nobody: those
 /// that talk between these two system calls, between which it is stopped here now and then.
-fn whoever_joins_is_recognised_however_fast_it_talks(api: Api) {
+fn a_backend_that_joins_is_recognised_however_fast_it_talks(api: Api) {
     let device = Device::attach(api, ["mem:1M"]);
     let (status, index) = (device.status(), device.index());
     let hello = Hello {

@@ -61,7 +61,7 @@ pub fn stray(index: u32) -> Option<i32> {
 /// Gives the queue of a device that is not connected the timeout back that it had before it was attached, in
 /// milliseconds. Best effort: a device that netlink has made may be gone, and the attribute with it.
 pub fn restore_timeout(index: u32, milliseconds: u64) {
-    // Somebody else's device has whatever it was given. Of a connected one the store could wait for
+    // A device of another program has what that program set. Of a connected one the store could wait for
     // requests in flight, as newer kernels freeze the queue for it.
     if setup_pid(index).is_none() {
         let _ = fs::write(attribute(index, "queue/io_timeout"), milliseconds.to_string());

@@ -107,7 +107,7 @@ pub(crate) fn clean(context: &Context, device: Device) -> Result<bool, Error> {
     let failed = |source| Error::Registry { path: registry.folder(device.0), source };
     let lock = lock(context)?;
     let stale = match probe(registry, device)? {
-        // A holder that lives has it locked, whatever is written down and whoever listens.
+        // A living holder has it locked, whatever the state says and whichever process listens.
         Entry::Stale => registry.lock_folder(device.0).map_err(failed)?.is_some(),
         _ => false,
     };

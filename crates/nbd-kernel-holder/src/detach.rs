@@ -32,7 +32,7 @@ pub(crate) enum Detached {
     Held(Failure),
 }
 
-/// Why a device that nobody has detached is gone.
+/// Why a device is gone without a detach.
 pub(crate) const DROPPED: &str = "the driver has dropped the device: it was disconnected by another \
                                   program, or its sitter was stopped, frozen or killed";
 

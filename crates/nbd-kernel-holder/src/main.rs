@@ -140,7 +140,7 @@ fn take_down(args: &Args, index: u32, report: Option<Channel>) -> ExitCode {
         Err(failure) => (Report::Failed(failure.clone()), failure.kind.exit_code()),
     };
     match (report, told) {
-        // Whoever has asked and does not listen any more sees the registry.
+        // A client that asked and no longer listens sees the registry.
         (Some(report), told) => drop(report.send(&told, &[])),
         (None, Report::Notice { text }) => println!("{text}"),
         (None, Report::Failed(failure)) => tracing::error!("{}", failure.text),

@@ -47,7 +47,7 @@ pub(crate) struct Peer {
 pub(crate) enum Ending {
     Exited(i32),
     Killed(Signal, bool),
-    /// The kernel does not tell: it was not our child, or somebody else keeps it.
+    /// The kernel does not tell: it was not our child, or a tracer keeps it.
     Unknown,
 }
 
@@ -248,7 +248,7 @@ mod tests {
         (peer, Pid::from_raw(other))
     }
 
-    /// Whoever traces a thread keeps it when it is dead, so the leader stays a zombie that cannot be
+    /// A tracer keeps a thread when it is dead, so the leader stays a zombie that cannot be
     /// waited for: what else lasts for a moment, while threads exit on other processors.
     #[test]
     fn the_signal_of_a_killed_child_is_known_before_all_its_threads_are_gone() {

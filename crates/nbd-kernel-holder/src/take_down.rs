@@ -39,7 +39,7 @@ fn failure(kind: FailureKind, device: &Device, text: &str) -> Failure {
 /// what was done.
 pub(crate) fn take_down(registry: &Registry, index: u32, force: bool) -> Result<String, Failure> {
     let device = Device::new(index);
-    // Kept until the entry is gone: nobody adopts the device meanwhile.
+    // Kept until the entry is gone: no process adopts the device meanwhile.
     let _lock = lock(registry, &device, force)?;
     let state = read_state(registry, &device, force)?;
     let remains = Remains::of(index, state.as_ref());
@@ -49,7 +49,7 @@ pub(crate) fn take_down(registry: &Registry, index: u32, force: bool) -> Result<
     }
     let limit = if force { STEP_LIMIT } else { LEAVE_LIMIT };
     end(&device, remains.backend, limit)?;
-    // Where it is not known, it most probably was what a queue has that nobody has changed.
+    // Where it is not known, it most probably was the default of a queue.
     let milliseconds = state.and_then(|state| state.io_timeout).unwrap_or(USUAL_TIMEOUT);
     if run(errand::restore_timeouts(&device, milliseconds), STEP_LIMIT) != Some(0) {
         tracing::warn!(device = %device.name(), "queue/io_timeout is not what it was");
@@ -84,7 +84,7 @@ fn lock(registry: &Registry, device: &Device, force: bool) -> Result<HolderLock,
     let _registry_lock = lock_registry(registry, device)?;
     let mut locked = registry.lock_folder(device.index);
     if is_missing(&locked) && force && stray(device.index).is_some() {
-        // One whose entry was removed beneath it gets another one, so that nobody picks it meanwhile.
+        // One whose entry was removed beneath it gets another one, so that no holder picks it meanwhile.
         locked =
             registry.create_folder(device.index).and_then(|()| registry.lock_folder(device.index));
     }
@@ -190,7 +190,7 @@ fn check_unused(device: &Device) -> Result<(), Failure> {
     }
 }
 
-/// Writes back through the backend, which still serves, and disconnects; nobody can begin to use the
+/// Writes back through the backend, which still serves, and disconnects; no process can begin to use the
 /// device in between.
 fn flush(device: &Device) -> Result<(), Failure> {
     check_unused(device)?;
@@ -231,7 +231,7 @@ fn run(helper: io::Result<Errand>, limit: Duration) -> Option<i32> {
 fn end(device: &Device, process: Option<ProcessId>, limit: Duration) -> Result<(), Failure> {
     let Some(id) = process else { return Ok(()) };
     let Ok(process) = Process::open(id.pid) else { return Ok(()) };
-    // Whoever has the pid now may be another one.
+    // The pid may belong to another process by now.
     if !id.is_alive() || ends_within(&process, limit) {
         return Ok(());
     }

@@ -195,7 +195,7 @@ impl Holder {
         }
     }
 
-    /// Lets the backend take leave of whoever it works with: its lanes are at their end, which is
+    /// Lets the backend close its upstream connections: its lanes are at their end, which is
     /// how it has known since they `parted`. One that has not begun to serve would not, nor one
     /// that is stopped.
     fn await_owner(&mut self, parted: Instant) {

@@ -23,7 +23,7 @@ pub fn raise_limit(wanted: u64) -> io::Result<u64> {
     if hard < wanted {
         match setrlimit(Resource::RLIMIT_NOFILE, wanted, wanted) {
             Ok(()) => return Ok(wanted),
-            // Only a privileged process may have more, and nobody more than the system's own limit.
+            // Only a privileged process may have more, and no process more than the system's own limit.
             Err(Errno::EPERM | Errno::EINVAL) => {}
             Err(errno) => return Err(errno.into()),
         }

@@ -161,7 +161,7 @@ impl Socket {
     /// is broken. A TCP peer that has closed it in order shows only once it was sent something.
     pub fn is_hung_up(&self) -> bool {
         let mut fds = [PollFd::new(self.fd.as_fd(), PollFlags::empty())];
-        // A poll that fails tells nothing, and whoever sends or receives next meets the cause.
+        // A poll that fails tells nothing, and the next send or receive meets the cause.
         poll(&mut fds, PollTimeout::ZERO).is_ok_and(|count| count > 0)
     }
 

@@ -300,7 +300,7 @@ fn connect_netlink(setup: &Setup<'_>, sockets: &[OwnedFd]) -> Result<Netlink, Se
     }
 }
 
-/// Over netlink the driver does not set up a device that is open, whoever has it open and however
+/// Over netlink the driver does not set up a device that is open, whichever process has it open and however
 /// briefly, such as udev; one that is set up stays so.
 fn is_passing(error: &super::netlink::NetlinkError, device: &Device) -> bool {
     error.errno() == Errno::EBUSY && device.setup_pid().is_none()

@@ -19,7 +19,7 @@ fn there_are_no_more_marks_than_requests_in_flight() {
     let mut arrivals = Arrivals::default();
     for number in 1..10_000 {
         arrivals.note(28 * number, number);
-        // One that hangs, one of the middle, and those that nobody has taken.
+        // One that hangs, one of the middle, and those that no backend has taken.
         arrivals.keep(&[0, 28 * 50], 28 * number.saturating_sub(2));
         assert!(arrivals.marks.len() <= 4, "{arrivals:?}");
     }
