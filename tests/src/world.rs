@@ -79,7 +79,7 @@ pub fn number(device: &str, attribute: &str) -> Option<u64> {
     fs::read_to_string(path).ok()?.trim().parse().ok()
 }
 
-/// Everything but the lock, which stays for ever.
+/// Everything but the lock, which stays for ever, and the logs of devices that are gone.
 fn list(directory: &Path, found: &mut Vec<String>) {
     let mut entries: Vec<_> = fs::read_dir(directory)
         .into_iter()
@@ -87,6 +87,7 @@ fn list(directory: &Path, found: &mut Vec<String>) {
         .flatten()
         .map(|entry| entry.path())
         .filter(|path| !path.ends_with("lock"))
+        .filter(|path| !path.to_string_lossy().ends_with(".log.last"))
         .collect();
     entries.sort();
     for path in entries {

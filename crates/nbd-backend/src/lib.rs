@@ -69,13 +69,15 @@ pub fn run(description: &str, backend: impl Backend) -> ExitCode {
         session.serve(Arc::new(backend))?;
         Ok(())
     };
-    match serve() {
+    let code = match serve() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{description}: {}", chain(&*error));
             ExitCode::FAILURE
         }
-    }
+    };
+    nbd_log::finish();
+    code
 }
 
 /// An error and its causes on one line.

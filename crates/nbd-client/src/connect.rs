@@ -2,6 +2,7 @@
 
 pub(crate) mod backoff;
 pub(crate) mod child;
+mod child_words;
 pub(crate) mod dialer;
 pub(crate) mod error;
 pub(crate) mod export_shape;

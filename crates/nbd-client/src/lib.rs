@@ -49,7 +49,7 @@
 //! |---|---|
 //! | `remote` | the backend; `blocking` makes tasks for callers that wait |
 //! | `job` | a task that was taken over, and the requests that it is split into; `buffer_pool` |
-//! | `connect` | from a target to a connection: `target`, `dialer`, `child` (a program to start), `shell`, `handshake`, `negotiated`, `export_shape`, `backoff` |
+//! | `connect` | from a target to a connection: `target`, `dialer`, `child` (a program to start) and `child_words` (what it says), `shell`, `handshake`, `negotiated`, `export_shape`, `backoff` |
 //! | `connection` | requests in flight: `worker` (the thread behind a connection), `pool`, `send_queue`, `in_flight`, `reply_reader`, `recv_buffer`, `old_connection` |
 //! | `reply` | replies without I/O: `header`, `range_set` |
 //! | `fence` | makes sure that an old connection or server writes no more |

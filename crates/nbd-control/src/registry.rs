@@ -10,12 +10,14 @@
 //!     gdb.py           commands for gdb, left by nbd-ctl debug
 //!     udev             properties for the udev rules: name, whether it is about to go
 //!     log              words of the holder and of backends that it started
+//!     log.old          the same, from before
 //!   nbd0.join          backends connect here; the socket's owner may be another user
+//!   nbd0.log.last      the log of a device that is not attached any more
 //! ```
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{Flock, FlockArg};
@@ -173,6 +175,18 @@ impl Registry {
         self.folder(index).join("log")
     }
 
+    /// What was in the log when it was last full and begun anew.
+    #[must_use]
+    pub fn old_log(&self, index: u32) -> PathBuf {
+        self.log(index).with_extension("old")
+    }
+
+    /// The log of the last time that a device was attached, or was to be.
+    #[must_use]
+    pub fn last_log(&self, index: u32) -> PathBuf {
+        self.directory.join(format!("nbd{index}.log.last"))
+    }
+
     /// Where commands for gdb are left while a device is attached.
     #[must_use]
     pub fn gdb_script(&self, index: u32) -> PathBuf {
@@ -235,14 +249,34 @@ impl Registry {
         fs::DirBuilder::new().mode(0o700).create(self.folder(index))
     }
 
-    /// Removes all that belongs to a device. What does not exist is fine.
+    /// Removes all that belongs to a device but its log, which becomes the [last
+    /// one](Self::last_log). What does not exist is fine.
     pub fn remove(&self, index: u32) -> io::Result<()> {
+        // A log that cannot be kept is no reason to keep a device.
+        let _ = self.keep_log(index);
         let gone = |result: io::Result<()>| match result {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             other => other,
         };
         gone(fs::remove_file(self.join_socket(index)))?;
         gone(fs::remove_dir_all(self.folder(index)))
+    }
+
+    /// Moves the log out of its folder, which keeps it from others than root and the group that may
+    /// look.
+    fn keep_log(&self, index: u32) -> io::Result<()> {
+        let log = self.log(index);
+        if fs::metadata(&log)?.len() == 0 {
+            return Ok(());
+        }
+        let folder = fs::metadata(self.folder(index))?;
+        let group_may_look = folder.mode() & 0o010 != 0;
+        if group_may_look {
+            std::os::unix::fs::chown(&log, None, Some(folder.gid()))?;
+        }
+        let mode = if group_may_look { 0o640 } else { 0o600 };
+        fs::set_permissions(&log, fs::Permissions::from_mode(mode))?;
+        fs::rename(&log, self.last_log(index))
     }
 
     /// The devices that have a folder, in order.

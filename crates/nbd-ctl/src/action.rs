@@ -56,6 +56,11 @@ pub(crate) enum Action {
         target: Option<Target>,
         json: bool,
     },
+    Logs {
+        device: Device,
+        last: bool,
+        lines: usize,
+    },
     List {
         json: bool,
     },
@@ -209,6 +214,9 @@ impl Action {
             }),
             Command::Why { target, json } => {
                 Self::Why { target: target.as_deref().map(str::parse).transpose()?, json }
+            }
+            Command::Logs { device, last, lines } => {
+                Self::Logs { device: device.parse()?, last, lines }
             }
             Command::List { json } => Self::List { json },
             Command::Restart { device, limit } => {

@@ -9,6 +9,7 @@ use crate::context::{Context, say};
 use crate::device::Device;
 use crate::entry::{Abandoned, Entry, no_device, probe};
 use crate::error::Error;
+use crate::logs;
 use crate::spawn::{Ending, Outcome, Starting};
 use crate::take_down::clear;
 
@@ -58,7 +59,7 @@ pub(crate) fn adopt(context: &Context, device: Device, state: &State) -> Result<
             Ok(())
         }
         Outcome::Died(status) => {
-            Err(Error::Died { goal: "adopted", status, log: log.display().to_string() })
+            Err(Error::Died { goal: "adopted", status, words: logs::last_words(context, device) })
         }
         Outcome::TimedOut => {
             starting.give_up();

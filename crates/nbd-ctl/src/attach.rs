@@ -11,9 +11,10 @@ use crate::action::{Attach, check_attach};
 use crate::config::Config;
 use crate::context::{Context, print, reassure, say};
 use crate::device::Device;
-use crate::entry::{Abandoned, Entry, probe};
+use crate::entry::{Abandoned, Entry, devices, probe};
 use crate::error::Error;
 use crate::holder::Holder;
+use crate::logs;
 use crate::program;
 use crate::spawn::{Ending, Outcome, Starting};
 use crate::take_down::clear;
@@ -46,10 +47,7 @@ pub(crate) fn attach(context: &Context, wanted: &Attach) -> Result<(), Error> {
                 return Err(Error::Died {
                     goal: "ready",
                     status,
-                    log: match wanted.device {
-                        Some(Device(index)) => context.registry.log(index).display().to_string(),
-                        None => "its words above".into(),
-                    },
+                    words: last_words(context, wanted.device),
                 });
             }
             Outcome::TimedOut => {
@@ -60,6 +58,19 @@ pub(crate) fn attach(context: &Context, wanted: &Attach) -> Result<(), Error> {
             }
         }
     }
+}
+
+/// What a holder that died while it attached has left in a log, and where. Which device it had
+/// picked it has told nobody: of the entries that are stale it is the latest.
+fn last_words(context: &Context, device: Option<Device>) -> String {
+    let registry = &context.registry;
+    let stale = |device: &Device| matches!(probe(registry, *device), Ok(Entry::Stale));
+    let written = |device: &Device| registry.log(device.0).metadata()?.modified();
+    let found = device.or_else(|| {
+        let stale = devices(registry).ok()?.into_iter().filter(stale);
+        stale.max_by_key(|device| written(device).ok())
+    });
+    found.map_or_else(|| "it has left no log".into(), |device| logs::last_words(context, device))
 }
 
 /// The device that has this name, unless all that is left of it is its entry.

@@ -159,6 +159,25 @@ Example:
         #[arg(long)]
         json: bool,
     },
+    /// Show the end of a device's log: what its holder and its backends had to say
+    #[command(after_help = "\
+The log of a device that is not attached any more, or that could not be attached, is kept until the
+next one of that number ends. Asks nobody, so it works whatever is stuck.
+
+Example:
+  nbd-ctl logs nbd0
+  nbd-ctl logs nbd0 --lines 500 | grep event=
+  nbd-ctl logs nbd0 --last    # of the time before this one")]
+    Logs {
+        /// nbd0, /dev/nbd0, 0, or the name of an attached device.
+        device: String,
+        /// Show that of the time before this one.
+        #[arg(long)]
+        last: bool,
+        /// How many lines at most; those of the last MiB or two are kept.
+        #[arg(long, short = 'n', value_name = "COUNT", default_value_t = 50)]
+        lines: usize,
+    },
     /// Show the latest requests that were executed, with times and results
     #[command(after_help = "\
 The device's shared memory keeps the latest 4095 requests of each lane, whatever becomes of the

@@ -78,8 +78,8 @@ pub(crate) enum Error {
         #[source]
         source: ChannelError,
     },
-    #[error("{device}: its holder ended before it answered; see {}", log.display())]
-    Ended { device: Device, log: PathBuf },
+    #[error("{device}: its holder ended before it answered; see nbd-ctl logs {device}")]
+    Ended { device: Device },
     #[error("{device}: its holder gave an answer to another question; use programs of one release")]
     Confused { device: Device },
     /// The holder's own words.
@@ -155,8 +155,13 @@ pub(crate) enum Error {
         #[source]
         source: io::Error,
     },
-    #[error("nbd-kernel-holder died before the device was {goal}{}; see {log}", ending(*status))]
-    Died { goal: &'static str, status: Option<ExitStatus>, log: String },
+    #[error("nbd-kernel-holder died before the device was {goal}{}; {words}", ending(*status))]
+    Died {
+        goal: &'static str,
+        status: Option<ExitStatus>,
+        /// What it said last, and where the rest is.
+        words: String,
+    },
     #[error("cannot talk to nbd-kernel-holder ({program})")]
     Report {
         program: String,

@@ -99,20 +99,20 @@ impl<'a> Holder<'a> {
         device: Device,
         stream: UnixStream,
     ) -> Result<Self, Error> {
-        let channel = Channel::new(stream).map_err(|error| talk(context, device, error))?;
+        let channel = Channel::new(stream).map_err(|error| talk(device, error))?;
         Ok(Self { context, device, channel })
     }
 
     /// Sends a request.
     pub(crate) fn send(&self, request: &Request) -> Result<(), Error> {
         let sent = self.channel.send(request, &[]);
-        sent.map_err(|error| talk(self.context, self.device, error))
+        sent.map_err(|error| talk(self.device, error))
     }
 
     /// Sends a request that a file belongs to.
     pub(crate) fn send_with(&self, request: &Request, file: &File) -> Result<(), Error> {
         let sent = self.channel.send(request, &[file.as_fd()]);
-        sent.map_err(|error| talk(self.context, self.device, error))
+        sent.map_err(|error| talk(self.device, error))
     }
 
     /// The answer to a request that was sent; `limit` is that of the whole wait. `doing` is what
@@ -150,7 +150,7 @@ impl<'a> Holder<'a> {
                     }
                     _ => {}
                 },
-                Err(error) => return Err(talk(self.context, self.device, error)),
+                Err(error) => return Err(talk(self.device, error)),
             }
         }
     }
@@ -181,7 +181,7 @@ impl<'a> Holder<'a> {
                     return Err(Error::Interrupted(format!("{} is not gone", self.device)));
                 }
                 Err(ChannelError::Closed) => return Ok(true),
-                Err(error) => return Err(talk(self.context, self.device, error)),
+                Err(error) => return Err(talk(self.device, error)),
             }
         }
     }
@@ -199,9 +199,9 @@ impl<'a> Holder<'a> {
     }
 }
 
-fn talk(context: &Context, device: Device, error: ChannelError) -> Error {
+fn talk(device: Device, error: ChannelError) -> Error {
     match error {
-        ChannelError::Closed => Error::Ended { device, log: context.registry.log(device.0) },
+        ChannelError::Closed => Error::Ended { device },
         source => Error::Talk { device, source },
     }
 }

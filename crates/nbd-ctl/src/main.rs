@@ -15,6 +15,7 @@
 //! | [`spawn`], [`program`] | starting a holder, finding programs |
 //! | [`attach`], [`adopt`], [`change`], [`wait`], [`inspect`], [`why`], [`trace`] | the commands |
 //! | [`set`] | settings of a backend |
+//! | [`logs`] | the log of a device, also after its end |
 //! | [`record`], [`replay`] | requests with their data, and the same requests again |
 //! | [`doctor`], [`metrics`] | the machine, and numbers for monitoring |
 //! | [`top`] | devices as they are at work, on a terminal |
@@ -37,6 +38,7 @@ mod error;
 mod footing;
 mod holder;
 mod inspect;
+mod logs;
 mod metrics;
 mod parse;
 mod program;
@@ -92,6 +94,7 @@ fn run() -> Result<(), Error> {
         Action::Record(wanted) => record::record(&context, &wanted),
         Action::StopRecording { device } => record::stop(&context, device),
         Action::Replay(wanted) => replay::replay(&context, &wanted),
+        Action::Logs { device, last, lines } => logs::logs(&context, device, last, lines),
         Action::Why { target, json } => why::why(&context, target, json),
         Action::List { json } => inspect::list(&context, json),
         Action::Restart { device, limit } => change::restart(&context, device, limit),

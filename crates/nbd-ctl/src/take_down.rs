@@ -7,6 +7,7 @@ use crate::context::Context;
 use crate::device::Device;
 use crate::entry::{Abandoned, Entry, clean, probe};
 use crate::error::Error;
+use crate::logs;
 use crate::spawn::{Ending, Outcome, Starting};
 
 /// How long that may take in order: the flush, and then the end of the backend.
@@ -35,8 +36,8 @@ pub(crate) fn take_down(
         Outcome::Died(Some(status)) if status.success() => Ok(()),
         Outcome::Ready { .. } => Err(Error::Confused { device }),
         Outcome::Died(status) => {
-            let log = "its words above".to_string();
-            Err(Error::Died { goal: "taken down", status, log })
+            let words = logs::last_words(context, device);
+            Err(Error::Died { goal: "taken down", status, words })
         }
         Outcome::TimedOut => Err(Error::NotGone { device, limit }),
         Outcome::Interrupted => Err(Error::Interrupted(match starting.give_up() {

@@ -152,6 +152,7 @@ fn rebuild(registry: Registry, state: &State, lock: HolderLock) -> Result<Holder
     let mut holder =
         Holder::new(registry, settings, device, lock).map_err(|error| other(error.to_string()))?;
     holder.layout = Layout::with_lanes(state.lanes);
+    holder.log_sink.take_from(&sitter);
     copy_descriptors(&mut holder, &sitter, state)
         .map_err(|error| other(format!("{name}: cannot copy from its sitter: {error}")))?;
     holder.sitter = Some(Sitter::seated(sitter, state.sitter));
@@ -333,6 +334,7 @@ fn adopt_backend(holder: &mut Holder, state: &State, left: Left) {
     holder.supervisor.adopt(id, kind);
     match process {
         Some(process) => {
+            holder.log_sink.attribute(id, process.pid.as_raw());
             peer.process = Some(process);
             holder.peers.insert(id, peer);
             if state.stand_in || state.paused {

@@ -125,9 +125,10 @@ impl Holder {
         }
         if !came {
             let seconds = patience.unwrap_or_default().as_secs();
-            return Err(AttachError::timed_out(format!(
+            let text = format!(
                 "no backend was ready within {seconds} s: see that the program joins its holder, or raise --ready-timeout"
-            )));
+            );
+            return Err(AttachError::timed_out(self.with_words_of_backends(&text)));
         }
         Ok(())
     }
@@ -150,6 +151,7 @@ impl Holder {
             keepsakes: &self.keepsakes,
             // Another device is there at once.
             patience: if given { USERS } else { Duration::ZERO },
+            log_pipes: &self.log_sink.descriptors(),
         });
         // Only the driver shall hold these, or a closed lane would never look closed.
         self.kernel_ends.clear();
@@ -328,22 +330,31 @@ impl Holder {
         match self.run_errand(errand, patience) {
             Some(0) => Ok(()),
             _ if self.interrupted => Err(AttachError::Interrupted),
-            Some(status) => Err(AttachError::failed(format!(
-                "a test read of {} failed: {}; see the backend's messages",
-                path.display(),
-                describe_errno(status)
-            ))),
-            None => Err(AttachError::timed_out(format!(
-                "a test read of {} got no answer within {} s",
-                path.display(),
-                patience.as_secs()
-            ))),
+            Some(status) => {
+                let errno = describe_errno(status);
+                let text = format!("a test read of {} failed: {errno}", path.display());
+                Err(AttachError::failed(self.with_words_of_backends(&text)))
+            }
+            None => {
+                let seconds = patience.as_secs();
+                let text =
+                    format!("a test read of {} got no answer within {seconds} s", path.display());
+                Err(AttachError::timed_out(self.with_words_of_backends(&text)))
+            }
+        }
+    }
+
+    /// A sentence about an attach that has failed, with what the backend, which lives, said last.
+    fn with_words_of_backends(&mut self, text: &str) -> String {
+        match self.log_sink.all_words().pop() {
+            Some(words) => format!("{text}; the backend said: {words}"),
+            None => text.into(),
         }
     }
 
     /// What the backend had to say while the operator is still watching.
-    fn pass_on_words(&self) {
-        for text in self.words_of_backends() {
+    fn pass_on_words(&mut self) {
+        for text in self.log_sink.all_words() {
             self.report(&Report::Notice { text });
         }
     }

@@ -24,8 +24,6 @@ use crate::system::Process;
 /// How long a program that closed its connection may take to end.
 const LAST_BREATH: Duration = Duration::from_millis(200);
 const LONGEST_NAME: usize = 32;
-/// How each line of ours in a log begins.
-const OUR_WORDS: &str = "nbd-kernel-holder: ";
 
 impl Holder {
     /// A peer has sent something, or closed.
@@ -356,10 +354,9 @@ impl Holder {
             (None, Some(ending)) => format!("the backend {ending} before it introduced itself"),
             (None, None) => format!("the backend left before it was served: {error}"),
         };
-        let said = if peer.last_words.is_none() { self.words_of_backends().pop() } else { None };
-        let text = match said {
-            Some(said) => format!("{reason}; it said: {said}"),
-            None => reason,
+        let text = match peer.last_words {
+            Some(_) => reason,
+            None => self.with_last_words(id, &reason),
         };
         self.peer_failed(id, text);
         self.drop_peer(id);
@@ -372,14 +369,6 @@ impl Holder {
             true => self.complain(Subject::Spare, &format!("the spare backend: {text}")),
             false => self.note_failure(text),
         }
-    }
-
-    /// What backends have written to the log, line by line.
-    pub(crate) fn words_of_backends(&self) -> Vec<String> {
-        let text = std::fs::read(self.registry.log(self.device.index)).unwrap_or_default();
-        let text = String::from_utf8_lossy(&text);
-        let theirs = text.lines().filter(|line| !line.is_empty() && !line.starts_with(OUR_WORDS));
-        theirs.map(str::to_owned).collect()
     }
 
     /// Ends the lanes of a device that no backend can serve: what is in flight gets EIO.

@@ -100,20 +100,22 @@ impl Holder {
 
     pub(crate) fn start_stand_in(&mut self) {
         let user = self.settings.user.as_ref().map(|(_, uid, gid)| (*uid, *gid));
-        let log = self.registry.log(self.device.index);
         let program = ["/proc/self/exe", "--stand-in"].map(String::from);
-        let how = Start {
-            user,
-            attached: self.export,
-            grows: false,
-            examines: false,
-            survive_shutdown: self.settings.survive_shutdown,
-            log: &log,
-            cell: None,
-        };
-        match program::start(&program, how) {
+        let id = self.next_id();
+        let started = self.open_log(id).and_then(|log| {
+            let how = Start {
+                user,
+                attached: self.export,
+                grows: false,
+                examines: false,
+                survive_shutdown: self.settings.survive_shutdown,
+                log,
+                cell: None,
+            };
+            program::start(&program, how)
+        });
+        match started {
             Ok(started) => {
-                let id = self.next_id();
                 let mut peer = Peer::new(Some(started.channel), Some(started.process));
                 peer.stand_in = true;
                 self.peers.insert(id, peer);

@@ -1,7 +1,7 @@
 //! The holder: what it owns, and what it does when the supervisor says so.
 
 use std::collections::BTreeMap;
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -24,6 +24,7 @@ use crate::ages::Ages;
 use crate::args::{KernelApi, RestartWhen, Sandbox};
 use crate::control::Waits;
 use crate::fail::Failing;
+use crate::io::log_sink::LogSink;
 use crate::kernel::Device;
 use crate::kernel::errand::Errand;
 use crate::kernel::sitter::{self, Sitter};
@@ -74,6 +75,8 @@ pub(crate) struct Holder {
     pub(crate) control: Option<UnixListener>,
     pub(crate) join: Option<UnixListener>,
     pub(crate) report: Option<Channel>,
+    /// What backends write, and the log of the device.
+    pub(crate) log_sink: LogSink,
     pub(crate) layout: Layout,
     pub(crate) ledger: Option<OwnedFd>,
     pub(crate) inspector: Option<Inspector>,
@@ -164,6 +167,7 @@ impl Holder {
             supervisor,
             layout: Layout::with_lanes(settings.lanes),
             signals: Signals::new()?,
+            log_sink: LogSink::new(registry.log(device.index))?,
             registry,
             lock,
             settings,
@@ -246,14 +250,25 @@ impl Holder {
     }
 
     /// From now on our own words go to the device's log, like those of its backends.
-    pub(crate) fn redirect_output(&self) {
-        let log = self.registry.log(self.device.index);
-        let null = OpenOptions::new().read(true).write(true).open("/dev/null");
-        let log = OpenOptions::new().create(true).append(true).open(log);
-        if let (Ok(null), Ok(log)) = (null, log) {
+    pub(crate) fn redirect_output(&mut self) {
+        if let Ok(null) = OpenOptions::new().read(true).write(true).open("/dev/null") {
             let _ = nix::unistd::dup2_stdin(&null);
             let _ = nix::unistd::dup2_stdout(&null);
-            let _ = nix::unistd::dup2_stderr(&log);
+        }
+        self.log_sink.take_stderr();
+    }
+
+    /// Stdout and stderr of a program that is about to be started.
+    pub(crate) fn open_log(&mut self, id: PeerId) -> std::io::Result<File> {
+        let user = self.settings.user.as_ref().map(|(_, uid, gid)| (*uid, *gid));
+        self.log_sink.open_for(id, user, |peer| self.peers.contains_key(&peer))
+    }
+
+    /// A sentence about a program that has ended, with what it said last.
+    pub(crate) fn with_last_words(&mut self, id: PeerId, text: &str) -> String {
+        match self.log_sink.last_words(id) {
+            Some(words) => format!("{text}; it said: {words}"),
+            None => text.into(),
         }
     }
 
@@ -350,21 +365,19 @@ impl Holder {
     fn launch(&mut self, program: &[String]) -> std::io::Result<PeerId> {
         let user = self.settings.user.as_ref().map(|(_, uid, gid)| (*uid, *gid));
         let stamp = program::stamp(program);
-        let log = self.registry.log(self.device.index);
         // Another program has to show that it fits; the present one's storage may have grown.
         let attached = self.export.filter(|_| program == self.settings.program);
         let survive_shutdown = self.settings.survive_shutdown;
         let cell = self.cell()?;
+        let id = self.next_id();
+        let log = self.open_log(id)?;
         let growing = self.growing.as_mut().filter(|growing| growing.peer.is_none());
         let grows = growing.is_some();
         let examines = self.supervisor.has_backend();
-        let log = &log;
         let how = Start { user, attached, grows, examines, survive_shutdown, log, cell };
         let started = program::start(program, how)?;
         let pid = started.process.pid.as_raw();
         tracing::debug!(device = %self.device.name(), pid, ?program, "a backend is started");
-        self.next_id += 1;
-        let id = self.next_id;
         if let Some(growing) = growing {
             growing.peer = Some(id);
         }
@@ -440,10 +453,9 @@ impl Holder {
         });
         if let Some((&id, _)) = overdue {
             let seconds = patience.as_secs();
-            self.peer_failed(
-                id,
-                format!("the backend did not introduce itself within {seconds} s"),
-            );
+            let text = format!("the backend did not introduce itself within {seconds} s");
+            let text = self.with_last_words(id, &text);
+            self.peer_failed(id, text);
             self.drop_peer(id);
             self.apply(&Event::Gone { peer: id });
         }

@@ -17,8 +17,8 @@ use crate::supervisor::{Event, PeerId, Phase};
 #[derive(Debug)]
 pub(crate) struct Departed {
     pid: i32,
-    /// What it said before it failed.
-    words: Option<String>,
+    /// What it said before it failed, or why it ended.
+    reason: String,
     program: Vec<String>,
     ending: Ending,
 }
@@ -47,7 +47,9 @@ impl Holder {
         }
         let (pid, words) = (peer.pid().unwrap_or(0), peer.last_words.take());
         let program = std::mem::take(&mut peer.program);
-        let gone = Departed { pid, words, program, ending };
+        // In the log its words stand before those about its end.
+        let reason = self.with_last_words(id, &format!("the backend {ending}"));
+        let gone = Departed { pid, reason: words.unwrap_or(reason), program, ending };
         self.drop_peer(id);
         if self.supervisor.is_abandoned() && !self.supervisor.is_parting() {
             self.log(&format!("backend {pid} {}, as the device is given up", gone.ending));
@@ -98,17 +100,10 @@ impl Holder {
     }
 
     fn lose_owner_of(&mut self, gone: Departed, clean: bool) {
-        let Departed { pid, words, program, ending } = gone;
+        let Departed { pid, reason, program, ending } = gone;
         let cause = ending.to_string();
         self.log_loss(pid, &ending);
-        self.last_failure = words.unwrap_or_else(|| {
-            // Reading the log takes time, and requests wait once there are any.
-            let said = if self.attached { None } else { self.words_of_backends().pop() };
-            match said {
-                Some(said) => format!("the backend {cause}; it said: {said}"),
-                None => format!("the backend {cause}"),
-            }
-        });
+        self.last_failure = reason;
         self.abandon_replacement(&program);
         self.note_loss(cause, ending.is_crash());
         if self.failed.is_some() {

@@ -15,6 +15,7 @@ mod device_users;
 mod fail;
 mod force;
 mod holder;
+mod io;
 mod kernel;
 mod lanes;
 mod loss;
@@ -67,7 +68,9 @@ fn main() -> ExitCode {
     let args = Args::parse();
     if args.stand_in {
         nbd_log::init("nbd-kernel-holder --stand-in", args.filter(), Output::Stderr);
-        return stand_in::run();
+        let code = stand_in::run();
+        nbd_log::finish();
+        return code;
     }
     system::close_inherited(args.report_fd.or(args.take_over));
     if let Some(index) = args.can_take_over {
@@ -78,7 +81,15 @@ fn main() -> ExitCode {
         Some(_) => Output::Stderr,
         None => Output::JournalOrStderr,
     };
+    // A process that forks has no threads.
+    nbd_log::summarise_by_caller();
     nbd_log::init(PROGRAM, filter(&args), output);
+    let code = run(&args);
+    nbd_log::finish();
+    code
+}
+
+fn run(args: &Args) -> ExitCode {
     let report = match args.report_fd.map(open_report).transpose() {
         Ok(report) => report,
         Err(text) => {
@@ -90,7 +101,7 @@ fn main() -> ExitCode {
         return take_down(&args, index, report);
     }
     let daemon = report.is_some();
-    match start(&args, report) {
+    match start(args, report) {
         Ok(mut holder) => {
             // Who asked for an upgrade was told already, and others are not to notice.
             if args.take_over.is_none() {

@@ -1,12 +1,11 @@
 //! Starting backend programs.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
 use std::process::{Command, Stdio};
 
 use nbd_control::Channel;
@@ -17,9 +16,6 @@ use nix::unistd::{Gid, Group, Uid, User};
 
 use crate::sandbox::Cell;
 use crate::system::{Process, prepare_program};
-
-/// A log longer than this is put aside when a backend is started.
-const LONG_LOG: u64 = 1 << 20;
 
 /// A program that was started, and the connection on which it will introduce itself.
 #[derive(Debug)]
@@ -54,7 +50,7 @@ pub(crate) fn look_up_group(group: &str) -> io::Result<Gid> {
 }
 
 /// How to start a backend.
-pub(crate) struct Start<'a> {
+pub(crate) struct Start {
     pub(crate) user: Option<(Uid, Gid)>,
     /// What was attached, if the program need not show that it fits.
     pub(crate) attached: Option<ExportInfo>,
@@ -65,19 +61,19 @@ pub(crate) struct Start<'a> {
     /// It is called by a name that systemd spares.
     pub(crate) survive_shutdown: bool,
     /// Where its output goes.
-    pub(crate) log: &'a Path,
+    pub(crate) log: File,
     pub(crate) cell: Option<Cell>,
 }
 
 /// Starts a backend.
-pub(crate) fn start(program: &[String], how: Start<'_>) -> io::Result<Started> {
+pub(crate) fn start(program: &[String], how: Start) -> io::Result<Started> {
     let (name, arguments) =
         program.split_first().ok_or(io::Error::new(io::ErrorKind::InvalidInput, "no program"))?;
     let (ours, theirs) = UnixStream::pair()?;
     let theirs: OwnedFd = theirs.into();
     let channel = Channel::new(ours).map_err(io::Error::other)?;
     channel.identify_senders().map_err(io::Error::other)?;
-    let log = open_log(how.log)?;
+    let log = how.log;
     let mut command = Command::new(name);
     command
         .args(arguments)
@@ -115,11 +111,4 @@ pub(crate) fn start(program: &[String], how: Start<'_>) -> io::Result<Started> {
     // Not ours to inherit: the holder is never killed for memory, a backend may be.
     let _ = std::fs::write(format!("/proc/{}/oom_score_adj", child.id()), "-500");
     Ok(Started { process, channel })
-}
-
-fn open_log(path: &Path) -> io::Result<File> {
-    if std::fs::metadata(path).is_ok_and(|meta| meta.len() > LONG_LOG) {
-        std::fs::rename(path, path.with_extension("old"))?;
-    }
-    OpenOptions::new().create(true).append(true).open(path)
 }

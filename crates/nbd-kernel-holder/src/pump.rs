@@ -48,6 +48,7 @@ enum Source {
     Lane,
     /// The driver has sent something on a lane, after nothing was in flight.
     Arrival,
+    LogPipe(usize),
 }
 
 impl Holder {
@@ -84,7 +85,9 @@ impl Holder {
         let outage = self.outage_look();
         let ages = self.ages_due().map(|due| due.saturating_duration_since(now));
         let save = self.save_due().map(|due| due.saturating_duration_since(now));
-        let waits = [limit, due, spare, fence, deaf, orders, outage, ages, save];
+        let log = [self.log_sink.next_look(), nbd_log::next_summary()].into_iter().flatten().min();
+        let log = log.map(|due| due.saturating_duration_since(now));
+        let waits = [limit, due, spare, fence, deaf, orders, outage, ages, save, log];
         let wait = waits.into_iter().flatten().min();
         for source in self.wait(wait) {
             self.handle(source);
@@ -107,6 +110,8 @@ impl Holder {
         self.tend_spare();
         self.tend_failing();
         self.tend_loss();
+        nbd_log::write_summaries();
+        self.log_sink.tend();
     }
 
     fn wait(&self, limit: Option<Duration>) -> Vec<Source> {
@@ -146,6 +151,9 @@ impl Holder {
             Source::Signal => self.take_signals(),
             Source::Lane => self.dropped = true,
             Source::Arrival => self.note_arrivals(),
+            Source::LogPipe(number) => {
+                self.log_sink.read(number);
+            }
             Source::Control => self.accept_client(),
             Source::Join => self.accept_peer(),
             Source::Report => self.check_report(),
@@ -317,6 +325,9 @@ impl Holder {
         }
         for orphan in &self.orphans {
             watch(Source::Orphan, orphan.pidfd.as_fd());
+        }
+        for (number, pipe) in self.log_sink.to_be_read() {
+            watch(Source::LogPipe(number), pipe);
         }
     }
 }

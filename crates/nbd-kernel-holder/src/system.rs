@@ -148,6 +148,17 @@ pub(crate) fn close_inherited(kept: Option<RawFd>) {
     let _ = close_range(after, RawFd::MAX);
 }
 
+/// How many bytes of a pipe are unread.
+pub(crate) fn unread(pipe: BorrowedFd<'_>) -> io::Result<usize> {
+    let mut count: libc::c_int = 0;
+    // SAFETY: FIONREAD stores one int at the given place, which is one.
+    let result = unsafe { libc::ioctl(pipe.as_raw_fd(), libc::FIONREAD, &raw mut count) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(usize::try_from(count).unwrap_or(0))
+}
+
 /// Lets the program that this process becomes have a descriptor.
 pub(crate) fn inherit(fd: BorrowedFd<'_>) -> nix::Result<()> {
     let none = nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty());

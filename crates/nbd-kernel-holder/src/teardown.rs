@@ -67,6 +67,8 @@ impl Holder {
         let lock = self.registry.lock_file();
         let _lock = lock.map(|file| Flock::lock(file, FlockArg::LockExclusive));
         self.control = None;
+        // What the folder keeps of the log is complete.
+        self.log_sink.drain_all();
         if let Err(error) = self.registry.remove(self.device.index) {
             self.warn(&format!("cannot remove its registry entry: {error}"));
         }

@@ -139,6 +139,8 @@ impl Holder {
         let words = words.map_err(|error| failed(&error))?;
         let path = CString::new(program).map_err(|error| failed(&error))?;
         self.log(&format!("becoming {program}"));
+        self.log_sink.drain_all();
+        nbd_log::finish();
         let errno = self.execute(&path, &words, &theirs)?;
         Err(other(format!("{program} cannot be run: {errno}")))
     }

@@ -7,10 +7,16 @@
 //! | module | idea |
 //! |---|---|
 //! | [`filter`] | which events: `info`, `warn,nbd_client=debug` |
-//! | `lines` | an event as a line |
+//! | `repeats`, `summed` | what repeats is counted, and summed up each minute |
+//! | `lines`, `stderr` | an event as a line, and that nothing waits until it is read |
+//! | [`Allowance`] | so much at once, and so much a second |
 
+mod allowance;
 pub mod filter;
 mod lines;
+mod repeats;
+mod stderr;
+mod summed;
 
 use std::io;
 use std::os::fd::AsFd;
@@ -20,8 +26,12 @@ use tracing_journald::{Priority, PriorityMappings};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
+pub use allowance::Allowance;
 pub use filter::{Filter, FilterError};
+pub use summed::{finish, next_summary, summarise_by_caller, write_summaries};
+
 use lines::Lines;
+use summed::Summed;
 
 /// The environment variable that says which events are wanted.
 pub const VARIABLE: &str = "NBD_LOG";
@@ -68,7 +78,8 @@ pub fn init(program: &str, filter: Option<Filter>, output: Output) {
             .with_priority_mappings(priorities)
     });
     let lines = journal.is_none().then(|| Lines::new(program));
-    let registry = tracing_subscriber::registry().with(filter.targets()).with(journal).with(lines);
+    let registry = tracing_subscriber::registry().with(filter.targets()).with(Summed);
+    let registry = registry.with(journal).with(lines);
     if registry.try_init().is_ok()
         && let Some(error) = wrong
     {

@@ -1,13 +1,13 @@
 //! An event as a line: `nbd-kernel-holder: nbd0: served by process 7 again pid=7 replayed=3`.
 
 use std::fmt::{self, Write};
-use std::io;
-use std::os::fd::AsFd;
 
 use tracing::field::{Field, Visit};
 use tracing::{Event, Subscriber};
 use tracing_subscriber::Layer;
 use tracing_subscriber::layer::Context;
+
+use crate::stderr::Stderr;
 
 /// The field that stands before the message and not behind it.
 const DEVICE: &str = "device";
@@ -16,11 +16,12 @@ const MESSAGE: &str = "message";
 /// Writes each event to stderr, whatever that is at the moment.
 pub(crate) struct Lines {
     program: String,
+    stderr: Stderr,
 }
 
 impl Lines {
     pub(crate) fn new(program: &str) -> Self {
-        Self { program: program.into() }
+        Self { program: program.into(), stderr: Stderr::new() }
     }
 }
 
@@ -28,9 +29,7 @@ impl<S: Subscriber> Layer<S> for Lines {
     fn on_event(&self, event: &Event<'_>, _context: Context<'_, S>) {
         let mut line = Line::default();
         event.record(&mut line);
-        // One call, so that lines of several processes in one file stay whole; and past the lock of
-        // the standard library, which another thread may have held when this process was forked.
-        let _ = nix::unistd::write(io::stderr().as_fd(), line.finish(&self.program).as_bytes());
+        self.stderr.write_line(&self.program, &line.finish(&self.program));
     }
 }
 
@@ -58,6 +57,8 @@ impl Line {
 
     fn finish(self, program: &str) -> String {
         let Self { device, message, fields } = self;
+        // A line in a message of several must not look like one of ours.
+        let message = message.replace(&format!("\n{program}"), &format!("\n  {program}"));
         match device.is_empty() {
             true => format!("{program}: {message}{fields}\n"),
             false => format!("{program}: {device}: {message}{fields}\n"),
@@ -76,13 +77,16 @@ impl Visit for Line {
 }
 
 /// What others have had a say in must not do anything to a terminal. A message of several lines, like
-/// one about wrong usage, stays one.
+/// one about wrong usage, stays one; see also [`Line::finish`].
 fn printable(text: &str) -> String {
-    let show = |c: char| match c.is_control() && c != '\n' {
-        true => c.escape_default().to_string(),
-        false => c.to_string(),
-    };
-    text.chars().map(show).collect()
+    let mut shown = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c.is_control() && c != '\n' {
+            true => shown.extend(c.escape_default()),
+            false => shown.push(c),
+        }
+    }
+    shown
 }
 
 #[cfg(test)]
@@ -111,13 +115,13 @@ mod tests {
             tracing::info!("plain");
             let (pid, none) = (7, None::<u32>);
             tracing::warn!(device = %"nbd0", event = "lost", pid, none, ms = 1.5, "backend {pid} died");
-            tracing::error!(cause = "a \"b\" c", empty = "", "bell \x07 and\nline");
+            tracing::error!(cause = "a \"b\" c", empty = "", "bell \x07 and\nline\nprog: x");
         });
         assert_eq!(
             *lines.lock().unwrap(),
             "prog: plain\n\
              prog: nbd0: backend 7 died event=lost pid=7 ms=1.5\n\
-             prog: bell \\u{7} and\nline cause=\"a \\\"b\\\" c\" empty=\"\"\n"
+             prog: bell \\u{7} and\nline\n  prog: x cause=\"a \\\"b\\\" c\" empty=\"\"\n"
         );
     }
 }

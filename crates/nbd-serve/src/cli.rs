@@ -206,13 +206,15 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let cli = Cli::try_parse_from(arguments);
     let filter = cli.as_ref().ok().and_then(Cli::filter);
     nbd_log::init(PROGRAM, filter, Output::JournalOrStderr);
-    match cli.map_or_else(|error| refuse(&error), |cli| run(&cli)) {
+    let code = match cli.map_or_else(|error| refuse(&error), |cli| run(&cli)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{}", chain(&error));
             ExitCode::from(error.exit_code())
         }
-    }
+    };
+    nbd_log::finish();
+    code
 }
 
 /// The devices that a shell may complete.

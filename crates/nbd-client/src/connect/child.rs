@@ -1,7 +1,7 @@
 //! A server process of our own.
 
 use std::fs;
-use std::io::{self, BufRead, BufReader, PipeReader};
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -15,6 +15,7 @@ use nbd_net::descriptors;
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
+use crate::connect::child_words::Words;
 use crate::connect::shell;
 use crate::fence::{self, Fence};
 use crate::system;
@@ -40,6 +41,7 @@ pub(crate) struct Server {
     child: Child,
     process: OwnedFd,
     transport: Transport,
+    words: Words,
 }
 
 #[derive(Debug)]
@@ -103,8 +105,9 @@ impl Server {
             let _ = child.kill();
             let _ = child.wait();
         })?;
-        forward_output(reader, name.into())?;
-        Ok(Self { child, process, transport })
+        let words = Words::default();
+        words.pass_on(reader, name.into())?;
+        Ok(Self { child, process, transport, words })
     }
 
     /// Names the process for as long as it lives, and after that.
@@ -115,6 +118,11 @@ impl Server {
     /// How it has ended, if it has.
     pub(crate) fn ended(&mut self) -> io::Result<Option<ExitStatus>> {
         self.child.try_wait()
+    }
+
+    /// What it said last, once it has ended.
+    pub(crate) fn last_words(&self, limit: Duration) -> String {
+        self.words.last_of_dead(limit)
     }
 
     /// Connects, once the server is ready; `None` if there is nothing more to connect to.
@@ -171,19 +179,6 @@ impl Server {
         }
         Ok(Fence::Open)
     }
-}
-
-/// Logs a server's output, each line with `name` before it.
-fn forward_output(reader: PipeReader, name: String) -> io::Result<()> {
-    let copy = move || {
-        let mut reader = BufReader::new(reader);
-        let mut line = Vec::new();
-        while reader.read_until(b'\n', &mut line).is_ok_and(|count| count > 0) {
-            tracing::info!("{name}: {}", String::from_utf8_lossy(&line).trim_end());
-            line.clear();
-        }
-    };
-    std::thread::Builder::new().name("server-words".into()).spawn(copy).map(drop)
 }
 
 /// A directory that only we may enter, with a socket in it.

@@ -125,7 +125,7 @@ impl Dialer {
         let limit = Instant::now() + EXIT_TIMEOUT;
         let _ = fence::wait_readable(server.process(), Some(limit));
         match server.ended() {
-            Ok(Some(status)) => Cause::Ended(status),
+            Ok(Some(status)) => Cause::Ended { status, words: server.last_words(EXIT_TIMEOUT) },
             _ => Cause::UnexpectedEof,
         }
     }
@@ -165,7 +165,9 @@ impl Dialer {
             Ok(Some(stream)) => Ok(stream.into()),
             Ok(None) => Err(Cause::OneConnectionOnly),
             Err(error) => match server.ended() {
-                Ok(Some(status)) => Err(Cause::Ended(status)),
+                Ok(Some(status)) => {
+                    Err(Cause::Ended { status, words: server.last_words(EXIT_TIMEOUT) })
+                }
                 _ => Err(Cause::Program("connect to", error)),
             },
         }

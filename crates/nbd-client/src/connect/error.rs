@@ -53,8 +53,13 @@ pub enum Cause {
     #[error("cannot {0} the program")]
     Program(&'static str, #[source] io::Error),
     /// The program is no more.
-    #[error("the program ended ({0}) before the handshake was done: see its words above")]
-    Ended(ExitStatus),
+    #[error("the program ended ({status}) before the handshake was done{}", said(words))]
+    Ended {
+        /// How.
+        status: ExitStatus,
+        /// Its last line.
+        words: String,
+    },
     /// The old program cannot be ended.
     #[error("the program does not end, although it was killed: see its state with `ps`")]
     WontExit,
@@ -70,6 +75,13 @@ pub enum Cause {
     /// A thread cannot be started.
     #[error("cannot start a thread")]
     Thread(#[source] io::Error),
+}
+
+fn said(words: &str) -> String {
+    match words {
+        "" => ", without a word".into(),
+        words => format!("; it said: {words}"),
+    }
 }
 
 impl Cause {

@@ -237,7 +237,10 @@ fn a_program_that_cannot_serve_is_reported() {
             let target: nbd_client::Target = format!("{scheme}{command}").parse().unwrap();
             let error = Remote::connect(target, Options::default()).unwrap_err();
             assert!(
-                matches!(error.cause, Cause::Ended(_) | Cause::UnexpectedEof | Cause::Program(..)),
+                matches!(
+                    error.cause,
+                    Cause::Ended { .. } | Cause::UnexpectedEof | Cause::Program(..)
+                ),
                 "{error:?}"
             );
         }
@@ -246,7 +249,7 @@ fn a_program_that_cannot_serve_is_reported() {
         "exec:false $unixsocket".parse::<nbd_client::Target>().unwrap(),
         Options::default(),
     );
-    assert!(matches!(error.unwrap_err().cause, Cause::Ended(_)));
+    assert!(matches!(error.unwrap_err().cause, Cause::Ended { .. }));
 }
 
 #[test]

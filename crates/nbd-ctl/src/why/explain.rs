@@ -90,7 +90,7 @@ pub(crate) fn explain(facts: &Facts) -> Explanation {
             Verdict::HolderSilent,
             format!("its holder cannot be asked: {detail}"),
             vec!["I/O does not need the holder and goes on".into()],
-            vec![way("see its log", "says what it did last")],
+            vec![way(format!("nbd-ctl logs {device}"), "shows what it did last")],
         ),
     };
     let requests = match &facts.listed {

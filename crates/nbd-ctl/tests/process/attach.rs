@@ -113,16 +113,15 @@ fn a_holder_that_exits_without_a_word() {
     let script = "exit 3";
     finish(spawn(&world, script, &["attach", "--external"])).failed(
         1,
-        "nbd-kernel-holder died before the device was ready (exit status: 3); see its words above",
+        "nbd-kernel-holder died before the device was ready (exit status: 3); it has left no log",
     );
-    let log = world.registry.log(7);
-    finish(spawn(&world, script, &["attach", "--external", "--device=7"])).failed(
-        1,
-        &format!(
-            "nbd-kernel-holder died before the device was ready (exit status: 3); see {}",
-            log.display()
-        ),
-    );
+    let attach = ["attach", "--external", "--device=7"];
+    let died = "nbd-kernel-holder died before the device was ready (exit status: 3)";
+    finish(spawn(&world, script, &attach)).failed(1, &format!("{died}; nbd7 has no log"));
+    std::fs::create_dir_all(world.registry.folder(7)).unwrap();
+    std::fs::write(world.registry.log(7), "first\nlast words\n").unwrap();
+    let words = "its log ends with: last words (nbd-ctl logs nbd7 shows more)";
+    finish(spawn(&world, script, &attach)).failed(1, &format!("{died}; {words}"));
 }
 
 #[test]

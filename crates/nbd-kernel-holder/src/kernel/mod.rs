@@ -6,6 +6,7 @@ pub(crate) mod device_users;
 pub(crate) mod errand;
 mod ioctl;
 pub(crate) mod limits;
+mod log_valve;
 mod netlink;
 pub(crate) mod sitter;
 

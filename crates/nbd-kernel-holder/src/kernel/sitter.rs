@@ -21,7 +21,7 @@ use nix::sys::stat::Mode;
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 
 use super::netlink::{Connect, Netlink};
-use super::{Device, ioctl};
+use super::{Device, ioctl, log_valve};
 use crate::args::KernelApi;
 use crate::system::{Process, fork_child, keep_only};
 
@@ -33,6 +33,11 @@ pub(crate) const LANES: RawFd = 16;
 pub(crate) const KEEPSAKES: RawFd = 40;
 /// Most keepsakes.
 pub(crate) const MOST_KEEPSAKES: usize = 16;
+/// The first pipe from which the log is read.
+pub(crate) const LOG_PIPES: RawFd = 90;
+/// How many pipes: the owner's, its spare's or successor's, the stand-in's, and one for what a
+/// former program has left behind.
+pub(crate) const MAX_LOG_PIPES: usize = 4;
 const KERNEL_ENDS: RawFd = 64;
 const PROGRESS: RawFd = 80;
 const GO: RawFd = 81;
@@ -51,6 +56,7 @@ pub(crate) struct Setup<'a> {
     pub(crate) keepsakes: &'a [(String, OwnedFd)],
     /// How long to wait for passing users of the free device.
     pub(crate) patience: Duration,
+    pub(crate) log_pipes: &'a [BorrowedFd<'a>],
 }
 
 /// A sitter on its way into the kernel, and the pipe on which it tells how it got on.
@@ -153,7 +159,7 @@ fn child(setup: &Setup<'_>, write: &OwnedFd, wait: &OwnedFd) -> u8 {
     nix::unistd::setsid().ok();
     let name = std::ffi::CString::new(format!("{}-sitter", setup.device.name()));
     let _ = name.map(|name| nix::sys::prctl::set_name(&name));
-    let kernel_ends = setup.kernel_ends.len();
+    let (kernel_ends, log_pipes) = (setup.kernel_ends.len(), setup.log_pipes.len());
     let mut kept = descriptors(setup, write.as_fd());
     kept.push((wait.as_fd(), GO));
     if keep_only(&kept).is_err() {
@@ -164,6 +170,11 @@ fn child(setup: &Setup<'_>, write: &OwnedFd, wait: &OwnedFd) -> u8 {
     let sockets: Vec<OwnedFd> =
         (0..kernel_ends).map(|i| numbered_file(KERNEL_ENDS + i as RawFd).into()).collect();
     silence();
+    let pipes = (LOG_PIPES..).take(log_pipes).map(|number| numbered_file(number).into());
+    if let Err(errno) = log_valve::start(pipes.collect()) {
+        report(progress, &SetupError { step: "start a thread of the sitter".into(), errno });
+        return 1;
+    }
     if setup.api == KernelApi::Ioctl {
         // By the holder, so that nobody else can; it sees from outside whether this worked.
         let _ = ptrace::traceme();
@@ -195,6 +206,7 @@ fn descriptors<'a>(setup: &'a Setup<'_>, progress: BorrowedFd<'a>) -> Vec<(Borro
     all.extend((LANES..).zip(setup.lanes).map(|(number, fd)| (fd.as_fd(), number)));
     all.extend((KERNEL_ENDS..).zip(setup.kernel_ends).map(|(number, fd)| (fd.as_fd(), number)));
     all.extend((KEEPSAKES..).zip(setup.keepsakes).map(|(number, (_, fd))| (fd.as_fd(), number)));
+    all.extend((LOG_PIPES..).zip(setup.log_pipes).map(|(number, fd)| (*fd, number)));
     all
 }
 

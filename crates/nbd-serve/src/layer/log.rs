@@ -1,14 +1,20 @@
-//! A line about each command.
+//! A line about each command, unless there are too many of them.
 
 use std::io;
+use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use nbd_backend::Command;
 use nbd_control::settings::Kind;
+use nbd_log::Allowance;
 
 use super::{Around, Knob, Knobs, Schema};
 
 const ON: usize = 0;
+/// Lines a second, and at once. Less than what a log takes as a whole, so that these lines do not
+/// drive out all others.
+const RATE: u32 = 50;
+const BURST: u32 = 500;
 
 pub(crate) const SCHEMA: Schema = Schema {
     name: "log",
@@ -18,11 +24,31 @@ pub(crate) const SCHEMA: Schema = Schema {
 
 pub(crate) struct Log {
     knobs: Knobs,
+    shown: Mutex<Shown>,
+}
+
+/// Which commands are shown.
+struct Shown {
+    allowance: Allowance,
+    /// How many were not, since the last one that was.
+    hidden: u64,
+}
+
+impl Shown {
+    /// Whether a command is shown, and how many before it were not.
+    fn admits(&mut self, now: Instant) -> Option<u64> {
+        if self.allowance.take(1, now) {
+            return Some(std::mem::take(&mut self.hidden));
+        }
+        self.hidden += 1;
+        None
+    }
 }
 
 impl Log {
     pub(crate) fn new(knobs: Knobs) -> Self {
-        Self { knobs }
+        let allowance = Allowance::new(RATE, BURST, Instant::now());
+        Self { knobs, shown: Mutex::new(Shown { allowance, hidden: 0 }) }
     }
 }
 
@@ -38,11 +64,19 @@ impl Around for Log {
         }
         let begun = Instant::now();
         let result = inner();
+        let now = Instant::now();
+        let admitted = self.shown.lock().unwrap_or_else(PoisonError::into_inner).admits(now);
+        let Some(hidden) = admitted else {
+            return result;
+        };
+        if hidden > 0 {
+            tracing::info!("{hidden} commands are not shown here: more than {RATE} a second");
+        }
         let end = match &result {
             Ok(()) => "ok".to_owned(),
             Err(error) => error.to_string(),
         };
-        let took = begun.elapsed().as_micros();
+        let took = now.saturating_duration_since(begun).as_micros();
         tracing::info!("{}: {end}, {took} us", describe(command));
         result
     }
@@ -68,4 +102,20 @@ fn describe(command: &Command) -> String {
         _ => "",
     };
     format!("{name} {length} at {offset}{fua}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_busy_disk_is_shown_in_part_and_the_rest_counted() {
+        let now = Instant::now();
+        let mut shown = Shown { allowance: Allowance::new(RATE, BURST, now), hidden: 0 };
+        let count = (0..50_000).filter(|_| shown.admits(now).is_some()).count();
+        assert_eq!(count, BURST as usize);
+        let later = now + std::time::Duration::from_secs(1);
+        assert_eq!(shown.admits(later), Some(50_000 - u64::from(BURST)));
+        assert_eq!(shown.admits(later), Some(0));
+    }
 }

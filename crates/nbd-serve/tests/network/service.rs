@@ -306,3 +306,18 @@ fn programs_inherit_nothing_that_is_for_the_service() {
     // What it talks to us by.
     assert_eq!(text.matches("socket:[").count(), 1, "{text}");
 }
+
+/// A client that asks on and on for what a disk does not give.
+#[test]
+fn thousands_of_errors_are_a_few_lines() {
+    let server = Server::new(&["error:read=1@mem:1M"]);
+    let mut client = server.client("");
+    for count in 0..3000 {
+        let outcome = client.call(Type::READ, count % 256 * 4096, 4096);
+        let is_read = matches!(outcome, Outcome::Data(..) | Outcome::Hole(..));
+        assert!(!is_read, "a read succeeded");
+    }
+    let lines = server.stop();
+    assert!(lines.len() < 10, "{} lines", lines.len());
+    assert!(lines.iter().any(|line| line.contains("2995 more in the last ")), "{lines:#?}");
+}
