@@ -98,7 +98,7 @@ fn run(args: &Args) -> ExitCode {
         }
     };
     if let Some(index) = args.take_down {
-        return take_down(&args, index, report);
+        return take_down(args, index, report);
     }
     let daemon = report.is_some();
     match start(args, report) {
