@@ -227,6 +227,7 @@ mod tests {
     use super::*;
 
     /// A process with two threads, and the one that is not its leader.
+    #[expect(clippy::zombie_processes, reason = "the peer reaps it, which is what is tested")]
     fn pair() -> (Peer, Pid) {
         let script = "import threading, time\n\
                       threading.Thread(target=time.sleep, args=(600,)).start()\n\
