@@ -230,8 +230,8 @@ pub(crate) fn restore_timeouts(device: &Device, milliseconds: u64) -> io::Result
     })
 }
 
-/// Asks how the limits of the queue differ from what the export offers; the value is a
-/// [`limits::Differences`].
+/// Asks how the limits of the queue differ from what the export offers; the value has the bits of
+/// [`limits::DIFFERENCES`].
 pub(crate) fn compare_limits(device: &Device, export: ExportInfo) -> io::Result<Errand> {
     start(device, "queue", || Outcome { status: 0, value: limits::compare(device, &export) })
 }
