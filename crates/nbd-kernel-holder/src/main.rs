@@ -78,7 +78,7 @@ fn main() -> ExitCode {
     }
     // The words of a daemon are in its device's folder, where nbd-ctl and people look for them.
     let output = match args.report_fd {
-        Some(_) => Output::Stderr,
+        Some(_) => Output::ReplacedStderr,
         None => Output::JournalOrStderr,
     };
     // A process that forks has no threads.

@@ -46,6 +46,9 @@ pub enum Output {
     JournalOrStderr,
     /// To stderr, whatever becomes of it.
     Stderr,
+    /// To stderr, which the program is going to replace. Nothing stays open of what it is now: the
+    /// reader of a pipe would wait for its end as long as the program lives.
+    ReplacedStderr,
 }
 
 /// From now on events of this process are written. `program` is what lines begin with. A `filter`
@@ -77,7 +80,7 @@ pub fn init(program: &str, filter: Option<Filter>, output: Output) {
             .with_syslog_identifier(program.into())
             .with_priority_mappings(priorities)
     });
-    let lines = journal.is_none().then(|| Lines::new(program));
+    let lines = journal.is_none().then(|| Lines::new(program, output != Output::ReplacedStderr));
     let registry = tracing_subscriber::registry().with(filter.targets()).with(Summed);
     let registry = registry.with(journal).with(lines);
     if registry.try_init().is_ok()

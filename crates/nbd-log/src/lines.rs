@@ -20,8 +20,9 @@ pub(crate) struct Lines {
 }
 
 impl Lines {
-    pub(crate) fn new(program: &str) -> Self {
-        Self { program: program.into(), stderr: Stderr::new() }
+    /// With `stays` a pipe that stderr is now is kept open.
+    pub(crate) fn new(program: &str, stays: bool) -> Self {
+        Self { program: program.into(), stderr: Stderr::new(stays) }
     }
 }
 

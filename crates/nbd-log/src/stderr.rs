@@ -48,8 +48,9 @@ impl Pipe {
 }
 
 impl Stderr {
-    pub(crate) fn new() -> Self {
-        Self { pipe: Pipe::open(), lost: AtomicU64::new(0) }
+    /// Without `stays` no description of what it is now is opened.
+    pub(crate) fn new(stays: bool) -> Self {
+        Self { pipe: stays.then(Pipe::open).flatten(), lost: AtomicU64::new(0) }
     }
 
     /// Writes a line with one call, so that lines of several processes in one place stay whole;
