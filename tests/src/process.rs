@@ -74,6 +74,16 @@ pub fn describe(pid: i32) -> String {
     text
 }
 
+/// Whether a process sleeps in a kernel function with `part` in its name. The stack is right where
+/// `wchan` is not, as in user-mode Linux; some kernels show only the latter.
+#[must_use]
+pub fn sleeps_in(pid: i32, part: &str) -> bool {
+    ["stack", "wchan"].iter().any(|file| {
+        let text = fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
+        text.contains(part)
+    })
+}
+
 /// Memory of a process in KiB.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Memory {

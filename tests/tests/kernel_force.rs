@@ -77,10 +77,9 @@ impl Freezer {
         command.arg(device.status().export.size.to_string());
         let mut this = Self(launch(command));
         // It has come as far as it can: to its end, or to where it waits for all in flight.
-        let wchan = format!("/proc/{}/wchan", this.0.pid());
+        let pid = this.0.pid();
         wait_until("the size is being changed", LONG, || {
-            let place = std::fs::read_to_string(&wchan).unwrap_or_default();
-            !this.0.is_running() || place.contains("freeze")
+            !this.0.is_running() || process::sleeps_in(pid, "freeze")
         });
         this
     }
@@ -148,10 +147,9 @@ fn detach_by_force_frees_a_device_whose_queue_is_frozen(api: Api) {
     let store = format!("echo 1024 >/sys/block/{}/queue/nr_requests", device.name());
     command.args(["-c", &store]);
     let mut store = launch(command);
-    let wchan = format!("/proc/{}/wchan", store.pid());
+    let pid = store.pid();
     wait_until("the queue is frozen", LONG, || {
-        let place = std::fs::read_to_string(&wchan).unwrap_or_default();
-        !store.is_running() || place.contains("freeze")
+        !store.is_running() || process::sleeps_in(pid, "freeze")
     });
     force(device, reads);
     store.finish(LIMIT);

@@ -19,6 +19,7 @@ use nix::sys::signal::Signal::SIGKILL;
 const STEPS: usize = 8;
 const SUCCESS: i32 = 0;
 const NO_DEVICE: i32 = 3;
+const BUSY: i32 = 4;
 
 kernel_tests!(
     nbd_ctl_killed_while_it_attaches_leaves_all_or_nothing,
@@ -89,7 +90,8 @@ fn settles(step: &Step, before: &World) -> bool {
         let attached = Registry::new(None).read_state(0).ok().flatten().is_some();
         if attached && ctl(["wait", "nbd0", "--timeout", "60"]).code == SUCCESS {
             let detached = ctl(["detach", "nbd0"]);
-            assert!([SUCCESS, NO_DEVICE].contains(&detached.code), "{detached:?}");
+            // The detach that the killed command has ordered may still be under way.
+            assert!([SUCCESS, NO_DEVICE, BUSY].contains(&detached.code), "{detached:?}");
             served |= detached.code == SUCCESS;
         }
         false
