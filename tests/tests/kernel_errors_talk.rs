@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use nbd_control::channel::{GREETING, VERSION};
 use nbd_control::registry::Registry;
-use nbd_tests::command::{LIMIT, run, start};
+use nbd_tests::command::{LIMIT, run};
 use nbd_tests::ctl::{ctl, require_machine, start_ctl};
 use nbd_tests::device::Device;
 use nbd_tests::disk;
@@ -205,9 +205,13 @@ fn what_dead_processes_left_is_cleared_away(api: Api) {
     ctl(["list"]).says(&[&name]);
     let status = ctl(["status", &name]);
     match api {
-        Api::Ioctl => status.fails_with(NO_DEVICE).says(&[&name, "stale"]),
+        Api::Ioctl => {
+            status.fails_with(NO_DEVICE).says(&[&name, "stale"]);
+        }
         // A connected netlink device needs no process, so the kernel still has it.
-        Api::Netlink => status.fails_with(FAILED).says(&["the kernel still has the device"]),
+        Api::Netlink => {
+            status.fails_with(FAILED).says(&["the kernel still has the device"]);
+        }
     }
     ctl(["detach", &name]).fails_with(NO_DEVICE).says(&[&name, "cleaned up"]);
     before.is_unchanged();
