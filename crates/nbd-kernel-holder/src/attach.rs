@@ -141,6 +141,8 @@ impl Holder {
         let (Some(ledger), Some(export)) = (&self.ledger, self.export) else {
             return Err(AttachError::failed("no export".into()));
         };
+        // Without a given device another one is there at once.
+        let users = if given { USERS } else { Duration::ZERO };
         let started = sitter::start(&Setup {
             device: &self.device,
             api: self.settings.api,
@@ -149,8 +151,7 @@ impl Holder {
             lanes: &self.lanes,
             kernel_ends: &self.kernel_ends,
             keepsakes: &self.keepsakes,
-            // Another device is there at once.
-            patience: if given { USERS } else { Duration::ZERO },
+            patience: users,
             log_pipes: &self.log_sink.descriptors(),
         });
         // Only the driver shall hold these, or a closed lane would never look closed.
@@ -158,7 +159,7 @@ impl Holder {
         let failed = |error| AttachError::failed(format!("cannot fork the sitter: {error}"));
         self.sitter = Some(started.map_err(failed)?);
         self.send_sitter()?;
-        self.pump_until(Some(DRIVER), None, |holder| holder.sitter_said.is_some());
+        self.pump_until(Some(DRIVER + users), None, |holder| holder.sitter_said.is_some());
         match self.sitter_said.take() {
             Some(Ok(())) => {}
             Some(Err(error)) => {
@@ -172,7 +173,7 @@ impl Holder {
                 return Err(AttachError::timed_out(format!(
                     "the driver did not set {} up within {} s",
                     self.device.name(),
-                    DRIVER.as_secs()
+                    (DRIVER + users).as_secs()
                 )));
             }
         }
