@@ -22,9 +22,6 @@ pub(crate) fn logs(
 ) -> Result<(), Error> {
     let registry = &context.registry;
     let is_attached = registry.folder(device.0).exists();
-    if !is_attached && !last {
-        say(&format!("{device} is not attached: this is the log of the last time that it was"));
-    }
     let lines = match last || !is_attached {
         true => last_lines(&[registry.last_log(device.0)], count),
         false => last_lines(&[registry.old_log(device.0), registry.log(device.0)], count),
@@ -34,6 +31,9 @@ pub(crate) fn logs(
         ErrorKind::NotFound if !is_attached => no_device(registry, device),
         _ => Error::Registry { path, source },
     })?;
+    if !is_attached && !last {
+        say(&format!("{device} is not attached: this is the log of the last time that it was"));
+    }
     print(&lines)
 }
 

@@ -160,11 +160,24 @@ impl Holder {
         let inherited = self.inherited.borrow_mut().take();
         let stream = inherited.unwrap_or_else(|| self.listener.accept().unwrap().0);
         let mut channel = Channel::new(stream).unwrap();
-        let FromBackend::Hello(hello) = channel.receive_within(PATIENCE).unwrap().message else {
-            panic!("no hello");
+        let hello = loop {
+            match channel.receive_within(PATIENCE).unwrap().message {
+                FromBackend::Hello(hello) => break hello,
+                // One that takes over looks at what is stored first.
+                FromBackend::Examine => self.show_stored(&channel),
+                other => panic!("no hello: {other:?}"),
+            }
         };
         self.export = Some(hello.export);
         (hello, channel)
+    }
+
+    fn show_stored(&self, channel: &Channel) {
+        let names = self.keepsakes.iter().map(|(name, _)| name.clone()).collect();
+        let stored =
+            FromHolder::Stored { device: "nbd0".into(), attached: self.export.is_some(), names };
+        let descriptors: Vec<_> = self.keepsakes.iter().map(|(_, kept)| kept.as_fd()).collect();
+        channel.send(&stored, &descriptors).unwrap();
     }
 
     /// Gives it the lane and all else, until it is ready or gives up.
