@@ -248,7 +248,7 @@ fn last_words_are_those_of_the_program_that_failed(api: Api) {
     // One that says nothing has not said what another one did.
     let silent = attach("exit 8").says(&["status 8"]);
     assert!(!silent.stderr.contains("it said"), "{}", silent.stderr);
-    // A server of somebody else's, behind nbd-serve.
+    // Another program's server, behind nbd-serve.
     let exec = "exec:echo words of the server >&2; exit 9";
     let failed = ctl(["attach", "--kernel-api", api.name(), exec]).fails_with(1);
     failed.says(&["words of the server"]);

@@ -162,7 +162,7 @@ Example:
     /// Show the end of a device's log: what its holder and its backends had to say
     #[command(after_help = "\
 The log of a device that is not attached any more, or that could not be attached, is kept until the
-next one of that number ends. Asks nobody, so it works whatever is stuck.
+next one of that number ends. Asks no process, so it works whatever is stuck.
 
 Example:
   nbd-ctl logs nbd0

@@ -1,4 +1,4 @@
-//! Writing to stderr without waiting for whoever reads it.
+//! Writing to stderr without waiting for its reader.
 //!
 //! Stderr may be a pipe: of a holder, which may be dead or stopped, or of a program like `tee`. A
 //! full pipe would stop the thread that has something to say, and with it the requests that it

@@ -11,7 +11,7 @@ use tracing_subscriber::layer::Context;
 use crate::repeats::{INTERVAL, Message, Repeats, Summary};
 
 static REPEATS: Mutex<Repeats> = Mutex::new(Repeats::new());
-/// Somebody calls [`write_summaries`]; otherwise a thread is started when there is something to
+/// The program calls [`write_summaries`]; otherwise a thread is started when there is something to
 /// count, and ends when there is not.
 static BY_CALLER: AtomicBool = AtomicBool::new(false);
 /// The thread runs. Changed under the lock of `REPEATS`.

@@ -59,7 +59,7 @@ pub(crate) struct LogPipe {
 }
 
 impl LogPipe {
-    /// A pipe whose writing end nobody has.
+    /// A pipe whose writing end no program has.
     pub(crate) fn new() -> io::Result<Self> {
         let (read, write) = nix::unistd::pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
         drop(write);

@@ -2,7 +2,7 @@
 //!
 //! A holder may be dead or stopped for long, and a backend that writes to a full pipe would wait
 //! with the requests that it serves. The sitter has the reading ends; a thread of it throws away
-//! the oldest of what nobody reads. It sleeps until something is written at all, and leaves a
+//! the oldest of what no holder reads. It sleeps until something is written at all, and leaves a
 //! living holder the time to read first. What fits into a pipe stays for the next holder.
 
 use std::fs::File;
