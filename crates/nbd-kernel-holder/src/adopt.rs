@@ -18,21 +18,23 @@ use nbd_ledger::{Inspector, Layout, layout};
 use nix::fcntl::{Flock, FlockArg};
 
 use crate::args::{KernelApi, RestartWhen, Sandbox};
-use crate::control::Client;
-use crate::holder::{Holder, Settings, listen};
+use crate::core::Event;
+use crate::core::ownership::Kind;
+use crate::holder::{Holder, Settings};
+use crate::io::backend_process::BackendProcess;
+use crate::io::become_program;
+use crate::io::control_clients::Client;
+use crate::io::listen::listen;
+use crate::io::program;
+use crate::io::recording::Recording;
 use crate::kernel::Device;
-use crate::kernel::sitter::{self, KEEPSAKES, LANES, LEDGER, Sitter};
-use crate::peers::Peer;
-use crate::program;
-use crate::recording::Recording;
-use crate::supervisor::{Event, Kind};
+use crate::kernel::sitter::{self, LANES, LEDGER, STORED_FDS, Sitter};
 use crate::system::{self, Process};
-use crate::upgrade;
 
 /// How long a started backend may take to introduce itself.
-const PATIENCE: Duration = Duration::from_secs(30);
+const READY_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long the lock of a device's folder may be held by a process that only looks.
-const LOCK_LIMIT: Duration = Duration::from_secs(5);
+const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 
 fn other(text: impl Into<String>) -> Failure {
     Failure::new(FailureKind::Other, text)
@@ -55,28 +57,28 @@ pub(crate) fn adopt(
         holder.redirect_output();
     }
     let owner = holder.settings.user.as_ref().map(|(_, uid, gid)| (*uid, *gid));
-    let sockets = listen(&holder.registry.control_socket(index), None).and_then(|control| {
-        listen(&holder.registry.join_socket(index), owner).map(|join| (control, join))
+    let sockets = listen(&holder.place.registry.control_socket(index), None).and_then(|control| {
+        listen(&holder.place.registry.join_socket(index), owner).map(|join| (control, join))
     });
     let (control, join) = sockets.map_err(|error| other(format!("{name}: {error}")))?;
     holder.admit_group().map_err(|error| other(format!("{name}: {error}")))?;
-    holder.control = Some(control);
-    holder.join = Some(join);
+    holder.sockets.control = Some(control);
+    holder.sockets.join = Some(join);
     shield_sitter(&holder);
     let end = "lost while there was no holder";
-    let left = Left { peer: Peer::new(None, None), joined: false, end };
+    let left = Left { process: BackendProcess::new(None, None), joined: false, end };
     adopt_backend(&mut holder, &state, left);
     // Who it is was written by the claim; what has changed since is tried again.
-    holder.save_state();
+    holder.feed(Event::StateChanged);
     tracing::info!(
         device = %holder.device.name(),
         event = "adopted",
         sitter = state.sitter.pid,
-        backend = holder.supervisor.owner().and_then(|id| holder.peers.get(&id)).and_then(Peer::pid),
+        backend = holder.owner_pid(),
         "adopted from holder {}, which is gone",
         state.holder.pid
     );
-    holder.report = report.take();
+    holder.sockets.report = report.take();
     Ok(holder)
 }
 
@@ -94,24 +96,24 @@ pub(crate) fn take_over(registry: Registry, fd: RawFd) -> Result<Holder, Failure
     let control = sockets.next().map(UnixListener::from);
     let join = sockets.next().map(UnixListener::from);
     let mut channel = || sockets.next().map(|fd| Channel::resume(fd.into()));
-    let mut peer = Peer::new(left.backend.then(&mut channel).flatten(), None);
+    let mut process = BackendProcess::new(left.backend.then(&mut channel).flatten(), None);
     let client = left.client.then(channel).flatten();
     let lock = inherit_lock(&registry, left.index, sockets.next())?;
     let mut holder = rebuild(registry, &state, lock)?;
-    upgrade::admit_signals();
-    (holder.control, holder.join) = (control, join);
-    holder.orphans.extend(left.orphans.iter().filter_map(|pid| Process::open(*pid).ok()));
+    become_program::admit_signals();
+    (holder.sockets.control, holder.sockets.join) = (control, join);
+    holder.processes.orphans.extend(left.orphans.iter().filter_map(|pid| Process::open(*pid).ok()));
     let same = |backend: &ProcessId| ProcessId::of(backend.pid).as_ref() == Some(backend);
     let child = state.backend.filter(|backend| !left.joined && same(backend));
-    peer.child = child.and_then(|child| Process::open(child.pid).ok());
-    peer.hello = Some(Hello {
+    process.child = child.and_then(|child| Process::open(child.pid).ok());
+    process.hello = Some(Hello {
         ledger_version: layout::VERSION,
         description: state.description.clone(),
         export: state.export,
         takeover: false,
     });
-    adopt_backend(&mut holder, &state, Left { peer, joined: left.joined, end: "ended" });
-    holder.save_state();
+    adopt_backend(&mut holder, &state, Left { process, joined: left.joined, end: "ended" });
+    holder.feed(Event::StateChanged);
     greet(&mut holder, client);
     Ok(holder)
 }
@@ -124,7 +126,7 @@ fn receive(fd: RawFd) -> Result<(Handover, Vec<OwnedFd>), Failure> {
     Ok((left.message, left.descriptors))
 }
 
-/// Answers whoever has asked for the upgrade.
+/// Answers the client that has asked for the upgrade.
 fn greet(holder: &mut Holder, client: Option<Channel>) {
     let program = std::env::current_exe().unwrap_or_default();
     let text = format!(
@@ -136,7 +138,7 @@ fn greet(holder: &mut Holder, client: Option<Channel>) {
     holder.log(&text);
     let text = format!("{}: {text}", holder.device.name());
     if let Some(channel) = client {
-        let id = holder.next_id();
+        let id = holder.core.new_id();
         holder.clients.insert(id, Client::new(channel));
         holder.answer(id, &Response::Done { text });
     }
@@ -150,23 +152,22 @@ fn rebuild(registry: Registry, state: &State, lock: HolderLock) -> Result<Holder
         .map_err(|error| other(format!("{name}: its sitter cannot be opened: {error}")))?;
     let settings = settings_of(&registry, state)?;
     let mut holder =
-        Holder::new(registry, settings, device, lock).map_err(|error| other(error.to_string()))?;
-    holder.layout = Layout::with_lanes(state.lanes);
+        Holder::new(registry, settings, device, lock, true).map_err(|error| other(error.to_string()))?;
+    holder.data.layout = Layout::with_lanes(state.lanes);
     holder.log_sink.take_from(&sitter);
     copy_descriptors(&mut holder, &sitter, state)
         .map_err(|error| other(format!("{name}: cannot copy from its sitter: {error}")))?;
-    holder.sitter = Some(Sitter::seated(sitter, state.sitter));
+    holder.processes.sitter = Some(Sitter::seated(sitter, state.sitter));
     // The driver may have been told another size that was not written down any more.
     let size = Some(holder.device.size()).filter(|size| *size != 0).unwrap_or(state.export.size);
-    holder.export = Some(ExportInfo { size, ..state.export });
-    holder.description.clone_from(&state.description);
-    holder.io_timeout = state.io_timeout;
-    holder.history.clone_from(&state.history);
-    holder.attached = true;
-    holder.supervisor.set_attached(state.restarts);
+    holder.data.export = Some(ExportInfo { size, ..state.export });
+    holder.data.description.clone_from(&state.description);
+    holder.data.io_timeout = state.io_timeout;
+    holder.told.history.clone_from(&state.history);
+    holder.core.set_adopted(state.restarts, state.io_timeout.is_some());
     if let Some(path) = &state.recording {
         match Recording::reopen(path) {
-            Ok(recording) => holder.recording = Some(recording),
+            Ok(recording) => holder.data.recording = Some(recording),
             Err(error) => holder.log(&format!("no longer recorded: {path} {error}")),
         }
     }
@@ -175,7 +176,7 @@ fn rebuild(registry: Registry, state: &State, lock: HolderLock) -> Result<Holder
 
 /// What is known of the backend.
 struct Left {
-    peer: Peer,
+    process: BackendProcess,
     /// It came from outside.
     joined: bool,
     /// What is said of its end, if it was there when the state was written and is dead.
@@ -183,7 +184,7 @@ struct Left {
 }
 
 fn shield_sitter(holder: &Holder) {
-    let Some(sitter) = holder.sitter.as_ref().filter(|_| !holder.is_netlink()) else {
+    let Some(sitter) = holder.processes.sitter.as_ref().filter(|_| holder.settings.api == KernelApi::Ioctl) else {
         return;
     };
     if let Err(errno) = sitter::shield(&sitter.process) {
@@ -209,8 +210,8 @@ fn claim(registry: &Registry, index: u32) -> Result<(State, HolderLock), Failure
 /// Writes down that this process is the holder now, before it does anything that only a holder may do.
 fn persist_claim(holder: &Holder, state: &State) -> Result<(), Failure> {
     let (name, index) = (holder.device.name(), holder.device.index);
-    holder.registry.write_state(&State { holder: holder.me, ..state.clone() }).map_err(|error| {
-        let folder = holder.registry.folder(index);
+    holder.place.registry.write_state(&State { holder: holder.place.me, ..state.clone() }).map_err(|error| {
+        let folder = holder.place.registry.folder(index);
         let folder = folder.display();
         other(format!(
             "{name} is not adopted: cannot write the state to {folder}: {error}: make room there; \
@@ -232,7 +233,7 @@ fn inherit_lock(
     if let Some(folder) = folder {
         return Registry::lock_opened(File::from(folder)).map_err(failed)?.ok_or_else(taken);
     }
-    let deadline = Instant::now() + LOCK_LIMIT;
+    let deadline = Instant::now() + LOCK_TIMEOUT;
     loop {
         match registry.lock_folder(index).map_err(failed)? {
             Some(lock) => return Ok(lock),
@@ -300,54 +301,51 @@ fn settings_of(registry: &Registry, state: &State) -> Result<Settings, Failure> 
         sandbox,
         group,
         lanes: state.lanes,
-        patience: Some(PATIENCE),
+        patience: Some(READY_TIMEOUT),
     })
 }
 
 fn copy_descriptors(holder: &mut Holder, sitter: &Process, state: &State) -> std::io::Result<()> {
+    let data = &mut holder.data;
     let ledger = sitter.copy_descriptor(LEDGER)?;
-    let inspector = Inspector::open(ledger.try_clone()?, &holder.layout);
-    holder.inspector = Some(inspector.map_err(std::io::Error::other)?);
-    holder.ledger = Some(ledger);
+    let inspector = Inspector::open(ledger.try_clone()?, &data.layout);
+    data.inspector = Some(inspector.map_err(std::io::Error::other)?);
+    data.ledger = Some(ledger);
     for number in (LANES..).take(state.lanes as usize) {
-        holder.lanes.push(sitter.copy_descriptor(number)?);
+        data.lanes.push(sitter.copy_descriptor(number)?);
     }
-    for (number, name) in (KEEPSAKES..).zip(&state.keepsakes) {
-        holder.keepsakes.push((name.clone(), sitter.copy_descriptor(number)?));
+    for (number, name) in (STORED_FDS..).zip(&state.keepsakes) {
+        data.fd_store.push((name.clone(), sitter.copy_descriptor(number)?));
     }
     Ok(())
 }
 
 /// A backend that lives goes on; for a dead one the usual policy holds.
 fn adopt_backend(holder: &mut Holder, state: &State, left: Left) {
-    let Left { mut peer, joined, end } = left;
-    let id = holder.next_id();
+    let Left { process: mut backend, joined, end } = left;
+    let id = holder.core.new_id();
     // One that has died as our child is to be reaped, and tells how it ended.
-    let known = |backend: &ProcessId| peer.child.is_some() || backend.is_alive();
+    let known = |id: &ProcessId| backend.child.is_some() || id.is_alive();
     let alive = state.backend.filter(known);
-    let process = alive.and_then(|backend| Process::open(backend.pid).ok());
-    if state.paused {
-        holder.supervisor.set_paused();
-    }
+    let process = alive.and_then(|alive| Process::open(alive.pid).ok());
     let from_outside = joined || holder.settings.program.is_empty();
     let kind = if from_outside { Kind::Joined } else { Kind::Program };
-    holder.supervisor.adopt(id, kind);
+    holder.core.adopt_owner(id, kind, state.paused);
     match process {
         Some(process) => {
             holder.log_sink.attribute(id, process.pid.as_raw());
-            peer.process = Some(process);
-            holder.peers.insert(id, peer);
+            backend.process = Some(process);
+            holder.processes.backends.insert(id, backend);
             if state.stand_in || state.paused {
-                // A stand-in goes, and what follows is what follows a backend.
-                holder.apply(&Event::FailDone);
+                // An EIO backend goes, and what follows is what follows a backend.
+                holder.feed(Event::AdoptedUnwanted);
             }
         }
         None => {
-            match state.backend {
-                Some(_) => holder.note_loss(end.into(), false),
-                None => holder.unserved_since = Some(Instant::now()),
+            if state.backend.is_some() {
+                holder.note_loss(end.into(), false);
             }
-            holder.apply(&Event::OwnerDead { clean: false, progressed: true });
+            holder.feed(Event::AdoptedDead);
         }
     }
 }

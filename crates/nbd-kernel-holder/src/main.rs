@@ -5,62 +5,37 @@
 //! another one.
 
 mod adopt;
-mod ages;
 mod args;
-mod attach;
-mod backends;
-mod control;
-mod detach;
-mod device_users;
-mod fail;
-mod force;
+mod core;
+mod eio_backend;
 mod holder;
 mod io;
 mod kernel;
-mod lanes;
-mod loss;
-mod orders;
-mod peers;
 mod pick;
-mod poison;
-mod program;
-mod pump;
-mod recording;
-mod resize;
-mod retry;
-mod sandbox;
-mod signals;
-mod stand_in;
-mod state;
-mod status;
-mod supervisor;
 mod system;
 mod take_down;
-mod teardown;
-mod trace;
-mod udev;
-mod upgrade;
+mod view;
 
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
-use std::time::Instant;
 
 use clap::Parser;
 use nbd_control::Channel;
-use nbd_control::control::{Failure, FailureKind, Report, Response};
+use nbd_control::control::{Failure, FailureKind, Report};
 use nbd_control::registry::Registry;
 
 use args::Args;
-use attach::AttachError;
-use detach::{Detached, TEARDOWN};
+use core::attach::AttachError;
+use core::take_down::Released;
+use core::{End, Event};
 use holder::{Holder, Settings};
+use io::{become_program, program};
 use nbd_log::{Filter, Output};
-use teardown::Released;
 
 /// How our lines in a log begin, with a colon behind it.
 const PROGRAM: &str = "nbd-kernel-holder";
-/// How often to look for another device when somebody else took the picked one.
-const TRIES: usize = 5;
+/// How often to look for another device when another program took the picked one.
+const MAX_PICKS: usize = 5;
 /// Exit status after a signal during attach.
 const INTERRUPTED: u8 = 130;
 
@@ -68,7 +43,7 @@ fn main() -> ExitCode {
     let args = Args::parse();
     if args.stand_in {
         nbd_log::init("nbd-kernel-holder --stand-in", args.filter(), Output::Stderr);
-        let code = stand_in::run();
+        let code = eio_backend::run();
         nbd_log::finish();
         return code;
     }
@@ -103,11 +78,11 @@ fn run(args: &Args) -> ExitCode {
     let daemon = report.is_some();
     match start(args, report) {
         Ok(mut holder) => {
-            // Who asked for an upgrade was told already, and others are not to notice.
+            // The client that asked for an upgrade was told already, and others are not to notice.
             if args.take_over.is_none() {
                 announce(&mut holder, daemon);
             }
-            serve(holder)
+            serve(&mut holder)
         }
         Err(Stopped::Interrupted) => ExitCode::from(INTERRUPTED),
         Err(Stopped::Failed(failure, report)) => {
@@ -131,7 +106,7 @@ fn filter(args: &Args) -> Option<Filter> {
 
 /// Tells a holder whether it could become this program.
 fn tell_abilities(registry: &Registry, index: u32) -> ExitCode {
-    match upgrade::answer(registry, index) {
+    match become_program::answer(registry, index) {
         Ok(text) => {
             println!("{text}");
             ExitCode::SUCCESS
@@ -196,8 +171,8 @@ fn start(args: &Args, mut report: Option<Channel>) -> Result<Holder, Stopped> {
             Err(failure) => return Err(Stopped::Failed(failure, report)),
         };
         let index = picked.device.index;
-        let (device, lock) = (picked.device, picked.lock);
-        let mut holder = match Holder::new(registry.clone(), settings.clone(), device, lock) {
+        let (device, lock, given) = (picked.device, picked.lock, picked.given);
+        let mut holder = match Holder::new(registry.clone(), settings.clone(), device, lock, given) {
             Ok(holder) => holder,
             Err(error) => {
                 let mut text = error.to_string();
@@ -210,18 +185,22 @@ fn start(args: &Args, mut report: Option<Channel>) -> Result<Holder, Stopped> {
         if report.is_some() {
             holder.redirect_output();
         }
-        holder.report = report.take();
-        match holder.attach(picked.control, picked.given) {
-            Ok(()) => return Ok(holder),
-            Err(AttachError::Interrupted) => return Err(Stopped::Interrupted),
-            Err(AttachError::Taken(_)) if args.device.is_none() && avoid.len() < TRIES => {
-                avoid.push(index);
-                report = holder.report.take();
-            }
-            Err(AttachError::Taken(failure) | AttachError::Failed(failure)) => {
-                return Err(Stopped::Failed(failure, holder.report.take()));
-            }
+        holder.sockets.report = report.take();
+        holder.sockets.control = Some(picked.control);
+        holder.feed(Event::Begin);
+        holder.run_until_idle();
+        let Some(End::NotAttached(error)) = holder.core.end().cloned() else {
+            return Ok(holder);
+        };
+        report = holder.sockets.report.take();
+        let Some(failure) = holder.not_attached(&error) else {
+            return Err(Stopped::Interrupted);
+        };
+        let is_taken = matches!(error, AttachError::Taken(_));
+        if !is_taken || args.device.is_some() || avoid.len() >= MAX_PICKS {
+            return Err(Stopped::Failed(failure, report));
         }
+        avoid.push(index);
     }
 }
 
@@ -267,7 +246,7 @@ fn validate(args: &Args) -> Result<Settings, Failure> {
     })
 }
 
-/// Tells whoever started us that the device can be used.
+/// Tells the program that started us that the device can be used.
 fn announce(holder: &mut Holder, daemon: bool) {
     let path = holder.device.path().display().to_string();
     if !daemon {
@@ -276,89 +255,16 @@ fn announce(holder: &mut Holder, daemon: bool) {
         return;
     }
     holder.report(&Report::Ready { path });
-    holder.report = None;
+    holder.sockets.report = None;
 }
 
 /// Holds the device until it is detached or lost.
-fn serve(mut holder: Holder) -> ExitCode {
-    loop {
-        // A detach by force may have come while one without it was being refused.
-        if holder.pending_detach.is_none() && holder.pending_upgrade.is_none() {
-            holder.pump(None);
-        }
-        if let Some((client, program)) = holder.pending_upgrade.take() {
-            let failure = holder.upgrade(client, &program);
-            holder.answer(client, &Response::Failed(failure));
-        }
-        if let Some(asked) = holder.pending_detach
-            && let Some(end) = detach_for(&mut holder, asked)
-        {
-            return end;
-        }
-        holder.settle_resize();
-        if std::mem::take(&mut holder.interrupted) {
-            return stop(&mut holder);
-        }
-        if holder.dropped || (holder.sitter_gone && holder.failed.is_none() && !holder.is_netlink())
-        {
-            holder.clear_dropped();
-            return ExitCode::FAILURE;
-        }
+fn serve(holder: &mut Holder) -> ExitCode {
+    holder.run();
+    match holder.core.end() {
+        Some(End::Detached(Released::Clear)) => ExitCode::SUCCESS,
+        Some(End::Detached(Released::InUse(_))) => ExitCode::from(FailureKind::Busy.exit_code()),
+        Some(End::Stopped(error)) => ExitCode::from(holder.not_detached(error).kind.exit_code()),
+        Some(End::Dropped | End::NotAttached(_)) | None => ExitCode::FAILURE,
     }
-}
-
-/// Takes down what the driver has let go of, or what is left of an attach that failed.
-pub(crate) fn clear_away(holder: &mut Holder) {
-    match holder.teardown(Instant::now() + TEARDOWN) {
-        Ok(Released::Clear) => {}
-        Ok(Released::InUse(users)) => {
-            let (words, _) = device_users::words_for(&users);
-            holder.warn(&format!("the driver keeps it for its users: it is {words}"));
-        }
-        Err(failure) => holder.warn(&failure.text),
-    }
-}
-
-/// Detaches for a client; nothing if the device stays.
-fn detach_for(holder: &mut Holder, asked: (u64, bool)) -> Option<ExitCode> {
-    let result = holder.detach(asked.1);
-    // Perhaps another one than at the beginning: see `Request::Detach`.
-    let client = holder.pending_detach.map_or(asked.0, |(client, _)| client);
-    match result {
-        Ok(Detached::Clear(text)) => {
-            holder.answer(client, &Response::Done { text });
-            Some(ExitCode::SUCCESS)
-        }
-        Ok(Detached::Held(failure)) => {
-            let code = failure.kind.exit_code();
-            holder.answer(client, &Response::Failed(failure));
-            Some(ExitCode::from(code))
-        }
-        Err(failure) => {
-            // A detach by force that came meanwhile is still to be done, unless this one was it.
-            if holder.pending_detach == Some(asked) || holder.supervisor.is_abandoned() {
-                holder.pending_detach = None;
-                holder.answer(client, &Response::Failed(failure));
-            }
-            None
-        }
-    }
-}
-
-/// This process is to end.
-fn stop(holder: &mut Holder) -> ExitCode {
-    nbd_control::service::stopping();
-    let failure = match holder.detach(false) {
-        Ok(Detached::Clear(_)) => return ExitCode::SUCCESS,
-        Ok(Detached::Held(failure)) => {
-            holder.warn(&failure.text);
-            return ExitCode::from(failure.kind.exit_code());
-        }
-        Err(failure) => failure,
-    };
-    holder.warn(&format!(
-        "asked to stop: {}; the device stays as it is, and `nbd-ctl` adopts it",
-        failure.text
-    ));
-    ExitCode::from(failure.kind.exit_code())
 }

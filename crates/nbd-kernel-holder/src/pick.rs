@@ -9,8 +9,8 @@ use nbd_control::remains::Remains;
 use nix::fcntl::{Flock, FlockArg};
 
 use crate::args::KernelApi;
-use crate::holder::listen;
-use crate::kernel::errand;
+use crate::io::listen::listen;
+use crate::kernel::helper_process;
 use crate::kernel::{Device, DeviceError, device_count};
 
 /// How long a device that was given by name may take to become free: the last user's teardown,
@@ -182,7 +182,7 @@ fn registered(registry: &Registry, index: u32) -> Option<String> {
 /// Puts a setting of the queue back; the result is why the device cannot be used before that is
 /// done.
 fn restore_timeouts(device: &Device, milliseconds: u64) -> Option<String> {
-    let restored = errand::restore_timeouts(device, milliseconds);
+    let restored = helper_process::restore_timeouts(device, milliseconds);
     let mut errand = match restored {
         Ok(errand) => errand,
         Err(error) => return Some(format!("no process can be started for it: {error}")),

@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-use crate::sandbox::Cell;
+use crate::io::sandbox::SandboxPlan;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::{ForkResult, Gid, Pid, Uid, fork};
 
@@ -180,7 +180,7 @@ pub(crate) fn prepare_program(
     command: &mut Command,
     fd: RawFd,
     user: Option<(Uid, Gid)>,
-    cell: Option<Cell>,
+    cell: Option<SandboxPlan>,
 ) {
     let child = move || {
         // SAFETY: only async-signal-safe system calls on plain numbers and a local structure.

@@ -16,9 +16,12 @@ use nix::fcntl::{Flock, FlockArg};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::args::KernelApi;
-use crate::device_users::{SCAN_INTERVAL, SCAN_TIMEOUT, refusal};
+use crate::core::event::Flushed;
+use crate::core::users::SCAN_TIMEOUT;
+use crate::io::helpers::SCAN_INTERVAL;
+use crate::io::words::in_use_words;
 use crate::kernel::device_users;
-use crate::kernel::errand::{self, Errand, Flushed};
+use crate::kernel::helper_process::{self, HelperProcess, flushed};
 use crate::kernel::{Device, USUAL_TIMEOUT, check_driver};
 use crate::system::Process;
 
@@ -51,7 +54,7 @@ pub(crate) fn take_down(registry: &Registry, index: u32, force: bool) -> Result<
     end(&device, remains.backend, limit)?;
     // Where it is not known, it most probably was the default of a queue.
     let milliseconds = state.and_then(|state| state.io_timeout).unwrap_or(USUAL_TIMEOUT);
-    if run(errand::restore_timeouts(&device, milliseconds), STEP_LIMIT) != Some(0) {
+    if run(helper_process::restore_timeouts(&device, milliseconds), STEP_LIMIT) != Some(0) {
         tracing::warn!(device = %device.name(), "queue/io_timeout is not what it was");
     }
     let _registry_lock = lock_registry(registry, &device)?;
@@ -146,7 +149,7 @@ fn disconnect(device: &Device, remains: &Remains, force: bool) -> Result<(), Fai
     }
     if device.setup_pid().is_some() {
         // What comes of it is seen below.
-        let _ = run(errand::disconnect_now(device, KernelApi::Netlink), STEP_LIMIT);
+        let _ = run(helper_process::disconnect_now(device, KernelApi::Netlink), STEP_LIMIT);
     }
     let deadline = Instant::now() + STEP_LIMIT;
     while !device.is_clear() {
@@ -184,7 +187,7 @@ fn check_unused(device: &Device) -> Result<(), Failure> {
     match users.is_empty() {
         true => Ok(()),
         false => {
-            let text = refusal(&device.name(), &users, "", "detach");
+            let text = in_use_words(&device.name(), &users, "", "detach");
             Err(Failure::new(FailureKind::Busy, text))
         }
     }
@@ -195,8 +198,8 @@ fn check_unused(device: &Device) -> Result<(), Failure> {
 fn flush(device: &Device) -> Result<(), Failure> {
     check_unused(device)?;
     let force = format!("`nbd-ctl detach --force {}`", device.name());
-    let errand = errand::flush_and_disconnect(device, KernelApi::Netlink);
-    match run(errand, FLUSH_LIMIT).map(Flushed::from_status) {
+    let helper = helper_process::flush_and_disconnect(device, KernelApi::Netlink);
+    match run(helper, FLUSH_LIMIT).map(flushed) {
         Some(Flushed::Disconnected | Flushed::NotDisconnected) => Ok(()),
         Some(Flushed::Busy) => {
             let text = "it is in use by the kernel (mounted, swap, or part of another device)";
@@ -214,7 +217,7 @@ fn flush(device: &Device) -> Result<(), Failure> {
 }
 
 /// The exit status of a helper process; nothing if it takes too long and is killed.
-fn run(helper: io::Result<Errand>, limit: Duration) -> Option<i32> {
+fn run(helper: io::Result<HelperProcess>, limit: Duration) -> Option<i32> {
     let mut helper = match helper {
         Ok(helper) => helper,
         Err(error) => return Some(error.raw_os_error().unwrap_or(libc::EAGAIN)),

@@ -11,7 +11,7 @@ use nix::fcntl::OFlag;
 use nix::unistd::{Gid, Uid};
 
 use super::log_text::{Splitter, Tail};
-use crate::supervisor::PeerId;
+use crate::core::BackendId;
 
 /// What one program may write to the log: bytes a second, and at once.
 const RATE: u32 = 8 << 10;
@@ -48,7 +48,7 @@ pub(crate) struct LogPipe {
     /// Some process may have the writing end. Otherwise poll would tell of its absence for ever.
     pub(crate) has_writers: bool,
     /// Who was given it last.
-    pub(crate) peer: Option<PeerId>,
+    pub(crate) backend: Option<BackendId>,
     /// When that was, as a number.
     pub(crate) turn: u64,
     splitter: Splitter,
@@ -72,7 +72,7 @@ impl LogPipe {
         Self {
             file: read.into(),
             has_writers: true,
-            peer: None,
+            backend: None,
             turn: 0,
             splitter: Splitter::default(),
             tail: Tail::default(),
@@ -86,9 +86,9 @@ impl LogPipe {
         self.file.as_fd()
     }
 
-    /// The writing end for a new peer. It is opened anew, so that a program that makes it
+    /// The writing end for a new backend. It is opened anew, so that a program that makes it
     /// non-blocking does so for itself and its children only.
-    pub(crate) fn open_for(&mut self, peer: PeerId, owner: Option<(Uid, Gid)>) -> io::Result<File> {
+    pub(crate) fn open_for(&mut self, backend: BackendId, owner: Option<(Uid, Gid)>) -> io::Result<File> {
         if let Some((uid, gid)) = owner {
             // A program may want to open its own stderr once more.
             nix::unistd::fchown(&self.file, Some(uid), Some(gid))?;
@@ -96,7 +96,7 @@ impl LogPipe {
         let path = format!("/proc/self/fd/{}", self.file.as_raw_fd());
         let write = OpenOptions::new().write(true).open(path)?;
         let read = OwnedFd::from(self.file.try_clone()?);
-        *self = Self { peer: Some(peer), turn: self.turn, ..Self::existing(read) };
+        *self = Self { backend: Some(backend), turn: self.turn, ..Self::existing(read) };
         Ok(write)
     }
 
@@ -210,15 +210,15 @@ mod tests {
     fn a_pipe_has_an_end_and_can_be_used_again() {
         let mut pipe = LogPipe::new().unwrap();
         assert!(!pipe.has_writers);
-        for (peer, words) in [(1, "one"), (2, "two")] {
-            let mut write = pipe.open_for(peer, None).unwrap();
+        for (backend, words) in [(1, "one"), (2, "two")] {
+            let mut write = pipe.open_for(backend, None).unwrap();
             write.write_all(words.as_bytes()).unwrap();
             let mut log = String::new();
             assert_eq!(read_all(&mut pipe, &mut log, Instant::now()), Found::Nothing);
             drop(write);
             assert_eq!(read_all(&mut pipe, &mut log, Instant::now()), Found::End);
             assert_eq!(log, format!("{words}\n"));
-            assert_eq!((pipe.peer, pipe.has_writers), (Some(peer), false));
+            assert_eq!((pipe.backend, pipe.has_writers), (Some(backend), false));
             assert_eq!(pipe.tail().last(9, None), [words], "not those of another program");
         }
     }

@@ -15,7 +15,7 @@ use nix::unistd::{Gid, Uid};
 use super::log_file::LogFile;
 use super::log_pipe::{Found, LogPipe, READ};
 use crate::kernel::sitter::{LOG_PIPES, MAX_LOG_PIPES};
-use crate::supervisor::PeerId;
+use crate::core::BackendId;
 use crate::system::Process;
 
 /// How many reads empty a pipe, unless more is being written meanwhile.
@@ -60,22 +60,22 @@ impl LogSink {
     /// shared, with one that is not `busy` if possible.
     pub(crate) fn open_for(
         &mut self,
-        peer: PeerId,
+        backend: BackendId,
         owner: Option<(Uid, Gid)>,
-        busy: impl Fn(PeerId) -> bool,
+        busy: impl Fn(BackendId) -> bool,
     ) -> io::Result<std::fs::File> {
         self.turn += 1;
-        let rank = |pipe: &LogPipe| (pipe.has_writers, pipe.peer.is_some_and(&busy), pipe.turn);
+        let rank = |pipe: &LogPipe| (pipe.has_writers, pipe.backend.is_some_and(&busy), pipe.turn);
         let pipe = self.pipes.iter_mut().min_by_key(|pipe| rank(pipe));
         let pipe = pipe.ok_or(io::Error::other("there are no pipes"))?;
         pipe.turn = self.turn;
-        pipe.open_for(peer, owner)
+        pipe.open_for(backend, owner)
     }
 
-    /// Says which peer a program is that a former holder has started.
-    pub(crate) fn attribute(&mut self, peer: PeerId, pid: i32) {
+    /// Says which backend a program is that a former holder has started.
+    pub(crate) fn attribute(&mut self, backend: BackendId, pid: i32) {
         if let Some(pipe) = self.pipes.iter_mut().find(|pipe| pipe.is_stderr_of(pid)) {
-            pipe.peer = Some(peer);
+            pipe.backend = Some(backend);
         }
     }
 
@@ -115,9 +115,9 @@ impl LogSink {
         self.file.keep_bounded();
     }
 
-    /// Reads all that a peer has written up to now.
-    pub(crate) fn drain(&mut self, peer: PeerId) {
-        let found = self.pipes.iter().position(|pipe| pipe.peer == Some(peer) && pipe.has_writers);
+    /// Reads all that a backend has written up to now.
+    pub(crate) fn drain(&mut self, backend: BackendId) {
+        let found = self.pipes.iter().position(|pipe| pipe.backend == Some(backend) && pipe.has_writers);
         let Some(number) = found else {
             return;
         };
@@ -143,9 +143,9 @@ impl LogSink {
     }
 
     /// The lines that a program has written just now, on one line.
-    pub(crate) fn last_words(&mut self, peer: PeerId) -> Option<String> {
-        self.drain(peer);
-        let pipe = self.pipes.iter().find(|pipe| pipe.peer == Some(peer))?;
+    pub(crate) fn last_words(&mut self, backend: BackendId) -> Option<String> {
+        self.drain(backend);
+        let pipe = self.pipes.iter().find(|pipe| pipe.backend == Some(backend))?;
         let since = Instant::now().checked_sub(RECENT);
         let lines = pipe.tail().last(LAST_LINES, since);
         (!lines.is_empty()).then(|| lines.join(" | "))
@@ -159,7 +159,7 @@ impl LogSink {
                 self.read(number);
             }
         }
-        let mut pipes: Vec<_> = self.pipes.iter().filter(|pipe| pipe.peer.is_some()).collect();
+        let mut pipes: Vec<_> = self.pipes.iter().filter(|pipe| pipe.backend.is_some()).collect();
         pipes.sort_by_key(|pipe| pipe.turn);
         pipes.iter().flat_map(|pipe| pipe.tail().lines()).map(str::to_owned).collect()
     }
@@ -198,9 +198,9 @@ mod tests {
     fn more_programs_than_pipes_share_and_those_that_serve_keep_theirs() {
         let (path, mut sink) = sink();
         let mut ends = Vec::new();
-        for peer in 1..=MAX_LOG_PIPES as u64 + 3 {
-            let mut end = sink.open_for(peer, None, |peer| peer == 1).unwrap();
-            end.write_all(format!("words of {peer}\n").as_bytes()).unwrap();
+        for backend in 1..=MAX_LOG_PIPES as u64 + 3 {
+            let mut end = sink.open_for(backend, None, |backend| backend == 1).unwrap();
+            end.write_all(format!("words of {backend}\n").as_bytes()).unwrap();
             ends.push(end);
         }
         assert_eq!(sink.last_words(1).unwrap(), "words of 1");

@@ -31,7 +31,7 @@ const FUA: u64 = 8;
 const NO_FLUSH: u64 = 16;
 const ROTATIONAL: u64 = 32;
 
-/// Compares `queue/` in /sys with an export. Reading it may block; see [`super::errand`].
+/// Compares `queue/` in /sys with an export. Reading it may block; see [`super::helper_process`].
 pub(super) fn compare(device: &Device, export: &ExportInfo) -> u64 {
     let read = |name: &str| fs::read_to_string(device.sys(&format!("queue/{name}"))).ok();
     differences(TransmissionFlags::from_bits(export.flags), read)

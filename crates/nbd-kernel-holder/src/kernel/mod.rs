@@ -1,9 +1,9 @@
 //! The kernel's side: the only module that knows `/dev/nbdN`, its ioctls, its netlink family and
 //! its attributes in /sys.
 
-mod contents;
 pub(crate) mod device_users;
-pub(crate) mod errand;
+mod fs_probe;
+pub(crate) mod helper_process;
 mod ioctl;
 pub(crate) mod limits;
 mod log_valve;

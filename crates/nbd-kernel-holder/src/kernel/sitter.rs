@@ -29,10 +29,10 @@ use crate::system::{Process, fork_child, keep_only};
 pub(crate) const LEDGER: RawFd = 10;
 /// The first lane's server end.
 pub(crate) const LANES: RawFd = 16;
-/// The first keepsake.
-pub(crate) const KEEPSAKES: RawFd = 40;
-/// Most keepsakes.
-pub(crate) const MOST_KEEPSAKES: usize = 16;
+/// The first stored descriptor.
+pub(crate) const STORED_FDS: RawFd = 40;
+/// The most stored descriptors.
+pub(crate) const MAX_STORED_FDS: usize = 16;
 /// The first pipe from which the log is read.
 pub(crate) const LOG_PIPES: RawFd = 90;
 /// How many pipes: the owner's, its spare's or successor's, the stand-in's, and one for what a
@@ -53,7 +53,7 @@ pub(crate) struct Setup<'a> {
     pub(crate) ledger: BorrowedFd<'a>,
     pub(crate) lanes: &'a [OwnedFd],
     pub(crate) kernel_ends: &'a [OwnedFd],
-    pub(crate) keepsakes: &'a [(String, OwnedFd)],
+    pub(crate) stored_fds: &'a [(String, OwnedFd)],
     /// How long to wait for passing users of the free device.
     pub(crate) patience: Duration,
     pub(crate) log_pipes: &'a [BorrowedFd<'a>],
@@ -205,7 +205,7 @@ fn descriptors<'a>(setup: &'a Setup<'_>, progress: BorrowedFd<'a>) -> Vec<(Borro
     let mut all = vec![(setup.ledger, LEDGER), (progress, PROGRESS)];
     all.extend((LANES..).zip(setup.lanes).map(|(number, fd)| (fd.as_fd(), number)));
     all.extend((KERNEL_ENDS..).zip(setup.kernel_ends).map(|(number, fd)| (fd.as_fd(), number)));
-    all.extend((KEEPSAKES..).zip(setup.keepsakes).map(|(number, (_, fd))| (fd.as_fd(), number)));
+    all.extend((STORED_FDS..).zip(setup.stored_fds).map(|(number, (_, fd))| (fd.as_fd(), number)));
     all.extend((LOG_PIPES..).zip(setup.log_pipes).map(|(number, fd)| (*fd, number)));
     all
 }

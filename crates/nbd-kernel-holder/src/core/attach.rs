@@ -1,0 +1,331 @@
+//! From a program to a device that can be used. What fails is undone.
+
+use std::time::{Duration, Instant};
+
+use nbd_device_users::User;
+
+use super::event::SetupRefused;
+use super::take_down::Cause;
+use super::{
+    Command, Condition, Core, Event, HelperId, HelperTask, Note, Procedure, Report, Sitter, Watch,
+};
+
+/// How long the driver may take to set a device up.
+const DRIVER_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a passing user, like udev, may keep a free device open.
+pub(crate) const USERS_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long udev may take to look at a new device. Late is no failure.
+const UDEV_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the kernel may take for an attribute of the queue.
+const QUEUE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a test read may take if a backend has no limit.
+const READ_TIMEOUT: Duration = Duration::from_secs(3600);
+/// No descriptor tells of changes in /sys.
+const INTERVAL: Duration = Duration::from_millis(1);
+
+/// Why a device is not attached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum AttachError {
+    Interrupted,
+    /// The join socket cannot be made, or what a backend is granted.
+    NotPrepared,
+    /// The program cannot be started, or has failed.
+    NoBackend,
+    BackendLate(Duration),
+    /// Without its state on a file no other holder could take over.
+    NotSaved,
+    SitterNotStarted,
+    DriverRefused,
+    /// Something else has it.
+    Taken(Vec<User>),
+    DriverLate(Duration),
+    GivenUpAtOnce,
+    WrongSize,
+    ReadFailed(i32),
+    ReadLate(Duration),
+}
+
+/// An attach that is under way.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Attach {
+    AwaitingBackend { until: Option<Instant>, hopeless: bool },
+    /// Before the first request, where the device exists already.
+    SilencingTimeouts { helper: HelperId, until: Instant },
+    /// The state that names the sitter is written before it goes.
+    Persisting { revision: u64 },
+    Connecting { until: Instant },
+    FindingUsers { helper: HelperId, until: Instant },
+    AwaitingSize { until: Instant },
+    /// The same for a device that netlink has made.
+    SilencingNew { helper: HelperId, until: Instant },
+    ComparingLimits { helper: HelperId, until: Instant },
+    /// With the timeout, which a device that was just made did not have before.
+    PersistingTimeout { revision: u64 },
+    Reading { helper: HelperId, until: Instant },
+    /// udev opens a device when it appears; what uses it at the same moment gets EBUSY.
+    SettlingUdev { helper: HelperId, until: Instant },
+    PersistingAttached { revision: u64 },
+}
+
+impl Attach {
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        match *self {
+            Self::AwaitingBackend { until, .. } => until,
+            Self::SilencingTimeouts { until, .. }
+            | Self::Connecting { until }
+            | Self::FindingUsers { until, .. }
+            | Self::AwaitingSize { until }
+            | Self::SilencingNew { until, .. }
+            | Self::ComparingLimits { until, .. }
+            | Self::Reading { until, .. }
+            | Self::SettlingUdev { until, .. } => Some(until),
+            Self::Persisting { .. }
+            | Self::PersistingTimeout { .. }
+            | Self::PersistingAttached { .. } => None,
+        }
+    }
+
+    pub(super) fn watch(&self) -> Option<Watch> {
+        let condition = Condition::Connected;
+        let awaits = matches!(self, Self::AwaitingSize { .. });
+        awaits.then_some(Watch { condition, interval: INTERVAL })
+    }
+
+    /// The helper process that is under way.
+    fn helper(&self) -> Option<HelperId> {
+        match *self {
+            Self::SilencingTimeouts { helper, .. }
+            | Self::FindingUsers { helper, .. }
+            | Self::SilencingNew { helper, .. }
+            | Self::ComparingLimits { helper, .. }
+            | Self::Reading { helper, .. }
+            | Self::SettlingUdev { helper, .. } => Some(helper),
+            _ => None,
+        }
+    }
+}
+
+impl Core {
+    pub(super) fn begin_attach(&mut self) {
+        self.command(Command::OpenJoin);
+        match self.ownership.has_program() {
+            true => self.start_program(),
+            false => self.note(Note::AwaitingJoin),
+        }
+        let until = self.config.ready_timeout.map(|limit| self.after(limit));
+        self.procedure = Procedure::Attach(Attach::AwaitingBackend { until, hopeless: false });
+    }
+
+    /// The first failure before the device exists is the last.
+    pub(super) fn attach_is_hopeless(&mut self) {
+        if let Procedure::Attach(Attach::AwaitingBackend { hopeless, .. }) = &mut self.procedure {
+            *hopeless = true;
+        }
+    }
+
+    pub(super) fn step_attach(&mut self, attach: Attach, event: &Event) -> Procedure {
+        let interrupted = std::mem::take(&mut self.orders.stop) || *event == Event::StarterGone;
+        let helper = attach.helper();
+        let next = match interrupted {
+            true => Err(AttachError::Interrupted),
+            false => self.next_attach(attach, event),
+        };
+        match next {
+            Ok(Some(attach)) => Procedure::Attach(attach),
+            Ok(None) => Procedure::Idle,
+            Err(error) => {
+                if let Some(id) = helper.filter(|_| interrupted) {
+                    self.command(Command::LeaveHelper { id });
+                }
+                self.begin_take_down(Cause::NotAttached(error))
+            }
+        }
+    }
+
+    fn next_attach(&mut self, attach: Attach, event: &Event) -> Result<Option<Attach>, AttachError> {
+        let now = self.now;
+        let is_late = |until: Instant| now >= until;
+        Ok(Some(match attach {
+            Attach::AwaitingBackend { until, hopeless } => match event {
+                Event::LanesNotMade => return Err(AttachError::NotPrepared),
+                _ if hopeless => return Err(AttachError::NoBackend),
+                _ if self.ownership.is_ready() => self.connect()?,
+                _ if until.is_some_and(is_late) => {
+                    let limit = self.config.ready_timeout.unwrap_or_default();
+                    return Err(AttachError::BackendLate(limit));
+                }
+                _ => Attach::AwaitingBackend { until, hopeless },
+            },
+            Attach::SilencingTimeouts { helper, until } => {
+                match self.silenced(helper, until, event) {
+                    true => self.start_sitter(),
+                    false => Attach::SilencingTimeouts { helper, until },
+                }
+            }
+            Attach::Persisting { revision } => match self.is_saved(revision, event) {
+                None if *event == Event::SitterNotStarted => {
+                    self.driver.sitter = Sitter::None;
+                    return Err(AttachError::SitterNotStarted);
+                }
+                None => Attach::Persisting { revision },
+                Some(false) => {
+                    self.command(Command::DismissSitter);
+                    return Err(AttachError::NotSaved);
+                }
+                Some(true) => {
+                    self.command(Command::LetSitterGo);
+                    Attach::Connecting { until: self.after(self.connect_timeout()) }
+                }
+            },
+            Attach::Connecting { until } => match event {
+                Event::SitterNotStarted => return Err(AttachError::SitterNotStarted),
+                Event::SitterSaid(Ok(())) => {
+                    Attach::AwaitingSize { until: self.after(DRIVER_TIMEOUT) }
+                }
+                Event::SitterSaid(Err(SetupRefused { busy: true, set_up })) => {
+                    // The take-down must not touch what is not ours.
+                    self.command(Command::ForgetSitter);
+                    self.driver.sitter = Sitter::None;
+                    if *set_up {
+                        return Err(AttachError::Taken(Vec::new()));
+                    }
+                    let helper = self.start_helper(HelperTask::FindUsers);
+                    Attach::FindingUsers { helper, until: self.after(QUEUE_TIMEOUT) }
+                }
+                Event::SitterSaid(Err(_)) => return Err(AttachError::DriverRefused),
+                _ if is_late(until) => {
+                    return Err(AttachError::DriverLate(self.connect_timeout()));
+                }
+                _ => Attach::Connecting { until },
+            },
+            Attach::FindingUsers { helper, until } => match event {
+                Event::HelperEnded { id, report } if *id == helper => {
+                    return Err(AttachError::Taken(match report {
+                        Report::Users(Ok(users)) => users.clone(),
+                        _ => Vec::new(),
+                    }));
+                }
+                _ if is_late(until) => {
+                    self.command(Command::LeaveHelper { id: helper });
+                    return Err(AttachError::Taken(Vec::new()));
+                }
+                _ => Attach::FindingUsers { helper, until },
+            },
+            Attach::AwaitingSize { until } => match event {
+                _ if self.driver.sitter == Sitter::Gone => return Err(AttachError::GivenUpAtOnce),
+                Event::Seen { condition: Condition::Connected, holds: true } => {
+                    if self.driver.silenced {
+                        self.compare_limits()
+                    } else {
+                        let helper = self.start_helper(HelperTask::SilenceTimeouts);
+                        Attach::SilencingNew { helper, until: self.after(QUEUE_TIMEOUT) }
+                    }
+                }
+                _ if is_late(until) => return Err(AttachError::WrongSize),
+                _ => Attach::AwaitingSize { until },
+            },
+            Attach::SilencingNew { helper, until } => match self.silenced(helper, until, event) {
+                true => self.compare_limits(),
+                false => Attach::SilencingNew { helper, until },
+            },
+            Attach::ComparingLimits { helper, until } => {
+                match self.is_helper_over(helper, until, event) {
+                    true => Attach::PersistingTimeout { revision: self.persist() },
+                    false => Attach::ComparingLimits { helper, until },
+                }
+            }
+            Attach::PersistingTimeout { revision } => match self.is_saved(revision, event) {
+                None => Attach::PersistingTimeout { revision },
+                Some(false) => return Err(AttachError::NotSaved),
+                Some(true) => {
+                    let helper = self.start_helper(HelperTask::TestRead);
+                    Attach::Reading { helper, until: self.after(self.read_timeout()) }
+                }
+            },
+            Attach::Reading { helper, until } => match event {
+                Event::HelperEnded { id, report } if *id == helper => match report {
+                    Report::Status(0) => {
+                        let limit = UDEV_TIMEOUT;
+                        let helper = self.start_helper(HelperTask::SettleUdev { limit });
+                        let until = self.after(limit + Duration::from_secs(1));
+                        Attach::SettlingUdev { helper, until }
+                    }
+                    Report::Status(status) => return Err(AttachError::ReadFailed(*status)),
+                    _ => return Err(AttachError::ReadFailed(0)),
+                },
+                _ if is_late(until) => {
+                    self.command(Command::LeaveHelper { id: helper });
+                    return Err(AttachError::ReadLate(self.read_timeout()));
+                }
+                _ => Attach::Reading { helper, until },
+            },
+            Attach::SettlingUdev { helper, until } => {
+                if !self.is_helper_over(helper, until, event) {
+                    return Ok(Some(Attach::SettlingUdev { helper, until }));
+                }
+                let settled =
+                    matches!(event, Event::HelperEnded { report: Report::Status(0), .. });
+                if !settled {
+                    self.note(Note::UdevLate);
+                }
+                self.attached = true;
+                self.ownership.set_attached(0);
+                Attach::PersistingAttached { revision: self.persist() }
+            }
+            Attach::PersistingAttached { revision } => match self.is_saved(revision, event) {
+                None => Attach::PersistingAttached { revision },
+                Some(false) => return Err(AttachError::NotSaved),
+                Some(true) => {
+                    self.note(Note::Attached);
+                    return Ok(None);
+                }
+            },
+        }))
+    }
+
+    fn connect_timeout(&self) -> Duration {
+        DRIVER_TIMEOUT + self.users_timeout()
+    }
+
+    fn read_timeout(&self) -> Duration {
+        self.config.ready_timeout.unwrap_or(READ_TIMEOUT)
+    }
+
+    fn connect(&mut self) -> Result<Attach, AttachError> {
+        if !self.config.exists {
+            return Ok(self.start_sitter());
+        }
+        let helper = self.start_helper(HelperTask::SilenceTimeouts);
+        Ok(Attach::SilencingTimeouts { helper, until: self.after(QUEUE_TIMEOUT) })
+    }
+
+    /// Whether that is over, well or not.
+    fn silenced(&mut self, helper: HelperId, until: Instant, event: &Event) -> bool {
+        if let Event::HelperEnded { id, report: Report::Status(0) } = event
+            && *id == helper
+        {
+            self.driver.silenced = true;
+        }
+        self.is_helper_over(helper, until, event)
+    }
+
+    fn start_sitter(&mut self) -> Attach {
+        self.driver.sitter = Sitter::Sits;
+        self.command(Command::StartSitter);
+        Attach::Persisting { revision: self.persist() }
+    }
+
+    fn compare_limits(&mut self) -> Attach {
+        let helper = self.start_helper(HelperTask::CompareLimits);
+        Attach::ComparingLimits { helper, until: self.after(QUEUE_TIMEOUT) }
+    }
+
+    /// Whether the state of this revision was written, once that is known.
+    pub(super) fn is_saved(&self, revision: u64, event: &Event) -> Option<bool> {
+        match *event {
+            Event::StatePersisted { revision: saved } if saved >= revision => Some(true),
+            Event::StateNotPersisted { revision: failed } if failed >= revision => Some(false),
+            _ => None,
+        }
+    }
+}

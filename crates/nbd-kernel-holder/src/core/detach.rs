@@ -1,0 +1,393 @@
+//! The end of a device, in order or by force: what comes before it is taken down.
+//!
+//! In order nothing is lost: nothing may use the device, its data is written back, and if that does not
+//! work it stays as it is. A detach by force may come at any step of one in order, and takes its place.
+//!
+//! A detach by force has what is in flight answered with EIO first. Newer drivers change the size of a
+//! device under their lock and wait there until all that is in flight is answered; once the lanes are
+//! shut nothing can be answered any more, and the driver fails what it has sent only when it is told to
+//! disconnect, which waits for the same lock.
+
+use std::time::{Duration, Instant};
+
+use nbd_device_users::User;
+use nix::errno::Errno;
+
+use super::event::Flushed;
+use super::fail::GRACE;
+use super::ownership;
+use super::take_down::Cause;
+use super::users::{Checked, UsersCheck, UsersUnknown};
+use super::{
+    Command, Condition, Core, End, Event, HelperId, HelperTask, Note, Procedure, Reply, Report,
+    Survey, Watch,
+};
+
+/// How long writing back may take, unless the operator forces.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(60);
+/// The same while no backend answers.
+const FLUSH_UNSERVED_TIMEOUT: Duration = Duration::from_secs(3);
+/// How often to look whether a backend answers.
+const FLUSH_INTERVAL: Duration = Duration::from_millis(500);
+/// How long udev may take to look away. It may not be able to while the backend is stuck.
+const UDEV_TIMEOUT: Duration = Duration::from_secs(4);
+/// How long a backend may take to answer by itself what it has. One that is well does so at once.
+const DRAIN_TIMEOUT: Duration = Duration::from_millis(500);
+/// How long it may take to kill it, and to have its requests answered in its place.
+const ANSWER_TIMEOUT: Duration = Duration::from_millis(2500);
+/// How long the driver may take for a change of the size once all is answered.
+const SIZE_CHANGE_TIMEOUT: Duration = Duration::from_secs(2);
+const INTERVAL: Duration = Duration::from_millis(20);
+
+/// Why a device is not detached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum DetachError {
+    InUse(Vec<User>),
+    UseUnknown(UsersUnknown),
+    /// The kernel itself has claimed it.
+    Claimed,
+    /// What was not written back would be lost.
+    NotWritten(Errno),
+    /// Its backend does not answer.
+    NotAnswered,
+    /// The driver waits for an answer under its lock, so the lanes must stay open.
+    Unreachable,
+    /// The driver does not let go of it.
+    Stuck,
+}
+
+impl DetachError {
+    /// The driver may have been told to disconnect, or still be.
+    fn may_have_told(&self) -> bool {
+        matches!(self, Self::NotAnswered | Self::UseUnknown(UsersUnknown::TimedOut(_)))
+    }
+}
+
+/// On whose behalf.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Requester {
+    /// The one of the pending order.
+    Client,
+    /// This process is to end.
+    Signal,
+}
+
+/// A detach that is under way.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Detach {
+    pub(super) requester: Requester,
+    step: Step,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Step {
+    CheckingUsers(UsersCheck),
+    /// udev is told to look away.
+    Leaving { helper: HelperId, until: Instant },
+    Flushing(Flushing),
+    /// What has come since it was looked at.
+    CheckingAgain(UsersCheck),
+    /// It stays, and udev is told to watch it again.
+    Staying { helper: HelperId, until: Instant, error: DetachError },
+    /// By force: what is in flight is noted.
+    Noting,
+    /// The backend may answer by itself.
+    Draining { until: Instant, given_up: usize },
+    /// The EIO backend answers.
+    Abandoning { until: Instant, enough: Option<Instant>, given_up: usize },
+    AwaitingSizeChange { until: Instant, given_up: usize },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Flushing {
+    helper: HelperId,
+    until: Instant,
+    look: Instant,
+    /// Since when no backend answers.
+    unserved: Option<Instant>,
+}
+
+impl Detach {
+    pub(super) fn deadline(&self, now: Instant) -> Option<Instant> {
+        match &self.step {
+            Step::CheckingUsers(check) | Step::CheckingAgain(check) => Some(check.deadline()),
+            Step::Leaving { until, .. } | Step::Staying { until, .. } => Some(*until),
+            Step::Flushing(flushing) => Some(flushing.look.min(flushing.until)),
+            Step::Noting => None,
+            Step::Draining { until, .. } | Step::AwaitingSizeChange { until, .. } => Some(*until),
+            Step::Abandoning { until, enough, .. } => {
+                let enough = enough.filter(|enough| *enough > now);
+                Some(enough.map_or(*until, |enough| enough.min(*until)))
+            }
+        }
+    }
+
+    pub(super) fn watch(&self, now: Instant) -> Option<Watch> {
+        let condition = match self.step {
+            Step::Draining { .. } => Condition::NotedAnswered,
+            Step::Abandoning { enough: Some(enough), .. } if now >= enough => {
+                Condition::NotedAnswered
+            }
+            Step::Abandoning { enough: Some(_), .. } => Condition::NotedAnsweredAndQuiet,
+            Step::AwaitingSizeChange { .. } => Condition::NoSizeChange,
+            _ => return None,
+        };
+        Some(Watch { condition, interval: INTERVAL })
+    }
+
+    /// It is by force by now.
+    pub(crate) fn is_by_force(&self) -> bool {
+        use Step::{Abandoning, AwaitingSizeChange, Draining, Noting};
+        matches!(self.step, Noting | Draining { .. } | Abandoning { .. } | AwaitingSizeChange { .. })
+    }
+}
+
+impl Core {
+    pub(super) fn begin_detach(&mut self, requester: Requester, force: bool) -> Procedure {
+        let step = match (force, self.failed) {
+            (true, _) => self.note_in_flight(),
+            // There is nothing to write back to.
+            (false, Some(_)) => return self.take_down_detached(requester, 0),
+            (false, None) => Step::CheckingUsers(self.check_users()),
+        };
+        Procedure::Detach(Detach { requester, step })
+    }
+
+    fn note_in_flight(&mut self) -> Step {
+        self.command(Command::Survey { note: true });
+        Step::Noting
+    }
+
+    pub(super) fn step_detach(&mut self, detach: Detach, event: &Event) -> Procedure {
+        let is_new_force = self.is_forced() && !detach.is_by_force();
+        let Detach { mut requester, step } = detach;
+        if is_new_force {
+            requester = Requester::Client;
+        }
+        let next = match step {
+            Step::CheckingUsers(check) if is_new_force => self.force(check.helper()),
+            Step::CheckingAgain(check) if is_new_force => self.force(check.helper()),
+            Step::Leaving { helper, .. } | Step::Staying { helper, .. } if is_new_force => {
+                self.force(Some(helper))
+            }
+            Step::Flushing(Flushing { helper, .. }) if is_new_force => self.force(Some(helper)),
+            Step::CheckingUsers(check) => match self.step_users(check, event) {
+                Checked::NotYet(check) => Step::CheckingUsers(check),
+                Checked::Unused => {
+                    let helper = self.start_helper(HelperTask::TellUdev { leaving: true });
+                    Step::Leaving { helper, until: self.after(UDEV_TIMEOUT) }
+                }
+                Checked::Used(users) => return self.refuse_detach(requester, DetachError::InUse(users)),
+                Checked::Unknown(why) => {
+                    return self.refuse_detach(requester, DetachError::UseUnknown(why));
+                }
+            },
+            Step::CheckingAgain(check) => match self.step_users(check, event) {
+                Checked::NotYet(check) => Step::CheckingAgain(check),
+                Checked::Unused => self.stay(DetachError::Claimed),
+                Checked::Used(users) => self.stay(DetachError::InUse(users)),
+                Checked::Unknown(why) => self.stay(DetachError::UseUnknown(why)),
+            },
+            Step::Leaving { helper, until } => match self.is_helper_over(helper, until, event) {
+                true => self.flush(),
+                false => Step::Leaving { helper, until },
+            },
+            Step::Flushing(flushing) => match self.step_flush(flushing, event) {
+                Ok(step) => step,
+                Err(Disconnected) => return self.take_down_detached(requester, 0),
+            },
+            Step::Staying { helper, until, error } => {
+                match self.is_helper_over(helper, until, event) {
+                    true => return self.refuse_detach(requester, error),
+                    false => Step::Staying { helper, until, error },
+                }
+            }
+            Step::Noting => match event {
+                Event::Surveyed(survey) => match self.begin_answering(survey) {
+                    Some(step) => step,
+                    None => return self.take_down_detached(requester, 0),
+                },
+                _ => Step::Noting,
+            },
+            Step::Draining { until, given_up } => match event {
+                Event::Seen { condition: Condition::NotedAnswered, holds: true } => {
+                    self.await_size_change(given_up)
+                }
+                _ if self.now >= until => self.abandon(given_up),
+                _ => Step::Draining { until, given_up },
+            },
+            Step::Abandoning { until, enough, given_up } => {
+                self.step_abandon(until, enough, given_up, event)
+            }
+            Step::AwaitingSizeChange { until, given_up } => match event {
+                Event::Seen { condition: Condition::NoSizeChange, holds: true } => {
+                    return self.take_down_detached(requester, given_up);
+                }
+                _ if self.now >= until => return self.take_down_detached(requester, given_up),
+                _ => Step::AwaitingSizeChange { until, given_up },
+            },
+        };
+        Procedure::Detach(Detach { requester, step: next })
+    }
+
+    /// Whether a helper process has reported, or was late and is left behind.
+    pub(super) fn is_helper_over(&mut self, helper: HelperId, until: Instant, event: &Event) -> bool {
+        match event {
+            Event::HelperEnded { id, .. } if *id == helper => true,
+            _ if self.now >= until => {
+                self.command(Command::LeaveHelper { id: helper });
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// A detach by force takes the place of one in order.
+    fn force(&mut self, helper: Option<HelperId>) -> Step {
+        if let Some(id) = helper {
+            // Killed, so that it does not disconnect long after we said that it did not.
+            self.command(Command::LeaveHelper { id });
+        }
+        self.note_in_flight()
+    }
+
+    fn flush(&mut self) -> Step {
+        self.begin_leaving();
+        let helper = self.start_helper(HelperTask::FlushAndDisconnect);
+        let served = self.ownership.is_ready();
+        let limit = if served { FLUSH_TIMEOUT } else { FLUSH_UNSERVED_TIMEOUT };
+        let look = self.after(FLUSH_INTERVAL);
+        Step::Flushing(Flushing { helper, until: self.after(limit), look, unserved: None })
+    }
+
+    fn step_flush(&mut self, mut it: Flushing, event: &Event) -> Result<Step, Disconnected> {
+        match event {
+            Event::HelperEnded { id, report } if *id == it.helper => {
+                return self.flushed(report);
+            }
+            Event::Surveyed(Survey { served, waiting, .. }) => {
+                if *waiting {
+                    self.miss_departed();
+                }
+                let since = it.unserved.unwrap_or(self.now);
+                it.unserved = (!served).then_some(since);
+            }
+            _ => {}
+        }
+        let is_unserved =
+            it.unserved.is_some_and(|since| self.now >= since + FLUSH_UNSERVED_TIMEOUT);
+        if is_unserved || self.now >= it.until {
+            self.command(Command::LeaveHelper { id: it.helper });
+            return Ok(self.stay(DetachError::NotAnswered));
+        }
+        if self.now >= it.look {
+            it.look = self.after(FLUSH_INTERVAL);
+            self.command(Command::Survey { note: false });
+        }
+        Ok(Step::Flushing(it))
+    }
+
+    fn flushed(&mut self, report: &Report) -> Result<Step, Disconnected> {
+        match report {
+            Report::Flushed(Flushed::Disconnected) => {
+                self.driver.disconnected = true;
+                Err(Disconnected)
+            }
+            Report::Flushed(Flushed::NotDisconnected) => {
+                self.note(Note::NotDisconnected);
+                Err(Disconnected)
+            }
+            Report::Flushed(Flushed::Busy) => Ok(Step::CheckingAgain(self.check_users())),
+            Report::Flushed(Flushed::Failed(errno)) => Ok(self.stay(DetachError::NotWritten(*errno))),
+            Report::Status(errno) => {
+                Ok(self.stay(DetachError::NotWritten(Errno::from_raw(*errno))))
+            }
+            Report::Users(_) | Report::Resized(_) | Report::Program(_) => {
+                Ok(self.stay(DetachError::NotAnswered))
+            }
+        }
+    }
+
+    fn stay(&mut self, error: DetachError) -> Step {
+        self.stop_leaving(error.may_have_told());
+        let helper = self.start_helper(HelperTask::TellUdev { leaving: false });
+        Step::Staying { helper, until: self.after(UDEV_TIMEOUT), error }
+    }
+
+    /// What is in flight is answered, by the backend if it does, otherwise with EIO in its place.
+    fn begin_answering(&mut self, survey: &Survey) -> Option<Step> {
+        if self.failed.is_some() || self.ownership.is_shutting_down() {
+            return None;
+        }
+        if survey.in_flight == 0 && !survey.waiting && !survey.size_change {
+            return None;
+        }
+        let given_up = survey.in_flight;
+        let served = self.ownership.is_ready() && !survey.owner_stopped;
+        if served && survey.in_flight > 0 {
+            return Some(Step::Draining { until: self.after(DRAIN_TIMEOUT), given_up });
+        }
+        Some(self.abandon(given_up))
+    }
+
+    /// From now on all that comes is answered with EIO, until the lanes end.
+    fn abandon(&mut self, given_up: usize) -> Step {
+        self.drop_fail_order();
+        self.apply(&ownership::Event::Abandon);
+        self.bury_departed();
+        let enough = self.timers.eio_since.map(|since| since + GRACE);
+        Step::Abandoning { until: self.after(ANSWER_TIMEOUT), enough, given_up }
+    }
+
+    fn step_abandon(
+        &mut self,
+        until: Instant,
+        mut enough: Option<Instant>,
+        given_up: usize,
+        event: &Event,
+    ) -> Step {
+        match (event, self.timers.eio_since) {
+            (Event::Seen { condition, holds: true }, Some(since)) => {
+                let all = *condition == Condition::NotedAnsweredAndQuiet;
+                let noted = *condition == Condition::NotedAnswered && self.now >= since + GRACE;
+                if all || noted {
+                    return self.await_size_change(given_up);
+                }
+            }
+            (_, since) => enough = since.map(|since| since + GRACE),
+        }
+        if self.now >= until {
+            self.note(Note::Unanswered);
+            return self.await_size_change(given_up);
+        }
+        // Once it has passed it is no deadline any more, but what is watched.
+        Step::Abandoning { until, enough, given_up }
+    }
+
+    /// It could go on only now.
+    fn await_size_change(&mut self, given_up: usize) -> Step {
+        Step::AwaitingSizeChange { until: self.after(SIZE_CHANGE_TIMEOUT), given_up }
+    }
+
+    fn take_down_detached(&mut self, requester: Requester, given_up: usize) -> Procedure {
+        self.begin_take_down(Cause::Detach { requester, given_up })
+    }
+
+    /// The device stays.
+    pub(super) fn refuse_detach(&mut self, requester: Requester, error: DetachError) -> Procedure {
+        if let Some(order) = self.orders.detach.take() {
+            self.reply(order.client, Reply::NotDetached(error.clone()));
+        }
+        match requester {
+            Requester::Client => Procedure::Idle,
+            Requester::Signal => {
+                self.reply_all_waiting(&Reply::NotDetached(error.clone()));
+                self.note(Note::NotStopped(error.clone()));
+                Procedure::Ended(End::Stopped(error))
+            }
+        }
+    }
+}
+
+/// The driver was told to disconnect.
+struct Disconnected;

@@ -1,0 +1,532 @@
+//! The decisions of the holder: events in, commands out, and nothing else.
+//!
+//! There is no system call in here, no clock and no descriptor. The event loop in [`crate::io`] tells what
+//! happened, with the time; it carries out the commands in their order, and what comes of each of them
+//! is an event again. Whatever may block is a helper process ([`Command::StartHelper`]) with a deadline,
+//! and whatever must be durable before the next step is [`Command::PersistState`], whose completion is
+//! an event. So all orders in which things may happen can be enumerated, and the tests in `explore` do.
+//!
+//! | module | decides |
+//! |---|---|
+//! | [`ownership`] | which backend has the lanes |
+//! | [`attach`], [`detach`], [`take_down`], [`resize`], [`upgrade`] | the steps of one procedure each |
+//! | [`fail`] | when what is in flight is answered with EIO |
+//! | [`orders`] | what clients may order when, and who waits for what |
+//! | [`owner_exit`] | whether an owner's end was asked for, and what follows |
+//! | [`persist`] | when the state is written, and what waits for that |
+//! | [`users`] | whether anything uses the device |
+
+pub(crate) mod attach;
+pub(crate) mod detach;
+pub(crate) mod event;
+#[cfg(test)]
+mod explore;
+pub(crate) mod fail;
+pub(crate) mod orders;
+mod owner_exit;
+pub(crate) mod ownership;
+mod persist;
+pub(crate) mod resize;
+pub(crate) mod take_down;
+#[cfg(test)]
+mod tests;
+mod timers;
+pub(crate) mod upgrade;
+pub(crate) mod users;
+
+use std::time::{Duration, Instant};
+
+use attach::Attach;
+use detach::Detach;
+use fail::FailOrder;
+use orders::{Orders, Waiting};
+use owner_exit::OwnerExit;
+use ownership::{Action, Kind, Ownership};
+use persist::Durability;
+use resize::Resize;
+use take_down::TakeDown;
+use timers::Timers;
+use upgrade::Upgrade;
+
+pub(crate) use event::{
+    BackendId, ClientId, Command, Condition, Event, HelperId, HelperTask, Note, Program, Reply,
+    Report, Survey, Watch,
+};
+pub(crate) use orders::{Order, Refused, Wait};
+pub(crate) use owner_exit::OwnerEnd;
+
+/// What does not change while the holder lives.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Config {
+    /// The device is connected over netlink, and its sitter does not sit in an ioctl.
+    pub(crate) netlink: bool,
+    /// The operator wants this device and no other one.
+    pub(crate) given: bool,
+    /// It exists before it is connected.
+    pub(crate) exists: bool,
+    /// How long a backend may take to introduce itself.
+    pub(crate) ready_timeout: Option<Duration>,
+    /// How long requests may be without a backend before they are answered with EIO.
+    pub(crate) loss_limit: Option<Duration>,
+}
+
+/// What the holder is doing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Procedure {
+    Idle,
+    Attach(Attach),
+    Detach(Detach),
+    TakeDown(TakeDown),
+    Resize(Resize),
+    Upgrade(Upgrade),
+    /// Nothing any more: the process ends.
+    Ended(End),
+}
+
+/// How it ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    NotAttached(attach::AttachError),
+    /// The device is free, or its users keep it.
+    Detached(take_down::Released),
+    /// Another program has disconnected it, or its sitter is gone.
+    Dropped,
+    /// The process was told to stop, and the device cannot be detached: it stays for another holder.
+    Stopped(detach::DetachError),
+}
+
+/// Why an attached device only awaits its detach.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Failed {
+    /// The ledger is damaged, so what is in flight cannot be executed again.
+    Damaged,
+    /// The driver did not let go of it.
+    Stuck,
+    /// Its lanes had to stay open.
+    Unreachable,
+}
+
+/// What is known of the driver's side.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Driver {
+    pub(crate) sitter: Sitter,
+    /// It was told to disconnect, and said that it did.
+    pub(crate) disconnected: bool,
+    /// It has closed the lanes, which was not our doing.
+    pub(crate) dropped: bool,
+    /// `queue/io_timeout` is ours.
+    pub(crate) silenced: bool,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Sitter {
+    #[default]
+    None,
+    Sits,
+    Gone,
+}
+
+/// All that the holder decides from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Core {
+    config: Config,
+    now: Instant,
+    pub(crate) ownership: Ownership,
+    procedure: Procedure,
+    /// Requests may come, and failures are survived.
+    attached: bool,
+    failed: Option<Failed>,
+    driver: Driver,
+    durability: Durability,
+    timers: Timers,
+    orders: Orders,
+    waiting: Waiting,
+    fail_order: Option<FailOrder>,
+    probe: Option<resize::Probe>,
+    replacement: Option<Replacement>,
+    owner_exit: OwnerExit,
+    last_id: u64,
+    out: Vec<Command>,
+}
+
+/// Another program that is to serve the device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Replacement {
+    program: Program,
+    /// What was started last of it.
+    backend: Option<BackendId>,
+}
+
+impl Core {
+    /// Of a device that is to be attached.
+    pub(crate) fn new(config: Config, ownership: Ownership, now: Instant) -> Self {
+        Self {
+            config,
+            now,
+            ownership,
+            procedure: Procedure::Idle,
+            attached: false,
+            failed: None,
+            driver: Driver::default(),
+            durability: Durability::default(),
+            timers: Timers::default(),
+            orders: Orders::default(),
+            waiting: Waiting::default(),
+            fail_order: None,
+            probe: None,
+            replacement: None,
+            owner_exit: OwnerExit::default(),
+            last_id: 0,
+            out: Vec::new(),
+        }
+    }
+
+    /// The device is attached already. `restarts` is how often its backend was started again;
+    /// `silenced`: its queue's timeout was changed.
+    pub(crate) fn set_adopted(&mut self, restarts: u64, silenced: bool) {
+        self.attached = true;
+        self.driver = Driver { sitter: Sitter::Sits, silenced, ..Driver::default() };
+        self.ownership.set_attached(restarts);
+    }
+
+    /// This backend has the lanes of an adopted device, or had them when it died.
+    pub(crate) fn adopt_owner(&mut self, backend: BackendId, kind: Kind, is_paused: bool) {
+        if is_paused {
+            self.ownership.set_paused();
+        }
+        self.ownership.adopt(backend, kind);
+    }
+
+    /// Takes what happened, and says what is to be done about it, in this order.
+    pub(crate) fn handle(&mut self, event: &Event, now: Instant) -> Vec<Command> {
+        self.now = now;
+        self.take(event);
+        self.step(event);
+        self.check_timers();
+        self.begin_next();
+        std::mem::take(&mut self.out)
+    }
+
+    fn take(&mut self, event: &Event) {
+        match *event {
+            Event::Begin => self.begin_attach(),
+            Event::Hello { backend, takeover, size } => self.hello(backend, takeover, size),
+            Event::Gone { backend } => {
+                self.probe_is_gone(backend);
+                self.apply(&ownership::Event::Gone { backend });
+            }
+            Event::StartFailed { backend, shortage } => self.start_failed(backend, shortage),
+            Event::Ready { backend } => self.ready(backend),
+            Event::Stable => self.apply(&ownership::Event::Stable),
+            Event::OwnerEnded(end) => self.owner_ended(end),
+            Event::AdoptedDead => self.adopted_dead(),
+            Event::AdoptedUnwanted => self.apply(&ownership::Event::FailDone),
+            Event::LedgerDamaged => self.fail_device(),
+            Event::StateChanged => {
+                self.persist();
+            }
+            Event::StatePersisted { revision } => self.state_persisted(revision),
+            Event::StateNotPersisted { .. } => self.state_not_persisted(),
+            Event::SitterGone => self.driver.sitter = Sitter::Gone,
+            Event::LanesClosed => self.driver.dropped = true,
+            Event::Order { client, ref order } => self.order(client, order),
+            Event::ClientGone { client } => self.waiting.forget(client),
+            Event::Stop => self.orders.stop = true,
+            Event::Seen { condition, holds: true } => self.fail_condition_holds(condition),
+            _ => {}
+        }
+    }
+
+    /// Moves the procedure that is under way.
+    fn step(&mut self, event: &Event) {
+        let procedure = std::mem::replace(&mut self.procedure, Procedure::Idle);
+        self.procedure = match procedure {
+            Procedure::Attach(attach) => self.step_attach(attach, event),
+            Procedure::Detach(detach) => self.step_detach(detach, event),
+            Procedure::TakeDown(down) => self.step_take_down(down, event),
+            Procedure::Resize(resize) => self.step_resize(resize, event),
+            Procedure::Upgrade(upgrade) => self.step_upgrade(upgrade, event),
+            other => other,
+        };
+    }
+
+    /// Begins what was ordered, or what has become necessary, when nothing else is under way.
+    fn begin_next(&mut self) {
+        while self.procedure == Procedure::Idle && self.attached {
+            let next = self.next_procedure();
+            if next == Procedure::Idle {
+                return;
+            }
+            self.procedure = next;
+        }
+    }
+
+    fn next_procedure(&mut self) -> Procedure {
+        if let Some(order) = self.orders.upgrade.take() {
+            self.begin_upgrade(order)
+        } else if let Some(order) = self.orders.detach {
+            self.begin_detach(detach::Requester::Client, order.force)
+        } else if let Some(order) = self.orders.resize {
+            self.begin_resize(order)
+        } else if std::mem::take(&mut self.orders.stop) {
+            self.begin_detach(detach::Requester::Signal, false)
+        } else if self.is_dropped() {
+            self.begin_take_down(take_down::Cause::Dropped)
+        } else {
+            Procedure::Idle
+        }
+    }
+
+    fn is_dropped(&self) -> bool {
+        let sitter_gone = self.driver.sitter == Sitter::Gone && !self.config.netlink;
+        self.failed.is_none() && (self.driver.dropped || sitter_gone)
+    }
+
+    /// When [`Event::Time`] is due; nothing if nothing is awaited.
+    pub(crate) fn next_deadline(&self) -> Option<Instant> {
+        let procedure = match &self.procedure {
+            Procedure::Attach(attach) => attach.deadline(),
+            Procedure::Detach(detach) => detach.deadline(self.now),
+            Procedure::TakeDown(down) => down.deadline(),
+            Procedure::Resize(resize) => resize.deadline(),
+            Procedure::Upgrade(upgrade) => upgrade.deadline(),
+            Procedure::Idle | Procedure::Ended(_) => None,
+        };
+        [procedure, self.timer_deadline(), self.durability.deadline(), self.fail_deadline()]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    /// What the event loop shall look at until something else happens, as no descriptor tells of it.
+    pub(crate) fn watches(&self) -> Vec<Watch> {
+        let procedure = match &self.procedure {
+            Procedure::Attach(attach) => attach.watch(),
+            Procedure::Detach(detach) => detach.watch(self.now),
+            Procedure::TakeDown(down) => return down.watches(),
+            Procedure::Resize(resize) => resize.watch(),
+            _ => None,
+        };
+        procedure.into_iter().chain(self.fail_watch()).collect()
+    }
+
+    fn next_id(&mut self) -> u64 {
+        self.last_id += 1;
+        self.last_id
+    }
+
+    /// A number for a backend or client that the event loop has met.
+    pub(crate) fn new_id(&mut self) -> u64 {
+        self.next_id()
+    }
+
+    fn command(&mut self, command: Command) {
+        self.out.push(command);
+    }
+
+    fn note(&mut self, note: Note) {
+        self.out.push(Command::Note(note));
+    }
+
+    /// Starts a helper process; what it reports comes as [`Event::HelperEnded`].
+    fn start_helper(&mut self, task: HelperTask) -> HelperId {
+        let id = self.next_id();
+        self.command(Command::StartHelper { id, task });
+        id
+    }
+
+    fn after(&self, pause: Duration) -> Instant {
+        self.now + pause
+    }
+
+    fn apply(&mut self, event: &ownership::Event) {
+        let actions = self.ownership.apply(event);
+        self.perform(&actions);
+    }
+
+    fn perform(&mut self, actions: &[Action]) {
+        for action in actions {
+            self.act(action);
+        }
+    }
+
+    fn act(&mut self, action: &Action) {
+        match *action {
+            Action::Start => self.start_program(),
+            Action::StartAfter(pause) => self.start_after(pause),
+            Action::Grant(backend) => self.grant(backend),
+            Action::Refuse(backend, why) => self.command(Command::Refuse { backend, why }),
+            Action::KillOwner => self.command(Command::KillOwner),
+            Action::Dismiss(backend) => {
+                self.probe_is_gone(backend);
+                self.command(Command::Dismiss { backend });
+            }
+            Action::StartEioBackend => {
+                let backend = self.next_id();
+                self.ownership.started_eio_backend(backend);
+                self.command(Command::StartEioBackend { backend });
+            }
+            Action::FailAborted => self.fail_aborted(),
+            Action::GiveUp => self.give_up(),
+            Action::ReplacementFailed => {
+                self.replacement = None;
+                self.reply_waiting(&[Wait::Start], &Reply::PresentBackendGoesOn);
+            }
+        }
+    }
+
+    fn start_program(&mut self) {
+        let backend = self.next_id();
+        self.ownership.started(backend);
+        let program = self.replacement.as_mut().map(|replacement| {
+            replacement.backend = Some(backend);
+            replacement.program.clone()
+        });
+        let probe = self.join_probe(backend);
+        let examine = self.ownership.has_backend();
+        self.command(Command::StartProgram { backend, program, probe, examine });
+    }
+
+    fn start_after(&mut self, pause: Duration) {
+        self.timers.restart = Some(self.after(pause));
+        if self.replacement.take().is_some() {
+            self.note(Note::FormerProgramAgain);
+            self.reply_waiting(&[Wait::Start], &Reply::FormerProgramAgain);
+        }
+        self.note(Note::Retrying { pause });
+        if pause >= timers::TELLING_PAUSE {
+            self.reply_waiting(&[Wait::Start], &Reply::Retrying { pause });
+        }
+    }
+
+    fn give_up(&mut self) {
+        self.replacement = None;
+        if !self.attached {
+            self.attach_is_hopeless();
+            return;
+        }
+        self.note(Note::GaveUp);
+        self.reply_waiting(&[Wait::Start, Wait::Backend], &Reply::GaveUp);
+    }
+
+    fn hello(&mut self, backend: BackendId, takeover: bool, size: u64) {
+        if !self.probe_offers(backend, size) {
+            let why = ownership::Refusal::TooSmall { size };
+            return self.command(Command::Refuse { backend, why });
+        }
+        self.apply(&ownership::Event::Hello { backend, takeover });
+        if self.ownership.spare() == Some(backend) {
+            self.note(Note::SpareReady);
+        }
+    }
+
+    fn start_failed(&mut self, backend: BackendId, shortage: bool) {
+        use ownership::NotStarted;
+        self.probe_is_gone(backend);
+        match self.ownership.not_started(backend) {
+            NotStarted::Program => self.apply(&ownership::Event::StartFailed { shortage }),
+            NotStarted::EioBackend => {
+                self.timers.eio_pause = Some(self.after(timers::EIO_BACKEND_PAUSE));
+                self.apply(&ownership::Event::EioBackendFailed);
+            }
+            NotStarted::Spare | NotStarted::Unknown => {}
+        }
+    }
+
+    fn ready(&mut self, backend: BackendId) {
+        self.apply(&ownership::Event::Ready { backend });
+        if self.ownership.is_eio_backend(backend) {
+            self.timers.eio_since = Some(self.now);
+            self.note(Note::EioBackendReady);
+            return self.fail_answers();
+        }
+        if self.ownership.owner() != Some(backend) {
+            return;
+        }
+        self.timers.unserved_since = None;
+        if let Some(it) = self.replacement.take_if(|it| it.backend == Some(backend)) {
+            self.ownership.set_has_program();
+            self.command(Command::SetProgram { program: it.program });
+            self.persist();
+        }
+        self.note(Note::Recovered { backend });
+        self.reply_waiting(&[Wait::Start, Wait::Backend], &Reply::Served { backend });
+    }
+
+    /// Ends the lanes of a device that no backend can serve: what is in flight gets EIO.
+    fn fail_device(&mut self) {
+        if !self.attached {
+            return;
+        }
+        self.failed = Some(Failed::Damaged);
+        self.note(Note::DeviceFailed);
+        self.command(Command::EndLanes);
+        let all = [Wait::Start, Wait::Backend, Wait::Pause, Wait::Fail];
+        self.reply_waiting(&all, &Reply::DeviceFailed);
+    }
+}
+
+/// What the event loop and those who ask may know of it.
+impl Core {
+    pub(crate) fn is_attached(&self) -> bool {
+        self.attached
+    }
+
+    pub(crate) fn failed(&self) -> Option<Failed> {
+        self.failed
+    }
+
+    pub(crate) fn end(&self) -> Option<&End> {
+        match &self.procedure {
+            Procedure::Ended(end) => Some(end),
+            _ => None,
+        }
+    }
+
+    /// The device is attached, and nothing but requests has to be dealt with.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.procedure == Procedure::Idle && self.attached
+    }
+
+    /// What is left of a device that the driver has dropped is being taken down.
+    pub(crate) fn is_clearing(&self) -> bool {
+        matches!(&self.procedure, Procedure::TakeDown(down) if down.is_clearing())
+    }
+
+    pub(crate) fn is_replacing(&self) -> bool {
+        self.replacement.is_some()
+    }
+
+    pub(crate) fn is_failing_requests(&self) -> bool {
+        self.fail_order.is_some()
+    }
+
+    /// A backend waits for the lanes until the state that names it is written.
+    pub(crate) fn is_grant_waiting(&self) -> bool {
+        self.durability.pending_grant().is_some()
+    }
+
+    /// How soon the backend is started again.
+    pub(crate) fn restart_due(&self) -> Option<Instant> {
+        self.timers.restart
+    }
+
+    pub(crate) fn unserved_since(&self) -> Option<Instant> {
+        self.timers.unserved_since
+    }
+
+    /// How long the driver may be kept from setting the device up by those who have it open.
+    pub(crate) fn users_timeout(&self) -> Duration {
+        // Without a given device another one is there at once.
+        if self.config.given { attach::USERS_TIMEOUT } else { Duration::ZERO }
+    }
+
+    pub(crate) fn sitter(&self) -> Sitter {
+        self.driver.sitter
+    }
+
+    /// The driver's closing of a lane is worth knowing.
+    pub(crate) fn watches_lanes(&self) -> bool {
+        self.attached && self.failed.is_none() && !self.driver.dropped
+    }
+}

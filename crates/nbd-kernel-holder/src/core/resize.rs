@@ -1,0 +1,387 @@
+//! Another size for a device that is in use.
+//!
+//! At no time is the device larger than what its backend serves. To grow, a backend that has looked
+//! at its storage anew comes first, in the way of every replacement, and then the driver is told. To
+//! shrink, the driver is told, and the backend may go on serving more than that.
+
+use std::cmp::Ordering;
+use std::time::{Duration, Instant};
+
+use nbd_device_users::User;
+use nix::errno::Errno;
+
+use super::event::Resized;
+use super::orders::ResizeOrder;
+use super::ownership;
+use super::users::{Checked, UsersCheck, UsersUnknown};
+use super::{
+    BackendId, Command, Condition, Core, Event, HelperId, HelperTask, Note, Procedure, Reply,
+    Report, Survey, Watch,
+};
+
+/// A request that has waited for so many milliseconds may wait for ever, and newer drivers wait for
+/// all of them before they take another size.
+const MAX_AGE_MS: u64 = 5_000;
+/// How long a backend may take to look at its storage and come into its predecessor's place.
+pub(crate) const PROBE_TIMEOUT: Duration = Duration::from_secs(45);
+/// How long the driver may take.
+pub(crate) const DRIVER_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long requests that are in flight may take to be answered before the driver is told.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+const ANSWER_INTERVAL: Duration = Duration::from_millis(20);
+const SIZE_INTERVAL: Duration = Duration::from_millis(2);
+/// How long udev may take to look at the device again. Late is no failure.
+const UDEV_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Why a device is not resized.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum ResizeError {
+    /// There is no backend that could answer, or a request has waited for so many milliseconds.
+    Stalled(Option<u64>),
+    BeingDetached,
+    /// A backend that came from outside is not asked for its size.
+    Joined,
+    /// The storage is smaller than that.
+    TooSmall { offered: u64, wanted: u64 },
+    /// The backend that was to come has failed.
+    NoBackend,
+    ProbeLate,
+    InUse { users: Vec<User>, size: u64 },
+    UseUnknown(UsersUnknown),
+    NotSaved,
+    /// An earlier change still waits in the driver.
+    EarlierChange,
+    NotAnswered,
+    Claimed,
+    /// What is on it needs more.
+    Needed { size: u64 },
+    Driver(Errno),
+    DriverLate,
+    OtherSize,
+}
+
+/// A backend on its way that was asked for its present size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Probe {
+    /// Less is of no use.
+    least: u64,
+    backend: Option<BackendId>,
+    /// What it has said.
+    offered: Option<u64>,
+    is_gone: bool,
+}
+
+/// A resize that is under way.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Resize {
+    order: ResizeOrder,
+    /// The size of the device.
+    before: u64,
+    step: Step,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Step {
+    Surveying,
+    Probing { until: Instant },
+    CheckingUsers { check: UsersCheck, size: u64 },
+    /// A larger size is written down first, so that every successor from now on has enough.
+    Persisting { revision: u64, size: u64 },
+    Noting { size: u64 },
+    /// Newer drivers wait, under their lock, for all that is in flight, and let nothing new in: what
+    /// waits for a backend that does not answer then waits for ever, and a detach with it. So all
+    /// that was sent before must be answered; a backend that answers that answers the rest, too.
+    Answering { until: Instant, size: u64 },
+    Telling { helper: HelperId, until: Instant, size: u64 },
+    AwaitingSize { until: Instant, size: u64 },
+    SettlingUdev { helper: HelperId, until: Instant, size: u64 },
+}
+
+impl Resize {
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        match &self.step {
+            Step::Surveying | Step::Persisting { .. } | Step::Noting { .. } => None,
+            Step::CheckingUsers { check, .. } => Some(check.deadline()),
+            Step::Probing { until }
+            | Step::Answering { until, .. }
+            | Step::Telling { until, .. }
+            | Step::AwaitingSize { until, .. }
+            | Step::SettlingUdev { until, .. } => Some(*until),
+        }
+    }
+
+    pub(super) fn watch(&self) -> Option<Watch> {
+        Some(match self.step {
+            Step::Answering { .. } => {
+                Watch { condition: Condition::NotedAnswered, interval: ANSWER_INTERVAL }
+            }
+            Step::AwaitingSize { size, .. } => {
+                Watch { condition: Condition::SizeIs(size), interval: SIZE_INTERVAL }
+            }
+            _ => return None,
+        })
+    }
+}
+
+impl Core {
+    pub(super) fn begin_resize(&mut self, order: ResizeOrder) -> Procedure {
+        self.command(Command::Survey { note: false });
+        Procedure::Resize(Resize { order, before: 0, step: Step::Surveying })
+    }
+
+    pub(super) fn step_resize(&mut self, resize: Resize, event: &Event) -> Procedure {
+        let Resize { order, mut before, step } = resize;
+        if let (Step::Surveying, Event::Surveyed(survey)) = (&step, event) {
+            before = survey.size;
+        }
+        match self.next_resize(order, before, step, event) {
+            Ok(Some(step)) => Procedure::Resize(Resize { order, before, step }),
+            Ok(None) => Procedure::Idle,
+            Err(error) => {
+                self.probe = None;
+                self.orders.resize = None;
+                self.note(Note::NotResized(error.clone()));
+                self.reply(order.client, Reply::NotResized(error));
+                Procedure::Idle
+            }
+        }
+    }
+
+    fn next_resize(
+        &mut self,
+        order: ResizeOrder,
+        before: u64,
+        step: Step,
+        event: &Event,
+    ) -> Result<Option<Step>, ResizeError> {
+        let now = self.now;
+        let is_late = |until: Instant| now >= until;
+        Ok(Some(match step {
+            Step::Surveying => match event {
+                Event::Surveyed(survey) => return self.plan(order, before, survey),
+                _ => Step::Surveying,
+            },
+            Step::Probing { until } => match self.probed(until)? {
+                None => Step::Probing { until },
+                Some(offered) => {
+                    self.probe = None;
+                    if let Some(wanted) = order.size.filter(|wanted| offered < *wanted) {
+                        return Err(ResizeError::TooSmall { offered, wanted });
+                    }
+                    return self.choose(order, before, order.size.unwrap_or(offered));
+                }
+            },
+            Step::CheckingUsers { check, .. } if self.is_forced() => {
+                if let Some(id) = check.helper() {
+                    self.command(Command::LeaveHelper { id });
+                }
+                return Err(ResizeError::BeingDetached);
+            }
+            Step::CheckingUsers { check, size } => match self.step_users(check, event) {
+                Checked::NotYet(check) => Step::CheckingUsers { check, size },
+                Checked::Unused => self.note_before_telling(size),
+                Checked::Used(users) => return Err(ResizeError::InUse { users, size }),
+                Checked::Unknown(why) => return Err(ResizeError::UseUnknown(why)),
+            },
+            Step::Persisting { revision, size } => match self.is_saved(revision, event) {
+                None => Step::Persisting { revision, size },
+                Some(true) => self.note_before_telling(size),
+                Some(false) => {
+                    self.command(Command::SetSize { size: before });
+                    return Err(ResizeError::NotSaved);
+                }
+            },
+            Step::Noting { size } => match event {
+                Event::Surveyed(Survey { size_change: true, .. }) => {
+                    return Err(self.revert(before, size, ResizeError::EarlierChange));
+                }
+                Event::Surveyed(_) => {
+                    Step::Answering { until: self.after(ANSWER_TIMEOUT), size }
+                }
+                _ => Step::Noting { size },
+            },
+            Step::Answering { until, size } => match event {
+                _ if self.is_forced() => {
+                    return Err(self.revert(before, size, ResizeError::BeingDetached));
+                }
+                Event::Seen { condition: Condition::NotedAnswered, holds: true } => {
+                    let guard = size < before && !order.force;
+                    let helper = self.start_helper(HelperTask::Resize { size, guard });
+                    Step::Telling { helper, until: self.after(DRIVER_TIMEOUT), size }
+                }
+                _ if is_late(until) => {
+                    return Err(self.revert(before, size, ResizeError::NotAnswered));
+                }
+                _ => Step::Answering { until, size },
+            },
+            Step::Telling { helper, until, size } => match event {
+                Event::HelperEnded { id, report } if *id == helper => {
+                    if let Some(error) = told(report, size) {
+                        return Err(self.revert(before, size, error));
+                    }
+                    Step::AwaitingSize { until: self.after(DRIVER_TIMEOUT), size }
+                }
+                _ if is_late(until) => {
+                    // It may still be done, so a larger size stays written down.
+                    self.command(Command::LeaveHelper { id: helper });
+                    return Err(ResizeError::DriverLate);
+                }
+                _ => Step::Telling { helper, until, size },
+            },
+            Step::AwaitingSize { until, size } => match event {
+                Event::Seen { condition: Condition::SizeIs(seen), holds: true } if *seen == size => {
+                    if size < before {
+                        self.command(Command::SetSize { size });
+                        self.persist();
+                    }
+                    let limit = UDEV_TIMEOUT;
+                    let helper = self.start_helper(HelperTask::SettleUdev { limit });
+                    let until = self.after(limit + Duration::from_secs(1));
+                    Step::SettlingUdev { helper, until, size }
+                }
+                _ if is_late(until) => {
+                    return Err(self.revert(before, size, ResizeError::OtherSize));
+                }
+                _ => Step::AwaitingSize { until, size },
+            },
+            Step::SettlingUdev { helper, until, size } => {
+                if !self.is_helper_over(helper, until, event) {
+                    return Ok(Some(Step::SettlingUdev { helper, until, size }));
+                }
+                self.orders.resize = None;
+                self.note(Note::Resized { size, before });
+                self.reply(order.client, Reply::Resized { size, before });
+                return Ok(None);
+            }
+        }))
+    }
+
+    /// What comes first, by what is asked for.
+    fn plan(
+        &mut self,
+        order: ResizeOrder,
+        before: u64,
+        survey: &Survey,
+    ) -> Result<Option<Step>, ResizeError> {
+        if !survey.served {
+            return Err(ResizeError::Stalled(None));
+        }
+        if survey.oldest_ms > MAX_AGE_MS {
+            return Err(ResizeError::Stalled(Some(survey.oldest_ms)));
+        }
+        let least = order.size.unwrap_or(before + 1);
+        match order.size {
+            Some(size) if size <= before => self.choose(order, before, size),
+            _ if self.ownership.has_joined() => match survey.owner_size {
+                Some(size) if size >= least => {
+                    self.choose(order, before, order.size.unwrap_or(size))
+                }
+                _ => Err(ResizeError::Joined),
+            },
+            _ => Ok(Some(self.start_probe(least))),
+        }
+    }
+
+    /// Starts the program again to see how large its storage is. It takes over if that is enough.
+    fn start_probe(&mut self, least: u64) -> Step {
+        self.note(Note::ProbeStarted);
+        self.probe = Some(Probe { least, backend: None, offered: None, is_gone: false });
+        self.timers.restart = None;
+        self.apply(&ownership::Event::Restart);
+        Step::Probing { until: self.after(PROBE_TIMEOUT) }
+    }
+
+    /// The program that is started is the probe, if one is wanted.
+    pub(super) fn join_probe(&mut self, backend: BackendId) -> bool {
+        match &mut self.probe {
+            Some(probe) if probe.backend.is_none() => {
+                probe.backend = Some(backend);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Notes what a probe has said; false if that is of no use.
+    pub(super) fn probe_offers(&mut self, backend: BackendId, size: u64) -> bool {
+        match self.probe.as_mut().filter(|probe| probe.backend == Some(backend)) {
+            Some(probe) => {
+                probe.offered = Some(size);
+                size >= probe.least
+            }
+            None => true,
+        }
+    }
+
+    /// It will not come any more.
+    pub(super) fn probe_is_gone(&mut self, backend: BackendId) {
+        if let Some(probe) = self.probe.as_mut().filter(|probe| probe.backend == Some(backend)) {
+            probe.is_gone = true;
+        }
+    }
+
+    /// What is known of the probe's size, once it serves or has nothing to serve.
+    fn probed(&mut self, until: Instant) -> Result<Option<u64>, ResizeError> {
+        let probe = self.probe.ok_or(ResizeError::NoBackend)?;
+        let serves = probe.backend.is_some()
+            && self.ownership.owner() == probe.backend
+            && self.ownership.is_ready();
+        match probe.offered {
+            _ if self.failed.is_some() => Err(ResizeError::NoBackend),
+            _ if self.is_forced() => Err(ResizeError::BeingDetached),
+            Some(offered) if offered < probe.least => Ok(Some(offered)),
+            Some(offered) if serves => Ok(Some(offered)),
+            _ if probe.is_gone || probe.backend.is_none() => Err(ResizeError::NoBackend),
+            _ if self.now >= until => Err(ResizeError::ProbeLate),
+            _ => Ok(None),
+        }
+    }
+
+    fn choose(
+        &mut self,
+        order: ResizeOrder,
+        before: u64,
+        size: u64,
+    ) -> Result<Option<Step>, ResizeError> {
+        Ok(match size.cmp(&before) {
+            Ordering::Equal => {
+                self.orders.resize = None;
+                self.reply(order.client, Reply::SizeAlready { size });
+                None
+            }
+            Ordering::Greater => {
+                self.command(Command::SetSize { size });
+                Some(Step::Persisting { revision: self.persist(), size })
+            }
+            Ordering::Less if order.force => Some(self.note_before_telling(size)),
+            Ordering::Less => Some(Step::CheckingUsers { check: self.check_users(), size }),
+        })
+    }
+
+    fn note_before_telling(&mut self, size: u64) -> Step {
+        self.command(Command::Survey { note: true });
+        Step::Noting { size }
+    }
+
+    /// The driver keeps its size.
+    fn revert(&mut self, before: u64, size: u64, error: ResizeError) -> ResizeError {
+        if size > before {
+            self.command(Command::SetSize { size: before });
+            self.persist();
+        }
+        error
+    }
+}
+
+fn told(report: &Report, size: u64) -> Option<ResizeError> {
+    match report {
+        Report::Resized(Resized::Done) => None,
+        Report::Resized(Resized::Busy) => Some(ResizeError::Claimed),
+        Report::Resized(Resized::Needed) => Some(ResizeError::Needed { size }),
+        Report::Resized(Resized::Failed(errno)) => Some(ResizeError::Driver(*errno)),
+        Report::Status(status) => Some(ResizeError::Driver(Errno::from_raw(*status))),
+        Report::Users(_) | Report::Flushed(_) | Report::Program(_) => {
+            Some(ResizeError::Driver(Errno::EIO))
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! What happens because time has passed, beside the steps of a procedure.
+
+use std::time::{Duration, Instant};
+
+use super::ownership;
+use super::{Command, Core, Note};
+
+/// From this pause on an operator who waits for a backend is told that there is none yet.
+pub(super) const TELLING_PAUSE: Duration = Duration::from_secs(1);
+/// The pause after an EIO backend that was lost.
+pub(super) const EIO_BACKEND_PAUSE: Duration = Duration::from_secs(1);
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Timers {
+    /// When the program is started again.
+    pub(super) restart: Option<Instant>,
+    /// When the spare may be started: not while its elder sibling needs the processor.
+    pub(super) spare: Option<Instant>,
+    /// Since when there is no backend.
+    pub(super) unserved_since: Option<Instant>,
+    /// Since when the EIO backend answers.
+    pub(super) eio_since: Option<Instant>,
+    /// An EIO backend that was lost is not started again before this.
+    pub(super) eio_pause: Option<Instant>,
+}
+
+impl Core {
+    pub(super) fn timer_deadline(&self) -> Option<Instant> {
+        [self.timers.restart, self.timers.spare, self.loss_deadline()].into_iter().flatten().min()
+    }
+
+    pub(super) fn check_timers(&mut self) {
+        self.check_durability();
+        self.check_fail_deadline();
+        let now = self.now;
+        if self.timers.restart.take_if(|due| *due <= now).is_some() {
+            self.apply(&ownership::Event::Due);
+        }
+        self.check_spare();
+        if self.loss_deadline().is_some_and(|due| due <= now) {
+            // Not again for each time that what answers with EIO could not be started.
+            let since = self.timers.unserved_since;
+            let is_first = self.timers.eio_pause.is_none_or(|pause| since.is_some_and(|it| pause < it));
+            if is_first {
+                self.note(Note::Unserved);
+            }
+            self.apply(&ownership::Event::Unserved);
+        }
+    }
+
+    /// Starts a spare when one is wanted, a little later than that.
+    fn check_spare(&mut self) {
+        // One that is started while the size changes would have the old one.
+        if !self.ownership.wants_spare() || self.is_resizing() {
+            self.timers.spare = None;
+            return;
+        }
+        let first = self.after(self.ownership.spare_pause());
+        let due = *self.timers.spare.get_or_insert(first);
+        if due <= self.now {
+            self.timers.spare = None;
+            let backend = self.next_id();
+            self.ownership.started_spare(backend);
+            self.command(Command::StartSpare { backend });
+        }
+    }
+
+    /// When requests have waited for a backend for as long as the operator lets them.
+    fn loss_deadline(&self) -> Option<Instant> {
+        let since = self.timers.unserved_since.filter(|_| self.attached && self.failed.is_none())?;
+        let due = since + self.config.loss_limit?;
+        let due = self.timers.eio_pause.map_or(due, |pause| due.max(pause));
+        self.ownership.is_unserved().then_some(due)
+    }
+
+    pub(super) fn note_unserved(&mut self) {
+        if self.attached {
+            self.timers.unserved_since.get_or_insert(self.now);
+        }
+    }
+}

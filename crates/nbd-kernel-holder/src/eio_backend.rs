@@ -1,0 +1,57 @@
+//! The EIO backend: a backend that executes nothing and answers every request with EIO.
+//!
+//! It is a program of its own, this one started again, because whoever answers must have the
+//! lanes, and whoever has the lanes must be fenced like every backend: the holder can kill it and
+//! see it dead. So nothing here knows of lanes or of the ledger; the engine does.
+
+use std::error::Error;
+use std::io;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use nbd_backend::{Backend, Completion, Endpoint, Geometry, Link, Task, chain};
+use nbd_proto::NbdError;
+
+struct EioBackend(Geometry);
+
+impl Backend for EioBackend {
+    fn geometry(&self) -> Geometry {
+        self.0
+    }
+
+    fn read_at(&self, _buffer: &mut [u8], _offset: u64) -> io::Result<()> {
+        Err(io::Error::from_raw_os_error(libc::EIO))
+    }
+
+    fn write_at(&self, _data: &[u8], _offset: u64, _fua: bool) -> io::Result<()> {
+        Err(io::Error::from_raw_os_error(libc::EIO))
+    }
+
+    /// A flush that was not tried has lost nothing, so it is not remembered as one that failed.
+    fn start(&self, task: Box<dyn Task>) -> Option<Box<dyn Task>> {
+        task.finish(Completion::Error(NbdError::EIO));
+        None
+    }
+}
+
+/// Serves the device whose holder has started this process.
+pub(crate) fn run() -> ExitCode {
+    // It is started by way of /proc, where its name is another one.
+    let _ = nix::sys::prctl::set_name(c"nbd-stand-in");
+    match serve() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{}", chain(&*error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn serve() -> Result<(), Box<dyn Error>> {
+    let link = Link::connect(&Endpoint::from_environment()?)?;
+    let export = link.attached().ok_or("only a holder starts this")?;
+    let backend = EioBackend(Geometry::of(&export));
+    let session = link.hello("stand-in: EIO", &backend.geometry(), false)?;
+    session.serve(Arc::new(backend))?;
+    Ok(())
+}

@@ -1,0 +1,391 @@
+//! Conversations with backends: introductions, grants, stored descriptors, and their ends.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use nbd_control::ChannelError;
+use nbd_control::backend::{ExportInfo, FromBackend, FromHolder, Grant, Hello};
+use nbd_control::channel::Received;
+use nbd_control::size::Size;
+use nbd_ledger::{Inspector, Ledger, layout};
+use nbd_proto::TransmissionFlags;
+use nbd_record::CAPTURE_FD_NAME;
+use nix::sys::socket::UnixCredentials;
+
+use crate::core::{BackendId, Event};
+use crate::holder::Holder;
+use crate::io::backend_process::{BackendProcess, check_export};
+use crate::io::lanes;
+use crate::kernel::sitter::MAX_STORED_FDS;
+use crate::system::Process;
+use crate::view::outage::Subject;
+
+/// How long a program that closed its connection may take to end.
+const REAP_TIMEOUT: Duration = Duration::from_millis(200);
+const MAX_NAME: usize = 32;
+
+impl Holder {
+    /// A backend has sent something, or closed.
+    pub(crate) fn on_backend_readable(&mut self, id: BackendId) {
+        loop {
+            let Some(backend) = self.processes.backends.get_mut(&id) else {
+                return;
+            };
+            let Some(channel) = &mut backend.channel else {
+                return;
+            };
+            match channel.try_receive::<FromBackend>() {
+                Ok(None) => return,
+                Ok(Some(received)) => self.take_message(id, received),
+                Err(error) => return self.backend_closed(id, &error),
+            }
+        }
+    }
+
+    fn take_message(&mut self, id: BackendId, received: Received<FromBackend>) {
+        let is_owner = self.core.ownership.owner() == Some(id);
+        match received.message {
+            // It has the lanes, so it must not be forgotten, whatever it says.
+            FromBackend::Hello(_) | FromBackend::Examine if is_owner => {
+                self.warn("ignored: the backend introduced itself twice");
+            }
+            FromBackend::Hello(hello) => self.take_hello(id, hello),
+            FromBackend::Keep { name } if is_owner => {
+                let mut descriptors = received.descriptors;
+                let answer = match self.keep(name, descriptors.pop()) {
+                    Ok(()) => FromHolder::Kept,
+                    Err(reason) => FromHolder::Refusal { reason },
+                };
+                self.send(id, &answer);
+            }
+            FromBackend::Ready { replayed } if is_owner => self.take_ready(id, replayed),
+            FromBackend::Poisoned(poison) if is_owner => self.take_poison(&poison),
+            FromBackend::Failed { reason, damaged } => {
+                // Of one that was not granted the lanes it is told at its end.
+                if is_owner {
+                    self.complain(Subject::Backend, &format!("the backend failed: {reason}"));
+                }
+                if let Some(backend) = self.processes.backends.get_mut(&id) {
+                    backend.last_words = Some(reason.clone());
+                }
+                if damaged && is_owner && self.core.is_attached() {
+                    self.told.device_failure = Some(reason);
+                    self.feed(Event::LedgerDamaged);
+                }
+            }
+            FromBackend::Examine => self.show_stored(id),
+            FromBackend::Keep { .. } | FromBackend::Ready { .. } | FromBackend::Poisoned(_) => {
+                self.refuse(id, "only the backend that was granted the lanes may say that");
+            }
+        }
+    }
+
+    fn send(&mut self, id: BackendId, message: &FromHolder) {
+        let channel = self.processes.backends.get(&id).and_then(|backend| backend.channel.as_ref());
+        if let Some(Err(error)) = channel.map(|channel| channel.send(message, &[])) {
+            self.backend_closed(id, &error);
+        }
+    }
+
+    pub(crate) fn refuse(&mut self, id: BackendId, reason: &str) {
+        if self.told.complaints.is_new(Subject::Refused, reason) {
+            tracing::warn!(
+                device = %self.device.name(),
+                event = "backend-refused",
+                "refused a backend: {reason}"
+            );
+        }
+        self.told.last_failure = reason.into();
+        if let Some(channel) = self.processes.backends.get(&id).and_then(|backend| backend.channel.as_ref()) {
+            let _ = channel.send(&FromHolder::Refusal { reason: reason.into() }, &[]);
+        }
+        self.drop_backend(id);
+        self.feed(Event::Gone { backend: id });
+    }
+
+    fn take_hello(&mut self, id: BackendId, hello: Hello) {
+        match self.check_hello(id, &hello) {
+            Err(reason) => self.refuse(id, &reason),
+            Ok(process) => {
+                let (takeover, size) = (hello.takeover, hello.export.size);
+                if let Some(backend) = self.processes.backends.get_mut(&id) {
+                    backend.process = Some(process);
+                    backend.hello = Some(hello);
+                }
+                self.feed(Event::Hello { backend: id, takeover, size });
+            }
+        }
+    }
+
+    /// The process that has spoken, if it may serve the device.
+    fn check_sender(&self, backend: &BackendProcess) -> Result<UnixCredentials, String> {
+        let sender = backend.channel.as_ref().and_then(nbd_control::Channel::sender);
+        let sender = sender.ok_or("the kernel does not vouch for it")?;
+        let user = self.settings.user.as_ref().map(|(_, uid, _)| uid.as_raw());
+        match sender.uid() == 0 || Some(sender.uid()) == user {
+            true => Ok(sender),
+            false => Err(format!("user {} may not serve this device", sender.uid())),
+        }
+    }
+
+    /// Lets a backend look at what its predecessors left, before it introduces itself.
+    fn show_stored(&mut self, id: BackendId) {
+        let Some(backend) = self.processes.backends.get(&id) else {
+            return;
+        };
+        let refused = match self.check_sender(backend) {
+            _ if backend.hello.is_some() => Some("only before it introduces itself".to_owned()),
+            checked => checked.err(),
+        };
+        if let Some(reason) = refused {
+            return self.refuse(id, &reason);
+        }
+        let names = self.data.fd_store.iter().map(|(name, _)| name.clone()).collect();
+        let (device, attached) = (self.device.name(), self.processes.sitter.is_some());
+        let stored = FromHolder::Stored { device, attached, names };
+        let descriptors: Vec<_> = self.data.fd_store.iter().map(|(_, fd)| fd.as_fd()).collect();
+        let sent = backend.channel.as_ref().map(|channel| channel.send(&stored, &descriptors));
+        if let Some(Err(error)) = sent {
+            self.backend_closed(id, &error);
+        }
+    }
+
+    fn check_hello(&self, id: BackendId, hello: &Hello) -> Result<Process, String> {
+        let backend = self.processes.backends.get(&id).ok_or("it is gone")?;
+        if backend.hello.is_some() {
+            return Err("it introduced itself twice".into());
+        }
+        let sender = self.check_sender(backend)?;
+        if hello.ledger_version != layout::VERSION {
+            let (theirs, ours) = (hello.ledger_version, layout::VERSION);
+            return Err(format!(
+                "it was built for ledger version {theirs} and not {ours}: build it with this release"
+            ));
+        }
+        if backend.answers_eio {
+            return open(sender.pid());
+        }
+        check_export(&hello.export).map_err(|what| format!("{}: {what}", hello.description))?;
+        let fits = |expected: &ExportInfo| {
+            let size = expected.size.min(hello.export.size);
+            ExportInfo { size, ..hello.export } == *expected
+        };
+        if let Some(expected) = self.data.export.filter(|expected| !fits(expected)) {
+            let (found, name) = (&hello.export, self.device.name());
+            return Err(if found.size >= expected.size {
+                format!(
+                    "{}: block size {} and flags {:#x}, but {name} was attached with {} and {:#x}",
+                    hello.description,
+                    found.block_size,
+                    found.flags,
+                    expected.block_size,
+                    expected.flags
+                )
+            } else {
+                format!(
+                    "{}: {} bytes, but {name} has {}: make it as large, or first `nbd-ctl resize {name}`",
+                    hello.description, found.size, expected.size
+                )
+            });
+        }
+        open(sender.pid())
+    }
+
+    /// The first backend decides what the device looks like.
+    pub(crate) fn prepare_grant(&mut self, id: BackendId) {
+        if let Err(text) = self.make_ledger(id) {
+            self.told.setup.text = text;
+            return self.feed(Event::LanesNotMade);
+        }
+        let Some(backend) = self.processes.backends.get(&id).filter(|it| !it.answers_eio) else {
+            return;
+        };
+        self.note_surplus(backend);
+        self.data.description = backend.description();
+    }
+
+    /// Gives the lanes away: the last owner is dead, and the state that names this one is written.
+    pub(crate) fn grant(&mut self, id: BackendId) {
+        if let Some(Err(error)) = self.send_grant(id) {
+            self.backend_closed(id, &error);
+        }
+    }
+
+    fn send_grant(&self, id: BackendId) -> Option<Result<(), ChannelError>> {
+        let backend = self.processes.backends.get(&id)?;
+        let stored = self.data.fd_store.iter().map(|(name, fd)| (&**name, fd));
+        // An EIO backend executes nothing, so there is nothing to execute again.
+        let recording = self.data.recording.as_ref().filter(|_| !backend.answers_eio);
+        let recording = recording.map(|recording| (CAPTURE_FD_NAME, &recording.file));
+        let (names, kept): (Vec<_>, Vec<_>) = stored.chain(recording).unzip();
+        let layout = &self.data.layout;
+        let grant = FromHolder::Grant(Grant {
+            device: self.device.name(),
+            lanes: layout.lanes,
+            ring: layout.ring,
+            transmit: layout.transmit,
+            max_payload: layout.max_payload,
+            keepsakes: names.into_iter().map(Into::into).collect(),
+            crashed: self.told.history.loss.as_ref().is_some_and(|loss| loss.crashed),
+            poison_limit: self.settings.poison_limit,
+        });
+        let mut descriptors = vec![self.data.ledger.as_ref()?.as_fd()];
+        descriptors.extend(self.data.lanes.iter().map(AsFd::as_fd));
+        descriptors.extend(kept.into_iter().map(AsFd::as_fd));
+        let channel = backend.channel.as_ref()?;
+        Some(channel.send(&grant, &descriptors))
+    }
+
+    fn make_ledger(&mut self, id: BackendId) -> Result<(), String> {
+        if self.data.ledger.is_some() {
+            return Ok(());
+        }
+        let hello = self.processes.backends.get(&id).and_then(|backend| backend.hello.as_ref());
+        let export = hello.ok_or("no export")?.export;
+        let several = TransmissionFlags::from_bits(export.flags);
+        if self.data.layout.lanes > 1 && !several.contains(TransmissionFlags::CAN_MULTI_CONN) {
+            self.notice("the backend cannot serve several lanes, so there is one");
+            self.data.layout.lanes = 1;
+        }
+        let layout = &self.data.layout;
+        let ledger = Ledger::create(layout).map_err(|error| error.to_string())?;
+        let copy = ledger.try_clone().map_err(|error| error.to_string())?;
+        let inspector = Inspector::open(copy, layout).map_err(|error| error.to_string())?;
+        let (ours, kernels) = lanes::create(layout.lanes)
+            .map_err(|error| format!("cannot make socket pairs: {error}"))?;
+        self.data.inspector = Some(inspector);
+        self.data.ledger = Some(ledger);
+        self.data.export = Some(export);
+        self.data.lanes = ours;
+        // They wait for the sitter.
+        self.data.kernel_ends = kernels;
+        Ok(())
+    }
+
+    /// Tells of what a backend offers beyond the device.
+    fn note_surplus(&self, backend: &BackendProcess) {
+        let (Some(hello), Some(export)) = (&backend.hello, self.data.export) else {
+            return;
+        };
+        let (name, theirs) = (self.device.name(), hello.export.size);
+        if theirs > export.size {
+            let (theirs, ours) = (Size(theirs), Size(export.size));
+            self.log(&format!("{} has {theirs}, and the device keeps its {ours} until `nbd-ctl resize {name} --to-backend`", hello.description));
+        }
+    }
+
+    fn keep(&mut self, name: String, fd: Option<OwnedFd>) -> Result<(), String> {
+        let fd = fd.ok_or("a keepsake without a descriptor")?;
+        if name.is_empty() || name.len() > MAX_NAME {
+            return Err(format!("a keepsake's name has 1 to {MAX_NAME} bytes"));
+        }
+        if name == CAPTURE_FD_NAME {
+            return Err(format!(
+                "{CAPTURE_FD_NAME} is what a recording of the operator's is called"
+            ));
+        }
+        if self.processes.sitter.is_some() {
+            return Err("keepsakes are taken only before the device is attached".into());
+        }
+        self.data.fd_store.retain(|(kept, _)| *kept != name);
+        if self.data.fd_store.len() == MAX_STORED_FDS {
+            return Err(format!("more than {MAX_STORED_FDS} keepsakes"));
+        }
+        self.data.fd_store.push((name, fd));
+        Ok(())
+    }
+
+    fn take_ready(&mut self, id: BackendId, replayed: u32) {
+        let answers_eio = self.processes.backends.get(&id).is_some_and(|it| it.answers_eio);
+        if let Some(loss) = self.told.history.loss.as_mut().filter(|_| !answers_eio) {
+            loss.replayed = Some(replayed);
+        }
+        self.feed(Event::Ready { backend: id });
+    }
+
+    pub(crate) fn backend_closed(&mut self, id: BackendId, error: &ChannelError) {
+        let is_owner = self.core.ownership.owner() == Some(id);
+        let Some(backend) = self.processes.backends.get_mut(&id) else {
+            return;
+        };
+        backend.channel = None;
+        backend.closed_at = Some(Instant::now());
+        backend.close_reason = Some(error.to_string());
+        // The owner is dying, most probably: what counts is its process, see `check_fence`. Of others the
+        // exit status is worth a short wait.
+        if !is_owner {
+            backend.reap();
+            if backend.child.is_none() {
+                self.backend_gone(id);
+            }
+        }
+    }
+
+    /// When a backend that has closed its connection is forgotten, however its process ends.
+    pub(crate) fn next_close(&self) -> Option<Instant> {
+        let owner = self.core.ownership.owner();
+        let closing = self.processes.backends.iter().filter(|(id, _)| Some(**id) != owner);
+        closing.filter_map(|(_, backend)| backend.closed_at).min().map(|at| at + REAP_TIMEOUT)
+    }
+
+    pub(crate) fn check_closed(&mut self) {
+        let owner = self.core.ownership.owner();
+        let late = self.processes.backends.iter().filter(|(id, _)| Some(**id) != owner);
+        let late = late.filter(|(_, it)| it.closed_at.is_some_and(|at| at.elapsed() >= REAP_TIMEOUT));
+        for id in late.map(|(id, _)| *id).collect::<Vec<_>>() {
+            self.backend_gone(id);
+        }
+    }
+
+    /// A backend that has never had the lanes has closed its connection, or its process has ended.
+    pub(crate) fn backend_gone(&mut self, id: BackendId) {
+        let Some(backend) = self.processes.backends.get_mut(&id) else {
+            return;
+        };
+        backend.reap();
+        let error = backend.close_reason.take().unwrap_or_else(|| ChannelError::Closed.to_string());
+        let reason = match (&backend.last_words, &backend.ended) {
+            (Some(words), _) => words.clone(),
+            (None, Some(ending)) => format!("the backend {ending} before it introduced itself"),
+            (None, None) => format!("the backend left before it was served: {error}"),
+        };
+        let text = match backend.last_words {
+            Some(_) => reason,
+            None => self.with_last_words(id, &reason),
+        };
+        self.backend_failed(id, text);
+        self.drop_backend(id);
+        self.feed(Event::Gone { backend: id });
+    }
+
+    /// Why a backend is given up that has never had the lanes. A spare's failure is not the device's.
+    fn backend_failed(&mut self, id: BackendId, text: String) {
+        match self.core.ownership.is_spare(id) {
+            true => self.complain(Subject::Spare, &format!("the spare backend: {text}")),
+            false => self.note_failure(text),
+        }
+    }
+
+    /// A program that does not introduce itself in time is as good as dead.
+    pub(crate) fn drop_overdue_program(&mut self) {
+        let Some(limit) = self.settings.patience.filter(|_| self.core.is_attached()) else {
+            return;
+        };
+        let overdue = self.processes.backends.iter().find(|(_, backend)| {
+            let adopted = backend.channel.is_none() && backend.process.is_some();
+            !adopted && backend.hello.is_none() && backend.since.elapsed() > limit
+        });
+        if let Some((&id, _)) = overdue {
+            let seconds = limit.as_secs();
+            let text = format!("the backend did not introduce itself within {seconds} s");
+            let text = self.with_last_words(id, &text);
+            self.backend_failed(id, text);
+            self.drop_backend(id);
+            self.feed(Event::Gone { backend: id });
+        }
+    }
+}
+
+fn open(pid: i32) -> Result<Process, String> {
+    Process::open(pid).map_err(|error| format!("process {pid}: {error}"))
+}

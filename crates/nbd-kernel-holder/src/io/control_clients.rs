@@ -1,0 +1,179 @@
+//! Conversations with nbd-ctl.
+
+use std::fs::File;
+use std::os::unix::net::UnixStream;
+
+use nbd_control::Channel;
+use nbd_control::backend::ExportInfo;
+use nbd_control::channel::Received;
+use nbd_control::control::{Failure, FailureKind, Request, Response};
+use nbd_control::settings;
+
+use crate::core::{ClientId, Event, Order, Refused};
+use crate::holder::Holder;
+use crate::io::backend_process::check_export;
+use crate::io::listen::peer_uid;
+use crate::system::peer_groups;
+
+/// A connected nbd-ctl.
+#[derive(Debug)]
+pub(crate) struct Client {
+    pub(crate) channel: Channel,
+    /// It is a member of the group, and neither root nor us.
+    is_read_only: bool,
+}
+
+impl Client {
+    /// One that may give orders.
+    pub(crate) fn new(channel: Channel) -> Self {
+        Self { channel, is_read_only: false }
+    }
+}
+
+impl Holder {
+    pub(crate) fn accept_client(&mut self) {
+        let result =
+            self.sockets.control.as_ref().map(|control| control.accept().map(|(stream, _)| stream));
+        let Some(stream) = self.accepted(result) else {
+            return;
+        };
+        let me = nix::unistd::geteuid().as_raw();
+        let is_owner = peer_uid(&stream).is_some_and(|uid| uid == 0 || uid == me);
+        if !is_owner && !self.is_member(&stream) {
+            return;
+        }
+        if let Ok(channel) = Channel::new(stream) {
+            let id = self.core.new_id();
+            self.clients.insert(id, Client { is_read_only: !is_owner, ..Client::new(channel) });
+        }
+    }
+
+    /// Whether what connected is in the group that may look. That the kernel let them connect
+    /// says as much; but directories and sockets have been given wrong modes before.
+    fn is_member(&self, stream: &UnixStream) -> bool {
+        let Some((_, gid)) = &self.settings.group else {
+            return false;
+        };
+        peer_groups(stream).contains(&gid.as_raw())
+    }
+
+    pub(crate) fn on_client_readable(&mut self, id: ClientId) {
+        loop {
+            let Some(client) = self.clients.get_mut(&id) else {
+                return;
+            };
+            match client.channel.try_receive::<Request>() {
+                Ok(None) => return,
+                Ok(Some(received)) => self.serve_client(id, received),
+                Err(nbd_control::ChannelError::Closed) => self.forget_client(id),
+                Err(error) => {
+                    self.warn(&format!("a control connection failed: {error}"));
+                    let failure = Failure::new(FailureKind::Other, error.to_string());
+                    self.answer(id, &Response::Failed(failure));
+                    self.forget_client(id);
+                }
+            }
+        }
+    }
+
+    fn serve_client(&mut self, id: ClientId, received: Received<Request>) {
+        let is_read_only = self.clients.get(&id).is_none_or(|client| client.is_read_only);
+        if is_read_only && !received.message.only_looks() {
+            let name = self.device.name();
+            let text = format!("{name}: its group may look; for orders it takes root");
+            return self.answer(id, &Response::Failed(Failure::new(FailureKind::Other, text)));
+        }
+        match received.message {
+            Request::Status => {
+                let status = Response::Status(Box::new(self.status()));
+                self.answer(id, &status);
+            }
+            Request::Detach { force } => self.order(id, Order::Detach { force }),
+            Request::Set { assignments } => {
+                let response = match self.set(&assignments) {
+                    Ok(settings) => Response::Settings(settings),
+                    Err(failure) => Response::Failed(failure),
+                };
+                self.answer(id, &response);
+            }
+            Request::Restart => self.order(id, Order::Restart { program: None }),
+            Request::Replace { program } => self.order(id, Order::Restart { program }),
+            Request::WaitReady if self.core.ownership.is_ready() && self.core.is_attached() => {
+                let text = format!("{} is being served", self.device.name());
+                self.answer(id, &Response::Done { text });
+            }
+            Request::WaitReady => self.order(id, Order::WaitReady),
+            Request::Upgrade { program } => self.order(id, Order::Upgrade { program }),
+            Request::Fail { kill } => {
+                let in_flight = !self.in_flight().is_empty() || self.device.waiting() > 0;
+                self.order(id, Order::Fail { kill, in_flight });
+            }
+            Request::Pause { kill } => self.order(id, Order::Pause { kill }),
+            Request::Resume => self.order(id, Order::Resume),
+            Request::Resize { size, force } => self.order_resize(id, size, force),
+            Request::Record { path } => {
+                self.order_recording(id, path, received.descriptors.into_iter().next());
+            }
+            Request::EndRecording => self.end_recording(id),
+            Request::Trace { from } => {
+                let trace = Response::Trace(Box::new(self.trace(&from)));
+                self.answer(id, &trace);
+            }
+        }
+    }
+
+    fn order(&mut self, client: ClientId, order: Order) {
+        self.feed(Event::Order { client, order });
+    }
+
+    fn order_resize(&mut self, id: ClientId, size: Option<u64>, force: bool) {
+        let wanted = size.map(|size| check_export(&ExportInfo { size, ..self.export() }));
+        if let (Some(Err(text)), None) = (wanted, self.core.why_not_now()) {
+            let text = format!("{}: {text}", self.device.name());
+            return self.answer(id, &Response::Failed(Failure::new(FailureKind::Usage, text)));
+        }
+        self.order(id, Order::Resize { size, force });
+    }
+
+    pub(crate) fn refuse_order(&mut self, id: ClientId, why: Refused) {
+        let failure = Failure::new(FailureKind::Busy, self.refused_words(why));
+        self.answer(id, &Response::Failed(failure));
+    }
+
+    /// Changes settings where the backend reads them, whether it lives or not.
+    fn set(&self, assignments: &[String]) -> Result<Vec<(String, String)>, Failure> {
+        let name = self.device.name();
+        let failed = |kind, text: String| Failure::new(kind, format!("{name}: {text}"));
+        let other = |error: std::io::Error| {
+            failed(FailureKind::Other, format!("its settings cannot be used: {error}"))
+        };
+        let kept = self.data.fd_store.iter().find(|(kept, _)| kept == settings::KEEPSAKE);
+        let table = kept.map(|(_, fd)| fd.try_clone().map(File::from));
+        let Some(table) = table.transpose().map_err(other)?.filter(settings::is_memory) else {
+            let text = "has no settings: attach it with a layer that has, like delay@file:PATH";
+            return Err(failed(FailureKind::Other, text.into()));
+        };
+        let current = settings::load(&table).map_err(other)?;
+        let changes = settings::plan(&current, assignments)
+            .map_err(|error| failed(FailureKind::Usage, error.to_string()))?;
+        settings::change(&table, &changes).map_err(other)?;
+        for text in assignments {
+            tracing::info!(device = %name, event = "set", setting = %text, "{text} was set");
+        }
+        let current = settings::load(&table).map_err(other)?;
+        Ok(current.into_iter().map(|one| (one.name, one.kind.format(one.value))).collect())
+    }
+
+    /// Sends a client its answer.
+    pub(crate) fn answer(&mut self, id: ClientId, response: &Response) {
+        let channel = self.clients.get(&id).map(|client| &client.channel);
+        if channel.is_some_and(|channel| channel.send(response, &[]).is_err()) {
+            self.forget_client(id);
+        }
+    }
+
+    fn forget_client(&mut self, id: ClientId) {
+        self.clients.remove(&id);
+        self.feed(Event::ClientGone { client: id });
+    }
+}

@@ -1,0 +1,114 @@
+//! The end of the backend that has the lanes: how it ended, for the core and for the log.
+
+use crate::core::{BackendId, Event, OwnerEnd};
+use crate::holder::Holder;
+use crate::io::backend_process::Ending;
+use crate::io::program::BuildId;
+use crate::view::outage::Subject;
+
+/// How the last owner ended.
+#[derive(Debug)]
+pub(crate) struct OwnerEnding {
+    pid: i32,
+    /// What it said before it failed, or why it ended.
+    reason: String,
+    ending: Ending,
+}
+
+impl Holder {
+    /// The process behind a backend has ended, or no thread of it can run any more.
+    pub(crate) fn backend_process_ended(&mut self, id: BackendId) {
+        // What it sent before its end comes first.
+        self.on_backend_readable(id);
+        if self.core.ownership.owner() != Some(id) {
+            return self.backend_gone(id);
+        }
+        let Some(backend) = self.processes.backends.get_mut(&id) else {
+            return;
+        };
+        let own = backend.is_own_child();
+        // Otherwise the event that tells of it is still to come.
+        let Some(ending) = backend.end() else {
+            return;
+        };
+        let (pid, words) = (backend.pid().unwrap_or(0), backend.last_words.take());
+        // In the log its words stand before those about its end.
+        let reason = self.with_last_words(id, &format!("the backend {ending}"));
+        let end = OwnerEnd {
+            orderly: ending.is_orderly(own),
+            clean: ending == Ending::Exited(0),
+            progressed: self.has_answered(),
+            spare_is_old: self.is_spare_old(),
+        };
+        self.told.owner_ending = Some(OwnerEnding { pid, reason: words.unwrap_or(reason), ending });
+        self.drop_backend(id);
+        self.feed(Event::OwnerEnded(end));
+    }
+
+    /// A spare of an older build than the program is now must not be used.
+    fn is_spare_old(&self) -> bool {
+        let Some(id) = self.core.ownership.spare() else {
+            return false;
+        };
+        let now = BuildId::of(&self.settings.program);
+        self.processes.backends.get(&id).is_none_or(|backend| backend.build != now)
+    }
+
+    pub(crate) fn log_owner_end(&self, why: &str) {
+        if let Some(OwnerEnding { pid, ending, .. }) = &self.told.owner_ending {
+            self.log(&format!("backend {pid} {ending}, {why}"));
+        }
+    }
+
+    pub(crate) fn log_owner_lost(&mut self) {
+        let Some(OwnerEnding { pid, reason, ending }) = self.told.owner_ending.take() else {
+            return;
+        };
+        self.log_loss(pid, &ending);
+        self.told.last_failure = reason;
+        self.note_loss(ending.to_string(), ending.is_crash());
+    }
+
+    pub(crate) fn log_eio_backend_end(&mut self) {
+        let Some(OwnerEnding { ending, .. }) = self.told.owner_ending.take() else {
+            return;
+        };
+        self.log(&format!("requests are not answered with EIO any more: the stand-in {ending}"));
+        self.told.last_failure = format!("the stand-in {ending}");
+        self.skip_generation();
+    }
+
+    fn log_loss(&mut self, pid: i32, ending: &Ending) {
+        let cause = ending.to_string();
+        let is_new = self.told.complaints.is_new(Subject::Loss, &cause);
+        if !is_new && self.told.outage.is_some() {
+            return self.log_repeated(&format!("backend {pid} {cause} as well"));
+        }
+        let (signal, status) = match *ending {
+            Ending::Killed(signal, _) => (Some(signal.as_str()), None),
+            Ending::Exited(status) => (None, Some(status)),
+            Ending::Unknown => (None, None),
+        };
+        // The driver's own count: to look into the sockets takes time, and requests wait.
+        let in_flight = self.device.waiting();
+        let suspects = self.suspects();
+        let executing = (suspects.count() > 0).then(|| suspects.to_string());
+        let suspected = match (&executing, suspects.count()) {
+            (Some(executing), 1) if ending.is_crash() => format!(" while executing {executing}"),
+            (Some(executing), _) if ending.is_crash() => {
+                format!(" while executing {executing} (one of them, or none)")
+            }
+            _ => String::new(),
+        };
+        tracing::warn!(
+            device = %self.device.name(),
+            event = "backend-lost",
+            pid,
+            signal,
+            status,
+            in_flight,
+            executing,
+            "backend {pid} {ending}{suspected}"
+        );
+    }
+}

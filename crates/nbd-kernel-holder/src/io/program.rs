@@ -1,0 +1,123 @@
+//! Starting backend programs.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+
+use nbd_control::Channel;
+use nbd_control::backend::{
+    EXAMINE_VARIABLE, EXPORT_VARIABLE, ExportInfo, GROW_VARIABLE, HOLDER_FD,
+};
+use nix::unistd::{Gid, Group, Uid, User};
+
+use crate::io::sandbox::SandboxPlan;
+use crate::system::{Process, prepare_program};
+
+/// A program that was started, and the connection on which it will introduce itself.
+#[derive(Debug)]
+pub(crate) struct Started {
+    pub(crate) process: Process,
+    pub(crate) channel: Channel,
+}
+
+/// Tells builds of a program apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct BuildId {
+    device: u64,
+    inode: u64,
+    /// Time of the last change, in seconds and nanoseconds.
+    changed: (i64, i64),
+}
+
+impl BuildId {
+    /// The build of a program's file as it is now.
+    pub(crate) fn of(program: &[String]) -> Option<Self> {
+        let meta = std::fs::metadata(program.first()?).ok()?;
+        let changed = (meta.mtime(), meta.mtime_nsec());
+        Some(Self { device: meta.dev(), inode: meta.ino(), changed })
+    }
+}
+
+/// The ids of a user by name.
+pub(crate) fn look_up(user: &str) -> io::Result<(Uid, Gid)> {
+    match User::from_name(user)? {
+        Some(user) => Ok((user.uid, user.gid)),
+        None => Err(io::Error::new(io::ErrorKind::NotFound, "no such user")),
+    }
+}
+
+/// The id of a group by name.
+pub(crate) fn look_up_group(group: &str) -> io::Result<Gid> {
+    match Group::from_name(group)? {
+        Some(group) => Ok(group.gid),
+        None => Err(io::Error::new(io::ErrorKind::NotFound, "no such group")),
+    }
+}
+
+/// How to start a backend.
+pub(crate) struct Start {
+    pub(crate) user: Option<(Uid, Gid)>,
+    /// What was attached, if the program need not show that it fits.
+    pub(crate) attached: Option<ExportInfo>,
+    /// It is asked for its present size.
+    pub(crate) grows: bool,
+    /// Another backend lives: before that one is killed it may look whether it fits.
+    pub(crate) examines: bool,
+    /// It is called by a name that systemd spares.
+    pub(crate) survive_shutdown: bool,
+    /// Where its output goes.
+    pub(crate) log: File,
+    pub(crate) sandbox: Option<SandboxPlan>,
+}
+
+/// Starts a backend.
+pub(crate) fn start(program: &[String], how: Start) -> io::Result<Started> {
+    let (name, arguments) =
+        program.split_first().ok_or(io::Error::new(io::ErrorKind::InvalidInput, "no program"))?;
+    let (ours, theirs) = UnixStream::pair()?;
+    let theirs: OwnedFd = theirs.into();
+    let channel = Channel::new(ours).map_err(io::Error::other)?;
+    channel.identify_senders().map_err(io::Error::other)?;
+    let log = how.log;
+    let mut command = Command::new(name);
+    command
+        .args(arguments)
+        .env(HOLDER_FD, theirs.as_raw_fd().to_string())
+        .env_remove(EXPORT_VARIABLE)
+        .env_remove(GROW_VARIABLE)
+        .env_remove(EXAMINE_VARIABLE)
+        .env_remove(nbd_control::service::SOCKET)
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log);
+    if how.survive_shutdown {
+        command.arg0(format!("@{name}"));
+    }
+    if let Some(export) = how.attached {
+        command.env(EXPORT_VARIABLE, export.to_variable());
+    }
+    if how.grows {
+        command.env(GROW_VARIABLE, "1");
+    }
+    if how.examines {
+        command.env(EXAMINE_VARIABLE, "1");
+    }
+    prepare_program(&mut command, theirs.as_raw_fd(), how.user, how.sandbox);
+    let mut child = command.spawn()?;
+    let process = match Process::open(child.id().cast_signed()) {
+        Ok(process) => process,
+        Err(error) => {
+            // No descriptor is left to watch it by, so it must not stay. It has not yet been told
+            // anything, and dies at once.
+            child.kill().and_then(|()| child.wait()).map_err(io::Error::other)?;
+            return Err(error);
+        }
+    };
+    // Not ours to inherit: the holder is never killed for memory, a backend may be.
+    let _ = std::fs::write(format!("/proc/{}/oom_score_adj", child.id()), "-500");
+    Ok(Started { process, channel })
+}

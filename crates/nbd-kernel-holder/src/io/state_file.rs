@@ -1,0 +1,82 @@
+//! What the holder writes down for its successor.
+
+use nbd_control::process::ProcessId;
+use nbd_control::registry::State;
+
+use crate::core::Event;
+use crate::holder::Holder;
+
+impl Holder {
+    /// Writes down what another holder needs in order to adopt the device, and tells the core.
+    pub(crate) fn persist_state(&mut self, revision: u64) {
+        let written = self.state().map_or(Ok(()), |state| self.place.registry.write_state(&state));
+        match written {
+            Ok(()) => {
+                if self.told.save_error.take().is_some() {
+                    self.log("its state can be written again, and is");
+                }
+                self.feed(Event::StatePersisted { revision });
+            }
+            Err(error) => {
+                if self.told.save_error.is_none() {
+                    tracing::error!(
+                        device = %self.device.name(),
+                        event = "state-not-saved",
+                        "cannot write its state to {}: {error}; no backend is granted the lanes \
+                         before it can: make room there",
+                        self.place.registry.folder(self.device.index).display()
+                    );
+                }
+                self.told.save_error = Some(error);
+                self.feed(Event::StateNotPersisted { revision });
+            }
+        }
+    }
+
+    /// Why the state is not on its file.
+    pub(crate) fn state_error(&self) -> String {
+        let error = self.told.save_error.as_ref().map(ToString::to_string);
+        let folder = self.place.registry.folder(self.device.index);
+        format!(
+            "cannot write its state to {}: {}",
+            folder.display(),
+            error.unwrap_or_else(|| "it was written".into())
+        )
+    }
+
+    /// Nothing as long as there is nothing to adopt.
+    fn state(&self) -> Option<State> {
+        let (sitter, export) = (self.processes.sitter.as_ref()?, self.data.export?);
+        let owner = self.owner();
+        Some(State {
+            version: State::VERSION,
+            index: self.device.index,
+            kernel_api: self.settings.api.name().into(),
+            holder: self.place.me,
+            sitter: sitter.id,
+            backend: self.owner_pid().and_then(ProcessId::of),
+            program: self.settings.program.clone(),
+            description: self.data.description.clone(),
+            export,
+            lanes: self.data.layout.lanes,
+            keepsakes: self.data.fd_store.iter().map(|(name, _)| name.clone()).collect(),
+            user: self.settings.user.as_ref().map(|(name, _, _)| name.clone()),
+            sandbox: self.settings.sandbox.map(|sandbox| sandbox.name().into()),
+            group: self.settings.group.as_ref().map(|(name, _)| name.clone()),
+            restart: self.settings.restart.name().into(),
+            restart_limit: self.settings.restart_limit.unwrap_or(State::UNLIMITED),
+            restart_limit_given: self.settings.restart_limit.is_some(),
+            poison_limit: self.settings.poison_limit,
+            survive_shutdown: self.settings.survive_shutdown,
+            warm_spare: self.settings.warm_spare,
+            io_timeout: self.data.io_timeout,
+            restarts: self.core.ownership.restarts(),
+            on_backend_loss: self.settings.on_backend_loss.to_string(),
+            paused: self.core.ownership.is_paused(),
+            recording: self.data.recording.as_ref().map(|recording| recording.path.clone()),
+            stand_in: owner.is_some_and(|backend| backend.answers_eio),
+            log_level: self.settings.log_level.clone(),
+            history: self.told.history.clone(),
+        })
+    }
+}
