@@ -138,7 +138,7 @@ fn greet(holder: &mut Holder, client: Option<Channel>) {
     holder.log(&text);
     let text = format!("{}: {text}", holder.device.name());
     if let Some(channel) = client {
-        let id = holder.core.new_id();
+        let id = holder.core.new_client();
         holder.clients.insert(id, Client::new(channel));
         holder.answer(id, &Response::Done { text });
     }
@@ -323,7 +323,7 @@ fn copy_descriptors(holder: &mut Holder, sitter: &Process, state: &State) -> std
 /// A backend that lives goes on; for a dead one the usual policy holds.
 fn adopt_backend(holder: &mut Holder, state: &State, left: Left) {
     let Left { process: mut backend, joined, end } = left;
-    let id = holder.core.new_id();
+    let id = holder.core.new_backend();
     // One that has died as our child is to be reaped, and tells how it ended.
     let known = |id: &ProcessId| backend.child.is_some() || id.is_alive();
     let alive = state.backend.filter(known);

@@ -7,7 +7,8 @@ use nbd_device_users::User;
 use super::event::SetupRefused;
 use super::take_down::Cause;
 use super::{
-    Command, Condition, Core, Event, HelperId, HelperTask, Note, Procedure, Report, Sitter, Watch,
+    Command, Condition, Core, Event, HelperId, HelperTask, Note, Procedure, Report, Revision,
+    Sitter, Watch,
 };
 
 /// How long the driver may take to set a device up.
@@ -52,7 +53,7 @@ pub(crate) enum Attach {
     /// Before the first request, where the device exists already.
     SilencingTimeouts { helper: HelperId, until: Instant },
     /// The state that names the sitter is written before it goes.
-    Persisting { revision: u64 },
+    Persisting { revision: Revision },
     Connecting { until: Instant },
     FindingUsers { helper: HelperId, until: Instant },
     AwaitingSize { until: Instant },
@@ -60,11 +61,11 @@ pub(crate) enum Attach {
     SilencingNew { helper: HelperId, until: Instant },
     ComparingLimits { helper: HelperId, until: Instant },
     /// With the timeout, which a device that was just made did not have before.
-    PersistingTimeout { revision: u64 },
+    PersistingTimeout { revision: Revision },
     Reading { helper: HelperId, until: Instant },
     /// udev opens a device when it appears; what uses it at the same moment gets EBUSY.
     SettlingUdev { helper: HelperId, until: Instant },
-    PersistingAttached { revision: u64 },
+    PersistingAttached { revision: Revision },
 }
 
 impl Attach {
@@ -321,7 +322,7 @@ impl Core {
     }
 
     /// Whether the state of this revision was written, once that is known.
-    pub(super) fn is_saved(&self, revision: u64, event: &Event) -> Option<bool> {
+    pub(super) fn is_saved(&self, revision: Revision, event: &Event) -> Option<bool> {
         match *event {
             Event::StatePersisted { revision: saved } if saved >= revision => Some(true),
             Event::StateNotPersisted { revision: failed } if failed >= revision => Some(false),

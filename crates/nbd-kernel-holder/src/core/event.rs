@@ -16,11 +16,17 @@ use super::upgrade::UpgradeError;
 use super::users::UsersUnknown;
 
 /// Number of a backend, never reused.
-pub(crate) type BackendId = u64;
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct BackendId(pub(crate) u64);
 /// Number of a connected nbd-ctl, never reused.
-pub(crate) type ClientId = u64;
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct ClientId(pub(crate) u64);
 /// Number of a helper process, never reused.
-pub(crate) type HelperId = u64;
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct HelperId(pub(crate) u64);
+/// Number of a state of the holder; later ones are larger.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Revision(pub(crate) u64);
 /// A program and its arguments.
 pub(crate) type Program = Vec<String>;
 
@@ -52,9 +58,9 @@ pub(crate) enum Event {
     /// Something has changed that the state tells.
     StateChanged,
     /// The state that [`Command::PersistState`] wanted written is.
-    StatePersisted { revision: u64 },
+    StatePersisted { revision: Revision },
     /// It is not.
-    StateNotPersisted { revision: u64 },
+    StateNotPersisted { revision: Revision },
     /// A helper process has reported.
     HelperEnded { id: HelperId, report: Report },
     /// The sitter could not be forked, or not be told to go.
@@ -231,7 +237,7 @@ pub(crate) enum Command {
     /// This is the device's program from now on.
     SetProgram { program: Program },
     /// Write the state down; [`Event::StatePersisted`] or [`Event::StateNotPersisted`] follows.
-    PersistState { revision: u64 },
+    PersistState { revision: Revision },
     /// The export has this size from now on.
     SetSize { size: u64 },
     StartHelper { id: HelperId, task: HelperTask },

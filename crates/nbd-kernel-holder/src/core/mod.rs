@@ -28,8 +28,6 @@ pub(crate) mod ownership;
 mod persist;
 pub(crate) mod resize;
 pub(crate) mod take_down;
-#[cfg(test)]
-mod tests;
 mod timers;
 pub(crate) mod upgrade;
 pub(crate) mod users;
@@ -50,7 +48,7 @@ use upgrade::Upgrade;
 
 pub(crate) use event::{
     BackendId, ClientId, Command, Condition, Event, HelperId, HelperTask, Note, Program, Reply,
-    Report, Survey, Watch,
+    Report, Revision, Survey, Watch,
 };
 pub(crate) use orders::{Order, Refused, Wait};
 pub(crate) use owner_exit::OwnerEnd;
@@ -253,27 +251,26 @@ impl Core {
     /// Begins what was ordered, or what has become necessary, when nothing else is under way.
     fn begin_next(&mut self) {
         while self.procedure == Procedure::Idle && self.attached {
-            let next = self.next_procedure();
-            if next == Procedure::Idle {
+            let Some(next) = self.next_procedure() else {
                 return;
-            }
+            };
             self.procedure = next;
         }
     }
 
-    fn next_procedure(&mut self) -> Procedure {
+    fn next_procedure(&mut self) -> Option<Procedure> {
         if let Some(order) = self.orders.upgrade.take() {
-            self.begin_upgrade(order)
+            Some(self.begin_upgrade(order))
         } else if let Some(order) = self.orders.detach {
-            self.begin_detach(detach::Requester::Client, order.force)
+            Some(self.begin_detach(detach::Requester::Client, order.force))
         } else if let Some(order) = self.orders.resize {
-            self.begin_resize(order)
+            Some(self.begin_resize(order))
         } else if std::mem::take(&mut self.orders.stop) {
-            self.begin_detach(detach::Requester::Signal, false)
+            Some(self.begin_detach(detach::Requester::Signal, false))
         } else if self.is_dropped() {
-            self.begin_take_down(take_down::Cause::Dropped)
+            Some(self.begin_take_down(take_down::Cause::Dropped))
         } else {
-            Procedure::Idle
+            None
         }
     }
 
@@ -315,9 +312,14 @@ impl Core {
         self.last_id
     }
 
-    /// A number for a backend or client that the event loop has met.
-    pub(crate) fn new_id(&mut self) -> u64 {
-        self.next_id()
+    /// A number for a backend that is started or has connected.
+    pub(crate) fn new_backend(&mut self) -> BackendId {
+        BackendId(self.next_id())
+    }
+
+    /// A number for a client that has connected.
+    pub(crate) fn new_client(&mut self) -> ClientId {
+        ClientId(self.next_id())
     }
 
     fn command(&mut self, command: Command) {
@@ -330,7 +332,7 @@ impl Core {
 
     /// Starts a helper process; what it reports comes as [`Event::HelperEnded`].
     fn start_helper(&mut self, task: HelperTask) -> HelperId {
-        let id = self.next_id();
+        let id = HelperId(self.next_id());
         self.command(Command::StartHelper { id, task });
         id
     }
@@ -362,7 +364,7 @@ impl Core {
                 self.command(Command::Dismiss { backend });
             }
             Action::StartEioBackend => {
-                let backend = self.next_id();
+                let backend = self.new_backend();
                 self.ownership.started_eio_backend(backend);
                 self.command(Command::StartEioBackend { backend });
             }
@@ -376,7 +378,7 @@ impl Core {
     }
 
     fn start_program(&mut self) {
-        let backend = self.next_id();
+        let backend = self.new_backend();
         self.ownership.started(backend);
         let program = self.replacement.as_mut().map(|replacement| {
             replacement.backend = Some(backend);
@@ -463,6 +465,14 @@ impl Core {
         self.command(Command::EndLanes);
         let all = [Wait::Start, Wait::Backend, Wait::Pause, Wait::Fail];
         self.reply_waiting(&all, &Reply::DeviceFailed);
+    }
+}
+
+#[cfg(test)]
+impl Core {
+    /// Without what differs between states that are equal otherwise.
+    fn at_rest(&self) -> Self {
+        Self { last_id: 0, now: self.now, ..self.clone() }
     }
 }
 

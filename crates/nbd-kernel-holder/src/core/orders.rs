@@ -187,12 +187,11 @@ impl Core {
         match order {
             Order::Detach { force } => self.order_detach(client, *force),
             Order::Restart { program } => self.order_restart(client, program.clone()),
-            Order::WaitReady => match self.ownership.is_ready() && self.attached {
-                true => {
-                    let backend = self.ownership.owner().unwrap_or_default();
+            Order::WaitReady => match self.ownership.owner() {
+                Some(backend) if self.ownership.is_ready() && self.attached => {
                     self.reply(client, Reply::Served { backend });
                 }
-                false => self.await_for(client, Wait::Backend),
+                _ => self.await_for(client, Wait::Backend),
             },
             Order::Upgrade { program } => self.order_upgrade(client, program.clone()),
             Order::Fail { kill, in_flight } => self.order_fail(client, *kill, *in_flight),

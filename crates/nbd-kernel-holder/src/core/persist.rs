@@ -6,7 +6,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{BackendId, Command, Core, Note};
+use super::{BackendId, Command, Core, Note, Revision};
 
 /// The first pause before a state is written again, which doubles …
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -17,7 +17,7 @@ const MAX_PAUSE: Duration = Duration::from_secs(5);
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Durability {
     /// Of the latest state.
-    revision: u64,
+    revision: Revision,
     unsaved: Option<Unsaved>,
     grant: Option<PendingGrant>,
 }
@@ -32,7 +32,7 @@ struct Unsaved {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct PendingGrant {
     backend: BackendId,
-    revision: u64,
+    revision: Revision,
 }
 
 impl Durability {
@@ -47,8 +47,8 @@ impl Durability {
 
 impl Core {
     /// Has the state written, and says which revision that is.
-    pub(super) fn persist(&mut self) -> u64 {
-        self.durability.revision += 1;
+    pub(super) fn persist(&mut self) -> Revision {
+        self.durability.revision.0 += 1;
         let revision = self.durability.revision;
         self.command(Command::PersistState { revision });
         revision
@@ -61,7 +61,7 @@ impl Core {
         self.durability.grant = Some(PendingGrant { backend, revision });
     }
 
-    pub(super) fn state_persisted(&mut self, revision: u64) {
+    pub(super) fn state_persisted(&mut self, revision: Revision) {
         if revision == self.durability.revision {
             self.durability.unsaved = None;
         }

@@ -16,7 +16,7 @@ use super::ownership;
 use super::users::{Checked, UsersCheck, UsersUnknown};
 use super::{
     BackendId, Command, Condition, Core, Event, HelperId, HelperTask, Note, Procedure, Reply,
-    Report, Survey, Watch,
+    Report, Revision, Survey, Watch,
 };
 
 /// A request that has waited for so many milliseconds may wait for ever, and newer drivers wait for
@@ -86,7 +86,7 @@ enum Step {
     Probing { until: Instant },
     CheckingUsers { check: UsersCheck, size: u64 },
     /// A larger size is written down first, so that every successor from now on has enough.
-    Persisting { revision: u64, size: u64 },
+    Persisting { revision: Revision, size: u64 },
     Noting { size: u64 },
     /// Newer drivers wait, under their lock, for all that is in flight, and let nothing new in: what
     /// waits for a backend that does not answer then waits for ever, and a detach with it. So all
@@ -214,6 +214,14 @@ impl Core {
                 }
                 _ => Step::Answering { until, size },
             },
+            // What it is about may go on in the driver, which the detach deals with.
+            Step::Telling { helper, .. } if self.is_forced() => {
+                self.command(Command::LeaveHelper { id: helper });
+                return Err(ResizeError::BeingDetached);
+            }
+            Step::AwaitingSize { .. } if self.is_forced() => {
+                return Err(ResizeError::BeingDetached);
+            }
             Step::Telling { helper, until, size } => match event {
                 Event::HelperEnded { id, report } if *id == helper => {
                     if let Some(error) = told(report, size) {
@@ -245,6 +253,7 @@ impl Core {
                 _ => Step::AwaitingSize { until, size },
             },
             Step::SettlingUdev { helper, until, size } => {
+                let until = if self.is_forced() { self.now } else { until };
                 if !self.is_helper_over(helper, until, event) {
                     return Ok(Some(Step::SettlingUdev { helper, until, size }));
                 }

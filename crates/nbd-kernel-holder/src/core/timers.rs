@@ -59,7 +59,7 @@ impl Core {
         let due = *self.timers.spare.get_or_insert(first);
         if due <= self.now {
             self.timers.spare = None;
-            let backend = self.next_id();
+            let backend = self.new_backend();
             self.ownership.started_spare(backend);
             self.command(Command::StartSpare { backend });
         }

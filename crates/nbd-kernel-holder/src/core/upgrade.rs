@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::orders::UpgradeOrder;
-use super::{Command, Core, Event, HelperId, HelperTask, Note, Procedure, Refused, Reply, Report, Sitter};
+use super::{Command, Core, Event, HelperId, HelperTask, Note, Procedure, Refused, Reply, Report, Revision, Sitter};
 
 /// How long the new program may take to tell what it can do.
 pub(crate) const CHECK_TIMEOUT: Duration = Duration::from_secs(10);
@@ -16,6 +16,8 @@ pub(crate) enum UpgradeError {
     /// The new program has not said that it can take over.
     CannotTakeOver(String),
     CheckLate { program: String },
+    /// It cannot be run, not even for a question: an errno.
+    CannotRun { program: String, errno: i32 },
     Refused(Refused),
     /// A backend is about to serve the device, or a detach was ordered.
     Unsettled,
@@ -39,7 +41,7 @@ enum Step {
     /// The new program looks at what it would take over, before anything is given up for it.
     Checking { helper: HelperId, until: Instant },
     Settling { until: Instant },
-    Persisting { revision: u64 },
+    Persisting { revision: Revision },
     /// What comes back from that is why it did not.
     Becoming,
 }
@@ -55,6 +57,9 @@ impl Upgrade {
 
 impl Core {
     pub(super) fn begin_upgrade(&mut self, order: UpgradeOrder) -> Procedure {
+        if self.orders.detach.is_some() {
+            return self.not_upgraded(&order, UpgradeError::Unsettled);
+        }
         let program = order.program.clone();
         let helper = self.start_helper(HelperTask::AskProgram { program });
         let step = Step::Checking { helper, until: self.after(CHECK_TIMEOUT) };
@@ -65,12 +70,14 @@ impl Core {
         let Upgrade { order, step } = upgrade;
         match self.next_upgrade(&order, step, event) {
             Ok(step) => Procedure::Upgrade(Upgrade { order, step }),
-            Err(error) => {
-                self.note(Note::NotUpgraded(error.clone()));
-                self.reply(order.client, Reply::NotUpgraded(error));
-                Procedure::Idle
-            }
+            Err(error) => self.not_upgraded(&order, error),
         }
+    }
+
+    fn not_upgraded(&mut self, order: &UpgradeOrder, error: UpgradeError) -> Procedure {
+        self.note(Note::NotUpgraded(error.clone()));
+        self.reply(order.client, Reply::NotUpgraded(error));
+        Procedure::Idle
     }
 
     fn next_upgrade(
@@ -80,6 +87,10 @@ impl Core {
         event: &Event,
     ) -> Result<Step, UpgradeError> {
         Ok(match step {
+            Step::Checking { helper, .. } if self.orders.detach.is_some() || self.orders.stop => {
+                self.command(Command::LeaveHelper { id: helper });
+                return Err(self.check_upgradable().err().unwrap_or(UpgradeError::Unsettled));
+            }
             Step::Checking { helper, until } => match event {
                 Event::HelperEnded { id, report } if *id == helper => {
                     match report {
@@ -87,7 +98,13 @@ impl Core {
                         Report::Program(Err(text)) => {
                             return Err(UpgradeError::CannotTakeOver(text.clone()));
                         }
-                        _ => return Err(UpgradeError::CannotTakeOver(String::new())),
+                        Report::Status(errno) => {
+                            let (program, errno) = (order.program.clone(), *errno);
+                            return Err(UpgradeError::CannotRun { program, errno });
+                        }
+                        Report::Users(_) | Report::Flushed(_) | Report::Resized(_) => {
+                            return Err(UpgradeError::CannotTakeOver(String::new()));
+                        }
                     }
                     self.settle(self.after(SETTLE_TIMEOUT))?
                 }

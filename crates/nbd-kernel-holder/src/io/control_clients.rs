@@ -43,7 +43,7 @@ impl Holder {
             return;
         }
         if let Ok(channel) = Channel::new(stream) {
-            let id = self.core.new_id();
+            let id = self.core.new_client();
             self.clients.insert(id, Client { is_read_only: !is_owner, ..Client::new(channel) });
         }
     }

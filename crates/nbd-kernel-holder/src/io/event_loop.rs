@@ -212,7 +212,7 @@ impl Holder {
         let channel = channel.and_then(|channel| channel.identify_senders().map(|()| channel));
         match channel {
             Ok(channel) => {
-                let id = self.core.new_id();
+                let id = self.core.new_backend();
                 self.processes.backends.insert(id, BackendProcess::new(Some(channel), None));
             }
             Err(error) => self.warn(&format!("a backend that joined failed: {error}")),

@@ -211,14 +211,14 @@ mod tests {
         let mut pipe = LogPipe::new().unwrap();
         assert!(!pipe.has_writers);
         for (backend, words) in [(1, "one"), (2, "two")] {
-            let mut write = pipe.open_for(backend, None).unwrap();
+            let mut write = pipe.open_for(BackendId(backend), None).unwrap();
             write.write_all(words.as_bytes()).unwrap();
             let mut log = String::new();
             assert_eq!(read_all(&mut pipe, &mut log, Instant::now()), Found::Nothing);
             drop(write);
             assert_eq!(read_all(&mut pipe, &mut log, Instant::now()), Found::End);
             assert_eq!(log, format!("{words}\n"));
-            assert_eq!((pipe.backend, pipe.has_writers), (Some(backend), false));
+            assert_eq!((pipe.backend, pipe.has_writers), (Some(BackendId(backend)), false));
             assert_eq!(pipe.tail().last(9, None), [words], "not those of another program");
         }
     }
@@ -227,7 +227,7 @@ mod tests {
     fn a_flood_is_limited_counted_and_leaves_the_last_words() {
         let now = Instant::now();
         let mut pipe = LogPipe::new().unwrap();
-        let mut write = pipe.open_for(1, None).unwrap();
+        let mut write = pipe.open_for(BackendId(1), None).unwrap();
         let (mut log, mut buffer) = (String::new(), vec![0; READ]);
         let line = format!("{}\n", "y".repeat(99));
         for _ in 0..20_000 {

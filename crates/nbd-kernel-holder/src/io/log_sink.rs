@@ -180,16 +180,16 @@ mod tests {
     #[test]
     fn words_are_those_of_the_program_that_said_them() {
         let (path, mut sink) = sink();
-        let mut first = sink.open_for(1, None, |_| false).unwrap();
-        let mut second = sink.open_for(2, None, |_| false).unwrap();
+        let mut first = sink.open_for(BackendId(1), None, |_| false).unwrap();
+        let mut second = sink.open_for(BackendId(2), None, |_| false).unwrap();
         second.write_all(b"of the second\n").unwrap();
         first.write_all(b"a\nb\nc\nof the first, without an end").unwrap();
         drop(first);
-        let third = sink.open_for(3, None, |_| false).unwrap();
-        assert_eq!(sink.last_words(1).unwrap(), "b | c | of the first, without an end");
-        assert_eq!(sink.last_words(2).unwrap(), "of the second");
-        assert_eq!(sink.last_words(3), None);
-        assert_eq!(sink.last_words(4), None);
+        let third = sink.open_for(BackendId(3), None, |_| false).unwrap();
+        assert_eq!(sink.last_words(BackendId(1)).unwrap(), "b | c | of the first, without an end");
+        assert_eq!(sink.last_words(BackendId(2)).unwrap(), "of the second");
+        assert_eq!(sink.last_words(BackendId(3)), None);
+        assert_eq!(sink.last_words(BackendId(4)), None);
         drop((second, third));
         std::fs::remove_file(path).unwrap();
     }
@@ -199,11 +199,11 @@ mod tests {
         let (path, mut sink) = sink();
         let mut ends = Vec::new();
         for backend in 1..=MAX_LOG_PIPES as u64 + 3 {
-            let mut end = sink.open_for(backend, None, |backend| backend == 1).unwrap();
+            let mut end = sink.open_for(BackendId(backend), None, |backend| backend == BackendId(1)).unwrap();
             end.write_all(format!("words of {backend}\n").as_bytes()).unwrap();
             ends.push(end);
         }
-        assert_eq!(sink.last_words(1).unwrap(), "words of 1");
+        assert_eq!(sink.last_words(BackendId(1)).unwrap(), "words of 1");
         let count = sink.to_be_read().count();
         assert_eq!(count, MAX_LOG_PIPES);
         std::fs::remove_file(path).unwrap();

@@ -3,12 +3,12 @@
 use nbd_control::process::ProcessId;
 use nbd_control::registry::State;
 
-use crate::core::Event;
+use crate::core::{Event, Revision};
 use crate::holder::Holder;
 
 impl Holder {
     /// Writes down what another holder needs in order to adopt the device, and tells the core.
-    pub(crate) fn persist_state(&mut self, revision: u64) {
+    pub(crate) fn persist_state(&mut self, revision: Revision) {
         let written = self.state().map_or(Ok(()), |state| self.place.registry.write_state(&state));
         match written {
             Ok(()) => {

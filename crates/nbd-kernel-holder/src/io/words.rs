@@ -488,6 +488,9 @@ impl Holder {
                 Other,
                 format!("{program} did not answer within {} s", upgrade::CHECK_TIMEOUT.as_secs()),
             ),
+            UpgradeError::CannotRun { program, errno } => {
+                (Other, format!("{program} cannot be run: {}", describe_errno(*errno)))
+            }
             UpgradeError::Refused(why) => (Busy, self.refused_words(*why)),
             UpgradeError::Unsettled => {
                 (Busy, "a backend is about to serve the device, or it is to be detached: try again".into())

@@ -4,15 +4,15 @@ use super::*;
 const CRASHED_AT_ONCE: Event = Event::OwnerDead { clean: false, progressed: false };
 const KILLED: Event = Event::OwnerDead { clean: false, progressed: true };
 
-fn hello(backend: BackendId) -> Event {
-    Event::Hello { backend, takeover: false }
+fn hello(backend: u64) -> Event {
+    Event::Hello { backend: BackendId(backend), takeover: false }
 }
 
 fn serving(limit: Option<u32>) -> Ownership {
     let mut ownership = Ownership::new(RestartWhen::OnFailure, limit, true);
-    ownership.started(1);
+    ownership.started(BackendId(1));
     ownership.apply(&hello(1));
-    ownership.apply(&Event::Ready { backend: 1 });
+    ownership.apply(&Event::Ready { backend: BackendId(1) });
     ownership.set_attached(0);
     ownership
 }
@@ -45,8 +45,8 @@ fn without_a_limit_the_holder_tries_for_ever_and_at_least_twice_a_minute() {
     assert_eq!(pauses[0], Duration::from_millis(20));
     assert_eq!(pauses[999], Duration::from_secs(30));
     assert_eq!(ownership.tries(), 1000);
-    ownership.started(2);
-    assert_eq!(ownership.apply(&hello(2)), [Action::Grant(2)]);
+    ownership.started(BackendId(2));
+    assert_eq!(ownership.apply(&hello(2)), [Action::Grant(BackendId(2))]);
 }
 
 #[test]
@@ -55,9 +55,9 @@ fn a_backend_that_crashes_before_it_answers_is_started_again_for_ever() {
     for backend in 2..100 {
         pause_of(&ownership.apply(&CRASHED_AT_ONCE));
         assert_eq!(ownership.apply(&Event::Due), [Action::Start]);
-        ownership.started(backend);
-        assert_eq!(ownership.apply(&hello(backend)), [Action::Grant(backend)]);
-        ownership.apply(&Event::Ready { backend });
+        ownership.started(BackendId(backend));
+        assert_eq!(ownership.apply(&hello(backend)), [Action::Grant(BackendId(backend))]);
+        ownership.apply(&Event::Ready { backend: BackendId(backend) });
     }
 }
 
@@ -78,9 +78,9 @@ fn a_backend_that_stays_has_no_failures_behind_it() {
     let mut ownership = serving(None);
     ownership.apply(&KILLED);
     fail_to_start(&mut ownership, 20, false);
-    ownership.started(2);
+    ownership.started(BackendId(2));
     ownership.apply(&hello(2));
-    ownership.apply(&Event::Ready { backend: 2 });
+    ownership.apply(&Event::Ready { backend: BackendId(2) });
     ownership.apply(&Event::Stable);
     assert_eq!(pause_of(&ownership.apply(&CRASHED_AT_ONCE)), Duration::from_millis(20));
 }
@@ -95,7 +95,7 @@ fn an_order_or_a_joiner_ends_the_pause_at_once() {
     assert_eq!(ownership.tries(), 0);
     fail_to_start(&mut ownership, 20, false);
     ownership.apply(&Event::StartFailed { shortage: false });
-    assert_eq!(ownership.apply(&hello(9)), [Action::Grant(9)]);
+    assert_eq!(ownership.apply(&hello(9)), [Action::Grant(BackendId(9))]);
     assert_eq!(ownership.apply(&Event::Due), [], "there is one");
 }
 
@@ -103,16 +103,16 @@ fn an_order_or_a_joiner_ends_the_pause_at_once() {
 fn a_holder_in_a_pause_can_be_upgraded() {
     let mut ownership = serving(None);
     ownership.apply(&KILLED);
-    ownership.started(2);
+    ownership.started(BackendId(2));
     assert!(!ownership.is_settled(), "one is on its way");
-    ownership.apply(&Event::Gone { backend: 2 });
+    ownership.apply(&Event::Gone { backend: BackendId(2) });
     assert!(ownership.is_settled());
 }
 
 #[test]
 fn an_order_that_fails_is_not_repeated_where_nothing_is_started_by_itself() {
     let mut ownership = Ownership::new(RestartWhen::Never, None, true);
-    ownership.adopt(1, Kind::Program);
+    ownership.adopt(BackendId(1), Kind::Program);
     ownership.set_attached(0);
     ownership.apply(&KILLED);
     assert_eq!(ownership.apply(&Event::Restart), [Action::Start]);
@@ -127,8 +127,8 @@ fn a_spare_that_keeps_failing_is_tried_again_after_ever_longer_pauses() {
     let mut pauses = vec![ownership.spare_pause()];
     for backend in 2..20 {
         assert!(ownership.wants_spare());
-        ownership.started_spare(backend);
-        assert_eq!(ownership.apply(&Event::Gone { backend }), []);
+        ownership.started_spare(BackendId(backend));
+        assert_eq!(ownership.apply(&Event::Gone { backend: BackendId(backend) }), []);
         pauses.push(ownership.spare_pause());
     }
     assert!(pauses.is_sorted(), "{pauses:?}");

@@ -1,0 +1,438 @@
+//! The model of what surrounds the core: processes, driver, disk and clients.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+
+use super::super::event::{Flushed, Resized, SetupRefused};
+use super::super::ownership::Ownership;
+use super::super::{
+    BackendId, ClientId, Command, Condition, Config, Core, End, Event, HelperId, HelperTask, Order,
+    OwnerEnd, Report, Revision, Sitter, Survey,
+};
+use crate::args::RestartWhen;
+
+/// The size of the device, in bytes.
+const SIZE: u64 = 1 << 20;
+/// How many orders one exploration has, and how often a state cannot be written.
+const MAX_ORDERS: usize = 2;
+const MAX_FAILURES: usize = 1;
+
+/// A fault that is planted into the core.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fault {
+    /// A killed owner counts as dead.
+    GrantBeforeDeath,
+    /// A grant does not wait for the state.
+    GrantBeforePersisted,
+    /// The sitter goes before the state names it.
+    SecondHolder,
+    /// The client of a detach by force is forgotten.
+    ForceNotAnswered,
+    /// The end of the device does not end the wish for a spare.
+    SpareDuringShutdown,
+}
+
+/// Changes the core's decision as the fault would.
+pub(super) fn plant(fault: Fault, core: &mut Core, commands: &mut Vec<Command>) {
+    match fault {
+        Fault::GrantBeforeDeath if commands.contains(&Command::KillOwner) => {
+            let dead = super::super::ownership::Event::OwnerDead { clean: false, progressed: true };
+            core.apply(&dead);
+            commands.append(&mut core.out);
+        }
+        Fault::GrantBeforePersisted => {
+            if let Some(backend) = commands.iter().find_map(|command| match command {
+                Command::PrepareGrant { backend } => Some(*backend),
+                _ => None,
+            }) {
+                commands.push(Command::Grant { backend });
+            }
+        }
+        Fault::SecondHolder => {
+            if let Some(at) = commands.iter().position(|it| *it == Command::StartSitter) {
+                commands.insert(at + 1, Command::LetSitterGo);
+            }
+        }
+        Fault::ForceNotAnswered => {
+            core.orders.detach.take_if(|order| order.force && !core.attached);
+        }
+        Fault::SpareDuringShutdown if commands.contains(&Command::EndLanes) => {
+            let backend = core.new_backend();
+            core.ownership.started_spare(backend);
+            commands.push(Command::StartSpare { backend });
+        }
+        Fault::GrantBeforeDeath | Fault::SpareDuringShutdown => {}
+    }
+}
+
+/// How far a backend has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Starting,
+    Waiting,
+    Granted,
+    Serving,
+}
+
+#[derive(Clone, Debug, Default)]
+pub(super) struct World {
+    backends: BTreeMap<BackendId, Stage>,
+    /// The one that the state on the file names.
+    persisted: Option<BackendId>,
+    persisted_sitter: bool,
+    /// Writes whose outcome is open: revision, and what is written.
+    writing: Vec<(Revision, Option<BackendId>, bool)>,
+    surveys: usize,
+    becoming: bool,
+    refused: Vec<BackendId>,
+    helpers: BTreeMap<HelperId, HelperTask>,
+    /// Orders, and whether they were answered.
+    clients: BTreeMap<ClientId, bool>,
+    sitter_sits: bool,
+    sitter_said: bool,
+    lanes_ended: bool,
+    joined: bool,
+    failures: usize,
+    signals: usize,
+}
+
+/// A core that is about to attach.
+pub(super) fn core(netlink: bool, now: Instant) -> Core {
+    let mut ownership = Ownership::new(RestartWhen::OnFailure, None, true);
+    ownership.keep_spare();
+    let config = Config {
+        netlink,
+        given: true,
+        exists: true,
+        ready_timeout: Some(Duration::from_secs(30)),
+        loss_limit: None,
+    };
+    Core::new(config, ownership, now)
+}
+
+impl World {
+    /// Carries a command out; the error is a promise that it breaks.
+    pub(super) fn carry_out(&mut self, command: &Command, core: &Core) -> Result<(), String> {
+        match command {
+            Command::StartProgram { backend, .. }
+            | Command::StartSpare { backend }
+            | Command::StartEioBackend { backend } => {
+                if self.lanes_ended {
+                    return Err(format!("{command:?} although the lanes have ended"));
+                }
+                self.backends.insert(*backend, Stage::Starting);
+            }
+            Command::Grant { backend } => return self.grant(*backend),
+            Command::Refuse { backend, .. } => {
+                self.backends.remove(backend);
+                self.refused.push(*backend);
+            }
+            Command::Dismiss { backend } => {
+                if matches!(self.backends.get(backend), Some(Stage::Granted | Stage::Serving)) {
+                    return Err(format!("{backend:?} is forgotten although it has the lanes"));
+                }
+                self.backends.remove(backend);
+            }
+            Command::KillBackends => self.backends.clear(),
+            Command::PersistState { revision } => {
+                let sits = core.driver.sitter == Sitter::Sits;
+                self.writing.push((*revision, core.ownership.owner(), sits));
+            }
+            Command::StartHelper { id, task } => {
+                self.helpers.insert(*id, task.clone());
+            }
+            Command::LeaveHelper { id } => {
+                self.helpers.remove(id);
+            }
+            Command::StartSitter => self.sitter_sits = true,
+            Command::LetSitterGo if !self.persisted_sitter => {
+                return Err("the driver gets the lanes before the state names the sitter".into());
+            }
+            Command::ForgetSitter => self.sitter_sits = false,
+            Command::EndLanes => self.lanes_ended = true,
+            Command::Survey { .. } => self.surveys += 1,
+            Command::BecomeProgram { .. } => self.becoming = true,
+            Command::Reply { client, reply } => {
+                if self.clients.insert(*client, true) != Some(false) {
+                    return Err(format!("{client:?} is answered twice, now with {reply:?}"));
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn grant(&mut self, backend: BackendId) -> Result<(), String> {
+        let holds = |stage: &Stage| matches!(stage, Stage::Granted | Stage::Serving);
+        if let Some((other, _)) = self.backends.iter().find(|(_, stage)| holds(stage)) {
+            return Err(format!("{backend:?} is granted the lanes while {other:?} lives"));
+        }
+        if self.persisted_sitter && self.persisted != Some(backend) {
+            return Err(format!("{backend:?} is granted the lanes, and the state does not name it"));
+        }
+        // It may have gone meanwhile.
+        if let Some(stage) = self.backends.get_mut(&backend) {
+            *stage = Stage::Granted;
+        }
+        Ok(())
+    }
+
+    pub(super) fn check_end(&self, end: &End) -> Result<(), String> {
+        match self.clients.iter().find(|(_, answered)| !**answered) {
+            Some((client, _)) => Err(format!("{client:?} is not answered at the end ({end:?})")),
+            None => Ok(()),
+        }
+    }
+
+    /// What is answered before anything else can happen: all that the answer may be, the usual one first.
+    pub(super) fn immediate(&self) -> Option<Vec<Event>> {
+        if let Some(backend) = self.refused.first() {
+            return Some(vec![Event::Gone { backend: *backend }]);
+        }
+        if let Some((revision, ..)) = self.writing.first() {
+            let mut outcomes = vec![Event::StatePersisted { revision: *revision }];
+            if self.failures < MAX_FAILURES {
+                outcomes.push(Event::StateNotPersisted { revision: *revision });
+            }
+            return Some(outcomes);
+        }
+        if self.becoming {
+            // Otherwise there is nothing left to explore.
+            return Some(vec![Event::NotBecome]);
+        }
+        (self.surveys > 0).then(|| {
+            let quiet = Survey { served: true, size: SIZE, owner_size: Some(SIZE), ..Survey::default() };
+            let busy = Survey { in_flight: 1, waiting: true, ..quiet };
+            let stuck = Survey { served: false, owner_stopped: true, ..busy };
+            [quiet, busy, stuck].map(Event::Surveyed).to_vec()
+        })
+    }
+
+    /// Notes what an event means here.
+    pub(super) fn happened(&mut self, event: &Event) {
+        match event {
+            Event::Hello { backend, takeover, .. } => {
+                self.joined |= *takeover;
+                self.backends.insert(*backend, Stage::Waiting);
+            }
+            Event::Gone { backend } => {
+                self.backends.remove(backend);
+                self.refused.retain(|refused| refused != backend);
+            }
+            Event::StartFailed { backend, .. } => {
+                self.backends.remove(backend);
+                self.failures += 1;
+            }
+            Event::Ready { backend } => {
+                self.backends.insert(*backend, Stage::Serving);
+            }
+            Event::StatePersisted { .. } => {
+                let (_, owner, sitter) = self.writing.remove(0);
+                (self.persisted, self.persisted_sitter) = (owner, sitter);
+            }
+            Event::StateNotPersisted { .. } => {
+                self.writing.remove(0);
+                self.failures += 1;
+            }
+            Event::Surveyed(_) => self.surveys -= 1,
+            Event::NotBecome => self.becoming = false,
+            Event::HelperEnded { id, .. } => {
+                self.helpers.remove(id);
+            }
+            Event::SitterSaid(_) => self.sitter_said = true,
+            Event::SitterGone => self.sitter_sits = false,
+            Event::Order { client, .. } => {
+                self.clients.insert(*client, false);
+            }
+            Event::Stop | Event::StarterGone | Event::LanesClosed => self.signals += 1,
+            Event::OwnerEnded(_) => {
+                self.backends.retain(|_, stage| !matches!(stage, Stage::Granted | Stage::Serving));
+            }
+            _ => {}
+        }
+    }
+
+    /// All that may happen next.
+    pub(super) fn possible(&self, core: &Core) -> Vec<Event> {
+        let mut events = Vec::new();
+        for (&backend, &stage) in &self.backends {
+            events.extend(self.possible_of(core, backend, stage));
+        }
+        if !self.joined && core.attached {
+            let backend = BackendId(1000);
+            events.push(Event::Hello { backend, takeover: true, size: SIZE });
+        }
+        for (&id, task) in &self.helpers {
+            events.extend(reports(task).into_iter().map(|report| Event::HelperEnded { id, report }));
+        }
+        for watch in core.watches() {
+            let condition = watch.condition;
+            let may_fail = [Condition::OwnerStopped, Condition::NoSizeChange].contains(&condition);
+            events.push(Event::Seen { condition, holds: true });
+            if may_fail {
+                events.push(Event::Seen { condition, holds: false });
+            }
+        }
+        if self.sitter_sits {
+            events.push(Event::SitterGone);
+            if !self.sitter_said {
+                let refused = |busy| Err(SetupRefused { busy, set_up: false });
+                events.extend([Ok(()), refused(true), refused(false)].map(Event::SitterSaid));
+            }
+        }
+        if self.signals == 0 {
+            events.push(Event::Stop);
+            events.push(if core.attached { Event::LanesClosed } else { Event::StarterGone });
+        }
+        if self.clients.len() < MAX_ORDERS {
+            let client = ClientId(2000 + self.clients.len() as u64);
+            events.extend(orders().into_iter().map(|order| Event::Order { client, order }));
+        }
+        if core.next_deadline().is_some() {
+            events.push(Event::Time);
+        }
+        events
+    }
+
+    fn possible_of(&self, core: &Core, backend: BackendId, stage: Stage) -> Vec<Event> {
+        let is_owner = core.ownership.owner() == Some(backend);
+        let hello = Event::Hello { backend, takeover: false, size: SIZE };
+        let mut events = match stage {
+            Stage::Starting => vec![hello],
+            Stage::Granted => vec![Event::Ready { backend }],
+            Stage::Waiting | Stage::Serving => Vec::new(),
+        };
+        if is_owner {
+            let killed =
+                OwnerEnd { orderly: false, clean: false, progressed: true, spare_is_old: false };
+            events.push(Event::OwnerEnded(killed));
+            events.push(Event::OwnerEnded(OwnerEnd { orderly: true, clean: true, ..killed }));
+        } else {
+            events.push(Event::Gone { backend });
+            if stage == Stage::Starting && self.failures < MAX_FAILURES {
+                events.push(Event::StartFailed { backend, shortage: false });
+            }
+        }
+        events
+    }
+
+    /// What happens where all goes well, of what may.
+    pub(super) fn helpful(&self, core: &Core) -> Option<Event> {
+        let possible = self.possible(core);
+        let is_killed = core.ownership.is_fencing() || self.lanes_ended;
+        let wanted = |event: &&Event| match event {
+            Event::Hello { takeover, .. } => !takeover && !self.lanes_ended,
+            Event::Ready { .. } => !self.lanes_ended,
+            Event::HelperEnded { report, .. } => !matches!(report, Report::Status(1..)),
+            Event::Seen { condition, holds } => *holds && *condition != Condition::OwnerStopped,
+            Event::SitterSaid(Ok(())) => true,
+            Event::SitterGone => self.lanes_ended,
+            Event::OwnerEnded(end) => is_killed && !end.orderly,
+            _ => false,
+        };
+        possible.iter().find(wanted).cloned()
+    }
+
+    pub(super) fn other_client(&self) -> ClientId {
+        ClientId(3000)
+    }
+
+    pub(super) fn is_answered(&self, client: ClientId) -> bool {
+        self.clients.get(&client) == Some(&true)
+    }
+}
+
+/// What a helper process may report, if it does.
+fn reports(task: &HelperTask) -> Vec<Report> {
+    match task {
+        HelperTask::FindUsers => vec![Report::Users(Ok(Vec::new()))],
+        HelperTask::FlushAndDisconnect => {
+            [Flushed::Disconnected, Flushed::Busy, Flushed::Failed(Errno::EIO)]
+                .map(Report::Flushed)
+                .to_vec()
+        }
+        HelperTask::Resize { .. } => {
+            [Resized::Done, Resized::Failed(Errno::EIO)].map(Report::Resized).to_vec()
+        }
+        HelperTask::AskProgram { .. } => {
+            vec![Report::Program(Ok(())), Report::Program(Err(String::new()))]
+        }
+        HelperTask::TestRead => vec![Report::Status(0), Report::Status(5)],
+        _ => vec![Report::Status(0)],
+    }
+}
+
+fn orders() -> Vec<Order> {
+    vec![
+        Order::Detach { force: false },
+        Order::Detach { force: true },
+        Order::Restart { program: None },
+        Order::Restart { program: Some(Vec::new()) },
+        Order::WaitReady,
+        Order::Upgrade { program: String::new() },
+        Order::Fail { kill: true, in_flight: true },
+        Order::Pause { kill: true },
+        Order::Resume,
+        Order::Resize { size: Some(SIZE / 2), force: true },
+        Order::Resize { size: Some(SIZE / 2), force: false },
+        Order::Resize { size: Some(SIZE * 2), force: false },
+        Order::Resize { size: None, force: false },
+    ]
+}
+
+/// A text in which numbers of backends, clients, helpers and states, and moments, are told as seen from
+/// now.
+pub(super) fn canonical(text: &str, now: Instant) -> String {
+    let now = moment(&format!("{now:?}"));
+    let mut known: Vec<(&str, &str)> = Vec::new();
+    let mut latest = None;
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((at, kind)) = first_of(rest) {
+        out.push_str(&rest[..at + kind.len()]);
+        let inner = &rest[at + kind.len()..];
+        let end = inner.find([')', '}']).unwrap_or(inner.len());
+        let (number, after) = inner.split_at(end);
+        match kind {
+            "Instant {" => {
+                let offset = moment(number).saturating_sub(now) / 1_000_000;
+                out.push_str(&offset.to_string());
+            }
+            "Revision(" => {
+                let revision: u64 = number.parse().unwrap_or(0);
+                let latest = *latest.get_or_insert(revision);
+                out.push_str(&latest.wrapping_sub(revision).to_string());
+            }
+            _ => {
+                let place = known.iter().position(|it| *it == (kind, number));
+                let place = place.unwrap_or_else(|| {
+                    known.push((kind, number));
+                    known.len() - 1
+                });
+                out.push_str(&place.to_string());
+            }
+        }
+        rest = after;
+    }
+    out.push_str(rest);
+    out
+}
+
+fn first_of(text: &str) -> Option<(usize, &'static str)> {
+    let kinds = ["BackendId(", "ClientId(", "HelperId(", "Revision(", "Instant {"];
+    kinds.iter().filter_map(|kind| text.find(kind).map(|at| (at, *kind))).min()
+}
+
+/// The nanoseconds of an instant, as its debug form has them.
+fn moment(text: &str) -> i128 {
+    let numbers: Vec<i128> = text
+        .split(|digit: char| !digit.is_ascii_digit())
+        .filter_map(|number| number.parse().ok())
+        .collect();
+    match numbers[..] {
+        [seconds, nanoseconds] => seconds * 1_000_000_000 + nanoseconds,
+        _ => panic!("an instant of another form: {text}"),
+    }
+}
