@@ -11,6 +11,7 @@
 //! | [`history`] | what is still to be told when the holder that saw it is gone |
 //! | [`status`] | what a holder tells about its device |
 //! | [`latency`] | how long requests took, as part of that |
+//! | [`attach_options`] | how a device is attached: every option once |
 //! | [`policy`] | what becomes of requests that no backend answers |
 //! | [`trace`] | requests that were executed |
 //! | [`registry`] | the runtime directory |
@@ -20,6 +21,7 @@
 //! | [`service`] | what a service manager wants to hear |
 //! | [`process`] | naming a process so that a reused pid is not mistaken for it |
 
+pub mod attach_options;
 pub mod backend;
 pub mod channel;
 pub mod control;

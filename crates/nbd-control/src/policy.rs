@@ -4,11 +4,14 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 /// How long a lost backend is waited for unless the operator says otherwise.
 const USUAL: u32 = 30;
 
 /// What becomes of requests while there is no backend.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub enum OnBackendLoss {
     /// They wait for one, without a limit.
     #[default]
@@ -50,6 +53,20 @@ impl FromStr for OnBackendLoss {
                 .map_err(|_| format!("{seconds} is not a whole number of seconds")),
             _ => Err("use hold, fail or fail:SECONDS".into()),
         }
+    }
+}
+
+impl TryFrom<String> for OnBackendLoss {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl From<OnBackendLoss> for String {
+    fn from(policy: OnBackendLoss) -> Self {
+        policy.to_string()
     }
 }
 

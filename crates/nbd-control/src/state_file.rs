@@ -8,7 +8,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, FallocateFlags, RenameFlags, fallocate, renameat2};
@@ -21,6 +21,11 @@ const NEXT: &str = "state.new";
 const RESERVED: usize = 32 << 10;
 /// How often a state that changes under its reader is read again.
 const MAX_READS: usize = 100;
+
+/// The file that readers look at.
+pub(crate) fn path(folder: &Path) -> PathBuf {
+    folder.join(CURRENT)
+}
 
 /// Takes the room for all states to come. Until the first one is written, there is none to read.
 pub(crate) fn reserve(folder: &Path) -> io::Result<()> {
@@ -41,12 +46,12 @@ pub(crate) fn write(folder: &Path, text: &[u8]) -> io::Result<()> {
     let length = usize::try_from(file.metadata()?.len()).map_err(io::Error::other)?;
     padded.resize(length.max(text.len()), b'\n');
     file.write_all_at(&padded, 0)?;
-    publish(&next, &folder.join(CURRENT))
+    publish(&next, &path(folder))
 }
 
 /// The state, if there is one.
 pub(crate) fn read(folder: &Path) -> io::Result<Option<Vec<u8>>> {
-    let path = folder.join(CURRENT);
+    let path = path(folder);
     let read = || match std::fs::read(&path) {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
         other => other,
@@ -92,10 +97,8 @@ fn publish(next: &Path, current: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::MetadataExt;
-    use std::path::PathBuf;
-
     use super::*;
+    use std::os::unix::fs::MetadataExt;
 
     struct Folder(PathBuf);
 

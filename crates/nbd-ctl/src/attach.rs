@@ -155,7 +155,7 @@ fn become_holder(context: &Context, wanted: &Attach) -> Result<Error, Error> {
             command.args(arguments(wanted));
         }
     }
-    if wanted.survive_shutdown {
+    if wanted.options.survive_shutdown {
         command.arg0("@nbd-kernel-holder");
     }
     Ok(Error::Start { program, source: command.exec() })
@@ -166,7 +166,10 @@ fn arguments(wanted: &Attach) -> Vec<String> {
     if let Some(device) = wanted.device {
         arguments.extend(["--device".to_string(), device.to_string()]);
     }
-    arguments.extend_from_slice(&wanted.options);
+    if let Some(name) = &wanted.name {
+        arguments.extend(["--name".to_string(), name.clone()]);
+    }
+    arguments.extend(wanted.options.arguments());
     match &wanted.program {
         Some(program) => {
             arguments.push("--".into());
@@ -209,6 +212,8 @@ fn detach(context: &Context, path: &str) -> Result<(), Error> {
 
 #[cfg(test)]
 mod tests {
+    use nbd_control::attach_options::AttachOptions;
+
     use super::*;
 
     #[test]
@@ -216,13 +221,16 @@ mod tests {
         let wanted = Attach {
             name: None,
             foreground: false,
-            survive_shutdown: false,
             device: Some(Device(3)),
-            options: vec!["--lanes".into(), "2".into()],
+            options: AttachOptions { poison_limit: 2, ..AttachOptions::default() },
             program: Some(vec!["/bin/mine".into(), "--lanes".into()]),
         };
-        assert_eq!(arguments(&wanted).join(" "), "--device nbd3 --lanes 2 -- /bin/mine --lanes");
-        let external = Attach { device: None, options: Vec::new(), program: None, ..wanted };
+        assert_eq!(
+            arguments(&wanted).join(" "),
+            "--device nbd3 --poison-limit=2 -- /bin/mine --lanes"
+        );
+        let external =
+            Attach { device: None, options: AttachOptions::default(), program: None, ..wanted };
         assert_eq!(arguments(&external), ["--external"]);
     }
 }

@@ -8,9 +8,10 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
+use clap::parser::ValueSource;
+use clap::{ArgGroup, ArgMatches, Args, FromArgMatches, Parser, Subcommand, ValueEnum};
 
-use nbd_control::policy::OnBackendLoss;
+use nbd_control::attach_options::AttachOptions;
 
 const EXIT_CODES: &str = "\
 Exit status:
@@ -449,52 +450,17 @@ pub(crate) struct AttachArguments {
     /// Call the device so, as its name in the file would.
     #[arg(long)]
     pub(crate) name: Option<String>,
-    /// Keep systemd's last kill at shutdown away: the root filesystem is on the device.
-    #[arg(long)]
-    pub(crate) survive_shutdown: bool,
     /// Start no backend; wait until one joins.
     #[arg(long)]
     pub(crate) external: bool,
     /// The device to use [default: a free one].
     #[arg(long)]
     pub(crate) device: Option<String>,
-    /// How to talk to the driver [default: ioctl].
-    #[arg(long, value_enum)]
-    pub(crate) kernel_api: Option<KernelApi>,
-    /// Socket pairs between the driver and the backend, 1 to 4 [default: by CPUs].
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4))]
-    pub(crate) lanes: Option<u32>,
-    /// When to start a lost backend again [default: on-failure].
-    #[arg(long, value_enum)]
-    pub(crate) restart: Option<Restart>,
-    /// Give up after so many failures in a row without an answered request [default: never].
-    #[arg(long, value_name = "N")]
-    pub(crate) restart_limit: Option<u32>,
-    /// Answer a request with EIO once it has crashed so many backends, 2 or more; 0: never
-    /// [default: 3].
-    #[arg(long, value_name = "N")]
-    pub(crate) poison_limit: Option<u32>,
-    /// What becomes of requests while there is no backend: hold, fail:SECONDS (answer them with
-    /// EIO once there has been none for so long) or fail (30 seconds) [default: hold].
-    #[arg(long, value_name = "WHAT")]
-    pub(crate) on_backend_loss: Option<OnBackendLoss>,
+    #[command(flatten)]
+    pub(crate) options: TypedOptions,
     /// Do without the second nbd-serve that is kept started to take over at once.
     #[arg(long, conflicts_with_all = ["program", "external"])]
     pub(crate) no_spare: bool,
-    /// The user that backends run as.
-    #[arg(long)]
-    pub(crate) user: Option<String>,
-    /// Confine backends: namespaces of their own, no privileges, a filter of system calls, and
-    /// with local, the default, no network. Needs --user.
-    #[arg(long, value_name = "KIND", num_args = 0..=1, require_equals = true,
-          default_missing_value = "local", value_parser = ["local", "network"])]
-    pub(crate) sandbox: Option<String>,
-    /// Let members of this group look: list, status, why, trace, metrics [default: root only].
-    #[arg(long)]
-    pub(crate) group: Option<String>,
-    /// How long attaching may take [default: 30; no limit with --external].
-    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
-    pub(crate) ready_timeout: Option<u32>,
 }
 
 #[derive(Debug, Args)]
@@ -662,35 +628,44 @@ pub(crate) enum Until {
     Gone,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum KernelApi {
-    /// The older interface; works everywhere.
-    Ioctl,
-    /// The newer interface.
-    Netlink,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Restart {
-    /// Unless it ended by itself with exit status 0.
-    OnFailure,
-    /// Always.
-    Always,
-    /// Never.
-    Never,
-}
-
 impl AttachArguments {
     /// Whether anything is given that a file with devices would say.
     pub(crate) fn has_options(&self) -> bool {
-        let texts = [&self.device, &self.user, &self.name, &self.sandbox, &self.group];
-        let numbers = [self.lanes, self.restart_limit, self.poison_limit, self.ready_timeout];
-        texts.iter().any(|text| text.is_some())
-            || numbers.iter().any(Option::is_some)
-            || self.kernel_api.is_some()
-            || self.restart.is_some()
-            || self.no_spare
-            || self.survive_shutdown
+        let named = self.device.is_some() || self.name.is_some();
+        named || self.no_spare || self.options.are_typed
+    }
+}
+
+/// Attach options, and whether any of them was typed, be it the default.
+#[derive(Clone, Debug)]
+pub(crate) struct TypedOptions {
+    pub(crate) options: AttachOptions,
+    pub(crate) are_typed: bool,
+}
+
+impl FromArgMatches for TypedOptions {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let options = AttachOptions::from_arg_matches(matches)?;
+        let typed =
+            |id: &clap::Id| matches.value_source(id.as_str()) == Some(ValueSource::CommandLine);
+        let command = AttachOptions::augment_args(clap::Command::new("attach"));
+        let are_typed = command.get_arguments().any(|option| typed(option.get_id()));
+        Ok(Self { options, are_typed })
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
+impl Args for TypedOptions {
+    fn augment_args(command: clap::Command) -> clap::Command {
+        AttachOptions::augment_args(command)
+    }
+
+    fn augment_args_for_update(command: clap::Command) -> clap::Command {
+        AttachOptions::augment_args_for_update(command)
     }
 }
 
@@ -743,6 +718,27 @@ mod tests {
                 command.get_name()
             );
         }
+    }
+
+    #[test]
+    fn options_beside_a_name_are_noticed_also_where_they_are_the_default() {
+        let attach = |words: &str| match Arguments::parse_from(words.split(' ')).command {
+            Command::Attach(arguments) => arguments,
+            other => unreachable!("{other:?}"),
+        };
+        for option in AttachOptions::names() {
+            let value = match option.as_str() {
+                "kernel-api" => "=ioctl",
+                "restart" => "=on-failure",
+                "on-backend-loss" => "=hold",
+                "user" | "group" => "=root",
+                "sandbox" | "survive-shutdown" => "",
+                _ => "=3",
+            };
+            assert!(attach(&format!("nbd-ctl attach backup --{option}{value}")).has_options());
+        }
+        assert!(attach("nbd-ctl attach backup --no-spare").has_options());
+        assert!(!attach("nbd-ctl attach backup --foreground --config x").has_options());
     }
 
     #[test]

@@ -87,7 +87,7 @@ fn unheld(registry: &Registry, device: Device) -> Result<Entry, Error> {
     }
     let state = registry.read_state(device.0).map_err(|source| match source.kind() {
         ErrorKind::PermissionDenied => Error::Forbidden { device },
-        _ => Error::State { device, path: folder.join("state.json"), source },
+        _ => Error::State { device, source },
     })?;
     let remains = Remains::of(device.0, state.as_ref());
     Ok(match state {

@@ -130,10 +130,11 @@ pub(crate) enum Error {
     Prepare { command: String, ending: String },
     #[error("{device}: its holder{} is alive: there is nothing to adopt", pid(*holder))]
     HasHolder { device: Device, holder: Option<i32> },
-    #[error("{device}: its holder is gone and it cannot be adopted; nbd-ctl detach --force {device} takes down what is left: {}", path.display())]
+    #[error(
+        "{device}: its holder is gone and it cannot be adopted; nbd-ctl detach --force {device} takes down what is left"
+    )]
     State {
         device: Device,
-        path: PathBuf,
         #[source]
         source: io::Error,
     },

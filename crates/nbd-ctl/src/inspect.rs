@@ -249,7 +249,7 @@ fn orphan(device: Device, state: State) -> Orphan {
         backend_pid: backend.map(|backend| backend.pid),
         description: state.description,
         export: state.export,
-        lanes: state.lanes,
+        lanes: state.options.lanes,
         restarts: state.restarts,
     }
 }
