@@ -15,6 +15,10 @@
 //!   nbd0.log.last      the log of a device that is not attached any more
 //! ```
 
+pub mod history;
+pub mod remains;
+mod state_file;
+
 use std::fs;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
@@ -27,7 +31,6 @@ use crate::attach_options::AttachOptions;
 use crate::backend::ExportInfo;
 use crate::history::History;
 use crate::process::ProcessId;
-use crate::state_file;
 
 /// The default runtime directory.
 pub const DEFAULT_DIRECTORY: &str = "/run/nbd";

@@ -12,13 +12,13 @@ use crate::cli::{
 };
 use crate::config::{Config, default_file, is_name};
 use crate::debug::Debug;
+use crate::debug::record::Record;
+use crate::debug::replay::Replay;
 use crate::device::Device;
 use crate::error::Error;
-use crate::metrics::{Address, address};
+use crate::inspect::metrics::{Address, address};
+use crate::inspect::why::Target;
 use crate::program;
-use crate::record::Record;
-use crate::replay::Replay;
-use crate::why::Target;
 
 /// Something to do.
 #[derive(Debug)]

@@ -25,12 +25,12 @@ const FILE_VARIABLE: &str = "NBD_CTL_CONFIG";
 #[derive(Debug)]
 pub(crate) struct Config {
     path: PathBuf,
-    devices: BTreeMap<String, Entry>,
+    devices: BTreeMap<String, DeviceTable>,
 }
 
 /// A device of the file.
 #[derive(Debug)]
-struct Entry {
+struct DeviceTable {
     export: Option<String>,
     program: Option<Vec<String>>,
     external: bool,
@@ -100,7 +100,7 @@ impl Config {
         let mut owners: BTreeMap<Device, String> = BTreeMap::new();
         for (name, table) in tables {
             let offset = table.span().start;
-            let mut entry = Entry::default();
+            let mut entry = DeviceTable::default();
             for (key, value) in table.into_inner() {
                 let offset = key.span().start;
                 let set = entry.set(key.get_ref(), value.into_inner());
@@ -149,7 +149,7 @@ impl Config {
     }
 }
 
-impl Default for Entry {
+impl Default for DeviceTable {
     fn default() -> Self {
         Self {
             export: None,
@@ -163,7 +163,7 @@ impl Default for Entry {
     }
 }
 
-impl Entry {
+impl DeviceTable {
     /// Takes one key of the file.
     fn set(&mut self, key: &str, value: Value) -> Result<(), String> {
         match key {

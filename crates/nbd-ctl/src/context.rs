@@ -27,7 +27,7 @@ pub(crate) struct Context {
 
 /// What came of waiting.
 #[derive(Debug)]
-pub(crate) enum Heard<T> {
+pub(crate) enum Received<T> {
     Message(T),
     Nothing,
     Interrupt,
@@ -57,19 +57,19 @@ impl Context {
     }
 
     /// Waits up to `limit` for the next message.
-    pub(crate) fn hear<T: DeserializeOwned>(
+    pub(crate) fn receive<T: DeserializeOwned>(
         &self,
         channel: &mut Channel,
         limit: Duration,
-    ) -> Result<Heard<T>, ChannelError> {
+    ) -> Result<Received<T>, ChannelError> {
         let deadline = Instant::now() + limit;
         loop {
             if let Some(received) = channel.try_receive()? {
-                return Ok(Heard::Message(received.message));
+                return Ok(Received::Message(received.message));
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return Ok(Heard::Nothing);
+                return Ok(Received::Nothing);
             }
             let mut descriptors = [
                 PollFd::new(channel.as_fd(), PollFlags::POLLIN),
@@ -79,7 +79,7 @@ impl Context {
             let [peer, interrupt] = descriptors;
             // What the peer had to say comes first.
             if interrupt.any() == Some(true) && peer.any() != Some(true) {
-                return Ok(Heard::Interrupt);
+                return Ok(Received::Interrupt);
             }
         }
     }
@@ -127,15 +127,15 @@ fn wait_for(descriptors: &mut [PollFd<'_>], time: Duration) -> Result<(), Channe
 }
 
 /// Words for the operator. Nobody can be told if that fails.
-pub(crate) fn say(text: &str) {
+pub(crate) fn eprint(text: &str) {
     let text = printable(text, true);
     let _ = writeln!(io::stderr().lock(), "nbd-ctl: {text}");
 }
 
 /// Something that only a person who is watching wants to know.
-pub(crate) fn reassure(text: &str) {
+pub(crate) fn progress(text: &str) {
     if io::stderr().is_terminal() {
-        say(text);
+        eprint(text);
     }
 }
 

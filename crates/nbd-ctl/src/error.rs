@@ -14,7 +14,7 @@ use thiserror::Error;
 
 use crate::config::ConfigError;
 use crate::device::Device;
-use crate::entry::Abandoned;
+use crate::holder::device_state::Abandoned;
 
 /// Exit status after SIGINT or SIGTERM, as shells have it.
 const INTERRUPTED: u8 = 130;
