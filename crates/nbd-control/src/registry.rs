@@ -102,7 +102,7 @@ impl State {
     /// The version that this program writes.
     pub const VERSION: u32 = 2;
     /// The limit that holders had, and wrote down, when none was asked for.
-    const FORMER_LIMIT: u32 = 10;
+    const FORMER_RESTART_LIMIT: u32 = 10;
 
     fn parse(text: &[u8]) -> io::Result<Self> {
         let read = |error| unreadable(text, &error);
@@ -113,7 +113,9 @@ impl State {
             let text = format!("state of version {} and not {}", state.version, Self::VERSION);
             return Err(io::Error::new(io::ErrorKind::InvalidData, text));
         }
-        if !state.restart_limit_given && state.options.restart_limit == Some(Self::FORMER_LIMIT) {
+        if !state.restart_limit_given
+            && state.options.restart_limit == Some(Self::FORMER_RESTART_LIMIT)
+        {
             state.options.restart_limit = None;
         }
         Ok(state)
@@ -187,6 +189,10 @@ impl Registry {
 
     /// Writes down what udev's rules need to know of a device: its name, if it was given one, and
     /// whether it is about to go.
+    ///
+    /// # Errors
+    ///
+    /// The device has no folder, or there is no room in it.
     pub fn write_properties(
         &self,
         index: u32,
@@ -217,7 +223,11 @@ impl Registry {
         (!name.is_empty()).then(|| name.to_owned())
     }
 
-    /// Makes the runtime directory, and checks that nobody else can put things into it.
+    /// Makes the runtime directory, and checks that no other user can put things into it.
+    ///
+    /// # Errors
+    ///
+    /// The directory cannot be made, or others than its owner and root may write to it.
     pub fn prepare(&self) -> io::Result<()> {
         fs::DirBuilder::new().recursive(true).mode(0o755).create(&self.directory)?;
         let meta = fs::metadata(&self.directory)?;
@@ -231,18 +241,30 @@ impl Registry {
     }
 
     /// Opens the file to flock while a device is picked or an entry is changed.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be made or opened: there is no runtime directory, or this is not its owner.
     pub fn lock_file(&self) -> io::Result<fs::File> {
         let path = self.directory.join("lock");
         fs::OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path)
     }
 
     /// Makes a device's folder; fails with `AlreadyExists` if it has one.
+    ///
+    /// # Errors
+    ///
+    /// `AlreadyExists` if the device has a folder; otherwise the directory cannot be written to.
     pub fn create_folder(&self, index: u32) -> io::Result<()> {
         fs::DirBuilder::new().mode(0o700).create(self.folder(index))
     }
 
     /// Removes all that belongs to a device but its log, which becomes the [last
     /// one](Self::last_log). What does not exist is fine.
+    ///
+    /// # Errors
+    ///
+    /// Socket or folder cannot be removed.
     pub fn remove(&self, index: u32) -> io::Result<()> {
         // A log that cannot be kept is no reason to keep a device.
         let _ = self.keep_log(index);
@@ -272,6 +294,10 @@ impl Registry {
     }
 
     /// The devices that have a folder, in order.
+    ///
+    /// # Errors
+    ///
+    /// The runtime directory cannot be read. One that does not exist has no devices.
     pub fn devices(&self) -> io::Result<Vec<u32>> {
         let entries = match fs::read_dir(&self.directory) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),

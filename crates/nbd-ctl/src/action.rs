@@ -319,7 +319,7 @@ fn backend(spec: Option<String>, program: Vec<String>) -> Result<Option<Vec<Stri
 }
 
 /// A holder that runs already has a working directory of its own, so a relative path would mean
-/// another file to it than to whoever types it here.
+/// another file to it than to the operator who types it here.
 fn replacement(spec: Option<String>, program: Vec<String>) -> Result<Option<Vec<String>>, Error> {
     let is_spec = spec.is_some();
     let mut command = backend(spec, program)?;

@@ -19,7 +19,7 @@ use crate::table::printable;
 #[derive(Debug)]
 pub(crate) struct Context {
     pub(crate) registry: Registry,
-    /// Readable for ever once SIGINT or SIGTERM has come: nobody reads from it.
+    /// Readable for ever once SIGINT or SIGTERM has come: no code reads from it.
     interrupted: UnixStream,
     /// Its other end, which must stay open.
     _signalled: UnixStream,
@@ -126,7 +126,7 @@ fn wait_for(descriptors: &mut [PollFd<'_>], time: Duration) -> Result<(), Channe
     }
 }
 
-/// Words for the operator. Nobody can be told if that fails.
+/// Words for the operator. A failure to write them cannot be told anywhere, so it is ignored.
 pub(crate) fn eprint(text: &str) {
     let text = printable(text, true);
     let _ = writeln!(io::stderr().lock(), "nbd-ctl: {text}");

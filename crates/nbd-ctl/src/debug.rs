@@ -29,7 +29,7 @@ use crate::inspect::status;
 use crate::program;
 
 /// Where separate symbols, and gdb's own parts, are installed.
-const INSTALLED: [&str; 2] = ["/usr/lib/debug", "/usr/share/gdb"];
+const GDB_DIRECTORIES: [&str; 2] = ["/usr/lib/debug", "/usr/share/gdb"];
 
 /// What to debug, and how.
 #[derive(Debug)]
@@ -91,7 +91,7 @@ fn needed(gdb: &str, pid: i32, sources: &[PathBuf]) -> Vec<Needed> {
     for path in mapped_files(pid) {
         add("the backend's program, libraries and symbols", path);
     }
-    for path in INSTALLED {
+    for path in GDB_DIRECTORIES {
         add("gdb's files and symbols", path.into());
     }
     for path in sources {

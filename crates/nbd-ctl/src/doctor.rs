@@ -17,11 +17,11 @@ use crate::inspect::status::print_json;
 use crate::program;
 
 /// The least kernel: `close_range`. Adoption takes `pidfd_getfd`, which is older.
-const KERNEL: (u32, u32) = (5, 9);
-const RULES: &str = "udev/rules.d/59-nbd-ctl.rules";
+const MIN_KERNEL: (u32, u32) = (5, 9);
+const UDEV_RULES: &str = "udev/rules.d/59-nbd-ctl.rules";
 /// A mebibyte of locked memory is what a holder touches; backends need some more.
-const LOCKED_MEMORY: u64 = 16 << 20;
-const OPEN_FILES: u64 = 1024;
+const MIN_LOCKED_BYTES: u64 = 16 << 20;
+const MIN_OPEN_FILES: u64 = 1024;
 
 /// How bad it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -108,8 +108,8 @@ fn check_kernel(found: &mut Findings) {
     let release = read("/proc/sys/kernel/osrelease").unwrap_or_default();
     let version = read("/proc/sys/kernel/version").unwrap_or_default();
     let version = kernel_bugs::version(&release, &version);
-    if (version.0, version.1) < KERNEL {
-        let text = format!("{release}: at least {}.{} is needed", KERNEL.0, KERNEL.1);
+    if (version.0, version.1) < MIN_KERNEL {
+        let text = format!("{release}: at least {}.{} is needed", MIN_KERNEL.0, MIN_KERNEL.1);
         return found.add("kernel", Level::Trouble, text);
     }
     let (major, minor, patch) = version;
@@ -146,8 +146,8 @@ fn check_rights(context: &Context, found: &mut Findings) {
 fn check_limits(found: &mut Findings) {
     let limits = read("/proc/self/limits").unwrap_or_default();
     for (name, least, what) in [
-        ("Max locked memory", LOCKED_MEMORY, "bytes of locked memory"),
-        ("Max open files", OPEN_FILES, "open files"),
+        ("Max locked memory", MIN_LOCKED_BYTES, "bytes of locked memory"),
+        ("Max open files", MIN_OPEN_FILES, "open files"),
     ] {
         let line = limits.lines().find_map(|line| line.strip_prefix(name));
         let hard = line.and_then(|line| line.split_ascii_whitespace().nth(1)).unwrap_or("?");
@@ -167,7 +167,7 @@ fn check_udev(found: &mut Findings) {
         return found.add("udev", Level::Fine, "does not run here");
     }
     let folders = ["/etc", "/run", "/usr/lib", "/lib"];
-    match folders.iter().any(|folder| Path::new(folder).join(RULES).exists()) {
+    match folders.iter().any(|folder| Path::new(folder).join(UDEV_RULES).exists()) {
         true => found.add("udev", Level::Fine, "our rules are installed"),
         false => {
             let text = "59-nbd-ctl.rules are not installed: no links in /dev/disk/by-nbd, and udev \

@@ -27,7 +27,7 @@ use crate::holder::device_state::devices;
 use crate::program;
 
 /// How long a backend may take to start unless the operator says otherwise.
-const BACKEND_LIMIT: Duration = Duration::from_secs(60);
+const BACKEND_START_TIMEOUT: Duration = Duration::from_secs(60);
 /// Does something to every device. One that fails does not keep it from the others.
 fn each(context: &Context, mut act: impl FnMut(Device) -> Result<(), Error>) -> Result<(), Error> {
     let mut failed = None;
@@ -83,7 +83,7 @@ pub(crate) fn upgrade(
 fn upgrade_one(context: &Context, device: Device, limit: Option<Duration>) -> Result<(), Error> {
     let mut holder = HolderClient::connect(context, device)?;
     let request = Request::Upgrade { program: program::holder()? };
-    let limit = limit.unwrap_or(BACKEND_LIMIT);
+    let limit = limit.unwrap_or(BACKEND_START_TIMEOUT);
     let upgraded = holder.order(&request, Some(limit), "changing to its new program");
     if let Err(Error::Ended { .. }) = &upgraded {
         // The new program has died of it. The device is adopted as after any holder's death.
@@ -100,7 +100,7 @@ pub(crate) fn order(
     doing: &str,
     limit: Option<Duration>,
 ) -> Result<(), Error> {
-    let limit = limit.unwrap_or(BACKEND_LIMIT);
+    let limit = limit.unwrap_or(BACKEND_START_TIMEOUT);
     notify(&HolderClient::connect(context, device)?.order(request, Some(limit), doing)?);
     Ok(())
 }

@@ -1,7 +1,11 @@
 //! nbd-ctl: what operators type to attach, inspect and detach NBD devices.
 //!
-//! It speaks to the holders of devices over their control sockets, and starts them. It never
-//! opens a device.
+//! It speaks to the holders of devices over their control sockets, and starts them.
+//!
+//! - It opens no device and asks the driver nothing, so a device that is stuck cannot make a command stuck. All else
+//!   that may take long has a limit, and ends on Ctrl-C with a word on what is left.
+//! - What a command prints for scripts goes to stdout, and words to stderr ([`context`]).
+//! - Each way to fail has an exit status of its own kind ([`error`]), which holders use as well.
 //!
 //! | module | idea |
 //! |---|---|

@@ -27,10 +27,10 @@ pub const GREETING: [u8; 8] = *b"nbd-hold";
 /// Version of all messages in this crate. Any change to one of them raises it.
 pub const VERSION: u32 = 1;
 /// Most descriptors with one frame.
-pub const MOST_DESCRIPTORS: usize = 32;
+pub const MAX_FRAME_DESCRIPTORS: usize = 32;
 
-const GREETING_LENGTH: usize = 12;
-const FRAME_HEADER: usize = 8;
+const GREETING_BYTES: usize = 12;
+const FRAME_HEADER_BYTES: usize = 8;
 
 /// Why a conversation ended.
 #[derive(Debug, Error)]
@@ -88,6 +88,11 @@ pub struct Received<T> {
 impl Channel {
     /// Wraps a connected stream and sends our greeting. The stream may block or not: receiving
     /// never waits, but in [`Self::receive_within`].
+    ///
+    /// # Errors
+    ///
+    /// The greeting cannot be sent: the peer reads nothing for a second, or a system call failed. A peer that has
+    /// closed is no error: what it sent before can still be received.
     pub fn new(stream: UnixStream) -> Result<Self, ChannelError> {
         let mut greeting = GREETING.to_vec();
         greeting.extend_from_slice(&VERSION.to_le_bytes());
@@ -119,6 +124,10 @@ impl Channel {
     }
 
     /// Asks the kernel to vouch for the sender of every message from now on.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses the option: the stream is no unix socket.
     pub fn identify_senders(&self) -> Result<(), ChannelError> {
         Ok(setsockopt(&self.stream, sockopt::PassCred, &true)?)
     }
@@ -129,13 +138,18 @@ impl Channel {
     }
 
     /// Sends a message. It either goes out whole or the channel is of no more use.
+    ///
+    /// # Errors
+    ///
+    /// The peer has closed, or reads nothing for a second; the message is longer than
+    /// [`wire::MAX_MESSAGE_BYTES`]; a system call failed.
     pub fn send<T: Serialize>(
         &self,
         message: &T,
         descriptors: &[BorrowedFd<'_>],
     ) -> Result<(), ChannelError> {
         let payload = wire::encode(message).map_err(ChannelError::Malformed)?;
-        let mut frame = Vec::with_capacity(FRAME_HEADER + payload.len());
+        let mut frame = Vec::with_capacity(FRAME_HEADER_BYTES + payload.len());
         frame.extend_from_slice(&(payload.len() as u32).to_le_bytes());
         frame.extend_from_slice(&(descriptors.len() as u32).to_le_bytes());
         frame.extend_from_slice(&payload);
@@ -143,6 +157,11 @@ impl Channel {
     }
 
     /// The next message, if all of it is here. Never waits.
+    ///
+    /// # Errors
+    ///
+    /// The peer has closed, is of another version or none of our programs, or has sent what is no such message; a
+    /// system call failed.
     pub fn try_receive<T: DeserializeOwned>(
         &mut self,
     ) -> Result<Option<Received<T>>, ChannelError> {
@@ -163,6 +182,10 @@ impl Channel {
     }
 
     /// The next message, waiting for it up to `limit`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::try_receive`], and [`ChannelError::TimedOut`] after `limit`.
     pub fn receive_within<T: DeserializeOwned>(
         &mut self,
         limit: Duration,
@@ -186,6 +209,10 @@ impl Channel {
     }
 
     /// The next message, waiting for it as long as it takes.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::try_receive`].
     pub fn receive<T: DeserializeOwned>(&mut self) -> Result<Received<T>, ChannelError> {
         loop {
             match self.receive_within(Duration::from_secs(3600)) {
@@ -199,25 +226,25 @@ impl Channel {
         if !self.greeted && !self.check_greeting()? {
             return Ok(None);
         }
-        let Some(header) = self.bytes.first_chunk::<FRAME_HEADER>() else {
+        let Some(header) = self.bytes.first_chunk::<FRAME_HEADER_BYTES>() else {
             return Ok(None);
         };
         let word = |at: usize| {
             u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]])
         };
         let (length, count) = (word(0) as usize, word(4) as usize);
-        if length > wire::LONGEST || count > MOST_DESCRIPTORS {
+        if length > wire::MAX_MESSAGE_BYTES || count > MAX_FRAME_DESCRIPTORS {
             return Err(ChannelError::Malformed(format!("{length} bytes, {count} descriptors")));
         }
-        if self.bytes.len() < FRAME_HEADER + length {
+        if self.bytes.len() < FRAME_HEADER_BYTES + length {
             return Ok(None);
         }
         if self.descriptors.len() < count {
             return Err(ChannelError::Malformed("descriptors are missing".into()));
         }
-        let message = wire::decode(&self.bytes[FRAME_HEADER..FRAME_HEADER + length])
+        let message = wire::decode(&self.bytes[FRAME_HEADER_BYTES..FRAME_HEADER_BYTES + length])
             .map_err(ChannelError::Malformed)?;
-        self.bytes.drain(..FRAME_HEADER + length);
+        self.bytes.drain(..FRAME_HEADER_BYTES + length);
         let descriptors = self.descriptors.drain(..count).collect();
         Ok(Some(Received { message, descriptors }))
     }
@@ -228,21 +255,21 @@ impl Channel {
             let shown = self.bytes.len().min(16);
             return Err(ChannelError::NotOurs(self.bytes[..shown].to_vec()));
         }
-        let Some(greeting) = self.bytes.first_chunk::<GREETING_LENGTH>() else {
+        let Some(greeting) = self.bytes.first_chunk::<GREETING_BYTES>() else {
             return Ok(false);
         };
         let found = u32::from_le_bytes([greeting[8], greeting[9], greeting[10], greeting[11]]);
         if found != VERSION {
             return Err(ChannelError::Version { found });
         }
-        self.bytes.drain(..GREETING_LENGTH);
+        self.bytes.drain(..GREETING_BYTES);
         self.greeted = true;
         Ok(true)
     }
 
     fn fill(&mut self) -> nix::Result<()> {
         let mut buffer = [0u8; 16384];
-        let mut space = nix::cmsg_space!([RawFd; MOST_DESCRIPTORS], UnixCredentials);
+        let mut space = nix::cmsg_space!([RawFd; MAX_FRAME_DESCRIPTORS], UnixCredentials);
         let mut slices = [IoSliceMut::new(&mut buffer)];
         let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC;
         let fd = self.stream.as_raw_fd();
@@ -323,7 +350,7 @@ mod tests {
     }
 
     /// Longer than any message takes.
-    const PATIENCE: Duration = Duration::from_secs(120);
+    const MESSAGE_TIMEOUT: Duration = Duration::from_secs(120);
 
     #[test]
     fn a_message_arrives_with_its_descriptors() {
@@ -331,7 +358,7 @@ mod tests {
         let (mut reader, writer) = std::io::pipe().unwrap();
         left.send(&("lane".to_string(), 7u32), &[writer.as_fd()]).unwrap();
         drop(writer);
-        let received = right.receive_within::<(String, u32)>(PATIENCE).unwrap();
+        let received = right.receive_within::<(String, u32)>(MESSAGE_TIMEOUT).unwrap();
         assert_eq!(received.message, ("lane".to_string(), 7));
         std::fs::File::from(received.descriptors.into_iter().next().unwrap())
             .write_all(b"x")
@@ -346,8 +373,14 @@ mod tests {
         let (left, mut right) = pair();
         left.send(&vec![1u8; 5000], &[]).unwrap();
         left.send(&vec![2u8; 100_000], &[]).unwrap();
-        assert_eq!(right.receive_within::<Vec<u8>>(PATIENCE).unwrap().message, vec![1; 5000]);
-        assert_eq!(right.receive_within::<Vec<u8>>(PATIENCE).unwrap().message.len(), 100_000);
+        assert_eq!(
+            right.receive_within::<Vec<u8>>(MESSAGE_TIMEOUT).unwrap().message,
+            vec![1; 5000]
+        );
+        assert_eq!(
+            right.receive_within::<Vec<u8>>(MESSAGE_TIMEOUT).unwrap().message.len(),
+            100_000
+        );
         assert!(right.try_receive::<Vec<u8>>().unwrap().is_none());
     }
 
@@ -357,16 +390,16 @@ mod tests {
         assert!(!right.is_at_rest(), "nobody has introduced themselves");
         left.send(&1u32, &[]).unwrap();
         left.send(&2u32, &[]).unwrap();
-        assert_eq!(right.receive_within::<u32>(PATIENCE).unwrap().message, 1);
+        assert_eq!(right.receive_within::<u32>(MESSAGE_TIMEOUT).unwrap().message, 1);
         assert!(!right.is_at_rest(), "the second message is here");
-        assert_eq!(right.receive_within::<u32>(PATIENCE).unwrap().message, 2);
+        assert_eq!(right.receive_within::<u32>(MESSAGE_TIMEOUT).unwrap().message, 2);
         assert!(right.is_at_rest());
 
         let (mut left, right) = (Channel::resume(left.stream), Channel::resume(right.stream));
         right.send(&3u32, &[]).unwrap();
         // Its greeting was not read before.
         left.greeted = false;
-        assert_eq!(left.receive_within::<u32>(PATIENCE).unwrap().message, 3);
+        assert_eq!(left.receive_within::<u32>(MESSAGE_TIMEOUT).unwrap().message, 3);
     }
 
     #[test]
@@ -374,7 +407,7 @@ mod tests {
         let (mut left, right) = UnixStream::pair().unwrap();
         let mut right = Channel::new(right).unwrap();
         left.write_all(b"GET / HTTP/1.0\r\n").unwrap();
-        let error = right.receive_within::<u32>(PATIENCE).unwrap_err();
+        let error = right.receive_within::<u32>(MESSAGE_TIMEOUT).unwrap_err();
         assert!(matches!(error, ChannelError::NotOurs(_)), "{error}");
     }
 
@@ -383,7 +416,7 @@ mod tests {
         let (mut left, right) = UnixStream::pair().unwrap();
         let mut right = Channel::new(right).unwrap();
         left.write_all(b"nbd-hold\x63\0\0\0").unwrap();
-        let error = right.receive_within::<u32>(PATIENCE).unwrap_err();
+        let error = right.receive_within::<u32>(MESSAGE_TIMEOUT).unwrap_err();
         assert!(matches!(error, ChannelError::Version { found: 99 }), "{error}");
     }
 
@@ -392,7 +425,7 @@ mod tests {
         let (mut left, right) = UnixStream::pair().unwrap();
         let mut right = Channel::new(right).unwrap();
         left.write_all(b"nbd-hold\x01\0\0\0\xff\xff\xff\x7f\0\0\0\0").unwrap();
-        let error = right.receive_within::<u32>(PATIENCE).unwrap_err();
+        let error = right.receive_within::<u32>(MESSAGE_TIMEOUT).unwrap_err();
         assert!(matches!(error, ChannelError::Malformed(_)), "{error}");
     }
 
@@ -402,7 +435,7 @@ mod tests {
         let silent = right.receive_within::<u32>(Duration::from_millis(1)).unwrap_err();
         assert!(matches!(silent, ChannelError::TimedOut(_)), "{silent}");
         drop(left);
-        let closed = right.receive_within::<u32>(PATIENCE).unwrap_err();
+        let closed = right.receive_within::<u32>(MESSAGE_TIMEOUT).unwrap_err();
         assert!(matches!(closed, ChannelError::Closed), "{closed}");
     }
 
@@ -411,7 +444,7 @@ mod tests {
         let (left, mut right) = pair();
         right.identify_senders().unwrap();
         left.send(&1u32, &[]).unwrap();
-        right.receive_within::<u32>(PATIENCE).unwrap();
+        right.receive_within::<u32>(MESSAGE_TIMEOUT).unwrap();
         assert_eq!(right.sender().unwrap().pid(), std::process::id() as i32);
     }
 }

@@ -12,7 +12,7 @@ pub enum Request {
     Status,
     /// Disconnect the device and exit.
     Detach {
-        /// Fail what is in flight, whoever uses the device.
+        /// Fail what is in flight, also while the device is mounted or open.
         force: bool,
     },
     /// Kill the backend and start it anew.
@@ -31,12 +31,12 @@ pub enum Request {
     },
     /// Answer what is in flight with EIO, and keep the device.
     Fail {
-        /// Kill a backend that is alive; nobody else may answer for it.
+        /// Kill a backend that is alive: no other process may answer its requests.
         kill: bool,
     },
-    /// Let nobody serve the device until it is resumed: end the backend, and wait for its end.
+    /// Grant the lanes to no backend until the device is resumed: end the owner, and wait for its end.
     Pause {
-        /// Also one that joined from outside, which nobody starts again.
+        /// Also one that joined from outside, which the holder cannot start again.
         kill: bool,
     },
     /// Let backends serve a paused device again.
@@ -121,7 +121,7 @@ pub enum FailureKind {
     Usage,
     /// No such device, or nothing attached to it.
     NoDevice,
-    /// Somebody uses it.
+    /// The device is in use.
     Busy,
     /// It took too long.
     TimedOut,

@@ -17,12 +17,12 @@ pub struct Handover {
     pub backend: bool,
     /// The backend came from outside.
     pub joined: bool,
-    /// Processes that are to be reaped, and no more; the backend, if it is a child, is another.
+    /// Children that the holder only reaps. A backend that is a child is not among them.
     pub orphans: Vec<i32>,
 }
 
-/// What a holder of this build answers when it is asked whether it can take a device over. Whoever
-/// wants to become it compares that with its own.
+/// What a holder of this build answers when it is asked whether it can take a device over. The
+/// holder compares the answer with its own.
 #[must_use]
 pub fn abilities(ledger_version: u32) -> String {
     let (protocol, state) = (crate::channel::VERSION, crate::registry::State::VERSION);

@@ -48,7 +48,7 @@ impl Bucket {
 }
 
 impl LatencyStatus {
-    /// Reads all there is to read from buckets in order. Their counts may be anybody's invention.
+    /// Reads all there is to read from buckets in order. The ledger is hostile input, so their counts may be anything.
     #[must_use]
     pub fn new(command: String, sum_ms: f64, mut buckets: Vec<Bucket>) -> Self {
         buckets.retain(|bucket| bucket.count > 0);

@@ -34,7 +34,7 @@ pub struct Status {
     pub sitter_tracer_pid: Option<i32>,
     /// Who serves it.
     pub backend: BackendStatus,
-    /// Requests that the driver has sent and nobody has answered, oldest first.
+    /// Requests that the driver has sent and no backend has answered, oldest first.
     pub in_flight: Vec<RequestStatus>,
     /// Answered requests since attach.
     pub totals: TotalsStatus,

@@ -7,18 +7,26 @@ use bincode::config::{Configuration, Fixint, Limit, LittleEndian};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-/// Longest message in bytes, so that a broken peer cannot make us allocate without bound.
-pub const LONGEST: usize = 1 << 20;
+/// Most bytes of a message, so that a broken peer cannot make us allocate without bound.
+pub const MAX_MESSAGE_BYTES: usize = 1 << 20;
 
-const CONFIG: Configuration<LittleEndian, Fixint, Limit<LONGEST>> =
-    bincode::config::standard().with_fixed_int_encoding().with_limit::<LONGEST>();
+const CONFIG: Configuration<LittleEndian, Fixint, Limit<MAX_MESSAGE_BYTES>> =
+    bincode::config::standard().with_fixed_int_encoding().with_limit::<MAX_MESSAGE_BYTES>();
 
-/// The bytes of a value; fails only for one that is longer than [`LONGEST`].
+/// The bytes of a value; fails only for one that is longer than [`MAX_MESSAGE_BYTES`].
+///
+/// # Errors
+///
+/// The value would be longer than [`MAX_MESSAGE_BYTES`].
 pub fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, String> {
     bincode::serde::encode_to_vec(value, CONFIG).map_err(|error| error.to_string())
 }
 
 /// The value of some bytes, all of which must be used.
+///
+/// # Errors
+///
+/// The bytes are no such value, or more than one.
 pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
     match bincode::serde::decode_from_slice(bytes, CONFIG) {
         Ok((value, used)) if used == bytes.len() => Ok(value),

@@ -35,6 +35,6 @@ pub struct Loss {
 pub struct Poisoned {
     /// When, like [`Loss::at`].
     pub at: u64,
-    /// Which, and why; how long ago is filled in by whoever tells.
+    /// Which, and why; the holder fills in how long ago when it answers a status.
     pub request: PoisonStatus,
 }

@@ -18,9 +18,9 @@ const CURRENT: &str = "state.json";
 /// What the next state is written to.
 const NEXT: &str = "state.new";
 /// Bytes that each of both keeps, most of them for the program's arguments and the history.
-const RESERVED: usize = 32 << 10;
+const RESERVED_BYTES: usize = 32 << 10;
 /// How often a state that changes under its reader is read again.
-const MAX_READS: usize = 100;
+const MAX_READ_ATTEMPTS: usize = 100;
 
 /// The file that readers look at.
 pub(crate) fn path(folder: &Path) -> PathBuf {
@@ -30,7 +30,7 @@ pub(crate) fn path(folder: &Path) -> PathBuf {
 /// Takes the room for all states to come. Until the first one is written, there is none to read.
 pub(crate) fn reserve(folder: &Path) -> io::Result<()> {
     for name in [CURRENT, NEXT] {
-        keep_room(&open(&folder.join(name))?, RESERVED)?;
+        keep_room(&open(&folder.join(name))?, RESERVED_BYTES)?;
     }
     Ok(())
 }
@@ -39,7 +39,7 @@ pub(crate) fn reserve(folder: &Path) -> io::Result<()> {
 pub(crate) fn write(folder: &Path, text: &[u8]) -> io::Result<()> {
     let next = folder.join(NEXT);
     let file = open(&next)?;
-    keep_room(&file, text.len().max(RESERVED))?;
+    keep_room(&file, text.len().max(RESERVED_BYTES))?;
     // To cut the file off would give its blocks back. What is too long becomes blank lines, which
     // are nothing to a reader of JSON.
     let mut padded = text.to_vec();
@@ -59,7 +59,7 @@ pub(crate) fn read(folder: &Path) -> io::Result<Option<Vec<u8>>> {
     // A file that is opened here may become the next one to be written to while it is read. Then
     // what was read is the beginning of one state and the end of another, and a second look differs.
     let mut text = read()?;
-    for _ in 0..MAX_READS {
+    for _ in 0..MAX_READ_ATTEMPTS {
         let again = read()?;
         if again == text {
             return Ok(Some(text).filter(|text| !text.is_empty()));

@@ -20,15 +20,15 @@ use crate::inspect::status;
 use crate::table::size;
 
 /// The holder does it by itself.
-const LIMIT: Duration = Duration::from_secs(5);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a backend may take to start.
-const BACKEND_LIMIT: Duration = Duration::from_secs(60);
+const BACKEND_START_TIMEOUT: Duration = Duration::from_secs(60);
 /// How often to look whether it goes on.
-const PERIOD: Duration = Duration::from_millis(250);
-/// How often somebody who watches hears how much there is.
-const NEWS: Duration = Duration::from_secs(10);
+const POLL_INTERVAL: Duration = Duration::from_millis(250);
+/// How often an operator at a terminal is told how much there is.
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(10);
 /// So many requests are named at most.
-const NAMED: usize = 10;
+const MAX_NAMED_REQUESTS: usize = 10;
 
 /// What to record.
 #[derive(Debug)]
@@ -102,7 +102,7 @@ pub(crate) fn stop(context: &Context, device: Device) -> Result<(), Error> {
 
 fn told(holder: &mut HolderClient<'_>, device: Device) -> Result<Box<Status>, Error> {
     holder.send(&Request::Status)?;
-    match holder.answer(Some(LIMIT), "")? {
+    match holder.answer(Some(ANSWER_TIMEOUT), "")? {
         Response::Status(status) => Ok(status),
         _ => Err(Error::Confused { device }),
     }
@@ -117,11 +117,11 @@ fn clear(holder: &mut HolderClient<'_>, device: Device, status: &Status) -> Resu
     if goes_on == Some(CaptureState::Going) {
         return Err(Error::Recorded { device, path: path.into() });
     }
-    holder.order(&Request::EndRecording, Some(LIMIT), "").map(drop)
+    holder.order(&Request::EndRecording, Some(ANSWER_TIMEOUT), "").map(drop)
 }
 
 fn create(path: &Path, device: Device, status: &Status, limit: u64) -> Result<File, Error> {
-    // It holds what was written to the device, which is nobody else's business.
+    // It holds what was written to the device, and other users must not read that.
     let mut options = File::options();
     let file = options.read(true).write(true).create_new(true).mode(0o600).open(path);
     let file = file.map_err(|error| failed(path, error.into()))?;
@@ -138,7 +138,7 @@ fn begin(
 ) -> Result<String, Error> {
     holder.send_with(&Request::Record { path: path.display().to_string() }, file)?;
     let doing = "starting its backend anew, to record it";
-    match holder.answer(Some(BACKEND_LIMIT), doing)? {
+    match holder.answer(Some(BACKEND_START_TIMEOUT), doing)? {
         Response::Done { text } => Ok(text),
         _ => Err(Error::Confused { device }),
     }
@@ -163,15 +163,15 @@ fn watch(context: &Context, wanted: &Record, file: &File) {
     let begin = Instant::now();
     let mut news = begin;
     loop {
-        let left = wanted.time.map_or(PERIOD, |time| time.saturating_sub(begin.elapsed()));
-        if left.is_zero() || !context.sleep(left.min(PERIOD)) {
+        let left = wanted.time.map_or(POLL_INTERVAL, |time| time.saturating_sub(begin.elapsed()));
+        if left.is_zero() || !context.sleep(left.min(POLL_INTERVAL)) {
             return;
         }
         let is_over = state(file).is_ok_and(|state| state != CaptureState::Going);
         if is_over || HolderClient::connect_to_look(context, wanted.device).is_err() {
             return;
         }
-        if news.elapsed() >= NEWS {
+        if news.elapsed() >= PROGRESS_INTERVAL {
             news = Instant::now();
             let length = file.metadata().map_or(0, |meta| meta.len());
             progress(&format!("{}: {} recorded", wanted.device, size(length)));
@@ -203,7 +203,7 @@ fn finish(context: &Context, device: Device, path: &Path, file: &File) -> Result
 
 fn end(context: &Context, device: Device) -> Result<(), Error> {
     let mut holder = HolderClient::connect_to_look(context, device)?;
-    holder.order(&Request::EndRecording, Some(LIMIT), "").map(drop)
+    holder.order(&Request::EndRecording, Some(ANSWER_TIMEOUT), "").map(drop)
 }
 
 /// Reads a recording.
@@ -233,7 +233,7 @@ pub(crate) fn summary(recording: &Capture, path: &Path) -> String {
             0 => return String::new(),
             number => format!("\n{what}: {}", count(number as u32, "request")),
         };
-        for &index in indices.iter().take(NAMED) {
+        for &index in indices.iter().take(MAX_NAMED_REQUESTS) {
             text = format!("{text}\n  {}", recording.describe(index));
         }
         text
@@ -241,7 +241,7 @@ pub(crate) fn summary(recording: &Capture, path: &Path) -> String {
     text += &list("not answered", recording.unanswered().collect());
     let again = all().filter(|(_, it)| it.backends > 1);
     text += &list("had by another backend when one was lost", again.map(|it| it.0).collect());
-    if recording.requests.len() <= NAMED {
+    if recording.requests.len() <= MAX_NAMED_REQUESTS {
         text += &list("in all", all().map(|it| it.0).collect());
     }
     text

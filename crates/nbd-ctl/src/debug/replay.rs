@@ -22,9 +22,9 @@ use crate::error::Error;
 use crate::inspect::render::count;
 
 /// What a program that ends by SIGTERM returns.
-const TERMINATED: i32 = 128 + SIGTERM;
-/// How long an answer may take while nobody is watching.
-const PATIENCE: Duration = Duration::from_secs(60);
+const SIGTERM_STATUS: i32 = 128 + SIGTERM;
+/// How long an answer may take in a run without an operator: one attempt of many.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// What to replay.
 #[derive(Debug)]
@@ -49,7 +49,7 @@ pub(crate) fn replay(context: &Context, wanted: &Replay) -> Result<(), Error> {
     };
     // Ctrl-C is for the program, or for its debugger. This ends us, and it is without lanes then.
     let always = Arc::new(AtomicBool::new(true));
-    signal_hook::flag::register_conditional_shutdown(SIGTERM, TERMINATED, always)
+    signal_hook::flag::register_conditional_shutdown(SIGTERM, SIGTERM_STATUS, always)
         .map_err(Error::Signals)?;
     match &wanted.minimise {
         None => once(&recording, program, wanted),
@@ -106,7 +106,7 @@ fn shorten(
         prepare(wanted.before.as_deref())?;
         let options = ReplayOptions {
             one_by_one: wanted.one_by_one,
-            answer_timeout: Some(wanted.limit.unwrap_or(PATIENCE)),
+            answer_timeout: Some(wanted.limit.unwrap_or(ANSWER_TIMEOUT)),
             chosen: Some(chosen.to_vec()),
             quiet: attempts > 1,
         };
@@ -170,7 +170,7 @@ fn start(program: &[String], source: std::io::Error) -> Error {
     Error::Start { program: program[0].clone(), source }
 }
 
-/// Whoever presses Ctrl-C means all of us.
+/// Ctrl-C goes to the whole group of processes: this one and the programs that it has started.
 fn interrupted(status: ExitStatus) -> Result<(), Error> {
     match status.signal() {
         Some(SIGINT) => Err(Error::Interrupted("and so was the program".into())),

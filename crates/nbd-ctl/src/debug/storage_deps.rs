@@ -1,4 +1,4 @@
-//! What a file stands on: whether whoever reads it waits for a given device. Found out from /proc
+//! Which block devices a file needs: whether a read of it waits for a given device. Found out from /proc
 //! and /sys alone, as asking the file itself could be the first to wait.
 
 use std::fs;
@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use crate::device::Device;
 
 /// A file on a file system in a file on … does not go on for ever.
-const DEPTH: u32 = 8;
+const MAX_DEPTH: u32 = 8;
 
 /// The mounted file systems, and where the devices below them are described.
 #[derive(Debug)]
@@ -39,7 +39,7 @@ impl StorageDeps {
 
     /// Whether `path`, absolute and without links, needs the device.
     pub(crate) fn needs(&self, device: Device, path: &Path) -> bool {
-        self.file_needs(&device.to_string(), path, DEPTH)
+        self.file_needs(&device.to_string(), path, MAX_DEPTH)
     }
 
     fn file_needs(&self, device: &str, path: &Path, depth: u32) -> bool {

@@ -14,7 +14,7 @@ use crate::holder::spawn::{Ending, Outcome, Starting};
 use crate::holder::take_down::clear;
 
 /// How long an adoption may take.
-const LIMIT: Duration = Duration::from_secs(10);
+const ADOPTION_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Adopts a device because the operator says so.
 pub(crate) fn adopt_explicitly(context: &Context, device: Device) -> Result<(), Error> {
@@ -49,7 +49,7 @@ pub(crate) fn adopt(context: &Context, device: Device, state: &State) -> Result<
     let directory = Some(directory.as_path()).filter(|directory| directory.is_dir());
     let mut starting = Starting::spawn(context, &arguments, directory)?;
     let log = context.registry.log(device.0);
-    match starting.outcome(LIMIT)? {
+    match starting.outcome(ADOPTION_TIMEOUT)? {
         Outcome::Ready { .. } => {
             let pid = holder_pid(context, device).unwrap_or(starting.pid().cast_signed());
             eprint(&format!(
@@ -63,7 +63,7 @@ pub(crate) fn adopt(context: &Context, device: Device, state: &State) -> Result<
         }
         Outcome::TimedOut => {
             starting.give_up();
-            Err(Error::AdoptionTimedOut { device, limit: LIMIT, log })
+            Err(Error::AdoptionTimedOut { device, limit: ADOPTION_TIMEOUT, log })
         }
         Outcome::Interrupted => Err(Error::Interrupted(match starting.give_up() {
             Ending::Ended => format!("{device} has no holder: nbd-ctl adopt {device}"),

@@ -19,11 +19,11 @@ use crate::holder::take_down::clear;
 use crate::inspect::why;
 
 /// How long a holder may be alive without listening.
-const SETTLE_LIMIT: Duration = Duration::from_secs(3);
+const LISTEN_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long another nbd-ctl's adoption may take, if ours has failed.
-const RIVAL_LIMIT: Duration = Duration::from_millis(500);
-/// When somebody who watches should hear that we wait.
-const PATIENCE: Duration = Duration::from_secs(1);
+const OTHER_ADOPTION_TIMEOUT: Duration = Duration::from_millis(500);
+/// After how long an operator at a terminal is told what is waited for.
+const PROGRESS_DELAY: Duration = Duration::from_secs(1);
 
 /// The holder of a device, at the other end of its control socket.
 #[derive(Debug)]
@@ -46,7 +46,7 @@ impl<'a> HolderClient<'a> {
     }
 
     fn reach(context: &'a Context, device: Device, cleans: bool) -> Result<Self, Error> {
-        let mut deadline = Instant::now() + SETTLE_LIMIT;
+        let mut deadline = Instant::now() + LISTEN_TIMEOUT;
         let mut adopted = false;
         let mut failure = None;
         loop {
@@ -66,14 +66,14 @@ impl<'a> HolderClient<'a> {
                 DeviceState::Orphaned(state) if !adopted => {
                     adopted = true;
                     match adopt(context, device, &state) {
-                        Ok(()) => deadline = Instant::now() + SETTLE_LIMIT,
+                        Ok(()) => deadline = Instant::now() + LISTEN_TIMEOUT,
                         Err(error @ (Error::Interrupted(_) | Error::NotRoot { .. })) => {
                             return Err(error);
                         }
-                        // Perhaps because somebody else is adopting it: look again for a while.
+                        // Perhaps because another nbd-ctl is adopting it: look again for a while.
                         Err(error) => {
                             failure = Some(error);
-                            deadline = Instant::now() + RIVAL_LIMIT;
+                            deadline = Instant::now() + OTHER_ADOPTION_TIMEOUT;
                         }
                     }
                 }
@@ -126,7 +126,7 @@ impl<'a> HolderClient<'a> {
         let mut said = false;
         loop {
             let left = limit.map(|limit| limit.saturating_sub(start.elapsed()));
-            let patience = if said { Duration::MAX } else { PATIENCE };
+            let patience = if said { Duration::MAX } else { PROGRESS_DELAY };
             let step = left.unwrap_or(Duration::MAX).min(patience).min(Duration::from_secs(3600));
             match self.context.receive(&mut self.channel, step) {
                 Ok(Received::Message(Response::Notice { text })) => eprint(&text),

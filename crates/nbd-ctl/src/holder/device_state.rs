@@ -14,14 +14,14 @@ use crate::device::Device;
 use crate::error::Error;
 
 /// How long the registry may be locked by others.
-const LOCK_LIMIT: Duration = Duration::from_secs(5);
+const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What there is.
 #[derive(Debug)]
 pub(crate) enum DeviceState {
     /// No folder.
     Absent,
-    /// Somebody listens on its control socket.
+    /// A process listens on its control socket.
     Listening(UnixStream),
     /// Its holder is gone; the device works on, and can be adopted.
     Orphaned(Box<State>),
@@ -75,7 +75,7 @@ pub(crate) fn probe(registry: &Registry, device: Device) -> Result<DeviceState, 
     }
 }
 
-/// What there is if nobody listens.
+/// What there is if no process listens.
 fn unheld(registry: &Registry, device: Device) -> Result<DeviceState, Error> {
     let folder = registry.folder(device.0);
     match folder.metadata() {
@@ -129,7 +129,7 @@ fn lock(context: &Context) -> Result<Flock<std::fs::File>, Error> {
     let path = context.registry.directory().join("lock");
     let failed = |source: io::Error| Error::Registry { path: path.clone(), source };
     let mut file = context.registry.lock_file().map_err(failed)?;
-    let deadline = Instant::now() + LOCK_LIMIT;
+    let deadline = Instant::now() + LOCK_TIMEOUT;
     loop {
         file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(lock) => return Ok(lock),
@@ -137,7 +137,7 @@ fn lock(context: &Context) -> Result<Flock<std::fs::File>, Error> {
             Err((_, errno)) => return Err(failed(errno.into())),
         };
         if Instant::now() >= deadline {
-            return Err(Error::Locked { path, limit: LOCK_LIMIT });
+            return Err(Error::Locked { path, limit: LOCK_TIMEOUT });
         }
         if !context.sleep(Duration::from_millis(20)) {
             return Err(Error::Interrupted("nothing is changed".into()));

@@ -11,7 +11,7 @@ use crate::holder::device_state::no_device;
 use crate::table::printable;
 
 /// So much of a log is read, from its end. Holders keep it shorter than that; an older one did not.
-const MAX_READ: u64 = 2 << 20;
+const MAX_LOG_BYTES: u64 = 2 << 20;
 
 /// Prints the last lines of the log of a device as it is, or of its last time.
 pub(crate) fn logs(
@@ -69,9 +69,9 @@ fn last_lines(paths: &[PathBuf], count: usize) -> Result<String, (PathBuf, io::E
 fn read_tail(path: &Path) -> io::Result<Vec<u8>> {
     let mut file = File::open(path)?;
     let length = file.metadata()?.len();
-    file.seek(SeekFrom::Start(length.saturating_sub(MAX_READ)))?;
+    file.seek(SeekFrom::Start(length.saturating_sub(MAX_LOG_BYTES)))?;
     let mut bytes = Vec::new();
-    file.take(MAX_READ).read_to_end(&mut bytes)?;
+    file.take(MAX_LOG_BYTES).read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 
@@ -99,7 +99,7 @@ mod tests {
         file.set_len(650 << 20).unwrap();
         file.seek(SeekFrom::End(0)).unwrap();
         io::Write::write_all(&mut file, b"\nthe end\n").unwrap();
-        assert_eq!(read_tail(&path).unwrap().len() as u64, MAX_READ);
+        assert_eq!(read_tail(&path).unwrap().len() as u64, MAX_LOG_BYTES);
         assert_eq!(last_lines(std::slice::from_ref(&path), 1).unwrap(), "the end\n");
         std::fs::remove_file(path).unwrap();
     }

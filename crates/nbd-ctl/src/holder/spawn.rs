@@ -16,7 +16,7 @@ use crate::error::Error;
 use crate::program;
 
 /// How long a holder may take to tear down what it has begun.
-const TEARDOWN_LIMIT: Duration = Duration::from_secs(10);
+const TEARDOWN_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A holder that was started and has not said yet what came of it.
 #[derive(Debug)]
@@ -123,7 +123,7 @@ impl<'a> Starting<'a> {
     /// Hangs up, on which the holder tears everything down, and waits until it has.
     pub(crate) fn give_up(&mut self) -> Ending {
         let _ = self.stream.shutdown(Shutdown::Write);
-        let deadline = Instant::now() + TEARDOWN_LIMIT;
+        let deadline = Instant::now() + TEARDOWN_TIMEOUT;
         let tick = Duration::from_millis(10);
         let mut listening = true;
         while Instant::now() < deadline {

@@ -11,9 +11,9 @@ use crate::holder::logs;
 use crate::holder::spawn::{Ending, Outcome, Starting};
 
 /// How long that may take in order: the flush, and then the end of the backend.
-const LIMIT: Duration = Duration::from_secs(90);
+const TAKE_DOWN_TIMEOUT: Duration = Duration::from_secs(90);
 /// The same by force.
-const FORCE_LIMIT: Duration = Duration::from_secs(20);
+const FORCED_TAKE_DOWN_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Has it taken down, and passes on what is said of that; `force` writes nothing back.
 pub(crate) fn take_down(
@@ -30,7 +30,7 @@ pub(crate) fn take_down(
         arguments.push("--force".into());
     }
     let mut starting = Starting::spawn(context, &arguments, None)?;
-    let limit = limit.unwrap_or(if force { FORCE_LIMIT } else { LIMIT });
+    let limit = limit.unwrap_or(if force { FORCED_TAKE_DOWN_TIMEOUT } else { TAKE_DOWN_TIMEOUT });
     match starting.outcome(limit)? {
         // It says what it has done, and ends.
         Outcome::Died(Some(status)) if status.success() => Ok(()),

@@ -20,14 +20,14 @@ use crate::inspect::status::{Listed, survey};
 
 const MEDIA_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 /// How long a client may take to ask, or to take its answer.
-const CLIENT_LIMIT: Duration = Duration::from_secs(5);
+const CLIENT_TIMEOUT: Duration = Duration::from_secs(5);
 /// No more than this is read of what a client asks.
-const LONGEST_REQUEST: usize = 8192;
+const MAX_REQUEST_BYTES: usize = 8192;
 /// Clients that are answered at the same time. A scraper that hangs must not be in another's way,
 /// and many that do must not pile up.
-const MOST_CLIENTS: usize = 16;
+const MAX_CLIENTS: usize = 16;
 /// Bounds of the histograms: powers of two from 4 µs to 34 s, which are bounds of the holder's too.
-const BOUNDS: std::ops::RangeInclusive<u32> = 12..=35;
+const BUCKET_BOUNDS_LOG2: std::ops::RangeInclusive<u32> = 12..=35;
 const STATES: [BackendState; 9] = [
     BackendState::Starting,
     BackendState::Running,
@@ -47,7 +47,7 @@ pub(crate) enum Address {
     Loopback(SocketAddr),
 }
 
-/// `unix:PATH`, a port, or a loopback address with a port. What is counted is nobody else's.
+/// `unix:PATH`, a port, or a loopback address with a port. Other machines must not read what is counted here.
 pub(crate) fn address(text: &str) -> Result<Address, String> {
     if let Some(path) = text.strip_prefix("unix:").filter(|path| !path.is_empty()) {
         return Ok(Address::Unix(path.into()));
@@ -117,7 +117,7 @@ fn accept(
     while context.wait_for_input(listener) {
         // Those that are too many see their connection closed, and come again.
         if let Ok(client) = next()
-            && Arc::strong_count(&clients) <= MOST_CLIENTS
+            && Arc::strong_count(&clients) <= MAX_CLIENTS
         {
             let (context, counted) = (Arc::clone(context), Arc::clone(&clients));
             // Without memory for a thread it is the same.
@@ -129,7 +129,7 @@ fn accept(
     }
 }
 
-/// A socket that a killed predecessor left is in nobody's way.
+/// Removes a socket that a killed predecessor has left.
 fn bind(path: &Path) -> io::Result<UnixListener> {
     let is_socket = path.symlink_metadata().is_ok_and(|meta| meta.file_type().is_socket());
     if is_socket && UnixStream::connect(path).is_err() {
@@ -139,7 +139,7 @@ fn bind(path: &Path) -> io::Result<UnixListener> {
 }
 
 fn answer(context: &Context, mut client: Box<dyn Client>) {
-    let Some(request) = read_head(&mut *client, Instant::now() + CLIENT_LIMIT) else {
+    let Some(request) = read_head(&mut *client, Instant::now() + CLIENT_TIMEOUT) else {
         return;
     };
     let (status, body) = match request.split_ascii_whitespace().take(2).collect::<Vec<_>>()[..] {
@@ -159,7 +159,7 @@ fn answer(context: &Context, mut client: Box<dyn Client>) {
         "HTTP/1.1 {status}\r\nContent-Type: {MEDIA_TYPE}\r\nContent-Length: {length}\r\n\
          Connection: close\r\n\r\n"
     );
-    let deadline = Instant::now() + CLIENT_LIMIT;
+    let deadline = Instant::now() + CLIENT_TIMEOUT;
     let mut rest = [head.as_bytes(), body.as_bytes()].concat();
     while !rest.is_empty() && limit_to(&*client, deadline).is_some() {
         match client.write(&rest) {
@@ -182,7 +182,7 @@ fn read_head(client: &mut dyn Client, deadline: Instant) -> Option<String> {
         limit_to(client, deadline)?;
         let count = client.read(&mut buffer).ok().filter(|&count| count > 0)?;
         head.extend_from_slice(&buffer[..count]);
-        if head.len() > LONGEST_REQUEST {
+        if head.len() > MAX_REQUEST_BYTES {
             return None;
         }
     }
@@ -323,7 +323,7 @@ fn latencies(text: &mut String, attached: &[&Status]) {
     for status in attached {
         for kind in &status.latencies {
             let labels = [("device", status.device.as_str()), ("command", &kind.command)];
-            for power in BOUNDS {
+            for power in BUCKET_BOUNDS_LOG2 {
                 let nanoseconds = 1u64 << power;
                 let le = (nanoseconds as f64 / 1e9).to_string();
                 let labels = [&labels[..], &[("le", &*le)]].concat();

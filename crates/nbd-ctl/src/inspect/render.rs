@@ -9,9 +9,9 @@ use crate::inspect::status::Listed;
 use crate::table::{Align, age, columns, command_line, printable, size, span};
 
 /// Most requests in flight that a status shows.
-const MOST_REQUESTS: usize = 20;
+const MAX_SHOWN_REQUESTS: usize = 20;
 /// A cell without value.
-const NONE: &str = "-";
+const NO_VALUE: &str = "-";
 
 /// All devices, one a line.
 pub(crate) fn list(devices: &[Listed]) -> String {
@@ -32,7 +32,7 @@ pub(crate) fn list(devices: &[Listed]) -> String {
 }
 
 fn row(listed: &Listed) -> [String; 9] {
-    let none = || NONE.to_string();
+    let none = || NO_VALUE.to_string();
     let device = listed.device().to_string();
     match listed {
         Listed::Attached(status) => [
@@ -73,7 +73,7 @@ fn row(listed: &Listed) -> [String; 9] {
 }
 
 fn bare(device: String, state: &str) -> [String; 9] {
-    let mut row = [NONE; 9].map(String::from);
+    let mut row = [NO_VALUE; 9].map(String::from);
     row[0] = device;
     row[4] = state.to_string();
     row
@@ -246,7 +246,7 @@ fn requests(requests: &[RequestStatus]) -> String {
     ];
     let rows: Vec<[String; 8]> = requests
         .iter()
-        .take(MOST_REQUESTS)
+        .take(MAX_SHOWN_REQUESTS)
         .map(|request| {
             [
                 age(request.age_ms),
@@ -261,8 +261,8 @@ fn requests(requests: &[RequestStatus]) -> String {
         })
         .collect();
     let mut lines = columns(header, &rows);
-    if requests.len() > MOST_REQUESTS {
-        lines.push(format!("… and {} more", requests.len() - MOST_REQUESTS));
+    if requests.len() > MAX_SHOWN_REQUESTS {
+        lines.push(format!("… and {} more", requests.len() - MAX_SHOWN_REQUESTS));
     }
     let lines: Vec<String> = lines.iter().map(|line| format!("    {line}")).collect();
     join(&lines)
@@ -292,13 +292,13 @@ pub(crate) const fn stage_name(stage: Stage) -> &'static str {
 
 fn some(text: &str) -> String {
     match text {
-        "" => NONE.to_string(),
+        "" => NO_VALUE.to_string(),
         text => printable(text, false),
     }
 }
 
 fn number(pid: Option<i32>) -> String {
-    pid.map_or_else(|| NONE.to_string(), |pid| pid.to_string())
+    pid.map_or_else(|| NO_VALUE.to_string(), |pid| pid.to_string())
 }
 
 pub(crate) fn count(number: impl Into<u64>, one: &str) -> String {

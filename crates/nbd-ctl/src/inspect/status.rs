@@ -17,7 +17,7 @@ use crate::holder::device_state::{DeviceState, devices, probe};
 use crate::inspect::render;
 
 /// How long a holder may take to tell its status: it never waits for anything to do that.
-const LIMIT: Duration = Duration::from_secs(5);
+const STATUS_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A device in a list. As JSON, an attached one is its [`Status`] and the member `entry`.
 #[derive(Debug, Serialize)]
@@ -103,7 +103,7 @@ pub(crate) fn status(context: &Context, device: Option<Device>, json: bool) -> R
 pub(crate) fn of(context: &Context, device: Device) -> Result<Box<Status>, Error> {
     let mut holder = HolderClient::connect_to_look(context, device)?;
     holder.send(&Request::Status)?;
-    told(&mut holder, device, Instant::now() + LIMIT)
+    told(&mut holder, device, Instant::now() + STATUS_TIMEOUT)
 }
 
 /// All devices in short.
@@ -159,7 +159,7 @@ pub(crate) fn survey(context: &Context, failed: &mut Option<u8>) -> Result<Vec<L
             Err(error) => asked.push((device, Asked::Known(unreachable(device, &error, failed)))),
         }
     }
-    let deadline = Instant::now() + LIMIT;
+    let deadline = Instant::now() + STATUS_TIMEOUT;
     let mut found = Vec::with_capacity(asked.len());
     for (device, answer) in asked {
         found.push(match answer {
@@ -182,10 +182,12 @@ pub(crate) fn survey(context: &Context, failed: &mut Option<u8>) -> Result<Vec<L
     Ok(found)
 }
 
-/// What there is of one device; nobody is adopted and nothing cleaned up for it.
+/// What there is of one device. Does not adopt it, and cleans nothing up.
 pub(crate) fn look_at(context: &Context, device: Device) -> Result<Option<Listed>, Error> {
     let told = match ask(context, device) {
-        Ok(Some(Asked::Holder(mut holder))) => told(&mut holder, device, Instant::now() + LIMIT),
+        Ok(Some(Asked::Holder(mut holder))) => {
+            told(&mut holder, device, Instant::now() + STATUS_TIMEOUT)
+        }
         Ok(Some(Asked::Known(listed))) => return Ok(Some(listed)),
         Ok(None) => return Ok(None),
         Err(error) => Err(error),
@@ -238,7 +240,7 @@ fn told(
         Ok(_) => Err(Error::Confused { device }),
         // However little was left of it when its turn came.
         Err(Error::Silent { holder, log, .. }) => {
-            Err(Error::Silent { device, limit: LIMIT, holder, log })
+            Err(Error::Silent { device, limit: STATUS_TIMEOUT, holder, log })
         }
         Err(error) => Err(error),
     }

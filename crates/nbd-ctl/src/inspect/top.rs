@@ -2,7 +2,7 @@
 //!
 //! | module | idea |
 //! |---|---|
-//! | [`sample`] | looks at devices, each in a thread of its own: a holder that hangs delays nobody |
+//! | [`sample`] | looks at devices, each in a thread of its own: a holder that hangs delays no other look |
 //! | [`rates`] | what happened between two looks |
 //! | [`history`] | an interval as one cell of a heat line |
 //! | [`slow`] | the slowest requests of the flight recorder |

@@ -15,9 +15,9 @@ use crate::holder::client::HolderClient;
 use crate::table::printable;
 
 /// How long the holder may take to answer.
-const LIMIT: Duration = Duration::from_secs(5);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often to look for more.
-const PERIOD: Duration = Duration::from_millis(200);
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Shows what was executed, and with `--follow` what is.
 pub(crate) fn trace(
@@ -42,7 +42,7 @@ pub(crate) fn trace(
         let lines: Result<String, Error> =
             found[skipped..].iter().map(|executed| line(executed, wanted.json)).collect();
         print(&lines?)?;
-        if !wanted.follow || !context.sleep(PERIOD) {
+        if !wanted.follow || !context.sleep(POLL_INTERVAL) {
             break;
         }
     }
@@ -62,7 +62,7 @@ pub(crate) fn fetch(
     let mut found = Vec::new();
     loop {
         holder.send(&Request::Trace { from: from.clone() })?;
-        let Response::Trace(trace) = holder.answer(Some(LIMIT), "")? else {
+        let Response::Trace(trace) = holder.answer(Some(ANSWER_TIMEOUT), "")? else {
             return Err(Error::Confused { device });
         };
         found.extend(trace.requests);

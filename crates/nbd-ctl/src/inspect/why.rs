@@ -1,7 +1,7 @@
 //! `nbd-ctl why`: who waits for what, and the way out.
 //!
 //! Nothing is asked of a backend or of the driver, and no device is opened: the holder reads the
-//! ledger, and the rest is in `/proc` and `/sys`. Whoever is stuck cannot make this stuck.
+//! ledger, and the rest is in `/proc` and `/sys`. A process that is stuck cannot make this command stuck.
 //!
 //! | module | idea |
 //! |---|---|
@@ -29,7 +29,7 @@ use above::Stack;
 use explain::{Explanation, explain};
 use facts::Facts;
 
-/// What is to be explained.
+/// What to explain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Target {
     Device(Device),

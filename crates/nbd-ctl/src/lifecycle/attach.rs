@@ -19,12 +19,12 @@ use crate::holder::spawn::{Ending, Outcome, Starting};
 use crate::holder::take_down::clear;
 use crate::program;
 
-/// When somebody who watches should hear that we wait.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// After how long an operator at a terminal is told what is waited for.
+const PROGRESS_DELAY: Duration = Duration::from_secs(2);
 /// How often to look up from waiting without a limit.
-const LONG: Duration = Duration::from_secs(3600);
+const WAKE_UP_INTERVAL: Duration = Duration::from_secs(3600);
 /// How long the detach of a device that came too late may take.
-const DETACH_LIMIT: Duration = Duration::from_secs(20);
+const DETACH_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Starts a holder and prints the path of its device once that can be used.
 pub(crate) fn attach(context: &Context, wanted: &Attach) -> Result<(), Error> {
@@ -38,7 +38,7 @@ pub(crate) fn attach(context: &Context, wanted: &Attach) -> Result<(), Error> {
     }
     let mut starting = Starting::spawn(context, &arguments(wanted), None)?;
     let start = Instant::now();
-    let mut patience = PATIENCE;
+    let mut patience = PROGRESS_DELAY;
     loop {
         match starting.outcome(patience)? {
             Outcome::Ready { path } => return print(&format!("{path}\n")),
@@ -51,17 +51,17 @@ pub(crate) fn attach(context: &Context, wanted: &Attach) -> Result<(), Error> {
                 });
             }
             Outcome::TimedOut => {
-                if patience == PATIENCE && start.elapsed() >= PATIENCE {
+                if patience == PROGRESS_DELAY && start.elapsed() >= PROGRESS_DELAY {
                     progress("waiting for the device to be ready; Ctrl-C gives up");
                 }
-                patience = LONG;
+                patience = WAKE_UP_INTERVAL;
             }
         }
     }
 }
 
-/// What a holder that died while it attached has left in a log, and where. Which device it had
-/// picked it has told nobody: of the entries that are stale it is the latest.
+/// What a holder that died while it attached has left in a log, and where. It has not told
+/// which device it had picked: that of the stale entry that was written to last.
 fn last_words(context: &Context, device: Option<Device>) -> String {
     let registry = &context.registry;
     let stale = |device: &Device| matches!(probe(registry, *device), Ok(DeviceState::Stale));
@@ -86,7 +86,7 @@ fn attached_as(context: &Context, name: &str) -> Result<Option<Device>, Error> {
     Ok((!gone).then_some(device))
 }
 
-/// Attaches all that is to be attached. One that fails does not keep the others from it.
+/// Attaches every device of the file that has `auto` and is not attached. After a failure the others follow.
 pub(crate) fn attach_all(context: &Context, config: &Config) -> Result<(), Error> {
     let mut failed = None;
     for name in config.automatic() {
@@ -208,7 +208,7 @@ fn detach(context: &Context, path: &str) -> Result<(), Error> {
     // Ctrl-C has been heard; it must not end this as well.
     let calm = context.without_interrupts()?;
     let request = Request::Detach { force: false };
-    HolderClient::connect(&calm, device)?.order(&request, Some(DETACH_LIMIT), "detaching")?;
+    HolderClient::connect(&calm, device)?.order(&request, Some(DETACH_TIMEOUT), "detaching")?;
     Ok(())
 }
 

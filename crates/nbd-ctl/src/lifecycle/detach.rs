@@ -15,11 +15,11 @@ use crate::lifecycle::{each, notify};
 
 /// How long a detach may take unless the operator says otherwise. The holder gives a flush 60 s,
 /// and then the backend 15 s.
-const DETACH_LIMIT: Duration = Duration::from_secs(100);
+const DETACH_TIMEOUT: Duration = Duration::from_secs(100);
 /// The holder promises 10 s.
-const FORCE_LIMIT: Duration = Duration::from_secs(20);
+const FORCED_DETACH_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long a holder that has detached its device may take to exit.
-const EXIT_LIMIT: Duration = Duration::from_secs(2);
+const HOLDER_EXIT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Detaches a device, or all of them.
 pub(crate) fn detach(context: &Context, wanted: &Detach) -> Result<(), Error> {
@@ -37,7 +37,7 @@ pub(crate) fn detach(context: &Context, wanted: &Detach) -> Result<(), Error> {
 }
 
 fn detach_one(context: &Context, device: Device, wanted: &Detach) -> Result<(), Error> {
-    let usual = if wanted.force { FORCE_LIMIT } else { DETACH_LIMIT };
+    let usual = if wanted.force { FORCED_DETACH_TIMEOUT } else { DETACH_TIMEOUT };
     let mut holder = match HolderClient::connect(context, device) {
         Ok(holder) => holder,
         Err(error) => return take_down_instead(context, device, wanted, error),
@@ -47,7 +47,7 @@ fn detach_one(context: &Context, device: Device, wanted: &Detach) -> Result<(), 
     notify(&holder.order(&request, Some(limit), "detaching")?);
     // The device may be attached again as soon as we return. If the holder is slow to go, that
     // is not the detach's failure.
-    let _ = holder.outlasts(EXIT_LIMIT);
+    let _ = holder.outlasts(HOLDER_EXIT_TIMEOUT);
     Ok(())
 }
 

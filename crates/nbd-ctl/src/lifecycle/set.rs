@@ -11,7 +11,7 @@ use crate::error::Error;
 use crate::holder::client::HolderClient;
 
 /// The holder does it by itself, whatever state the backend is in.
-const LIMIT: Duration = Duration::from_secs(5);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Changes settings, and prints all of them as they are then.
 pub(crate) fn set(
@@ -22,7 +22,7 @@ pub(crate) fn set(
 ) -> Result<(), Error> {
     let mut holder = HolderClient::connect(context, device)?;
     holder.send(&Request::Set { assignments })?;
-    let Response::Settings(settings) = holder.answer(Some(LIMIT), "")? else {
+    let Response::Settings(settings) = holder.answer(Some(ANSWER_TIMEOUT), "")? else {
         return Err(Error::Confused { device });
     };
     let text = if json {

@@ -13,9 +13,9 @@ use crate::holder::device_state::{Abandoned, DeviceState, probe};
 use crate::holder::take_down::clear;
 
 /// How often to look at what cannot be listened to.
-const PERIOD: Duration = Duration::from_millis(50);
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// Waiting without a limit, as a limit.
-const FOREVER: Duration = Duration::from_secs(3_000_000_000);
+const UNLIMITED_TIMEOUT: Duration = Duration::from_secs(3_000_000_000);
 
 /// Waits for a device to be ready or gone.
 pub(crate) fn wait(
@@ -30,7 +30,7 @@ pub(crate) fn wait(
             holder.order(&Request::WaitReady, limit, "waiting for a backend")?;
             Ok(())
         }
-        Until::Gone => wait_gone(context, device, limit.unwrap_or(FOREVER)),
+        Until::Gone => wait_gone(context, device, limit.unwrap_or(UNLIMITED_TIMEOUT)),
     }
 }
 
@@ -69,7 +69,7 @@ fn wait_gone(context: &Context, device: Device, limit: Duration) -> Result<(), E
         if Instant::now() >= deadline {
             return Err(Error::NotGone { device, limit });
         }
-        if !context.sleep(PERIOD) {
+        if !context.sleep(POLL_INTERVAL) {
             return Err(Error::Interrupted(format!("{device} is not gone")));
         }
     }

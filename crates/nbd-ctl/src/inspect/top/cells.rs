@@ -42,7 +42,7 @@ pub(crate) const COLUMNS: [Column; 12] = [
     column("RESTART", Align::Right, 7, 80),
 ];
 /// A cell without value.
-const NONE: &str = "-";
+const NO_VALUE: &str = "-";
 
 /// How much attention something deserves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,7 +54,7 @@ pub(crate) enum CellStyle {
 
 /// The row of a device.
 pub(crate) fn cells(row: &Row, now: Instant) -> [String; COLUMNS.len()] {
-    let none = || NONE.to_string();
+    let none = || NO_VALUE.to_string();
     let rate = |value: fn(&Rates) -> f64, show: fn(f64) -> String| {
         row.rates.as_ref().map_or_else(none, |rates| show(value(rates)))
     };
@@ -111,7 +111,7 @@ fn backend(status: &Status) -> (&'static str, CellStyle) {
     }
 }
 
-/// What else is to be said about a device; may be empty.
+/// A remark on a device that has no column; may be empty.
 pub(crate) fn remark(row: &Row, now: Instant) -> String {
     let device = row.device;
     if let Some(silent) = row.silent(now) {

@@ -7,9 +7,9 @@ use nbd_control::status::Status;
 use crate::inspect::top::rates::Rates;
 
 /// As many as the widest terminal may show.
-const MOST: usize = 512;
+const MAX_CELLS: usize = 512;
 /// Milliseconds below which a latency has level 0, 1, …: each is four times the one before.
-const LEVELS: [f64; 7] = [0.032, 0.128, 0.512, 2.048, 8.192, 32.768, 131.072];
+const LEVEL_BOUNDS_MS: [f64; 7] = [0.032, 0.128, 0.512, 2.048, 8.192, 32.768, 131.072];
 
 /// What an interval was like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,7 +31,9 @@ pub(crate) struct History(VecDeque<Cell>);
 impl Cell {
     pub(crate) fn of(status: &Status, rates: &Rates) -> Self {
         match rates.all.p99_ms {
-            Some(time) => Self::Took(LEVELS.iter().filter(|&&level| time >= level).count()),
+            Some(time) => {
+                Self::Took(LEVEL_BOUNDS_MS.iter().filter(|&&level| time >= level).count())
+            }
             None if rates.requests() > 0.0 => Self::Took(0),
             None if status.in_flight.is_empty() => Self::Idle,
             None => Self::Waits,
@@ -51,7 +53,7 @@ impl Cell {
 
 impl History {
     pub(crate) fn push(&mut self, cell: Cell) {
-        if self.0.len() == MOST {
+        if self.0.len() == MAX_CELLS {
             self.0.pop_front();
         }
         self.0.push_back(cell);
@@ -93,8 +95,8 @@ mod tests {
     #[test]
     fn only_the_latest_are_kept() {
         let mut history = History::default();
-        (0..2 * MOST).for_each(|n| history.push(Cell::Took(n % 8)));
+        (0..2 * MAX_CELLS).for_each(|n| history.push(Cell::Took(n % 8)));
         assert_eq!(history.latest(3).collect::<Vec<_>>(), [5, 6, 7].map(Cell::Took));
-        assert_eq!(history.latest(usize::MAX).count(), MOST);
+        assert_eq!(history.latest(usize::MAX).count(), MAX_CELLS);
     }
 }

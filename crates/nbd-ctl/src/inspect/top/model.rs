@@ -15,11 +15,11 @@ use crate::inspect::top::sample::Looked;
 use crate::inspect::top::slow::Slow;
 
 /// A holder that takes longer than this to answer is said to be silent.
-const PATIENCE: Duration = Duration::from_secs(2);
+const SILENCE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Intervals to choose from, in milliseconds.
-const INTERVALS: [u64; 10] = [100, 200, 500, 1000, 2000, 5000, 10_000, 30_000, 60_000, 300_000];
+const INTERVALS_MS: [u64; 10] = [100, 200, 500, 1000, 2000, 5000, 10_000, 30_000, 60_000, 300_000];
 
-/// What is to be done about an event.
+/// What the caller must do after an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Then {
     Go,
@@ -92,7 +92,7 @@ impl Row {
     /// For how long its holder has been silent, if that is worth mentioning.
     pub(crate) fn silent(&self, now: Instant) -> Option<Duration> {
         let silent = now.saturating_duration_since(self.asked?);
-        (silent >= PATIENCE).then_some(silent)
+        (silent >= SILENCE_TIMEOUT).then_some(silent)
     }
 
     /// Takes in what a look has found.
@@ -270,7 +270,7 @@ impl Model {
     }
 
     fn change_interval(&mut self, longer: bool) {
-        let mut all = INTERVALS.map(Duration::from_millis).into_iter();
+        let mut all = INTERVALS_MS.map(Duration::from_millis).into_iter();
         let next = if longer {
             all.find(|&it| it > self.interval)
         } else {

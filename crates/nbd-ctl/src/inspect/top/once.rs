@@ -17,9 +17,9 @@ use crate::inspect::top::sample::{Looked, Looks};
 use crate::table;
 
 /// A holder that hangs as soon as it is connected to is waited for no longer.
-const LIMIT: Duration = Duration::from_secs(10);
+const LOOK_TIMEOUT: Duration = Duration::from_secs(10);
 /// The exit status of what took too long.
-const TIMED_OUT: u8 = 5;
+const TIMED_OUT_STATUS: u8 = 5;
 
 /// Looks twice and prints what happened in between.
 pub(crate) fn once(
@@ -54,10 +54,12 @@ pub(crate) fn once(
     for row in &unheard {
         match row.found {
             Some(_) => eprint(&remark(row, now)),
-            None => eprint(&format!("{}: no answer within {} s", row.device, LIMIT.as_secs())),
+            None => {
+                eprint(&format!("{}: no answer within {} s", row.device, LOOK_TIMEOUT.as_secs()));
+            }
         }
     }
-    if unheard.is_empty() { Ok(()) } else { Err(Error::Several(TIMED_OUT)) }
+    if unheard.is_empty() { Ok(()) } else { Err(Error::Several(TIMED_OUT_STATUS)) }
 }
 
 /// Waits until all have answered, or long enough.
@@ -70,7 +72,7 @@ fn look(
     let devices: Vec<_> = rows.iter().map(|row| row.device).collect();
     looks.look(&devices, None);
     let mut open = devices;
-    let deadline = Instant::now() + LIMIT;
+    let deadline = Instant::now() + LOOK_TIMEOUT;
     while !open.is_empty() && Instant::now() < deadline {
         let Ok(looked) = inbox.recv_timeout(Duration::from_millis(50)) else {
             if !context.sleep(Duration::ZERO) {

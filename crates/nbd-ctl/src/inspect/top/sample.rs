@@ -1,8 +1,8 @@
 //! Looking at devices.
 //!
-//! A holder that is stopped may let whoever connects to it wait, without a limit if many have. So
+//! A client that connects to a stopped holder may wait, without a limit if many clients have connected. So
 //! each look has a thread, and a device is not looked at again before the last look has ended:
-//! then it is one thread that waits, and nobody else.
+//! then one thread waits, and no other.
 
 use std::collections::BTreeSet;
 use std::fmt;

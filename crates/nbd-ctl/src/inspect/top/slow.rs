@@ -3,9 +3,9 @@
 use nbd_control::trace::Executed;
 
 /// How many are kept.
-const MOST: usize = 32;
+const MAX_KEPT_REQUESTS: usize = 32;
 /// For so long, in nanoseconds.
-const KEPT: u64 = 60_000_000_000;
+const KEEP_TIME_NS: u64 = 60_000_000_000;
 
 /// What was seen of a device's recorder.
 #[derive(Clone, Debug, Default)]
@@ -26,9 +26,9 @@ impl Slow {
         self.slowest.extend(executed);
         // The recorder's own clock: without requests nothing grows old.
         let latest = self.slowest.iter().map(|it| it.finished_at).max().unwrap_or(0);
-        self.slowest.retain(|it| it.finished_at >= latest.saturating_sub(KEPT));
+        self.slowest.retain(|it| it.finished_at >= latest.saturating_sub(KEEP_TIME_NS));
         self.slowest.sort_by_key(|it| std::cmp::Reverse(took_ns(it)));
-        self.slowest.truncate(MOST);
+        self.slowest.truncate(MAX_KEPT_REQUESTS);
     }
 
     /// The slowest first.
@@ -71,9 +71,9 @@ pub(crate) mod tests {
         let numbers =
             |slow: &Slow| -> Vec<u64> { slow.slowest().iter().map(|it| it.number).collect() };
         assert_eq!((numbers(&slow), slow.from()), (vec![2, 0, 1], vec![3]));
-        slow.add(vec![executed(3, KEPT + 2_500, 10)], vec![4]);
+        slow.add(vec![executed(3, KEEP_TIME_NS + 2_500, 10)], vec![4]);
         assert_eq!(numbers(&slow), [2, 3], "a minute later");
-        slow.add((4..200).map(|n| executed(n, KEPT + 9_000, n)).collect(), vec![200]);
-        assert_eq!(slow.slowest().len(), MOST);
+        slow.add((4..200).map(|n| executed(n, KEEP_TIME_NS + 9_000, n)).collect(), vec![200]);
+        assert_eq!(slow.slowest().len(), MAX_KEPT_REQUESTS);
     }
 }

@@ -17,7 +17,7 @@ use crate::inspect::top::model::Model;
 use crate::table::age;
 
 /// The smallest terminal on which anything can be made out.
-const LEAST: (u16, u16) = (50, 10);
+const MIN_TERMINAL_SIZE: (u16, u16) = (50, 10);
 
 /// What the terminal can show.
 #[derive(Clone, Copy, Debug)]
@@ -46,7 +46,7 @@ const REVERSED: Style = Style::new().add_modifier(Modifier::REVERSED);
 /// Draws everything.
 pub(crate) fn draw(frame: &mut Frame<'_>, model: &Model, look: Look, now: Instant) {
     let area = frame.area();
-    if area.width < LEAST.0 || area.height < LEAST.1 {
+    if area.width < MIN_TERMINAL_SIZE.0 || area.height < MIN_TERMINAL_SIZE.1 {
         too_small(frame);
     } else if model.help {
         lines(frame, area, help::lines());
@@ -67,7 +67,7 @@ pub(crate) fn draw(frame: &mut Frame<'_>, model: &Model, look: Look, now: Instan
 
 fn too_small(frame: &mut Frame<'_>) {
     let Rect { width, height, .. } = frame.area();
-    let (wide, high) = LEAST;
+    let (wide, high) = MIN_TERMINAL_SIZE;
     let words = [
         format!("{width}x{height} is too small:"),
         format!("make it {wide}x{high},"),

@@ -9,9 +9,9 @@ use crate::inspect::status::{Listed, Orphan};
 use crate::table::{age, printable};
 
 /// Requests that are younger are on their way, and nothing is wrong with that.
-const PATIENCE_MS: u64 = 1000;
+const MIN_WAIT_MS: u64 = 1000;
 /// How many requests and waiting processes are told one by one.
-const MOST: usize = 8;
+const MAX_LISTED: usize = 8;
 
 /// Why a device does not go on, if it does not.
 #[derive(Debug, Serialize)]
@@ -21,7 +21,7 @@ pub(crate) struct Explanation {
     verdict: Verdict,
     /// The cause in one sentence.
     cause: String,
-    /// What else is to be known, a sentence each.
+    /// Further facts, a sentence each.
     details: Vec<String>,
     /// What can be done about it.
     ways_out: Vec<Remedy>,
@@ -259,7 +259,7 @@ fn running(facts: &Facts, status: &Status, eio: Remedy) -> (Verdict, String, Vec
     let backend = facts.backend.as_ref();
     let who = who(backend, status);
     let oldest = status.in_flight.first().map_or(0, |oldest| oldest.age_ms);
-    if oldest < PATIENCE_MS {
+    if oldest < MIN_WAIT_MS {
         let cause = match status.in_flight.len() {
             0 => "nothing waits: it is served, and no request is in flight".into(),
             count => format!("nothing is stuck: {count} requests are just being served"),
@@ -341,7 +341,7 @@ fn doing(process: &Process) -> Option<String> {
 fn suspects(status: &Status) -> Vec<String> {
     let suspects = status.in_flight.iter().filter(|request| request.crashes > 0);
     suspects
-        .take(MOST)
+        .take(MAX_LISTED)
         .map(|request| {
             format!(
                 "{} was being executed when {} backends crashed: it is tried alone, and given up \
@@ -353,14 +353,14 @@ fn suspects(status: &Status) -> Vec<String> {
         .collect()
 }
 
-/// Requests that the driver has begun and nobody else has seen. Who sends them sticks in the driver,
+/// Requests that the driver has begun and no backend has seen. Who sends them sticks in the driver,
 /// mostly a thread of the kernel's own that is not among those who wait.
 fn unsent(facts: &Facts, requests: &[RequestStatus]) -> Option<String> {
     let sends = |waiter: &Process| waiter.doing.is_some_and(|doing| doing.contains("sending to"));
     let full = facts.waiters.iter().any(|waiter| {
         waiter.doing.is_some_and(|doing| doing.contains("the socket is full")) || sends(waiter)
     });
-    let stuck = requests.first().is_some_and(|oldest| oldest.age_ms >= PATIENCE_MS);
+    let stuck = requests.first().is_some_and(|oldest| oldest.age_ms >= MIN_WAIT_MS);
     let unsent = stuck && facts.block_layer > requests.len() as u64;
     (full || unsent).then(|| {
         format!(
@@ -524,9 +524,9 @@ pub(crate) fn text(told: &Explanation) -> String {
 
 fn listed<T>(all: &[T], say: impl Fn(&T) -> String, what: &str) -> Vec<String> {
     let mut lines: Vec<String> =
-        all.iter().take(MOST).map(|one| format!("  {}", say(one))).collect();
-    if all.len() > MOST {
-        lines.push(format!("  … and {} more {what}", all.len() - MOST));
+        all.iter().take(MAX_LISTED).map(|one| format!("  {}", say(one))).collect();
+    if all.len() > MAX_LISTED {
+        lines.push(format!("  … and {} more {what}", all.len() - MAX_LISTED));
     }
     lines
 }

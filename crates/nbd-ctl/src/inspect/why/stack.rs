@@ -2,7 +2,7 @@
 
 /// The first function of a stack that is known here says it. Functions that only sleep say
 /// nothing, so the order is that of the stack and not of this table.
-const KNOWN: [(&str, &str); 30] = [
+const KNOWN_FUNCTIONS: [(&str, &str); 30] = [
     ("sock_alloc_send_pskb", "sends to the backend; the socket is full"),
     ("unix_stream_sendmsg", "sends to the backend; the socket is full"),
     ("nbd_handle_cmd", "waits for another one who is sending to the backend"),
@@ -36,7 +36,7 @@ const KNOWN: [(&str, &str); 30] = [
 ];
 
 /// Where every thread is that sleeps.
-const SLEEP: [&str; 6] = [
+const SLEEP_FUNCTIONS: [&str; 6] = [
     "__switch_to",
     "__schedule",
     "schedule",
@@ -48,7 +48,7 @@ const SLEEP: [&str; 6] = [
 /// What a thread with this stack does, if that can be told.
 pub(crate) fn doing(stack: &[String]) -> Option<&'static str> {
     stack.iter().find_map(|function| {
-        KNOWN.iter().find(|(name, _)| *name == function).map(|(_, words)| *words)
+        KNOWN_FUNCTIONS.iter().find(|(name, _)| *name == function).map(|(_, words)| *words)
     })
 }
 
@@ -60,7 +60,8 @@ pub(crate) fn functions(text: &str) -> Vec<String> {
             let symbol = line.split_once("] ")?.1.trim();
             let name = symbol.split(['+', ' ']).next()?;
             let plain = name.split('.').next()?;
-            let says = !plain.is_empty() && !plain.starts_with("0x") && !SLEEP.contains(&plain);
+            let says =
+                !plain.is_empty() && !plain.starts_with("0x") && !SLEEP_FUNCTIONS.contains(&plain);
             says.then(|| plain.to_owned())
         })
         .collect()

@@ -15,9 +15,9 @@ use crate::inspect::top::view::{BOLD, Look, REVERSED, heat, lines, title};
 use crate::table::Align;
 
 /// Title, header, remark and footer.
-const FIXED: usize = 4;
+const FIXED_LINES: usize = 4;
 /// What is written in front of a heat line.
-const NAME: usize = 8;
+const NAME_WIDTH: usize = 8;
 
 pub(crate) fn draw(frame: &mut Frame<'_>, model: &Model, look: Look, now: Instant) {
     let area = frame.area();
@@ -26,7 +26,7 @@ pub(crate) fn draw(frame: &mut Frame<'_>, model: &Model, look: Look, now: Instan
         return lines(frame, area, vec![title(model), Line::default(), nothing(&model.wanted)]);
     }
     let selected = model.selected().map(|row| row.device);
-    let space = area.height as usize - FIXED;
+    let space = area.height as usize - FIXED_LINES;
     // An empty line and a heading are in front of the heat lines: of all devices or of one.
     let heats = if 2 * rows.len() + 2 <= space { rows.len() } else { 1 };
     let shown = rows.len().min(space - heats - 2);
@@ -38,7 +38,7 @@ pub(crate) fn draw(frame: &mut Frame<'_>, model: &Model, look: Look, now: Instan
         text.push(line(row, area, look, Some(row.device) == selected, now));
     }
     text.push(Line::default());
-    text.push(Line::styled(format!("{:<NAME$}{}", "99 %", legend()), BOLD));
+    text.push(Line::styled(format!("{:<NAME_WIDTH$}{}", "99 %", legend()), BOLD));
     let all = rows.iter().filter(|row| heats > 1 || Some(row.device) == selected);
     text.extend(all.map(|row| heat_line(row, area, look)));
     lines(frame, area, text);
@@ -94,7 +94,7 @@ fn line(row: &Row, area: Rect, look: Look, selected: bool, now: Instant) -> Line
 }
 
 fn heat_line(row: &Row, area: Rect, look: Look) -> Line<'static> {
-    let mut spans = vec![Span::raw(format!("{:<NAME$}", row.device.to_string()))];
-    spans.extend(heat::spans(&row.history, area.width as usize - NAME, look));
+    let mut spans = vec![Span::raw(format!("{:<NAME_WIDTH$}", row.device.to_string()))];
+    spans.extend(heat::spans(&row.history, area.width as usize - NAME_WIDTH, look));
     Line::from(spans)
 }
