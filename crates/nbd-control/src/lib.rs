@@ -14,7 +14,8 @@
 //! | [`registry`] | the runtime directory: sockets, logs, and the state for the next holder |
 //! | [`history`], [`remains`] | what is told, and what is left, of a device that has lost its holder |
 //! | [`attach_options`], [`policy`] | how a device is attached: every option once |
-//! | [`settings`], [`size`] | what can be changed of a backend while it runs; sizes as people write them |
+//! | [`settings`] | what can be changed of a backend while it runs |
+//! | [`size`], [`text`] | sizes as people write them; text that is safe to show |
 //! | [`process`], [`service`] | naming a process so that a reused pid is not mistaken for it; its service manager |
 //!
 //! # Invariants
@@ -55,6 +56,7 @@ pub mod registry;
 pub mod service;
 pub mod settings;
 pub mod size;
+pub mod text;
 
 pub use messages::{backend, channel, control, handover, latency, status, trace, wire};
 pub use registry::{history, remains};

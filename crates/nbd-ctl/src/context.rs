@@ -7,13 +7,13 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use nbd_control::registry::Registry;
+use nbd_control::text::printable;
 use nbd_control::{Channel, ChannelError};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::de::DeserializeOwned;
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 use crate::error::Error;
-use crate::table::printable;
 
 /// Shared by all that a command does.
 #[derive(Debug)]
@@ -128,7 +128,7 @@ fn wait_for(descriptors: &mut [PollFd<'_>], time: Duration) -> Result<(), Channe
 
 /// Words for the operator. A failure to write them cannot be told anywhere, so it is ignored.
 pub(crate) fn eprint(text: &str) {
-    let text = printable(text, true);
+    let text = printable(text, &['\n']);
     let _ = writeln!(io::stderr().lock(), "nbd-ctl: {text}");
 }
 

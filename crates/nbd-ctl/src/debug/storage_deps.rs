@@ -1,11 +1,14 @@
 //! Which block devices a file needs: whether a read of it waits for a given device. Found out from /proc
 //! and /sys alone, as asking the file itself could be the first to wait.
 
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io;
-use std::os::unix::ffi::OsStringExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+
+use nbd_device_users::Mount;
 
 use crate::device::Device;
 
@@ -20,21 +23,11 @@ pub(crate) struct StorageDeps {
     sys: PathBuf,
 }
 
-#[derive(Debug, PartialEq, Eq)]
-struct Mount {
-    /// `major:minor`; the major number is 0 if no single device is below it.
-    number: String,
-    point: PathBuf,
-    source: PathBuf,
-    /// Directories that an overlay is made of.
-    layers: Vec<PathBuf>,
-}
-
 impl StorageDeps {
     /// Of this process, now.
     pub(crate) fn of_this_process() -> io::Result<Self> {
-        let text = fs::read("/proc/self/mountinfo")?;
-        Ok(Self { mounts: mounts(&text), sys: "/sys".into() })
+        let mounts = Mount::all_of(std::process::id().cast_signed())?;
+        Ok(Self { mounts, sys: "/sys".into() })
     }
 
     /// Whether `path`, absolute and without links, needs the device.
@@ -58,7 +51,7 @@ impl StorageDeps {
         let source = mount.source.starts_with("/dev").then(|| fs::metadata(&mount.source).ok());
         let number = source.flatten().map(|meta| number(meta.rdev()));
         number.is_some_and(|number| self.block_needs(device, &number, depth))
-            || mount.layers.iter().any(|layer| self.file_needs(device, layer, depth))
+            || layers(mount).any(|layer| self.file_needs(device, layer, depth))
     }
 
     /// Whether the block device with this number is `device`, a part of it, or made of it.
@@ -74,7 +67,7 @@ impl StorageDeps {
         }
         let whole = if folder.join("partition").exists() { folder.join("..") } else { folder };
         let backing = fs::read(whole.join("loop/backing_file")).unwrap_or_default();
-        let backing = PathBuf::from(std::ffi::OsString::from_vec(backing.trim_ascii_end().into()));
+        let backing = PathBuf::from(OsString::from_vec(backing.trim_ascii_end().into()));
         if backing.is_absolute() && self.file_needs(device, &backing, depth) {
             return true;
         }
@@ -85,47 +78,18 @@ impl StorageDeps {
     }
 }
 
-fn mounts(text: &[u8]) -> Vec<Mount> {
-    text.split(|&byte| byte == b'\n').filter_map(mount).collect()
-}
-
-/// A line like `36 35 98:0 /root /point rw,noatime master:1 - ext4 /dev/root rw,lowerdir=…`.
-fn mount(line: &[u8]) -> Option<Mount> {
-    let fields: Vec<&[u8]> = line.split(|&byte| byte == b' ').collect();
-    let dash = fields.iter().position(|field| *field == b"-")?;
-    let options = fields.get(dash + 3).copied().unwrap_or_default();
-    let layers = options.split(|&byte| byte == b',').filter_map(|option| {
-        let (name, value) = option.split_at(option.iter().position(|&byte| byte == b'=')?);
-        matches!(name, b"lowerdir" | b"upperdir").then(|| &value[1..])
-    });
-    let layers = layers.flat_map(|value| value.split(|&byte| byte == b':')).map(path);
-    Some(Mount {
-        number: String::from_utf8_lossy(fields.get(2)?).into_owned(),
-        point: path(fields.get(4)?),
-        source: path(fields.get(dash + 2)?),
-        layers: layers.collect(),
+/// Directories that an overlay is made of.
+fn layers(mount: &Mount) -> impl Iterator<Item = &Path> {
+    let options = mount.options.iter();
+    let values = options.filter(|(name, _)| matches!(&**name, "lowerdir" | "upperdir"));
+    values.flat_map(|(_, value)| {
+        value
+            .as_os_str()
+            .as_bytes()
+            .split(|&byte| byte == b':')
+            .map(OsStr::from_bytes)
+            .map(Path::new)
     })
-}
-
-/// Spaces and the like are written as `\040`.
-fn path(text: &[u8]) -> PathBuf {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text;
-    while let Some((&first, tail)) = rest.split_first() {
-        let digits = tail.get(..3).and_then(|digits| str::from_utf8(digits).ok());
-        let escaped = digits.and_then(|digits| u8::from_str_radix(digits, 8).ok());
-        match escaped.filter(|_| first == b'\\') {
-            Some(byte) => {
-                bytes.push(byte);
-                rest = &tail[3..];
-            }
-            None => {
-                bytes.push(first);
-                rest = tail;
-            }
-        }
-    }
-    PathBuf::from(std::ffi::OsString::from_vec(bytes))
 }
 
 /// A device number as /sys and mountinfo write it.
@@ -148,15 +112,6 @@ mod tests {
 27 22 253:0 / /crypt rw - ext4 /dev/mapper/crypt rw
 28 22 43:32 / /ten rw - ext4 /dev/nbd10 rw
 ";
-
-    #[test]
-    fn a_mount_is_parsed_with_and_without_optional_fields() {
-        let mounts = mounts(MOUNTS);
-        assert_eq!(mounts.len(), 7);
-        assert_eq!(mounts[0].layers, ["/disk", "/other", "/part/up"].map(PathBuf::from));
-        assert_eq!((&*mounts[1].number, &*mounts[1].source), ("8:1", Path::new("/dev/sda1")));
-        assert_eq!(mounts[3].point, Path::new("/part/with space"));
-    }
 
     /// A /sys in which nbd0 has a partition, loop0 is a file on it, and dm-0 is made of loop0.
     fn sys() -> PathBuf {
@@ -182,7 +137,7 @@ mod tests {
 
     #[test]
     fn a_file_needs_all_that_is_below_it() {
-        let deps = StorageDeps { mounts: mounts(MOUNTS), sys: sys() };
+        let deps = StorageDeps { mounts: Mount::parse(MOUNTS), sys: sys() };
         let on = |path| deps.needs(Device(0), Path::new(path));
         let found = ["/part/file", "/image/file", "/crypt/file", "/file"].map(on);
         let not_found = ["/disk/file", "/part/with space/file", "/ten/file", "relative"].map(on);
@@ -193,7 +148,7 @@ mod tests {
 
     #[test]
     fn layers_that_contain_themselves_come_to_an_end() {
-        let mounts = mounts(b"1 0 0:9 / / rw - overlay none rw,lowerdir=/a:/b:/c");
+        let mounts = Mount::parse(b"1 0 0:9 / / rw - overlay none rw,lowerdir=/a:/b:/c");
         let deps = StorageDeps { mounts, sys: "/sys".into() };
         assert!(!deps.needs(Device(0), Path::new("/file")));
     }

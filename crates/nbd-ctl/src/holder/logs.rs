@@ -4,11 +4,12 @@ use std::fs::File;
 use std::io::{self, ErrorKind, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
+use nbd_control::text::printable;
+
 use crate::context::{Context, eprint, print};
 use crate::device::Device;
 use crate::error::Error;
 use crate::holder::device_state::no_device;
-use crate::table::printable;
 
 /// So much of a log is read, from its end. Holders keep it shorter than that; an older one did not.
 const MAX_LOG_BYTES: u64 = 2 << 20;
@@ -62,7 +63,7 @@ fn last_lines(paths: &[PathBuf], count: usize) -> Result<String, (PathBuf, io::E
     let text = String::from_utf8_lossy(&text);
     let lines: Vec<_> = text.lines().collect();
     let lines = &lines[lines.len().saturating_sub(count)..];
-    Ok(lines.iter().map(|line| printable(&line.replace('\t', "    "), false) + "\n").collect())
+    Ok(lines.iter().map(|line| printable(&line.replace('\t', "    "), &[]) + "\n").collect())
 }
 
 /// The end of a file, however large it is.

@@ -4,9 +4,10 @@ use nbd_control::latency::LatencyStatus;
 use nbd_control::status::{
     BackendState, PoisonStatus, RecoveryStatus, RequestStatus, Stage, Status,
 };
+use nbd_control::text::printable;
 
 use crate::inspect::status::Listed;
-use crate::table::{Align, age, columns, command_line, printable, size, span};
+use crate::table::{Align, age, columns, command_line, size, span};
 
 /// Most requests in flight that a status shows.
 const MAX_SHOWN_REQUESTS: usize = 20;
@@ -83,7 +84,7 @@ fn bare(device: String, state: &str) -> [String; 9] {
 pub(crate) fn status(status: &Status) -> String {
     let mut lines = vec![status.device.clone()];
     let mut add = |name: &str, value: &str| {
-        lines.push(format!("  {name:<10} {}", printable(value, false)));
+        lines.push(format!("  {name:<10} {}", printable(value, &[])));
     };
     let export = &status.export;
     add("path", &status.path);
@@ -201,7 +202,7 @@ fn totals(status: &Status) -> String {
 fn latency(kind: &LatencyStatus) -> Option<String> {
     let [median, p99, p999, max] =
         [kind.median_ms?, kind.p99_ms?, kind.p999_ms?, kind.max_ms?].map(span);
-    let command = printable(&kind.command, false);
+    let command = printable(&kind.command, &[]);
     Some(format!("{command}: half {median} at most, 99 % {p99}, 99.9 % {p999}, all {max}"))
 }
 
@@ -250,13 +251,13 @@ fn requests(requests: &[RequestStatus]) -> String {
         .map(|request| {
             [
                 age(request.age_ms),
-                printable(&request.command, false),
+                printable(&request.command, &[]),
                 request.offset.to_string(),
                 request.length.to_string(),
                 stage_name(request.stage).to_string(),
                 request.attempts.to_string(),
                 request.lane.to_string(),
-                printable(&request.cookie, false),
+                printable(&request.cookie, &[]),
             ]
         })
         .collect();
@@ -293,7 +294,7 @@ pub(crate) const fn stage_name(stage: Stage) -> &'static str {
 fn some(text: &str) -> String {
     match text {
         "" => NO_VALUE.to_string(),
-        text => printable(text, false),
+        text => printable(text, &[]),
     }
 }
 

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 use nbd_control::control::{Request, Response};
+use nbd_control::text::printable;
 use nbd_control::trace::Executed;
 use serde::Serialize;
 
@@ -12,7 +13,6 @@ use crate::context::{Context, eprint, print};
 use crate::device::Device;
 use crate::error::Error;
 use crate::holder::client::HolderClient;
-use crate::table::printable;
 
 /// How long the holder may take to answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -122,7 +122,7 @@ fn line(executed: &Executed, json: bool) -> Result<String, Error> {
     let again = if *attempts > 1 { format!(", attempt {attempts}") } else { String::new() };
     Ok(format!(
         "[{seconds:5}.{rest:06}] {:<12} {what:<22} {:>10.3} ms  {result}  (lane {lane}, backend {backend}{again})\n",
-        printable(&executed.command, false),
+        printable(&executed.command, &[]),
         took(executed),
     ))
 }

@@ -5,12 +5,13 @@ use std::time::Instant;
 
 use nbd_control::latency::LatencyStatus;
 use nbd_control::status::{BackendState, Status};
+use nbd_control::text::printable;
 
 use crate::inspect::render::state_name;
 use crate::inspect::status::Listed;
 use crate::inspect::top::model::Row;
 use crate::inspect::top::rates::Rates;
-use crate::table::{Align, age, printable, span};
+use crate::table::{Align, age, span};
 
 /// A column.
 #[derive(Debug)]
@@ -131,7 +132,7 @@ pub(crate) fn remark(row: &Row, now: Instant) -> String {
             | Listed::Stale { detail, .. }
             | Listed::Unreachable { detail, .. },
         ) => {
-            return printable(detail, false);
+            return printable(detail, &[]);
         }
     };
     format!("{device}: {text}")
@@ -161,7 +162,7 @@ fn attached(status: &Status) -> String {
     if parts.is_empty() {
         parts.push(backend.description.clone());
     }
-    printable(&format!("{}: {}", status.device, parts.join("; ")), false)
+    printable(&format!("{}: {}", status.device, parts.join("; ")), &[])
 }
 
 /// A number of bytes in at most five characters: `0`, `512`, `1.5M`, `120G`.

@@ -1,12 +1,13 @@
 //! From facts to words: who waits for what, whether anything is lost, and the way out.
 
 use nbd_control::status::{BackendState, RequestStatus, Stage, Status};
+use nbd_control::text::printable;
 use serde::Serialize;
 
 use super::above::Above;
 use super::facts::{Facts, Process};
 use crate::inspect::status::{Listed, Orphan};
-use crate::table::{age, printable};
+use crate::table::age;
 
 /// Requests that are younger are on their way, and nothing is wrong with that.
 const MIN_WAIT_MS: u64 = 1000;
@@ -219,7 +220,7 @@ fn pid_of(process: Option<&Process>, status: &Status) -> i32 {
 
 fn who(process: Option<&Process>, status: &Status) -> String {
     let name = process.map_or("", |process| process.name.as_str());
-    format!("the backend {} (pid {})", printable(name, false), pid_of(process, status))
+    format!("the backend {} (pid {})", printable(name, &[]), pid_of(process, status))
 }
 
 fn stopped(facts: &Facts, status: &Status, eio: Remedy) -> (Verdict, String, Vec<Remedy>) {
@@ -230,7 +231,7 @@ fn stopped(facts: &Facts, status: &Status, eio: Remedy) -> (Verdict, String, Vec
             Verdict::Traced,
             format!(
                 "{who} is stopped by {} (pid {}), at a breakpoint or by hand",
-                printable(&tracer.name, false),
+                printable(&tracer.name, &[]),
                 tracer.pid
             ),
             vec![
@@ -322,7 +323,7 @@ fn fencing(facts: &Facts, device: &str) -> (Verdict, String, Vec<Remedy>) {
     };
     let cause = format!(
         "the killed backend (pid {pid}) is not dead yet, and before it is nobody else may serve: {}",
-        printable(&why, false)
+        printable(&why, &[])
     );
     let force = way(format!("nbd-ctl detach --force {device}"), "gives the device up, with EIO");
     (Verdict::Fencing, cause, vec![out, force])
@@ -465,7 +466,7 @@ fn ending(facts: &Facts, device: &str) -> Told {
 }
 
 fn describe(request: &RequestStatus) -> String {
-    let command = printable(&request.command, false);
+    let command = printable(&request.command, &[]);
     match request.length {
         0 => command,
         length => format!("{command} {}+{length}", request.offset),
@@ -487,17 +488,17 @@ fn request(request: &RequestStatus) -> String {
 
 fn waiter(process: &Process) -> String {
     let doing = doing(process).map(|words| format!(": {words}")).unwrap_or_default();
-    format!("{} (pid {}) waits{doing}", printable(&process.name, false), process.pid)
+    format!("{} (pid {}) waits{doing}", printable(&process.name, &[]), process.pid)
 }
 
 /// The cause alone, if something is the matter.
 pub(crate) fn in_short(told: &Explanation) -> Option<String> {
-    (told.verdict != Verdict::Nothing).then(|| printable(&told.cause, false))
+    (told.verdict != Verdict::Nothing).then(|| printable(&told.cause, &[]))
 }
 
 /// An explanation for people.
 pub(crate) fn text(told: &Explanation) -> String {
-    let mut lines = vec![format!("{}: {}", told.device, printable(&told.cause, false))];
+    let mut lines = vec![format!("{}: {}", told.device, printable(&told.cause, &[]))];
     let waiting: Vec<&RequestStatus> = match told.verdict {
         Verdict::Nothing => Vec::new(),
         _ => told.requests.iter().collect(),
@@ -511,7 +512,7 @@ pub(crate) fn text(told: &Explanation) -> String {
             lines.extend(listed(waiting, |one| request(one), "requests"));
         }
     }
-    lines.extend(told.details.iter().map(|detail| format!("  {}", printable(detail, false))));
+    lines.extend(told.details.iter().map(|detail| format!("  {}", printable(detail, &[]))));
     if !told.ways_out.is_empty() {
         lines.push("  ways out:".into());
     }
@@ -533,7 +534,7 @@ fn listed<T>(all: &[T], say: impl Fn(&T) -> String, what: &str) -> Vec<String> {
 
 /// What a process does, seen from itself.
 pub(crate) fn process(process: &Process, roles: &[String], alone: bool) -> String {
-    let name = format!("{} (pid {})", printable(&process.name, false), process.pid);
+    let name = format!("{} (pid {})", printable(&process.name, &[]), process.pid);
     let state = match process.state {
         'D' => "waits in the kernel and cannot be interrupted",
         'T' => "is stopped by a signal",
@@ -547,7 +548,7 @@ pub(crate) fn process(process: &Process, roles: &[String], alone: bool) -> Strin
         text.push_str(&format!(": {words}"));
     }
     if let Some(tracer) = &process.tracer {
-        let tracer = format!("{} (pid {})", printable(&tracer.name, false), tracer.pid);
+        let tracer = format!("{} (pid {})", printable(&tracer.name, &[]), tracer.pid);
         text.push_str(&format!("; it is traced by {tracer}"));
     }
     if !roles.is_empty() {

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use nbd_control::process::{stat, tracer};
-use nbd_device_users::whole_devices_below;
+use nbd_device_users::{Mount, whole_devices_below};
 
 use super::above::Stack;
 use super::facts::{Process, Tracer};
@@ -62,7 +62,7 @@ pub(crate) fn waiters(stack: &Stack, ours: &[i32]) -> Vec<Process> {
 /// Whether a process uses the device or what is stacked on it: by an open file, by its command
 /// line, or as a thread of the kernel that works for it.
 pub(crate) fn uses(pid: i32, stack: &Stack) -> bool {
-    let mounts = mount_points(&read(&format!("/proc/{pid}/mountinfo")), stack);
+    let mounts = mount_points(&Mount::all_of(pid).unwrap_or_default(), stack);
     let is_its =
         |path: &str| stack.has_node(path) || mounts.iter().any(|mount| is_below(path, mount));
     let link = |what: &str| fs::read_link(format!("/proc/{pid}/{what}")).ok();
@@ -95,17 +95,13 @@ fn is_below(path: &str, mount: &str) -> bool {
     path.strip_prefix(mount).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
-/// Where the device is mounted: id, parent, major:minor, root, mount point, …, -, type, source.
-fn mount_points(mountinfo: &str, stack: &Stack) -> Vec<String> {
-    let lines = mountinfo.lines().filter_map(|line| {
-        let (left, right) = line.split_once(" - ")?;
-        let source = right.split(' ').nth(1)?;
-        let mut left = left.split(' ').skip(2);
-        let number = left.next()?;
-        let place = left.nth(1)?;
-        (stack.has_number(number) || stack.has_node(source)).then(|| place.replace("\\040", " "))
-    });
-    lines.collect()
+/// Where the device is mounted.
+fn mount_points(mounts: &[Mount], stack: &Stack) -> Vec<String> {
+    let is_its = |mount: &&Mount| {
+        stack.has_number(&mount.number)
+            || mount.source.to_str().is_some_and(|it| stack.has_node(it))
+    };
+    mounts.iter().filter(is_its).map(|mount| mount.point.to_string_lossy().into_owned()).collect()
 }
 
 /// What the block layer waits for.
@@ -146,7 +142,8 @@ mod tests {
 37 1 43:1 / /part rw shared:1 - ext4 /dev/nbd1p1 rw
 38 1 43:160 / /other rw - ext4 /dev/nbd10 rw
 ";
-        assert_eq!(mount_points(text, &Stack::of(Device(1))), ["/mnt/my disk", "/part"]);
+        let mounts = Mount::parse(text.as_bytes());
+        assert_eq!(mount_points(&mounts, &Stack::of(Device(1))), ["/mnt/my disk", "/part"]);
         assert!(is_below("/mnt/a", "/mnt") && !is_below("/mnt2", "/mnt"));
     }
 

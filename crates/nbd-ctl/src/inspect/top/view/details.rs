@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use nbd_control::latency::LatencyStatus;
 use nbd_control::status::{RequestStatus, Status};
+use nbd_control::text::printable;
 use nbd_control::trace::Executed;
 use ratatui::layout::Rect;
 use ratatui::text::{Line, Span};
@@ -13,7 +14,7 @@ use crate::inspect::top::cells::{brief, remark, state};
 use crate::inspect::top::model::Row;
 use crate::inspect::top::rates::Rates;
 use crate::inspect::top::view::{BOLD, Look, heat};
-use crate::table::{Align, age, columns, printable, size, span};
+use crate::table::{Align, age, columns, size, span};
 
 pub(crate) fn lines(row: &Row, look: Look, area: Rect, now: Instant) -> Vec<Line<'static>> {
     let (word, style) = state(row, now);
@@ -23,7 +24,7 @@ pub(crate) fn lines(row: &Row, look: Look, area: Rect, now: Instant) -> Vec<Line
     if let Some(status) = row.status() {
         let lanes =
             if status.lanes == 1 { "1 lane".into() } else { format!("{} lanes", status.lanes) };
-        let description = printable(&status.backend.description, false);
+        let description = printable(&status.backend.description, &[]);
         let size = size(status.export.size);
         head.push(Span::raw(format!("  {description}, {size}, {}, {lanes}", status.kernel_api)));
         lines.push(Line::from(format!("backend: {}", backend(status))));
@@ -50,7 +51,7 @@ fn backend(status: &Status) -> String {
     };
     let last = status.last_recovery.as_ref().map(render::recovery);
     let last = last.map(|text| format!("; last loss: {text}")).unwrap_or_default();
-    printable(&format!("{}, {restarts}{last}", render::backend(status)), false)
+    printable(&format!("{}, {restarts}{last}", render::backend(status)), &[])
 }
 
 fn rates(rates: Option<&Rates>) -> Vec<Line<'static>> {
@@ -104,7 +105,7 @@ fn in_flight(requests: &[RequestStatus], most: usize) -> Vec<Line<'static>> {
         .map(|request| {
             [
                 age(request.age_ms),
-                printable(&request.command, false),
+                printable(&request.command, &[]),
                 format!("{}+{}", request.offset, request.length),
                 render::stage_name(request.stage).to_string(),
                 request.attempts.to_string(),
@@ -136,7 +137,7 @@ fn slowest(executed: &[Executed], most: usize) -> Vec<Line<'static>> {
             [
                 format!("{:.3}", it.finished_at as f64 / 1e9),
                 span(it.finished_at.saturating_sub(it.received_at) as f64 / 1e6),
-                printable(&it.command, false),
+                printable(&it.command, &[]),
                 format!("{}+{}", it.offset, it.length),
                 it.error.to_string(),
                 it.backend.to_string(),
