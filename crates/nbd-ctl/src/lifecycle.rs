@@ -48,26 +48,6 @@ fn each(context: &Context, mut act: impl FnMut(Device) -> Result<(), Error>) -> 
     failed.map_or(Ok(()), |code| Err(Error::Several(code)))
 }
 
-/// Has the backend killed and started anew.
-pub(crate) fn restart(
-    context: &Context,
-    device: Device,
-    limit: Option<Duration>,
-) -> Result<(), Error> {
-    order(context, device, &Request::Restart, "restarting its backend", limit)
-}
-
-/// Has another program take over from the backend.
-pub(crate) fn replace(
-    context: &Context,
-    device: Device,
-    program: Option<Vec<String>>,
-    limit: Option<Duration>,
-) -> Result<(), Error> {
-    let request = Request::Replace { program };
-    order(context, device, &request, "replacing its backend", limit)
-}
-
 /// Has the holder, or all of them, become the program that a device would now be attached with.
 pub(crate) fn upgrade(
     context: &Context,

@@ -84,10 +84,6 @@ fn run() -> Result<(), Error> {
         Action::Logs { device, last, lines } => logs::logs(&context, device, last, lines),
         Action::Why { target, json } => why::why(&context, target, json),
         Action::List { json } => status::list(&context, json),
-        Action::Restart { device, limit } => lifecycle::restart(&context, device, limit),
-        Action::Replace { device, program, limit } => {
-            lifecycle::replace(&context, device, program, limit)
-        }
         Action::Upgrade { device, limit } => lifecycle::upgrade(&context, device, limit),
         Action::Order { device, request, doing, limit } => {
             lifecycle::order(&context, device, &request, doing, limit)

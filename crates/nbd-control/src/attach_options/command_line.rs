@@ -51,8 +51,6 @@ pub(super) fn default_lanes() -> u32 {
 
 /// One crash does not tell which of several requests has caused it.
 pub(super) fn poison_limit(text: &str) -> Result<u32, String> {
-    match text.parse() {
-        Ok(1) | Err(_) => Err("use 0 for never, or a number from 2 on".into()),
-        Ok(limit) => Ok(limit),
-    }
+    let limit = text.parse().ok().filter(|limit| *limit != 1);
+    limit.ok_or_else(|| "use 0 for never, or a number from 2 on".into())
 }

@@ -132,28 +132,24 @@ fn become_holder(context: &Context, wanted: &Attach) -> Result<Error, Error> {
     let program = program::holder()?;
     let mut command = Command::new(&program);
     command.arg("--runtime-dir").arg(context.registry.directory());
-    match wanted.name.as_deref().and_then(Device::named) {
-        Some(device) => match probe(&context.registry, device)? {
-            DeviceState::Orphaned(state) => {
-                let directory = PathBuf::from(format!("/proc/{}/cwd", state.sitter.pid));
-                command.args(["--adopt", &device.to_string()]).current_dir(directory);
-            }
-            DeviceState::Absent => {
-                command.args(arguments(wanted));
-            }
-            DeviceState::Stale | DeviceState::Abandoned(Abandoned { backend: None, .. }) => {
-                clear(context, device)?;
-                command.args(arguments(wanted));
-            }
-            DeviceState::Abandoned(abandoned) => {
-                return Err(Error::Abandoned { device, abandoned });
-            }
-            DeviceState::Listening(_) | DeviceState::Unsettled { .. } => {
-                let name = wanted.name.clone().unwrap_or_default();
-                return Err(Error::Attached { name, device });
-            }
-        },
-        None => {
+    let device = wanted.name.as_deref().and_then(Device::named);
+    let found = device.map(|device| probe(&context.registry, device).map(|state| (device, state)));
+    match found.transpose()? {
+        Some((device, DeviceState::Orphaned(state))) => {
+            let directory = PathBuf::from(format!("/proc/{}/cwd", state.sitter.pid));
+            command.args(["--adopt", &device.to_string()]).current_dir(directory);
+        }
+        Some((device, DeviceState::Abandoned(abandoned @ Abandoned { backend: Some(_), .. }))) => {
+            return Err(Error::Abandoned { device, abandoned });
+        }
+        Some((device, DeviceState::Listening(_) | DeviceState::Unsettled { .. })) => {
+            return Err(Error::Attached { name: wanted.name.clone().unwrap_or_default(), device });
+        }
+        Some((_, DeviceState::Absent)) | None => {
+            command.args(arguments(wanted));
+        }
+        Some((device, DeviceState::Stale | DeviceState::Abandoned(_))) => {
+            clear(context, device)?;
             command.args(arguments(wanted));
         }
     }
