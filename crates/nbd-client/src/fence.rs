@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use nbd_net::liveness;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::Signal;
 use nix::sys::socket::{MsgFlags, Shutdown, recv, shutdown};
+use rustix::process::Signal;
 
 use crate::system;
 
@@ -45,7 +45,7 @@ pub fn fence(connection: OwnedFd, limit: Duration) -> io::Result<Fence> {
 /// If `process` is no pidfd, or may not be signalled.
 #[expect(clippy::needless_pass_by_value, reason = "the process is over")]
 pub fn fence_child(process: OwnedFd, limit: Duration) -> io::Result<Fence> {
-    for signal in [Signal::SIGTERM, Signal::SIGKILL] {
+    for signal in [Signal::TERM, Signal::KILL] {
         system::signal_process(process.as_fd(), signal)?;
         if wait_readable(process.as_fd(), Instant::now().checked_add(limit))? {
             return Ok(Fence::Closed);

@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
@@ -10,6 +10,8 @@ use nix::sys::prctl;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
 use nix::unistd::{Pid, getppid};
+use rustix::io::Errno;
+use rustix::process::{self, PidfdFlags};
 
 /// Has the process that `command` starts sent a SIGTERM when the thread that starts it ends.
 pub(crate) fn die_with_this_thread(command: &mut Command) {
@@ -68,33 +70,14 @@ fn close_on_exec() {
 
 /// A descriptor for a process, which must not have been waited for.
 pub(crate) fn open_process(pid: u32) -> io::Result<OwnedFd> {
-    // SAFETY: takes two numbers.
-    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid as libc::pid_t, 0) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the kernel has just made this descriptor, and nobody else knows of it.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+    let pid = pid.try_into().ok().and_then(process::Pid::from_raw).ok_or(Errno::SRCH)?;
+    Ok(process::pidfd_open(pid, PidfdFlags::empty())?)
 }
 
 /// Sends a signal to a process; one that is gone already is no error.
-pub(crate) fn signal_process(process: BorrowedFd<'_>, signal: Signal) -> io::Result<()> {
-    let none = std::ptr::null::<libc::siginfo_t>();
-    // SAFETY: takes numbers and a null pointer, which means the default.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_pidfd_send_signal,
-            process.as_raw_fd(),
-            signal as libc::c_int,
-            none,
-            0,
-        )
-    };
-    match result {
-        0 => Ok(()),
-        _ => match io::Error::last_os_error() {
-            error if error.raw_os_error() == Some(libc::ESRCH) => Ok(()),
-            error => Err(error),
-        },
+pub(crate) fn signal_process(process: BorrowedFd<'_>, signal: process::Signal) -> io::Result<()> {
+    match process::pidfd_send_signal(process, signal) {
+        Err(Errno::SRCH) => Ok(()),
+        result => Ok(result?),
     }
 }

@@ -4,11 +4,14 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 /// How long a lost backend is waited for unless the operator says otherwise.
-const USUAL: u32 = 30;
+const DEFAULT_SECONDS: u32 = 30;
 
 /// What becomes of requests while there is no backend.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub enum OnBackendLoss {
     /// They wait for one, without a limit.
     #[default]
@@ -43,13 +46,27 @@ impl FromStr for OnBackendLoss {
     fn from_str(text: &str) -> Result<Self, String> {
         match text.split_once(':') {
             None if text == "hold" => Ok(Self::Hold),
-            None if text == "fail" => Ok(Self::Fail(USUAL)),
+            None if text == "fail" => Ok(Self::Fail(DEFAULT_SECONDS)),
             Some(("fail", seconds)) => seconds
                 .parse()
                 .map(Self::Fail)
                 .map_err(|_| format!("{seconds} is not a whole number of seconds")),
             _ => Err("use hold, fail or fail:SECONDS".into()),
         }
+    }
+}
+
+impl TryFrom<String> for OnBackendLoss {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl From<OnBackendLoss> for String {
+    fn from(policy: OnBackendLoss) -> Self {
+        policy.to_string()
     }
 }
 
@@ -62,7 +79,7 @@ mod tests {
         for policy in [OnBackendLoss::Hold, OnBackendLoss::Fail(0), OnBackendLoss::Fail(7)] {
             assert_eq!(policy.to_string().parse(), Ok(policy));
         }
-        assert_eq!("fail".parse(), Ok(OnBackendLoss::Fail(USUAL)));
+        assert_eq!("fail".parse(), Ok(OnBackendLoss::Fail(DEFAULT_SECONDS)));
         for bad in ["", "Hold", "fail:", "fail:-1", "fail:1.5", "hold:3", "fail:3:4"] {
             assert!(bad.parse::<OnBackendLoss>().is_err(), "{bad}");
         }

@@ -15,6 +15,10 @@
 //!   nbd0.log.last      the log of a device that is not attached any more
 //! ```
 
+pub mod history;
+pub mod remains;
+mod state_file;
+
 use std::fs;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
@@ -23,16 +27,18 @@ use std::path::{Path, PathBuf};
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
+use crate::attach_options::AttachOptions;
 use crate::backend::ExportInfo;
 use crate::history::History;
 use crate::process::ProcessId;
-use crate::state_file;
 
 /// The default runtime directory.
 pub const DEFAULT_DIRECTORY: &str = "/run/nbd";
 /// The environment variable that names another one.
 pub const DIRECTORY_VARIABLE: &str = "NBD_RUNTIME_DIR";
 
+/// How much of a line an error quotes.
+const MAX_QUOTED_CHARS: usize = 200;
 /// The property with a device's name.
 const NAME_KEY: &str = "NBD_CTL_NAME";
 
@@ -53,8 +59,6 @@ pub struct State {
     pub version: u32,
     /// The device's number.
     pub index: u32,
-    /// `ioctl` or `netlink`.
-    pub kernel_api: String,
     /// The holder.
     pub holder: ProcessId,
     /// The process that has copies of all descriptors, under fixed numbers.
@@ -67,42 +71,21 @@ pub struct State {
     pub description: String,
     /// The export.
     pub export: ExportInfo,
-    /// Number of lanes.
-    pub lanes: u32,
     /// Names of the keepsakes, in the order of their descriptors.
     pub keepsakes: Vec<String>,
-    /// The user that backends run as.
-    pub user: Option<String>,
-    /// How backends are confined: `local` or `network`.
-    #[serde(default)]
-    pub sandbox: Option<String>,
-    /// The group that may look.
-    #[serde(default)]
-    pub group: Option<String>,
-    /// When to start a lost backend again.
-    pub restart: String,
-    /// How many failures in a row are too many, or [`State::UNLIMITED`]; see
-    /// [`State::restart_limit`].
-    pub restart_limit: u32,
-    /// Whether the operator has asked for that limit.
+    /// How it was attached.
+    #[serde(flatten)]
+    pub options: AttachOptions,
+    /// Whether the operator has asked for a restart limit. Older holders wrote one down unasked.
     #[serde(default)]
     pub restart_limit_given: bool,
-    /// How many crashes of backends by one request are too many; 0 is never.
-    pub poison_limit: u32,
     /// What requests are recorded to.
     #[serde(default)]
     pub recording: Option<String>,
-    /// Whether systemd's last kill at shutdown shall leave the processes alone.
-    #[serde(default)]
-    pub survive_shutdown: bool,
-    /// Whether a second backend is kept started.
-    pub warm_spare: bool,
     /// The queue's `io_timeout` before attach, in milliseconds.
     pub io_timeout: Option<u64>,
     /// How often a backend was started again.
     pub restarts: u64,
-    /// What becomes of requests while there is no backend: `hold` or `fail:SECONDS`.
-    pub on_backend_loss: String,
     /// The operator has paused the device.
     pub paused: bool,
     /// The backend is one that only answers with EIO.
@@ -118,22 +101,33 @@ pub struct State {
 impl State {
     /// The version that this program writes.
     pub const VERSION: u32 = 2;
-    /// A limit that is never reached, also for holders that know of no devices without a limit.
-    pub const UNLIMITED: u32 = u32::MAX;
     /// The limit that holders had, and wrote down, when none was asked for.
-    const FORMER_LIMIT: u32 = 10;
+    const FORMER_RESTART_LIMIT: u32 = 10;
 
-    /// How many failures in a row are too many, if the operator has asked for a limit.
-    #[must_use]
-    pub fn restart_limit(&self) -> Option<u32> {
-        asked_limit(self.restart_limit, self.restart_limit_given)
+    fn parse(text: &[u8]) -> io::Result<Self> {
+        let read = |error| unreadable(text, &error);
+        // Of the fields that are flattened into the state, serde forgets where they are.
+        serde_json::from_slice::<AttachOptions>(text).map_err(read)?;
+        let mut state: Self = serde_json::from_slice(text).map_err(read)?;
+        if state.version != Self::VERSION {
+            let text = format!("state of version {} and not {}", state.version, Self::VERSION);
+            return Err(io::Error::new(io::ErrorKind::InvalidData, text));
+        }
+        if !state.restart_limit_given
+            && state.options.restart_limit == Some(Self::FORMER_RESTART_LIMIT)
+        {
+            state.options.restart_limit = None;
+        }
+        Ok(state)
     }
 }
 
-/// A number that older holders wrote down without being asked is no limit.
-fn asked_limit(limit: u32, given: bool) -> Option<u32> {
-    let by_itself = limit == State::UNLIMITED || limit == State::FORMER_LIMIT;
-    (given || !by_itself).then_some(limit)
+/// A state has a line for each field, which names it and has its value.
+fn unreadable(text: &[u8], error: &serde_json::Error) -> io::Error {
+    let line = text.split(|byte| *byte == b'\n').nth(error.line().saturating_sub(1));
+    let line = String::from_utf8_lossy(line.unwrap_or_default().trim_ascii()).into_owned();
+    let line: String = line.trim_end_matches(',').chars().take(MAX_QUOTED_CHARS).collect();
+    io::Error::new(io::ErrorKind::InvalidData, format!("{line}: {error}"))
 }
 
 impl Registry {
@@ -195,6 +189,10 @@ impl Registry {
 
     /// Writes down what udev's rules need to know of a device: its name, if it was given one, and
     /// whether it is about to go.
+    ///
+    /// # Errors
+    ///
+    /// The device has no folder, or there is no room in it.
     pub fn write_properties(
         &self,
         index: u32,
@@ -225,7 +223,11 @@ impl Registry {
         (!name.is_empty()).then(|| name.to_owned())
     }
 
-    /// Makes the runtime directory, and checks that nobody else can put things into it.
+    /// Makes the runtime directory, and checks that no other user can put things into it.
+    ///
+    /// # Errors
+    ///
+    /// The directory cannot be made, or others than its owner and root may write to it.
     pub fn prepare(&self) -> io::Result<()> {
         fs::DirBuilder::new().recursive(true).mode(0o755).create(&self.directory)?;
         let meta = fs::metadata(&self.directory)?;
@@ -239,18 +241,30 @@ impl Registry {
     }
 
     /// Opens the file to flock while a device is picked or an entry is changed.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be made or opened: there is no runtime directory, or this is not its owner.
     pub fn lock_file(&self) -> io::Result<fs::File> {
         let path = self.directory.join("lock");
         fs::OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path)
     }
 
     /// Makes a device's folder; fails with `AlreadyExists` if it has one.
+    ///
+    /// # Errors
+    ///
+    /// `AlreadyExists` if the device has a folder; otherwise the directory cannot be written to.
     pub fn create_folder(&self, index: u32) -> io::Result<()> {
         fs::DirBuilder::new().mode(0o700).create(self.folder(index))
     }
 
     /// Removes all that belongs to a device but its log, which becomes the [last
     /// one](Self::last_log). What does not exist is fine.
+    ///
+    /// # Errors
+    ///
+    /// Socket or folder cannot be removed.
     pub fn remove(&self, index: u32) -> io::Result<()> {
         // A log that cannot be kept is no reason to keep a device.
         let _ = self.keep_log(index);
@@ -280,6 +294,10 @@ impl Registry {
     }
 
     /// The devices that have a folder, in order.
+    ///
+    /// # Errors
+    ///
+    /// The runtime directory cannot be read. One that does not exist has no devices.
     pub fn devices(&self) -> io::Result<Vec<u32>> {
         let entries = match fs::read_dir(&self.directory) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -341,30 +359,20 @@ impl Registry {
     ///
     /// # Errors
     ///
-    /// It cannot be read, or is none of this version.
+    /// It cannot be read, is none of this version, or has a value that this program does not know.
+    /// The error names the file, and of such a value the field and the value.
     pub fn read_state(&self, index: u32) -> io::Result<Option<State>> {
-        let Some(text) = state_file::read(&self.folder(index))? else {
-            return Ok(None);
-        };
-        let state: State = serde_json::from_slice(&text)?;
-        if state.version != State::VERSION {
-            let text = format!("state of version {} and not {}", state.version, State::VERSION);
-            return Err(io::Error::new(io::ErrorKind::InvalidData, text));
-        }
-        Ok(Some(state))
+        let folder = self.folder(index);
+        let state = state_file::read(&folder).and_then(|text| match text {
+            Some(text) => State::parse(&text).map(Some),
+            None => Ok(None),
+        });
+        state.map_err(|error| {
+            let path = state_file::path(&folder);
+            io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+        })
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_limit_is_one_that_was_asked_for() {
-        assert_eq!(asked_limit(10, true), Some(10));
-        assert_eq!(asked_limit(0, true), Some(0));
-        assert_eq!(asked_limit(10, false), None, "the default of older holders");
-        assert_eq!(asked_limit(7, false), Some(7), "older holders were asked for it");
-        assert_eq!(asked_limit(State::UNLIMITED, false), None);
-    }
-}
+mod tests;

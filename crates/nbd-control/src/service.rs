@@ -7,7 +7,7 @@ pub const SOCKET: &str = "NOTIFY_SOCKET";
 
 /// What this process is there for can be used. The status is for people.
 pub fn ready(status: &str) {
-    // Whoever listens will miss it; there is nobody to tell that it could not be told.
+    // The manager gives up on its own limit then; there is no other place to report to.
     let _ = sd_notify::notify(false, &[NotifyState::Ready, NotifyState::Status(status)]);
 }
 

@@ -10,8 +10,8 @@
 //! 24   kind, u64          32  value that the backend was started with, u64
 //! 40   value, u64         48  its complement, u64       56  0
 //! ```
-//! Numbers are little-endian. A value and its complement are stored by one write; whoever meets
-//! two that do not belong together looks again.
+//! Numbers are little-endian. A value and its complement are stored by one write; a
+//! reader of two that do not belong together reads again.
 
 mod kind;
 #[cfg(test)]
@@ -33,13 +33,13 @@ pub const KEEPSAKE: &str = "settings";
 pub const LENGTH: usize = 4096;
 
 const MAGIC: [u8; 8] = *b"NBDSET\0\x01";
-const ENTRY: usize = 64;
-const NAME: usize = 24;
-const VALUE: usize = 40;
+const ENTRY_BYTES: usize = 64;
+const NAME_BYTES: usize = 24;
+const VALUE_OFFSET: usize = 40;
 /// Most settings of a backend.
-pub const MOST: usize = LENGTH / ENTRY - 1;
-/// Somebody who is in the middle of a write is done long before.
-const ATTEMPTS: u32 = 1000;
+pub const MOST: usize = LENGTH / ENTRY_BYTES - 1;
+/// A write that a read has met half done is complete long before.
+const MAX_READ_ATTEMPTS: u32 = 1000;
 
 /// A setting.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -94,13 +94,13 @@ pub fn encode(settings: &[Setting]) -> [u8; LENGTH] {
     let mut bytes = [0; LENGTH];
     bytes[..8].copy_from_slice(&MAGIC);
     bytes[8..16].copy_from_slice(&(settings.len().min(MOST) as u64).to_le_bytes());
-    for (entry, setting) in bytes[ENTRY..].chunks_mut(ENTRY).zip(settings) {
+    for (entry, setting) in bytes[ENTRY_BYTES..].chunks_mut(ENTRY_BYTES).zip(settings) {
         let name = setting.name.as_bytes();
-        let name = &name[..name.len().min(NAME)];
+        let name = &name[..name.len().min(NAME_BYTES)];
         entry[..name.len()].copy_from_slice(name);
-        put(entry, NAME, setting.kind.code());
-        put(entry, NAME + 8, setting.initial);
-        entry[VALUE..VALUE + 16].copy_from_slice(&pair(setting.value));
+        put(entry, NAME_BYTES, setting.kind.code());
+        put(entry, NAME_BYTES + 8, setting.initial);
+        entry[VALUE_OFFSET..VALUE_OFFSET + 16].copy_from_slice(&pair(setting.value));
     }
     bytes
 }
@@ -113,11 +113,11 @@ pub fn decode(bytes: &[u8; LENGTH]) -> Option<Vec<Setting>> {
         return None;
     }
     let count = usize::try_from(get(bytes, 8)).ok().filter(|count| *count <= MOST)?;
-    bytes[ENTRY..].chunks(ENTRY).take(count).map(decode_entry).collect()
+    bytes[ENTRY_BYTES..].chunks(ENTRY_BYTES).take(count).map(decode_entry).collect()
 }
 
 fn decode_entry(entry: &[u8]) -> Option<Setting> {
-    let end = entry[..NAME].iter().position(|byte| *byte == 0).unwrap_or(NAME);
+    let end = entry[..NAME_BYTES].iter().position(|byte| *byte == 0).unwrap_or(NAME_BYTES);
     let name = str::from_utf8(&entry[..end]).ok()?;
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'.';
     if name.is_empty() || !name.bytes().all(is_plain) {
@@ -125,9 +125,9 @@ fn decode_entry(entry: &[u8]) -> Option<Setting> {
     }
     Some(Setting {
         name: name.into(),
-        kind: Kind::from_code(get(entry, NAME))?,
-        initial: get(entry, NAME + 8),
-        value: unpair(&entry[VALUE..VALUE + 16])?,
+        kind: Kind::from_code(get(entry, NAME_BYTES))?,
+        initial: get(entry, NAME_BYTES + 8),
+        value: unpair(&entry[VALUE_OFFSET..VALUE_OFFSET + 16])?,
     })
 }
 
@@ -154,6 +154,10 @@ fn unpair(bytes: &[u8]) -> Option<u64> {
 }
 
 /// Makes a table in memory that cannot change its size.
+///
+/// # Errors
+///
+/// The kernel has no memory for it.
 pub fn make(settings: &[Setting]) -> io::Result<File> {
     let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
     let table = File::from(memfd_create(c"nbd-settings", flags)?);
@@ -162,7 +166,7 @@ pub fn make(settings: &[Setting]) -> io::Result<File> {
     Ok(table)
 }
 
-/// Whether a descriptor that somebody else has made is memory, so that reading it cannot block.
+/// Whether a descriptor that a backend has sent is memory, so that reading it cannot block.
 #[must_use]
 pub fn is_memory(table: &File) -> bool {
     fcntl(table, FcntlArg::F_GET_SEALS)
@@ -170,9 +174,13 @@ pub fn is_memory(table: &File) -> bool {
 }
 
 /// Reads the settings of a keepsake.
+///
+/// # Errors
+///
+/// The file is shorter than a table, cannot be read, or holds none (`InvalidData`).
 pub fn load(table: &File) -> io::Result<Vec<Setting>> {
     let mut bytes = [0; LENGTH];
-    for _ in 0..ATTEMPTS {
+    for _ in 0..MAX_READ_ATTEMPTS {
         table.read_exact_at(&mut bytes, 0)?;
         if let Some(settings) = decode(&bytes) {
             return Ok(settings);
@@ -182,6 +190,10 @@ pub fn load(table: &File) -> io::Result<Vec<Setting>> {
 }
 
 /// Replaces the whole table.
+///
+/// # Errors
+///
+/// The table cannot be written to.
 pub fn store(table: &File, settings: &[Setting]) -> io::Result<()> {
     table.write_all_at(&encode(settings), 0)
 }
@@ -190,13 +202,17 @@ pub fn store(table: &File, settings: &[Setting]) -> io::Result<()> {
 #[must_use]
 pub fn value(table: &File, index: usize) -> Option<u64> {
     let mut bytes = [0; 16];
-    (0..ATTEMPTS).find_map(|_| {
+    (0..MAX_READ_ATTEMPTS).find_map(|_| {
         table.read_exact_at(&mut bytes, position(index)).ok()?;
         unpair(&bytes)
     })
 }
 
 /// Stores new values: `changes` are an index and a value each.
+///
+/// # Errors
+///
+/// The table cannot be written to; the changes before the one that failed are in it.
 pub fn change(table: &File, changes: &[(usize, u64)]) -> io::Result<()> {
     changes
         .iter()
@@ -204,11 +220,15 @@ pub fn change(table: &File, changes: &[(usize, u64)]) -> io::Result<()> {
 }
 
 fn position(index: usize) -> u64 {
-    (ENTRY * (1 + index) + VALUE) as u64
+    (ENTRY_BYTES * (1 + index) + VALUE_OFFSET) as u64
 }
 
 /// What assignments like `error.rate=0.01` come to; either all of them are in order, or none is
 /// carried out.
+///
+/// # Errors
+///
+/// One of the assignments names no setting, or no value that the setting can have.
 pub fn plan<S: AsRef<str>>(
     settings: &[Setting],
     assignments: &[S],

@@ -5,7 +5,7 @@ use std::fmt;
 use thiserror::Error;
 
 /// Most bytes that a file, and so a device, can have.
-const MOST: u64 = i64::MAX as u64;
+const MAX_BYTES: u64 = i64::MAX as u64;
 const UNITS: [(char, u32); 6] = [('K', 10), ('M', 20), ('G', 30), ('T', 40), ('P', 50), ('E', 60)];
 
 /// Why a text is not a size.
@@ -29,6 +29,10 @@ pub enum SizeError {
 }
 
 /// Reads a size. `10M`, `10m`, `10MiB` are the same; `10MB` is refused, because it is less.
+///
+/// # Errors
+///
+/// The text is no size, or one that no device can have: 0, or more than `i64::MAX` bytes.
 pub fn parse(text: &str) -> Result<u64, SizeError> {
     if text.is_empty() {
         return Err(SizeError::Missing);
@@ -45,7 +49,7 @@ pub fn parse(text: &str) -> Result<u64, SizeError> {
         .parse::<u64>()
         .ok()
         .and_then(|number| number.checked_mul(1 << shift))
-        .filter(|size| *size <= MOST)
+        .filter(|size| *size <= MAX_BYTES)
         .ok_or_else(|| SizeError::TooLarge(text.into()))?;
     if size == 0 {
         return Err(SizeError::Zero);
@@ -93,7 +97,7 @@ mod tests {
             ("2T", 2 << 40),
             ("3P", 3 << 50),
             ("7E", 7 << 60),
-            ("9223372036854775807", MOST),
+            ("9223372036854775807", MAX_BYTES),
             ("007K", 7 << 10),
         ] {
             assert_eq!(parse(text), Ok(size), "{text}");
@@ -120,7 +124,7 @@ mod tests {
 
     #[test]
     fn a_written_size_is_read_back() {
-        for size in [1, 512, 1024, 1536, 1 << 20, (1 << 30) + 512, MOST] {
+        for size in [1, 512, 1024, 1536, 1 << 20, (1 << 30) + 512, MAX_BYTES] {
             assert_eq!(parse(&Size(size).to_string()), Ok(size));
         }
         assert_eq!(Size(10 << 20).to_string(), "10M");

@@ -3,23 +3,19 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::ValueEnum;
-
+use nbd_control::attach_options::AttachOptions;
 use nbd_control::control::Request;
 
-use crate::cli::{
-    AttachArguments, Command, DetachArguments, Limit, RecordArguments, TopArguments,
-    TraceArguments, Until,
-};
+use crate::cli::{AttachArguments, Command, RecordArguments, TopArguments, TraceArguments, Until};
 use crate::config::{Config, default_file, is_name};
 use crate::debug::Debug;
+use crate::debug::record::Record;
+use crate::debug::replay::Replay;
 use crate::device::Device;
 use crate::error::Error;
-use crate::metrics::{Address, address};
+use crate::inspect::metrics::{Address, address};
+use crate::inspect::why::Target;
 use crate::program;
-use crate::record::Record;
-use crate::replay::Replay;
-use crate::why::Target;
 
 /// Something to do.
 #[derive(Debug)]
@@ -64,15 +60,6 @@ pub(crate) enum Action {
     List {
         json: bool,
     },
-    Restart {
-        device: Device,
-        limit: Option<Duration>,
-    },
-    Replace {
-        device: Device,
-        program: Option<Vec<String>>,
-        limit: Option<Duration>,
-    },
     Upgrade {
         /// `None` for all.
         device: Option<Device>,
@@ -113,12 +100,10 @@ pub(crate) struct Attach {
     pub(crate) name: Option<String>,
     /// Whether to become the holder.
     pub(crate) foreground: bool,
-    /// Whether the processes shall be called so that systemd's last kill leaves them alone.
-    pub(crate) survive_shutdown: bool,
     /// A given device.
     pub(crate) device: Option<Device>,
-    /// Options that only the holder understands, as it wants them.
-    pub(crate) options: Vec<String>,
+    /// How the holder shall do it.
+    pub(crate) options: AttachOptions,
     /// The backend, its program as an absolute path; `None` if it comes from outside.
     pub(crate) program: Option<Vec<String>>,
 }
@@ -175,17 +160,11 @@ impl Action {
             Command::CheckConfig { file } => {
                 Self::CheckConfig { file: file.unwrap_or_else(default_file) }
             }
-            Command::Detach(DetachArguments {
-                device,
-                all: _,
-                if_attached,
-                force,
-                limit: Limit { timeout },
-            }) => Self::Detach(Detach {
-                target: DetachTarget::check(device, if_attached)?,
-                if_attached,
-                force,
-                limit: timeout,
+            Command::Detach(wanted) => Self::Detach(Detach {
+                target: DetachTarget::check(wanted.device, wanted.if_attached)?,
+                if_attached: wanted.if_attached,
+                force: wanted.force,
+                limit: wanted.limit.timeout,
             }),
             Command::Status { device, json } => {
                 let device = device.as_deref().map(Device::below).transpose()?;
@@ -219,12 +198,16 @@ impl Action {
                 Self::Logs { device: device.parse()?, last, lines }
             }
             Command::List { json } => Self::List { json },
-            Command::Restart { device, limit } => {
-                Self::Restart { device: device.parse()?, limit: limit.timeout }
-            }
-            Command::Replace { device, spec, program, limit } => Self::Replace {
+            Command::Restart { device, limit } => Self::Order {
                 device: device.parse()?,
-                program: replacement(spec, program)?,
+                request: Request::Restart,
+                doing: "restarting its backend",
+                limit: limit.timeout,
+            },
+            Command::Replace { device, spec, program, limit } => Self::Order {
+                device: device.parse()?,
+                request: Request::Replace { program: replacement(spec, program)? },
+                doing: "replacing its backend",
                 limit: limit.timeout,
             },
             Command::Upgrade { device, all: _, limit } => {
@@ -289,37 +272,11 @@ pub(crate) fn check_attach(arguments: AttachArguments) -> Result<Attach, Error> 
     if !nix::unistd::geteuid().is_root() {
         return Err(Error::NotRoot { command: "attach" });
     }
-    let mut options = Vec::new();
-    let mut add = |name: &str, value: Option<String>| {
-        if let Some(value) = value {
-            options.extend([name.to_string(), value]);
-        }
-    };
-    add("--kernel-api", arguments.kernel_api.as_ref().map(name_of));
-    add("--lanes", arguments.lanes.map(|n| n.to_string()));
-    add("--restart", arguments.restart.as_ref().map(name_of));
-    add("--restart-limit", arguments.restart_limit.map(|n| n.to_string()));
-    add("--poison-limit", arguments.poison_limit.map(|n| n.to_string()));
-    add("--on-backend-loss", arguments.on_backend_loss.map(|what| what.to_string()));
-    add("--user", arguments.user);
-    add("--name", arguments.name.clone());
-    add("--group", arguments.group);
-    add("--ready-timeout", arguments.ready_timeout.map(|n| n.to_string()));
     // Not for a backend of the user's own: it may be a script that is edited while it is served,
     // and a spare would be what it was before.
-    if arguments.spec.is_some() && !arguments.no_spare {
-        options.push("--warm-spare".into());
-    }
-    if let Some(kind) = &arguments.sandbox {
-        if !options.iter().any(|option| option == "--user") {
-            let text = "--sandbox needs --user: root's files need no privileges to be reached";
-            return Err(Error::Usage(text.into()));
-        }
-        options.push(format!("--sandbox={kind}"));
-    }
-    if arguments.survive_shutdown {
-        options.push("--survive-shutdown".into());
-    }
+    let warm_spare = arguments.spec.is_some() && !arguments.no_spare;
+    let options = AttachOptions { warm_spare, ..arguments.options };
+    options.check().map_err(|text| Error::Usage(text.into()))?;
     if let Some(name) = arguments.name.as_deref().filter(|name| !is_name(name)) {
         let text = format!("--name {name}: a name has letters, digits and -_. only");
         return Err(Error::Usage(text));
@@ -327,7 +284,6 @@ pub(crate) fn check_attach(arguments: AttachArguments) -> Result<Attach, Error> 
     Ok(Attach {
         name: arguments.name,
         foreground: arguments.foreground,
-        survive_shutdown: arguments.survive_shutdown,
         device,
         options,
         program: backend(arguments.spec, arguments.program)?,
@@ -349,7 +305,7 @@ fn backend(spec: Option<String>, program: Vec<String>) -> Result<Option<Vec<Stri
 }
 
 /// A holder that runs already has a working directory of its own, so a relative path would mean
-/// another file to it than to whoever types it here.
+/// another file to it than to the operator who types it here.
 fn replacement(spec: Option<String>, program: Vec<String>) -> Result<Option<Vec<String>>, Error> {
     let is_spec = spec.is_some();
     let mut command = backend(spec, program)?;
@@ -363,20 +319,4 @@ fn replacement(spec: Option<String>, program: Vec<String>) -> Result<Option<Vec<
 
 fn optional(device: Option<String>) -> Result<Option<Device>, Error> {
     device.map(|name| name.parse()).transpose()
-}
-
-fn name_of(value: &impl ValueEnum) -> String {
-    value.to_possible_value().map(|value| value.get_name().to_string()).unwrap_or_default()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn values_have_the_names_that_the_holder_knows() {
-        use crate::cli::{KernelApi, Restart};
-        assert_eq!(name_of(&KernelApi::Netlink), "netlink");
-        assert_eq!(name_of(&Restart::OnFailure), "on-failure");
-    }
 }

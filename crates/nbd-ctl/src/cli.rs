@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 
-use nbd_control::policy::OnBackendLoss;
+use nbd_control::attach_options::AttachOptions;
 
 const EXIT_CODES: &str = "\
 Exit status:
@@ -428,7 +428,7 @@ pub(crate) struct TopArguments {
     pub(crate) json: bool,
 }
 
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 #[command(group = one_of("what", ["spec", "program", "external", "all"]))]
 pub(crate) struct AttachArguments {
     /// What nbd-serve shall serve, like file:/srv/disk.img, mem:1G or nbd://storage.example/disk
@@ -449,52 +449,20 @@ pub(crate) struct AttachArguments {
     /// Call the device so, as its name in the file would.
     #[arg(long)]
     pub(crate) name: Option<String>,
-    /// Keep systemd's last kill at shutdown away: the root filesystem is on the device.
-    #[arg(long)]
-    pub(crate) survive_shutdown: bool,
     /// Start no backend; wait until one joins.
     #[arg(long)]
     pub(crate) external: bool,
     /// The device to use [default: a free one].
     #[arg(long)]
     pub(crate) device: Option<String>,
-    /// How to talk to the driver [default: ioctl].
-    #[arg(long, value_enum)]
-    pub(crate) kernel_api: Option<KernelApi>,
-    /// Socket pairs between the driver and the backend, 1 to 4 [default: by CPUs].
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4))]
-    pub(crate) lanes: Option<u32>,
-    /// When to start a lost backend again [default: on-failure].
-    #[arg(long, value_enum)]
-    pub(crate) restart: Option<Restart>,
-    /// Give up after so many failures in a row without an answered request [default: never].
-    #[arg(long, value_name = "N")]
-    pub(crate) restart_limit: Option<u32>,
-    /// Answer a request with EIO once it has crashed so many backends, 2 or more; 0: never
-    /// [default: 3].
-    #[arg(long, value_name = "N")]
-    pub(crate) poison_limit: Option<u32>,
-    /// What becomes of requests while there is no backend: hold, fail:SECONDS (answer them with
-    /// EIO once there has been none for so long) or fail (30 seconds) [default: hold].
-    #[arg(long, value_name = "WHAT")]
-    pub(crate) on_backend_loss: Option<OnBackendLoss>,
+    #[command(flatten)]
+    pub(crate) options: AttachOptions,
+    /// One of them was typed, be it the default.
+    #[arg(skip)]
+    pub(crate) typed_options: bool,
     /// Do without the second nbd-serve that is kept started to take over at once.
     #[arg(long, conflicts_with_all = ["program", "external"])]
     pub(crate) no_spare: bool,
-    /// The user that backends run as.
-    #[arg(long)]
-    pub(crate) user: Option<String>,
-    /// Confine backends: namespaces of their own, no privileges, a filter of system calls, and
-    /// with local, the default, no network. Needs --user.
-    #[arg(long, value_name = "KIND", num_args = 0..=1, require_equals = true,
-          default_missing_value = "local", value_parser = ["local", "network"])]
-    pub(crate) sandbox: Option<String>,
-    /// Let members of this group look: list, status, why, trace, metrics [default: root only].
-    #[arg(long)]
-    pub(crate) group: Option<String>,
-    /// How long attaching may take [default: 30; no limit with --external].
-    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
-    pub(crate) ready_timeout: Option<u32>,
 }
 
 #[derive(Debug, Args)]
@@ -662,35 +630,10 @@ pub(crate) enum Until {
     Gone,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum KernelApi {
-    /// The older interface; works everywhere.
-    Ioctl,
-    /// The newer interface.
-    Netlink,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Restart {
-    /// Unless it ended by itself with exit status 0.
-    OnFailure,
-    /// Always.
-    Always,
-    /// Never.
-    Never,
-}
-
 impl AttachArguments {
     /// Whether anything is given that a file with devices would say.
     pub(crate) fn has_options(&self) -> bool {
-        let texts = [&self.device, &self.user, &self.name, &self.sandbox, &self.group];
-        let numbers = [self.lanes, self.restart_limit, self.poison_limit, self.ready_timeout];
-        texts.iter().any(|text| text.is_some())
-            || numbers.iter().any(Option::is_some)
-            || self.kernel_api.is_some()
-            || self.restart.is_some()
-            || self.no_spare
-            || self.survive_shutdown
+        self.typed_options || self.no_spare || self.device.is_some() || self.name.is_some()
     }
 }
 

@@ -8,13 +8,13 @@ use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use clap::ValueEnum;
-use nbd_control::policy::OnBackendLoss;
-use serde::{Deserialize, Deserializer, de};
+use nbd_control::attach_options::AttachOptions;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
 use thiserror::Error;
 use toml::Spanned;
 
-use crate::cli::{AttachArguments, KernelApi, Restart};
+use crate::cli::AttachArguments;
 use crate::device::Device;
 
 const DEFAULT_FILE: &str = "/etc/nbd-ctl/devices.toml";
@@ -25,44 +25,24 @@ const FILE_VARIABLE: &str = "NBD_CTL_CONFIG";
 #[derive(Debug)]
 pub(crate) struct Config {
     path: PathBuf,
-    devices: BTreeMap<String, Entry>,
+    devices: BTreeMap<String, DeviceTable>,
 }
 
 /// A device of the file.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
-struct Entry {
-    export: Option<String>,
-    program: Option<Vec<String>>,
-    #[serde(default)]
-    external: bool,
+#[derive(Debug)]
+struct DeviceTable {
+    /// As if they had been typed.
+    arguments: AttachArguments,
     /// Whether `attach --all` attaches it.
-    #[serde(default = "yes")]
     auto: bool,
-    #[serde(default, deserialize_with = "device")]
     device: Option<Device>,
-    #[serde(default, deserialize_with = "choice")]
-    kernel_api: Option<KernelApi>,
-    #[serde(default, deserialize_with = "lanes")]
-    lanes: Option<u32>,
-    #[serde(default, deserialize_with = "choice")]
-    restart: Option<Restart>,
-    restart_limit: Option<u32>,
-    #[serde(default, deserialize_with = "poison_limit")]
-    poison_limit: Option<u32>,
-    #[serde(default, deserialize_with = "on_backend_loss")]
-    on_backend_loss: Option<OnBackendLoss>,
-    #[serde(default = "yes")]
-    spare: bool,
-    user: Option<String>,
-    #[serde(default, deserialize_with = "sandbox")]
-    sandbox: Option<String>,
-    group: Option<String>,
-    #[serde(default, deserialize_with = "seconds")]
-    ready_timeout: Option<u32>,
-    #[serde(default)]
-    survive_shutdown: bool,
 }
+
+/// Keys that are no [`AttachOptions`].
+const OWN_KEYS: [&str; 6] = ["export", "program", "external", "auto", "device", "spare"];
+
+/// The keys of a device as they stand in the file.
+type Table = BTreeMap<Spanned<String>, Spanned<Value>>;
 
 /// Why a file is of no use.
 #[derive(Debug, Error)]
@@ -109,15 +89,20 @@ impl Config {
             let (line, key) = place(text, offset);
             ConfigError::Wrong { path: path.into(), line, key, cause }
         };
-        let entries: BTreeMap<String, Spanned<Entry>> = toml::from_str(text).map_err(|error| {
+        let tables: BTreeMap<String, Spanned<Table>> = toml::from_str(text).map_err(|error| {
             let offset = error.span().map_or(0, |span| span.start);
             wrong(offset, error.message().replace('\n', ", "))
         })?;
         let mut devices = BTreeMap::new();
         let mut owners: BTreeMap<Device, String> = BTreeMap::new();
-        for (name, entry) in entries {
-            let offset = entry.span().start;
-            let entry = entry.into_inner();
+        for (name, table) in tables {
+            let offset = table.span().start;
+            let mut entry = DeviceTable::new(&name);
+            for (key, value) in table.into_inner() {
+                let offset = key.span().start;
+                let set = entry.set(key.get_ref(), value.into_inner());
+                set.map_err(|cause| wrong(offset, cause))?;
+            }
             if let Some(cause) = entry.trouble(&name) {
                 return Err(wrong(offset, cause));
             }
@@ -134,7 +119,7 @@ impl Config {
     /// The options of a device, as if they had been typed.
     pub(crate) fn device(&self, name: &str) -> Result<AttachArguments, ConfigError> {
         match self.devices.get(name) {
-            Some(entry) => Ok(entry.arguments(name)),
+            Some(entry) => Ok(entry.arguments.clone()),
             None => Err(ConfigError::Unknown {
                 path: self.path.clone(),
                 name: name.into(),
@@ -161,7 +146,60 @@ impl Config {
     }
 }
 
-impl Entry {
+impl DeviceTable {
+    fn new(name: &str) -> Self {
+        let arguments = AttachArguments {
+            spec: None,
+            program: Vec::new(),
+            all: false,
+            config: None,
+            foreground: false,
+            name: Some(name.into()),
+            external: false,
+            device: None,
+            options: AttachOptions::default(),
+            typed_options: false,
+            no_spare: false,
+        };
+        Self { arguments, auto: true, device: None }
+    }
+
+    /// Takes one key of the file.
+    fn set(&mut self, key: &str, value: Value) -> Result<(), String> {
+        let arguments = &mut self.arguments;
+        match key {
+            "export" => arguments.spec = Some(read(value)?),
+            "program" => {
+                arguments.program = read(value)?;
+                if arguments.program.is_empty() {
+                    return Err("no program in it".into());
+                }
+            }
+            "external" => arguments.external = read(value)?,
+            "auto" => self.auto = read(value)?,
+            "device" => {
+                let device = device(&read::<String>(value)?)?;
+                arguments.device = Some(device.to_string());
+                self.device = Some(device);
+            }
+            "spare" => arguments.no_spare = !read::<bool>(value)?,
+            option => {
+                let options = AttachOptions::names();
+                if !options.iter().any(|name| name == option) {
+                    let known = OWN_KEYS.into_iter().chain(options.iter().map(String::as_str));
+                    let known: Vec<_> = known.map(|key| format!("`{key}`")).collect();
+                    return Err(format!(
+                        "unknown field `{key}`, expected one of {}",
+                        known.join(", ")
+                    ));
+                }
+                let set = arguments.options.set(&option.replace('-', "_"), value);
+                set.map_err(|error| error.to_string())?;
+            }
+        }
+        Ok(())
+    }
+
     /// What is wrong with it as a whole.
     fn trouble(&self, name: &str) -> Option<String> {
         if !is_name(name) {
@@ -170,40 +208,12 @@ impl Entry {
         if Device::literal(name).is_some() {
             return Some("a device's own name; it belongs into the key `device`".into());
         }
-        let program = self.program.as_ref();
-        if program.is_some_and(Vec::is_empty) {
-            return Some("program: no program in it".into());
-        }
-        let given = [self.export.is_some(), program.is_some(), self.external];
+        let AttachArguments { spec, program, external, .. } = &self.arguments;
+        let given = [spec.is_some(), !program.is_empty(), *external];
         match given.into_iter().filter(|given| *given).count() {
             1 => None,
             0 => Some("one of the keys export, program or external is needed".into()),
             _ => Some("only one of the keys export, program and external can be had".into()),
-        }
-    }
-
-    fn arguments(&self, name: &str) -> AttachArguments {
-        AttachArguments {
-            spec: self.export.clone(),
-            program: self.program.clone().unwrap_or_default(),
-            external: self.external,
-            device: self.device.map(|device| device.to_string()),
-            kernel_api: self.kernel_api,
-            lanes: self.lanes,
-            restart: self.restart,
-            restart_limit: self.restart_limit,
-            poison_limit: self.poison_limit,
-            on_backend_loss: self.on_backend_loss,
-            no_spare: !self.spare,
-            user: self.user.clone(),
-            sandbox: self.sandbox.clone(),
-            group: self.group.clone(),
-            ready_timeout: self.ready_timeout,
-            survive_shutdown: self.survive_shutdown,
-            name: Some(name.into()),
-            all: false,
-            foreground: false,
-            config: None,
         }
     }
 }
@@ -228,63 +238,18 @@ fn known(names: &[String]) -> String {
     }
 }
 
-fn yes() -> bool {
-    true
+fn read<T: DeserializeOwned>(value: Value) -> Result<T, String> {
+    serde_json::from_value(value).map_err(|error| error.to_string())
 }
 
-fn choice<'de, T: ValueEnum, D: Deserializer<'de>>(from: D) -> Result<Option<T>, D::Error> {
-    let text = String::deserialize(from)?;
-    T::from_str(&text, false).map(Some).map_err(|_| {
-        let values = T::value_variants().iter().filter_map(ValueEnum::to_possible_value);
-        let names: Vec<_> = values.map(|value| value.get_name().to_owned()).collect();
-        de::Error::custom(format!("`{text}` is none of {}", names.join(", ")))
-    })
-}
-
-fn on_backend_loss<'de, D: Deserializer<'de>>(from: D) -> Result<Option<OnBackendLoss>, D::Error> {
-    let text = String::deserialize(from)?;
-    text.parse().map(Some).map_err(de::Error::custom)
-}
-
-fn sandbox<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
-    let text = String::deserialize(from)?;
-    match ["local", "network"].contains(&text.as_str()) {
-        true => Ok(Some(text)),
-        false => Err(de::Error::custom("use local or network")),
-    }
-}
-
-fn device<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Device>, D::Error> {
-    let text = String::deserialize(from)?;
-    match Device::literal(&text) {
-        Some(device) => Ok(Some(device)),
-        None => Err(de::Error::custom(format!("`{text}` is no NBD device, like nbd0"))),
-    }
-}
-
-fn lanes<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u32>, D::Error> {
-    match u32::deserialize(from)? {
-        lanes @ 1..=4 => Ok(Some(lanes)),
-        _ => Err(de::Error::custom("1 to 4 lanes are possible")),
-    }
-}
-
-fn poison_limit<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u32>, D::Error> {
-    match u32::deserialize(from)? {
-        1 => Err(de::Error::custom("use 0 for never, or a number from 2 on")),
-        limit => Ok(Some(limit)),
-    }
-}
-
-fn seconds<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u32>, D::Error> {
-    match u32::deserialize(from)? {
-        0 => Err(de::Error::custom("must be at least 1 second")),
-        seconds => Ok(Some(seconds)),
-    }
+fn device(text: &str) -> Result<Device, String> {
+    Device::literal(text).ok_or_else(|| format!("`{text}` is no NBD device, like nbd0"))
 }
 
 #[cfg(test)]
 mod tests {
+    use nbd_control::attach_options::KernelApi;
+
     use super::*;
 
     fn parse(text: &str) -> Result<Config, ConfigError> {
@@ -302,13 +267,22 @@ mod tests {
         let config = config.unwrap();
         let root = config.device("root").unwrap();
         assert_eq!(root.spec.as_deref(), Some("file:/srv/root.img"));
-        assert_eq!((root.device.as_deref(), root.lanes), (Some("nbd3"), Some(2)));
-        assert_eq!(root.kernel_api, Some(KernelApi::Netlink));
-        assert_eq!((root.no_spare, root.survive_shutdown), (true, true));
+        let options = &root.options;
+        assert_eq!((root.device.as_deref(), options.lanes), (Some("nbd3"), 2));
+        assert_eq!(options.kernel_api, KernelApi::Netlink);
+        assert_eq!((root.no_spare, options.survive_shutdown), (true, true));
         assert_eq!(root.name.as_deref(), Some("root"));
         assert_eq!(config.automatic().collect::<Vec<_>>(), ["own"]);
         let error = config.device("rot").unwrap_err().to_string();
         assert_eq!(error, "f.toml: no device rot; it has own, root");
+    }
+
+    #[test]
+    fn every_key_has_a_row_in_the_manual() {
+        let manual = include_str!("../../../docs/reference/config.md");
+        for key in OWN_KEYS.map(str::to_owned).into_iter().chain(AttachOptions::names()) {
+            assert!(manual.contains(&format!("\n| `{key}` | ")), "{key}");
+        }
     }
 
     #[test]
@@ -322,6 +296,10 @@ mod tests {
                 3,
                 "a.kernel-api: `x` is none of ioctl, netlink",
             ),
+            ("[a]\nexternal = true\nwarm-spare = true\n", 3, "a.warm-spare: unknown field"),
+            ("[a]\nexternal = true\nsandbox = \"x\"\n", 3, "a.sandbox: `x` is none of local"),
+            ("[a]\nexternal = true\npoison-limit = 1\n", 3, "a.poison-limit: use 0 for never"),
+            ("[a]\nready-timeout = 0\n", 2, "a.ready-timeout: must be at least 1 second"),
             ("[a]\ndevice = \"sda\"\n", 2, "a.device: `sda` is no NBD device"),
             ("\n[a]\nlanes = 1\n", 2, "a: one of the keys export, program or external"),
             ("[a]\nexport = \"m:\"\nexternal = true\n", 1, "a: only one of the keys export,"),

@@ -7,19 +7,19 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use nbd_control::registry::Registry;
+use nbd_control::text::printable;
 use nbd_control::{Channel, ChannelError};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::de::DeserializeOwned;
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 use crate::error::Error;
-use crate::table::printable;
 
 /// Shared by all that a command does.
 #[derive(Debug)]
 pub(crate) struct Context {
     pub(crate) registry: Registry,
-    /// Readable for ever once SIGINT or SIGTERM has come: nobody reads from it.
+    /// Readable for ever once SIGINT or SIGTERM has come: no code reads from it.
     interrupted: UnixStream,
     /// Its other end, which must stay open.
     _signalled: UnixStream,
@@ -27,7 +27,7 @@ pub(crate) struct Context {
 
 /// What came of waiting.
 #[derive(Debug)]
-pub(crate) enum Heard<T> {
+pub(crate) enum Received<T> {
     Message(T),
     Nothing,
     Interrupt,
@@ -57,19 +57,19 @@ impl Context {
     }
 
     /// Waits up to `limit` for the next message.
-    pub(crate) fn hear<T: DeserializeOwned>(
+    pub(crate) fn receive<T: DeserializeOwned>(
         &self,
         channel: &mut Channel,
         limit: Duration,
-    ) -> Result<Heard<T>, ChannelError> {
+    ) -> Result<Received<T>, ChannelError> {
         let deadline = Instant::now() + limit;
         loop {
             if let Some(received) = channel.try_receive()? {
-                return Ok(Heard::Message(received.message));
+                return Ok(Received::Message(received.message));
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return Ok(Heard::Nothing);
+                return Ok(Received::Nothing);
             }
             let mut descriptors = [
                 PollFd::new(channel.as_fd(), PollFlags::POLLIN),
@@ -79,7 +79,7 @@ impl Context {
             let [peer, interrupt] = descriptors;
             // What the peer had to say comes first.
             if interrupt.any() == Some(true) && peer.any() != Some(true) {
-                return Ok(Heard::Interrupt);
+                return Ok(Received::Interrupt);
             }
         }
     }
@@ -126,16 +126,16 @@ fn wait_for(descriptors: &mut [PollFd<'_>], time: Duration) -> Result<(), Channe
     }
 }
 
-/// Words for the operator. Nobody can be told if that fails.
-pub(crate) fn say(text: &str) {
-    let text = printable(text, true);
+/// Words for the operator. A failure to write them cannot be told anywhere, so it is ignored.
+pub(crate) fn eprint(text: &str) {
+    let text = printable(text, &['\n']);
     let _ = writeln!(io::stderr().lock(), "nbd-ctl: {text}");
 }
 
 /// Something that only a person who is watching wants to know.
-pub(crate) fn reassure(text: &str) {
+pub(crate) fn progress(text: &str) {
     if io::stderr().is_terminal() {
-        say(text);
+        eprint(text);
     }
 }
 

@@ -1,4 +1,14 @@
 //! `nbd-ctl debug`: gdb on the backend of a device, from a place that does not wait for the device.
+//!
+//! | module | idea |
+//! |---|---|
+//! | [`storage_deps`] | which block devices a file needs: gdb must not need the one it stops |
+//! | [`record`] | `record`: requests with their data |
+//! | [`replay`] | `replay`: the same requests again, without a device |
+
+pub(crate) mod record;
+pub(crate) mod replay;
+mod storage_deps;
 
 use std::collections::BTreeSet;
 use std::env;
@@ -10,16 +20,16 @@ use std::process::Command;
 
 use nbd_control::status::{BackendState, Status};
 
-use crate::context::{Context, say};
+use crate::context::{Context, eprint};
+use crate::debug::storage_deps::StorageDeps;
 use crate::device::Device;
 use crate::error::Error;
-use crate::footing::Footing;
-use crate::inspect;
+use crate::inspect::render::state_name;
+use crate::inspect::status;
 use crate::program;
-use crate::render::state_name;
 
 /// Where separate symbols, and gdb's own parts, are installed.
-const INSTALLED: [&str; 2] = ["/usr/lib/debug", "/usr/share/gdb"];
+const GDB_DIRECTORIES: [&str; 2] = ["/usr/lib/debug", "/usr/share/gdb"];
 
 /// What to debug, and how.
 #[derive(Debug)]
@@ -35,12 +45,12 @@ pub(crate) struct Debug {
 /// Becomes gdb. It returns only if that fails.
 pub(crate) fn debug(context: &Context, wanted: &Debug) -> Result<(), Error> {
     let device = wanted.device;
-    let status = inspect::of(context, device)?;
+    let status = status::of(context, device)?;
     let pid = backend(device, &status)?;
     let gdb = program::gdb()?;
     match on_itself(device, &needed(&gdb, pid, &wanted.sources)) {
         Some(needed) if wanted.yes => {
-            say(&format!(
+            eprint(&format!(
                 "warning: gdb may wait for itself, as it needs this on {device}: {needed}"
             ));
         }
@@ -81,7 +91,7 @@ fn needed(gdb: &str, pid: i32, sources: &[PathBuf]) -> Vec<Needed> {
     for path in mapped_files(pid) {
         add("the backend's program, libraries and symbols", path);
     }
-    for path in INSTALLED {
+    for path in GDB_DIRECTORIES {
         add("gdb's files and symbols", path.into());
     }
     for path in sources {
@@ -115,10 +125,10 @@ fn mapped_files(pid: i32) -> BTreeSet<PathBuf> {
 
 /// What of it is on the device.
 pub(crate) fn on_itself(device: Device, needed: &[Needed]) -> Option<String> {
-    let footing = match Footing::of_this_process() {
-        Ok(footing) => footing,
+    let deps = match StorageDeps::of_this_process() {
+        Ok(deps) => deps,
         Err(error) => {
-            say(&format!(
+            eprint(&format!(
                 "warning: cannot tell what is on {device}: /proc/self/mountinfo: {error}"
             ));
             return None;
@@ -126,7 +136,7 @@ pub(crate) fn on_itself(device: Device, needed: &[Needed]) -> Option<String> {
     };
     let found: Vec<String> = needed
         .iter()
-        .filter(|(_, path)| footing.needs(device, path))
+        .filter(|(_, path)| deps.needs(device, path))
         .map(|(what, path)| format!("{} ({what})", path.display()))
         .collect();
     (!found.is_empty()).then(|| found.join(", "))

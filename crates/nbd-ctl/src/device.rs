@@ -27,7 +27,7 @@ impl Device {
     pub(crate) fn literal(text: &str) -> Option<Self> {
         let number = number_in(text);
         let device = number.parse().ok().map(Self);
-        // Whoever writes nbd+1 or nbd01 means something else than we would take it for.
+        // `nbd+1` and `nbd01` parse as numbers, and no device has such a name.
         device.filter(|device| device.0.to_string() == number)
     }
 

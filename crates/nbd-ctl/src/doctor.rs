@@ -1,27 +1,27 @@
 //! `nbd-ctl doctor`: what on this machine keeps devices from being attached, kept or let go.
 
-mod faults;
-mod rivals;
+mod conflicts;
+mod kernel_bugs;
 
 use std::fs;
 use std::path::Path;
 
 use serde::Serialize;
 
-use crate::adopt::adopt;
 use crate::context::{Context, print};
-use crate::entry::{Abandoned, Entry, devices, probe};
 use crate::error::Error;
-use crate::inspect::print_json;
+use crate::holder::adopt::adopt;
+use crate::holder::device_state::{Abandoned, DeviceState, devices, probe};
+use crate::holder::take_down::clear;
+use crate::inspect::status::print_json;
 use crate::program;
-use crate::take_down::clear;
 
 /// The least kernel: `close_range`. Adoption takes `pidfd_getfd`, which is older.
-const KERNEL: (u32, u32) = (5, 9);
-const RULES: &str = "udev/rules.d/59-nbd-ctl.rules";
+const MIN_KERNEL: (u32, u32) = (5, 9);
+const UDEV_RULES: &str = "udev/rules.d/59-nbd-ctl.rules";
 /// A mebibyte of locked memory is what a holder touches; backends need some more.
-const LOCKED_MEMORY: u64 = 16 << 20;
-const OPEN_FILES: u64 = 1024;
+const MIN_LOCKED_BYTES: u64 = 16 << 20;
+const MIN_OPEN_FILES: u64 = 1024;
 
 /// How bad it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -64,7 +64,7 @@ pub(crate) fn doctor(context: &Context, json: bool, fix: bool) -> Result<(), Err
     check_udev(&mut found);
     check_programs(&mut found);
     check_registry(context, fix, &mut found)?;
-    rivals::check(context, &mut found)?;
+    conflicts::check(context, &mut found)?;
     if json {
         print_json(&found.0)?;
     } else {
@@ -107,15 +107,15 @@ fn check_driver(found: &mut Findings) {
 fn check_kernel(found: &mut Findings) {
     let release = read("/proc/sys/kernel/osrelease").unwrap_or_default();
     let version = read("/proc/sys/kernel/version").unwrap_or_default();
-    let version = faults::version(&release, &version);
-    if (version.0, version.1) < KERNEL {
-        let text = format!("{release}: at least {}.{} is needed", KERNEL.0, KERNEL.1);
+    let version = kernel_bugs::version(&release, &version);
+    if (version.0, version.1) < MIN_KERNEL {
+        let text = format!("{release}: at least {}.{} is needed", MIN_KERNEL.0, MIN_KERNEL.1);
         return found.add("kernel", Level::Trouble, text);
     }
     let (major, minor, patch) = version;
     found.add("kernel", Level::Fine, format!("{release} ({major}.{minor}.{patch})"));
-    for fault in faults::of(version) {
-        let text = format!("until {}: {}", fault.cure(), fault.text);
+    for bug in kernel_bugs::of(version) {
+        let text = format!("until {}: {}", bug.fixed_in(), bug.text);
         found.add("kernel", Level::Warning, text);
     }
 }
@@ -146,8 +146,8 @@ fn check_rights(context: &Context, found: &mut Findings) {
 fn check_limits(found: &mut Findings) {
     let limits = read("/proc/self/limits").unwrap_or_default();
     for (name, least, what) in [
-        ("Max locked memory", LOCKED_MEMORY, "bytes of locked memory"),
-        ("Max open files", OPEN_FILES, "open files"),
+        ("Max locked memory", MIN_LOCKED_BYTES, "bytes of locked memory"),
+        ("Max open files", MIN_OPEN_FILES, "open files"),
     ] {
         let line = limits.lines().find_map(|line| line.strip_prefix(name));
         let hard = line.and_then(|line| line.split_ascii_whitespace().nth(1)).unwrap_or("?");
@@ -167,7 +167,7 @@ fn check_udev(found: &mut Findings) {
         return found.add("udev", Level::Fine, "does not run here");
     }
     let folders = ["/etc", "/run", "/usr/lib", "/lib"];
-    match folders.iter().any(|folder| Path::new(folder).join(RULES).exists()) {
+    match folders.iter().any(|folder| Path::new(folder).join(UDEV_RULES).exists()) {
         true => found.add("udev", Level::Fine, "our rules are installed"),
         false => {
             let text = "59-nbd-ctl.rules are not installed: no links in /dev/disk/by-nbd, and udev \
@@ -188,40 +188,41 @@ fn check_programs(found: &mut Findings) {
 
 fn check_registry(context: &Context, fix: bool, found: &mut Findings) -> Result<(), Error> {
     for device in devices(&context.registry)? {
-        let done = match probe(&context.registry, device) {
-            Ok(Entry::Stale | Entry::Abandoned(Abandoned { backend: None, .. })) if fix => {
-                clear(context, device).map(|_| "cleaned up")
-            }
-            Ok(Entry::Orphaned(state)) if fix => {
-                adopt(context, device, &state).map(|()| "has a holder again")
-            }
-            Ok(Entry::Stale) => {
-                let text = format!("{device}: its processes are gone: nbd-ctl doctor --fix");
-                found.add("registry", Level::Trouble, text);
-                continue;
-            }
-            Ok(Entry::Abandoned(abandoned)) => {
-                let text = Error::Abandoned { device, abandoned }.to_string();
-                found.add("registry", Level::Trouble, text);
-                continue;
-            }
-            Ok(Entry::Orphaned(_)) => {
-                let text = format!("{device}: its holder is gone: nbd-ctl doctor --fix");
-                found.add("registry", Level::Trouble, text);
-                continue;
-            }
-            Ok(Entry::Unsettled { holder }) => {
-                let text = format!("{device}: its holder (pid {holder}) does not listen");
-                found.add("registry", Level::Warning, text);
-                continue;
-            }
-            Ok(Entry::Listening(_)) => {
-                found.add("registry", Level::Fine, format!("{device} is held"));
-                continue;
-            }
-            Ok(Entry::Absent) => continue,
-            Err(error) => Err(error),
-        };
+        let done =
+            match probe(&context.registry, device) {
+                Ok(
+                    DeviceState::Stale | DeviceState::Abandoned(Abandoned { backend: None, .. }),
+                ) if fix => clear(context, device).map(|_| "cleaned up"),
+                Ok(DeviceState::Orphaned(state)) if fix => {
+                    adopt(context, device, &state).map(|()| "has a holder again")
+                }
+                Ok(DeviceState::Stale) => {
+                    let text = format!("{device}: its processes are gone: nbd-ctl doctor --fix");
+                    found.add("registry", Level::Trouble, text);
+                    continue;
+                }
+                Ok(DeviceState::Abandoned(abandoned)) => {
+                    let text = Error::Abandoned { device, abandoned }.to_string();
+                    found.add("registry", Level::Trouble, text);
+                    continue;
+                }
+                Ok(DeviceState::Orphaned(_)) => {
+                    let text = format!("{device}: its holder is gone: nbd-ctl doctor --fix");
+                    found.add("registry", Level::Trouble, text);
+                    continue;
+                }
+                Ok(DeviceState::Unsettled { holder }) => {
+                    let text = format!("{device}: its holder (pid {holder}) does not listen");
+                    found.add("registry", Level::Warning, text);
+                    continue;
+                }
+                Ok(DeviceState::Listening(_)) => {
+                    found.add("registry", Level::Fine, format!("{device} is held"));
+                    continue;
+                }
+                Ok(DeviceState::Absent) => continue,
+                Err(error) => Err(error),
+            };
         match done {
             Ok(text) => found.add("registry", Level::Fixed, format!("{device}: {text}")),
             Err(error @ Error::Interrupted(_)) => return Err(error),

@@ -14,13 +14,13 @@ use thiserror::Error;
 
 use crate::config::ConfigError;
 use crate::device::Device;
-use crate::entry::Abandoned;
+use crate::holder::device_state::Abandoned;
 
 /// Exit status after SIGINT or SIGTERM, as shells have it.
-const INTERRUPTED: u8 = 130;
+const INTERRUPTED_STATUS: u8 = 130;
 
 /// The program that was replayed for has crashed.
-const CRASHED: u8 = 7;
+const CRASHED_STATUS: u8 = 7;
 
 /// Why a command came to nothing.
 #[derive(Debug, Error)]
@@ -130,10 +130,11 @@ pub(crate) enum Error {
     Prepare { command: String, ending: String },
     #[error("{device}: its holder{} is alive: there is nothing to adopt", pid(*holder))]
     HasHolder { device: Device, holder: Option<i32> },
-    #[error("{device}: its holder is gone and it cannot be adopted; nbd-ctl detach --force {device} takes down what is left: {}", path.display())]
+    #[error(
+        "{device}: its holder is gone and it cannot be adopted; nbd-ctl detach --force {device} takes down what is left"
+    )]
     State {
         device: Device,
-        path: PathBuf,
         #[source]
         source: io::Error,
     },
@@ -210,9 +211,9 @@ impl Error {
     /// The exit status; `nbd-ctl --help` documents it.
     pub(crate) fn exit_code(&self) -> u8 {
         let kind = match self {
-            Self::Interrupted(_) => return INTERRUPTED,
+            Self::Interrupted(_) => return INTERRUPTED_STATUS,
             Self::Several(code) => return *code,
-            Self::Crashed { .. } => return CRASHED,
+            Self::Crashed { .. } => return CRASHED_STATUS,
             Self::Refused(failure) => failure.kind,
             Self::Usage(_) | Self::NotADevice { .. } => FailureKind::Usage,
             Self::NoDevice { .. } | Self::Stale { .. } => FailureKind::NoDevice,

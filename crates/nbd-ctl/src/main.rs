@@ -1,73 +1,60 @@
 //! nbd-ctl: what operators type to attach, inspect and detach NBD devices.
 //!
-//! It speaks to the holders of devices over their control sockets, and starts them. It never
-//! opens a device.
+//! It speaks to the holders of devices over their control sockets, and starts them.
+//!
+//! - It opens no device and asks the driver nothing, so a device that is stuck cannot make a command stuck. All else
+//!   that may take long has a limit, and ends on Ctrl-C with a word on what is left.
+//! - What a command prints for scripts goes to stdout, and words to stderr ([`context`]).
+//! - Each way to fail has an exit status of its own kind ([`error`]), which holders use as well.
 //!
 //! | module | idea |
 //! |---|---|
 //! | [`cli`], [`action`] | the command line as typed, and as checked |
 //! | [`parse`] | between the two; completes it for a shell |
+//! | [`config`] | the devices of this machine by name: `devices.toml` |
 //! | [`device`] | the name of a device |
-//! | [`config`] | the devices of this machine by name |
-//! | [`context`] | what every command needs: the registry, and Ctrl-C |
-//! | [`entry`] | what there is of a device: a holder, an orphan, a stale folder |
-//! | [`holder`] | a conversation with the holder of a device |
-//! | [`spawn`], [`program`] | starting a holder, finding programs |
-//! | [`attach`], [`adopt`], [`change`], [`wait`], [`inspect`], [`why`], [`trace`] | the commands |
-//! | [`set`] | settings of a backend |
-//! | [`logs`] | the log of a device, also after its end |
-//! | [`record`], [`replay`] | requests with their data, and the same requests again |
-//! | [`doctor`], [`metrics`] | the machine, and numbers for monitoring |
-//! | [`top`] | devices as they are at work, on a terminal |
-//! | [`debug`], [`footing`] | gdb on a backend, and what it must not stand on |
-//! | [`render`], [`table`] | values to text |
+//! | [`context`] | what every command needs: the registry, the terminal, and Ctrl-C |
+//! | [`holder`] | what there is of a device, and its holder: found, asked, started, replaced |
+//! | [`lifecycle`] | commands from attach to detach |
+//! | [`inspect`] | commands that look: status, why, top, trace, metrics |
+//! | [`debug`] | gdb on a backend; requests with their data, and the same requests again |
+//! | [`doctor`] | what on this machine keeps devices from working |
+//! | [`program`], [`table`] | finding programs; values as text in columns |
 //! | [`error`] | every way to fail, and its exit status |
 
 mod action;
-mod adopt;
-mod attach;
-mod change;
 mod cli;
 mod config;
 mod context;
 mod debug;
 mod device;
 mod doctor;
-mod entry;
 mod error;
-mod footing;
 mod holder;
 mod inspect;
-mod logs;
-mod metrics;
+mod lifecycle;
 mod parse;
 mod program;
-mod record;
-mod render;
-mod replay;
-mod set;
-mod spawn;
 mod table;
-mod take_down;
-mod top;
-mod trace;
-mod wait;
-mod why;
 
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use crate::action::Action;
-use crate::context::{Context, say};
+use crate::context::{Context, eprint};
+use crate::debug::{record, replay};
 use crate::device::Device;
 use crate::error::Error;
+use crate::holder::{adopt, logs};
+use crate::inspect::{metrics, status, top, trace, why};
+use crate::lifecycle::{attach, detach, set, wait};
 
 fn main() -> ExitCode {
     match run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             if let Some(text) = error.chain() {
-                say(&text);
+                eprint(&text);
             }
             ExitCode::from(error.exit_code())
         }
@@ -88,22 +75,18 @@ fn run() -> Result<(), Error> {
         Action::Metrics { listen: Some(address) } => metrics::serve(&context, &address),
         Action::Top { devices, wanted } => top::top(&context, devices, &wanted),
         Action::CheckConfig { file } => attach::check_config(&file),
-        Action::Detach(wanted) => change::detach(&context, &wanted),
-        Action::Status { device, json } => inspect::status(&context, device, json),
+        Action::Detach(wanted) => detach::detach(&context, &wanted),
+        Action::Status { device, json } => status::status(&context, device, json),
         Action::Trace { device, wanted } => trace::trace(&context, device, &wanted),
         Action::Record(wanted) => record::record(&context, &wanted),
         Action::StopRecording { device } => record::stop(&context, device),
         Action::Replay(wanted) => replay::replay(&context, &wanted),
         Action::Logs { device, last, lines } => logs::logs(&context, device, last, lines),
         Action::Why { target, json } => why::why(&context, target, json),
-        Action::List { json } => inspect::list(&context, json),
-        Action::Restart { device, limit } => change::restart(&context, device, limit),
-        Action::Replace { device, program, limit } => {
-            change::replace(&context, device, program, limit)
-        }
-        Action::Upgrade { device, limit } => change::upgrade(&context, device, limit),
+        Action::List { json } => status::list(&context, json),
+        Action::Upgrade { device, limit } => lifecycle::upgrade(&context, device, limit),
         Action::Order { device, request, doing, limit } => {
-            change::order(&context, device, &request, doing, limit)
+            lifecycle::order(&context, device, &request, doing, limit)
         }
         Action::Debug(wanted) => debug::debug(&context, &wanted),
         Action::Wait { device, until, limit } => wait::wait(&context, device, until, limit),

@@ -1,13 +1,16 @@
 //! Parsing the command line, and completing it for a shell that asks.
 
+use std::ffi::OsString;
 use std::fs;
 
-use clap::{Command, CommandFactory, Parser};
+use clap::parser::ValueSource;
+use clap::{Command, CommandFactory, FromArgMatches};
 use clap_complete::engine::{ArgValueCandidates, CompletionCandidate};
 use clap_complete::env::CompleteEnv;
+use nbd_control::attach_options::AttachOptions;
 use nbd_control::registry::Registry;
 
-use crate::cli::Arguments;
+use crate::cli::{self, Arguments};
 use crate::context::print;
 use crate::error::Error;
 
@@ -15,7 +18,7 @@ use crate::error::Error;
 pub(crate) fn parse() -> Result<Option<Arguments>, Error> {
     // Does nothing unless a shell asks, and then ends the program.
     CompleteEnv::with_factory(completed).complete();
-    match Arguments::try_parse() {
+    match arguments(std::env::args_os()) {
         Ok(arguments) => Ok(Some(arguments)),
         Err(error) if error.use_stderr() => {
             let text = error.render().to_string();
@@ -24,6 +27,23 @@ pub(crate) fn parse() -> Result<Option<Arguments>, Error> {
         }
         Err(error) => print(&error.render().to_string()).map(|()| None),
     }
+}
+
+/// What was typed. Only clap knows which attach options were, as the others have their defaults.
+fn arguments<T: Into<OsString> + Clone>(
+    words: impl IntoIterator<Item = T>,
+) -> Result<Arguments, clap::Error> {
+    let matches = Arguments::command().try_get_matches_from(words)?;
+    let mut arguments = Arguments::from_arg_matches(&matches)?;
+    if let (cli::Command::Attach(attach), Some((_, matches))) =
+        (&mut arguments.command, matches.subcommand())
+    {
+        let typed = Some(ValueSource::CommandLine);
+        attach.typed_options = AttachOptions::names()
+            .iter()
+            .any(|name| matches.value_source(&name.replace('-', "_")) == typed);
+    }
+    Ok(arguments)
 }
 
 /// The definition, and which devices there are now.
@@ -59,4 +79,30 @@ fn free() -> Vec<CompletionCandidate> {
 /// The driver shows who has set a device up.
 fn has_pid(name: &str) -> bool {
     fs::exists(format!("/sys/block/{name}/pid")).unwrap_or(false)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_beside_a_name_are_noticed_also_where_they_are_the_default() {
+        let attach = |words: &str| match arguments(words.split(' ')).unwrap().command {
+            cli::Command::Attach(attach) => attach,
+            other => unreachable!("{other:?}"),
+        };
+        for option in AttachOptions::names() {
+            let value = match option.as_str() {
+                "kernel-api" => "=ioctl",
+                "restart" => "=on-failure",
+                "on-backend-loss" => "=hold",
+                "user" | "group" => "=root",
+                "sandbox" | "survive-shutdown" => "",
+                _ => "=3",
+            };
+            assert!(attach(&format!("nbd-ctl attach backup --{option}{value}")).has_options());
+        }
+        assert!(attach("nbd-ctl attach backup --no-spare").has_options());
+        assert!(!attach("nbd-ctl attach backup --foreground --config x").has_options());
+    }
 }

@@ -91,19 +91,6 @@ pub(crate) fn command_line(words: &[String]) -> String {
     quoted.join(" ")
 }
 
-/// Text without what would make a terminal do something: backends choose some of it.
-pub(crate) fn printable(text: &str, lines: bool) -> String {
-    let mut clean = String::with_capacity(text.len());
-    for c in text.chars() {
-        if c.is_control() && !(lines && c == '\n') {
-            clean.extend(c.escape_default());
-        } else {
-            clean.push(c);
-        }
-    }
-    clean
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -170,11 +157,5 @@ mod tests {
     fn words_that_a_shell_would_change_are_quoted() {
         let words = ["a b", "it's", "", "x=1"].map(String::from);
         assert_eq!(command_line(&words), r"'a b' 'it'\''s' '' x=1");
-    }
-
-    #[test]
-    fn a_backend_cannot_talk_to_the_terminal() {
-        assert_eq!(printable("a\x1b[2Jb\nc", false), r"a\u{1b}[2Jb\nc");
-        assert_eq!(printable("a\nb\r", true), "a\nb\\r");
     }
 }

@@ -1,5 +1,5 @@
 //! Parts of the kernel that open a block device because a path was written to their configuration.
-//! Most of them do not claim it, so the kernel lets anybody else claim it, and no process has it
+//! Most of them do not claim it, so the kernel lets any other user claim it, and no process has it
 //! open.
 
 use std::fs;
@@ -11,7 +11,7 @@ use crate::sysfs::{Node, attribute};
 /// So many entries of one kind are looked at.
 const MAX_ENTRIES: usize = 65_536;
 
-/// Who it is, where it tells its device, how that is to be read, and what ends it.
+/// Who it is, where it tells its device, how to read that, and what ends it.
 struct Consumer {
     name: &'static str,
     files: &'static str,

@@ -10,7 +10,8 @@
 //! | `sysfs` | block devices by name and number, and the short files that describe them |
 //! | `layers` | what is stacked on a device: partitions, device-mapper, md, loop, and downwards again |
 //! | `kernel` | parts of the kernel that open devices by path, without a trace among the processes |
-//! | `mounts` | file systems and swap |
+//! | `mountinfo` | what is mounted, by mount namespace |
+//! | `mounts` | file systems and swap on a device |
 //! | `processes` | open descriptors and mapped memory |
 //!
 //! Not found, because no file shows it: a descriptor that is on its way in a unix socket, one that
@@ -18,8 +19,11 @@
 //! a kernel user whose configfs or sysfs is not mounted here. A use that claims the device (each
 //! mount, swap, device-mapper, md) is refused by the kernel itself.
 
+#![warn(clippy::missing_errors_doc, clippy::missing_panics_doc)]
+
 mod kernel;
 mod layers;
+mod mountinfo;
 mod mounts;
 mod processes;
 mod sysfs;
@@ -29,6 +33,7 @@ use std::collections::HashSet;
 use serde::{Deserialize, Serialize};
 
 pub use layers::{Layer, layers_above, whole_devices_below};
+pub use mountinfo::Mount;
 pub use sysfs::Node;
 
 /// So many users are told; the caller has to end them all, and looks again then.

@@ -5,6 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use crate::User;
+use crate::mountinfo::Mount;
 use crate::processes::pids;
 use crate::sysfs::Node;
 
@@ -21,9 +22,7 @@ pub(crate) fn users(node: &Node) -> Vec<User> {
         if !namespaces.insert(namespace) {
             continue;
         }
-        // Not text: a mount point may have any name.
-        let bytes = fs::read(format!("/proc/{pid}/mountinfo")).unwrap_or_default();
-        for place in mounted_in(&String::from_utf8_lossy(&bytes), node) {
+        for place in mounted_in(&Mount::all_of(pid).unwrap_or_default(), node) {
             if places.insert(place.clone()) {
                 found.push(mount(&place, pid, namespaces.len() == 1));
             }
@@ -46,33 +45,17 @@ fn mount(place: &str, pid: i32, is_first_namespace: bool) -> User {
     }
 }
 
-/// Lines of mountinfo: id, parent, major:minor, root, mount point, options, …, -, type, source,
-/// options of the file system.
-fn mounted_in(mountinfo: &str, node: &Node) -> Vec<String> {
-    let lines = mountinfo.lines().filter_map(|line| {
-        let (left, right) = line.split_once(" - ")?;
-        let mut left = left.split(' ').skip(2);
-        let number = left.next()?;
-        let place = left.nth(1)?;
-        let mut right = right.split(' ').skip(1);
-        let source = right.next()?;
-        // btrfs has a number of its own and names a device; XFS names the device of its log.
-        let mut others = right.next().unwrap_or_default().split(',').filter_map(|option| {
-            option.split_once('=').map(|(_, value)| value).filter(|it| it.starts_with("/dev/"))
-        });
-        let is_its = |path: &str| path.starts_with("/dev/") && node.is_named_by(path);
-        let is_mounted = number == node.number
-            || (number.starts_with("0:") && is_its(source))
-            || others.any(is_its);
-        is_mounted.then(|| unescape(place))
-    });
-    lines.collect()
-}
-
-/// The kernel writes space, tab, newline and backslash as three octal digits.
-fn unescape(text: &str) -> String {
-    let pairs = [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")];
-    pairs.iter().fold(text.to_owned(), |text, (code, plain)| text.replace(code, plain))
+/// Where a block device is mounted.
+fn mounted_in(mounts: &[Mount], node: &Node) -> Vec<String> {
+    let is_its =
+        |path: &Path| path.starts_with("/dev") && node.is_named_by(&path.to_string_lossy());
+    // btrfs has a number of its own and names a device; XFS names the device of its log.
+    let is_on_it = |mount: &&Mount| {
+        mount.number == node.number
+            || (mount.number.starts_with("0:") && is_its(&mount.source))
+            || mount.options.iter().any(|(_, value)| is_its(value))
+    };
+    mounts.iter().filter(is_on_it).map(|mount| mount.point.to_string_lossy().into_owned()).collect()
 }
 
 fn swap(node: &Node) -> Option<User> {
@@ -97,7 +80,8 @@ mod tests {
                     39 1 8:1 / /xfs rw - xfs /dev/sda1 rw,logdev=/dev/nbd4096\n\
                     40 1 0:45 / /tmp rw - tmpfs nbd4096 rw\n";
         let node = Node { name: "nbd4096".into(), number: "43:0".into() };
-        assert_eq!(mounted_in(text, &node), ["/mnt/my disk", "/btrfs", "/xfs"]);
+        let mounts = Mount::parse(text.as_bytes());
+        assert_eq!(mounted_in(&mounts, &node), ["/mnt/my disk", "/btrfs", "/xfs"]);
     }
 
     #[test]

@@ -7,7 +7,6 @@ use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::net::UnixListener;
 use std::time::{Duration, Instant};
 
-use clap::ValueEnum;
 use nbd_control::Channel;
 use nbd_control::backend::{ExportInfo, Hello};
 use nbd_control::control::{Failure, FailureKind, Response};
@@ -17,7 +16,7 @@ use nbd_control::registry::{HolderLock, Registry, State};
 use nbd_ledger::{Inspector, Layout, layout};
 use nix::fcntl::{Flock, FlockArg};
 
-use crate::args::{KernelApi, RestartWhen, Sandbox};
+use crate::args::KernelApi;
 use crate::core::Event;
 use crate::core::ownership::Kind;
 use crate::holder::{Holder, Settings};
@@ -25,7 +24,6 @@ use crate::io::backend_process::BackendProcess;
 use crate::io::become_program;
 use crate::io::control_clients::Client;
 use crate::io::listen::listen;
-use crate::io::program;
 use crate::io::recording::Recording;
 use crate::kernel::Device;
 use crate::kernel::sitter::{self, LANES, LEDGER, STORED_FDS, Sitter};
@@ -151,9 +149,9 @@ fn rebuild(registry: Registry, state: &State, lock: HolderLock) -> Result<Holder
     let sitter = Process::open(state.sitter.pid)
         .map_err(|error| other(format!("{name}: its sitter cannot be opened: {error}")))?;
     let settings = settings_of(&registry, state)?;
-    let mut holder =
-        Holder::new(registry, settings, device, lock, true).map_err(|error| other(error.to_string()))?;
-    holder.data.layout = Layout::with_lanes(state.lanes);
+    let mut holder = Holder::new(registry, settings, device, lock, true)
+        .map_err(|error| other(error.to_string()))?;
+    holder.data.layout = Layout::with_lanes(state.options.lanes);
     holder.log_sink.take_from(&sitter);
     copy_descriptors(&mut holder, &sitter, state)
         .map_err(|error| other(format!("{name}: cannot copy from its sitter: {error}")))?;
@@ -184,7 +182,9 @@ struct Left {
 }
 
 fn shield_sitter(holder: &Holder) {
-    let Some(sitter) = holder.processes.sitter.as_ref().filter(|_| holder.settings.api == KernelApi::Ioctl) else {
+    let Some(sitter) =
+        holder.processes.sitter.as_ref().filter(|_| holder.settings.api == KernelApi::Ioctl)
+    else {
         return;
     };
     if let Err(errno) = sitter::shield(&sitter.process) {
@@ -262,46 +262,13 @@ fn check_state(registry: &Registry, index: u32) -> Result<State, Failure> {
 }
 
 fn settings_of(registry: &Registry, state: &State) -> Result<Settings, Failure> {
-    let user = match &state.user {
-        None => None,
-        Some(user) => {
-            let (uid, gid) =
-                program::look_up(user).map_err(|error| other(format!("user {user}: {error}")))?;
-            Some((user.clone(), uid, gid))
-        }
-    };
-    let group = match &state.group {
-        None => None,
-        Some(name) => {
-            let gid = program::look_up_group(name)
-                .map_err(|error| other(format!("group {name}: {error}")))?;
-            Some((name.clone(), gid))
-        }
-    };
-    let sandbox = match &state.sandbox {
-        None => None,
-        Some(name) => Some(Sandbox::from_str(name, false).map_err(other)?),
-    };
-    let unknown = |field| {
-        let path = registry.folder(state.index);
-        other(format!("nbd{}: {}: {field} has an unknown value", state.index, path.display()))
-    };
+    let settings = Settings::new(state.options.clone());
     Ok(Settings {
-        api: KernelApi::from_str(&state.kernel_api, false).map_err(|_| unknown("kernel_api"))?,
-        restart: RestartWhen::from_str(&state.restart, false).map_err(|_| unknown("restart"))?,
-        restart_limit: state.restart_limit(),
-        poison_limit: state.poison_limit,
-        on_backend_loss: state.on_backend_loss.parse().map_err(other)?,
         program: state.program.clone(),
-        warm_spare: state.warm_spare,
         name: registry.name(state.index),
         log_level: state.log_level.clone(),
-        survive_shutdown: state.survive_shutdown,
-        user,
-        sandbox,
-        group,
-        lanes: state.lanes,
         patience: Some(READY_TIMEOUT),
+        ..settings.map_err(|text| other(format!("nbd{}: {text}", state.index)))?
     })
 }
 
@@ -311,7 +278,7 @@ fn copy_descriptors(holder: &mut Holder, sitter: &Process, state: &State) -> std
     let inspector = Inspector::open(ledger.try_clone()?, &data.layout);
     data.inspector = Some(inspector.map_err(std::io::Error::other)?);
     data.ledger = Some(ledger);
-    for number in (LANES..).take(state.lanes as usize) {
+    for number in (LANES..).take(state.options.lanes as usize) {
         data.lanes.push(sitter.copy_descriptor(number)?);
     }
     for (number, name) in (STORED_FDS..).zip(&state.keepsakes) {

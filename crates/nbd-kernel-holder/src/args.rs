@@ -4,9 +4,11 @@ use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Parser, ValueEnum};
-use nbd_control::policy::OnBackendLoss;
+use clap::Parser;
+use nbd_control::attach_options::AttachOptions;
 use nbd_log::Filter;
+
+pub(crate) use nbd_control::attach_options::{KernelApi, RestartWhen, Sandbox};
 
 /// Holds a kernel NBD device while its backend may come and go.
 ///
@@ -24,48 +26,14 @@ pub(crate) struct Args {
     /// The device to use, like nbd0; a free one is picked without it
     #[arg(long, value_name = "DEVICE", value_parser = device_index)]
     pub(crate) device: Option<u32>,
-    /// How to talk to the driver
-    #[arg(long, value_enum, default_value = "ioctl")]
-    pub(crate) kernel_api: KernelApi,
-    /// Socket pairs between the driver and the backend, 1 to 4 [default: by CPUs, at most 4]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4))]
-    pub(crate) lanes: Option<u32>,
-    /// When to start a lost backend again
-    #[arg(long, value_enum, default_value = "on-failure")]
-    pub(crate) restart: RestartWhen,
-    /// Give up after so many failures in a row without an answered request [default: never]
-    #[arg(long, value_name = "N")]
-    pub(crate) restart_limit: Option<u32>,
-    /// Answer a request with EIO once it has crashed so many backends, 2 or more; 0: never
-    #[arg(long, value_name = "N", default_value_t = 3, value_parser = poison_limit)]
-    pub(crate) poison_limit: u32,
-    /// What becomes of requests while there is no backend: hold, fail:SECONDS (answer them with
-    /// EIO once there has been none for so long) or fail (30 seconds)
-    #[arg(long, value_name = "WHAT", default_value = "hold")]
-    pub(crate) on_backend_loss: OnBackendLoss,
+    #[command(flatten)]
+    pub(crate) options: AttachOptions,
     /// Keep a second backend started, which takes over the moment the first one is lost
     #[arg(long)]
     pub(crate) warm_spare: bool,
     /// The name by which it is known besides, also below /dev/disk/by-nbd
     #[arg(long, value_name = "NAME", value_parser = device_name)]
     pub(crate) name: Option<String>,
-    /// Let this process and backends have names that systemd's last kill at shutdown spares
-    #[arg(long)]
-    pub(crate) survive_shutdown: bool,
-    /// Run backends as this user
-    #[arg(long, value_name = "USER")]
-    pub(crate) user: Option<String>,
-    /// Confine the backends that are started: namespaces of their own, no privileges to get back,
-    /// a filter of system calls; local: no network either
-    #[arg(long, value_enum, value_name = "KIND", num_args = 0..=1, require_equals = true,
-          default_missing_value = "local", requires = "user")]
-    pub(crate) sandbox: Option<Sandbox>,
-    /// Let members of this group look: status, why, trace, metrics
-    #[arg(long, value_name = "GROUP")]
-    pub(crate) group: Option<String>,
-    /// Give up attaching after so long [default: 30; no limit with --external]
-    #[arg(long, value_name = "SECONDS")]
-    pub(crate) ready_timeout: Option<u64>,
     /// Start no backend: wait for one to join
     #[arg(long, conflicts_with = "program")]
     pub(crate) external: bool,
@@ -105,63 +73,6 @@ pub(crate) struct Args {
     pub(crate) program: Vec<String>,
 }
 
-/// How the driver is told to set up a device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum KernelApi {
-    /// A process sits in the NBD_DO_IT ioctl.
-    Ioctl,
-    /// Generic netlink; nothing that a signal could end.
-    Netlink,
-}
-
-/// When a lost backend is started again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum RestartWhen {
-    /// Unless it ended with status 0.
-    OnFailure,
-    /// However it ended.
-    Always,
-    /// Not at all: wait for one to join, or for `nbd-ctl restart`.
-    Never,
-}
-
-/// How much a backend is confined.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Sandbox {
-    /// Without a network.
-    Local,
-    /// With the machine's network, for backends in front of other servers.
-    Network,
-}
-
-impl Sandbox {
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::Local => "local",
-            Self::Network => "network",
-        }
-    }
-}
-
-impl KernelApi {
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::Ioctl => "ioctl",
-            Self::Netlink => "netlink",
-        }
-    }
-}
-
-impl RestartWhen {
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::OnFailure => "on-failure",
-            Self::Always => "always",
-            Self::Never => "never",
-        }
-    }
-}
-
 impl Args {
     /// What the command line says about the log.
     pub(crate) fn filter(&self) -> Option<Filter> {
@@ -170,19 +81,11 @@ impl Args {
 
     /// How long attaching may take.
     pub(crate) fn patience(&self) -> Option<Duration> {
-        match (self.ready_timeout, self.external) {
-            (Some(seconds), _) => Some(Duration::from_secs(seconds)),
+        match (self.options.ready_timeout, self.external) {
+            (Some(seconds), _) => Some(Duration::from_secs(seconds.into())),
             (None, true) => None,
             (None, false) => Some(Duration::from_secs(30)),
         }
-    }
-}
-
-/// After a single crash nobody knows which of several requests did it.
-fn poison_limit(text: &str) -> Result<u32, String> {
-    match text.parse() {
-        Ok(1) | Err(_) => Err("use 0 for never, or a number from 2 on".into()),
-        Ok(limit) => Ok(limit),
     }
 }
 

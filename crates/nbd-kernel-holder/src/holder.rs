@@ -2,21 +2,22 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::OpenOptions;
+use std::ops::Deref;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::time::{Duration, Instant};
 
 use nbd_control::Channel;
+use nbd_control::attach_options::AttachOptions;
 use nbd_control::backend::ExportInfo;
 use nbd_control::control::Report;
 use nbd_control::history::History;
-use nbd_control::policy::OnBackendLoss;
 use nbd_control::process::ProcessId;
 use nbd_control::registry::{HolderLock, Registry};
 use nbd_ledger::{Inspector, Layout};
 use nix::unistd::{Gid, Uid};
 
-use crate::args::{KernelApi, RestartWhen, Sandbox};
+use crate::args::KernelApi;
 use crate::core::ownership::Ownership;
 use crate::core::{BackendId, ClientId, Config, Core, Event, HelperId};
 use crate::io::backend_process::BackendProcess;
@@ -24,6 +25,7 @@ use crate::io::control_clients::Client;
 use crate::io::helpers::Helper;
 use crate::io::log_sink::LogSink;
 use crate::io::owner_exit::OwnerEnding;
+use crate::io::program;
 use crate::io::recording::Recording;
 use crate::io::signals::Signals;
 use crate::io::survey::InFlight;
@@ -34,25 +36,56 @@ use crate::system::Process;
 use crate::view::ages::Ages;
 use crate::view::outage::{Complaints, Outage};
 
-/// What was asked for at attach.
+/// What was asked for at attach. Its [`AttachOptions`] are read as if they were fields of it.
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
+    /// For the next holder, which looks up user and group by itself.
+    pub(crate) options: AttachOptions,
     pub(crate) api: KernelApi,
-    pub(crate) restart: RestartWhen,
-    pub(crate) restart_limit: Option<u32>,
-    pub(crate) poison_limit: u32,
-    pub(crate) on_backend_loss: OnBackendLoss,
+    pub(crate) user: Option<(String, Uid, Gid)>,
+    pub(crate) group: Option<(String, Gid)>,
     pub(crate) program: Vec<String>,
-    pub(crate) warm_spare: bool,
     pub(crate) name: Option<String>,
     /// Which events to log, as the command line has it.
     pub(crate) log_level: Option<String>,
-    pub(crate) survive_shutdown: bool,
-    pub(crate) user: Option<(String, Uid, Gid)>,
-    pub(crate) sandbox: Option<Sandbox>,
-    pub(crate) group: Option<(String, Gid)>,
-    pub(crate) lanes: u32,
     pub(crate) patience: Option<Duration>,
+}
+
+impl Settings {
+    /// The options, with nothing but their user and group looked up.
+    ///
+    /// # Errors
+    ///
+    /// The options do not go together, or there is no such user or group.
+    pub(crate) fn new(options: AttachOptions) -> Result<Self, String> {
+        options.check()?;
+        let user = options.user.as_ref().map(|name| match program::look_up(name) {
+            Ok((uid, gid)) => Ok((name.clone(), uid, gid)),
+            Err(error) => Err(format!("--user {name}: {error}")),
+        });
+        let group = options.group.as_ref().map(|name| match program::look_up_group(name) {
+            Ok(gid) => Ok((name.clone(), gid)),
+            Err(error) => Err(format!("--group {name}: {error}")),
+        });
+        Ok(Self {
+            api: options.kernel_api,
+            user: user.transpose()?,
+            group: group.transpose()?,
+            options,
+            program: Vec::new(),
+            name: None,
+            log_level: None,
+            patience: None,
+        })
+    }
+}
+
+impl Deref for Settings {
+    type Target = AttachOptions;
+
+    fn deref(&self) -> &AttachOptions {
+        &self.options
+    }
 }
 
 /// A device's holder.

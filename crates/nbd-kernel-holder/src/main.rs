@@ -21,6 +21,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use nbd_control::Channel;
+use nbd_control::attach_options::AttachOptions;
 use nbd_control::control::{Failure, FailureKind, Report};
 use nbd_control::registry::Registry;
 
@@ -29,7 +30,7 @@ use core::attach::AttachError;
 use core::take_down::Released;
 use core::{End, Event};
 use holder::{Holder, Settings};
-use io::{become_program, program};
+use io::become_program;
 use nbd_log::{Filter, Output};
 
 /// How our lines in a log begin, with a colon behind it.
@@ -172,7 +173,8 @@ fn start(args: &Args, mut report: Option<Channel>) -> Result<Holder, Stopped> {
         };
         let index = picked.device.index;
         let (device, lock, given) = (picked.device, picked.lock, picked.given);
-        let mut holder = match Holder::new(registry.clone(), settings.clone(), device, lock, given) {
+        let mut holder = match Holder::new(registry.clone(), settings.clone(), device, lock, given)
+        {
             Ok(holder) => holder,
             Err(error) => {
                 let mut text = error.to_string();
@@ -212,37 +214,15 @@ fn validate(args: &Args) -> Result<Settings, Failure> {
     if let Err(error) = kernel::check_driver() {
         return fail(FailureKind::Other, error.to_string());
     }
-    let user = match &args.user {
-        None => None,
-        Some(name) => match program::look_up(name) {
-            Ok((uid, gid)) => Some((name.clone(), uid, gid)),
-            Err(error) => return fail(FailureKind::Usage, format!("--user {name}: {error}")),
-        },
-    };
-    let group = match &args.group {
-        None => None,
-        Some(name) => match program::look_up_group(name) {
-            Ok(gid) => Some((name.clone(), gid)),
-            Err(error) => return fail(FailureKind::Usage, format!("--group {name}: {error}")),
-        },
-    };
-    let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let options = AttachOptions { warm_spare: args.warm_spare, ..args.options.clone() };
+    let settings = Settings::new(options);
+    let settings = settings.map_err(|text| Failure::new(FailureKind::Usage, text))?;
     Ok(Settings {
-        api: args.kernel_api,
-        restart: args.restart,
-        restart_limit: args.restart_limit,
-        poison_limit: args.poison_limit,
-        on_backend_loss: args.on_backend_loss,
         program: args.program.clone(),
-        warm_spare: args.warm_spare,
         name: args.name.clone(),
         log_level: args.filter().map(|filter| filter.to_string()),
-        survive_shutdown: args.survive_shutdown,
-        user,
-        sandbox: args.sandbox,
-        group,
-        lanes: args.lanes.unwrap_or(cpus.min(4) as u32),
         patience: args.patience(),
+        ..settings
     })
 }
 

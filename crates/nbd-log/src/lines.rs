@@ -2,6 +2,7 @@
 
 use std::fmt::{self, Write};
 
+use nbd_control::text::printable;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Subscriber};
 use tracing_subscriber::Layer;
@@ -44,8 +45,8 @@ struct Line {
 impl Line {
     fn add(&mut self, field: &Field, value: &str) {
         match field.name() {
-            DEVICE => self.device = printable(value),
-            MESSAGE => self.message = printable(value),
+            DEVICE => self.device = printable(value, &['\n']),
+            MESSAGE => self.message = printable(value, &['\n']),
             name => {
                 let is_word = |c: char| !c.is_whitespace() && !c.is_control() && !"\"=".contains(c);
                 let _ = match !value.is_empty() && value.chars().all(is_word) {
@@ -75,19 +76,6 @@ impl Visit for Line {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
         self.add(field, &format!("{value:?}"));
     }
-}
-
-/// What others have had a say in must not do anything to a terminal. A message of several lines, like
-/// one about wrong usage, stays one; see also [`Line::finish`].
-fn printable(text: &str) -> String {
-    let mut shown = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c.is_control() && c != '\n' {
-            true => shown.extend(c.escape_default()),
-            false => shown.push(c),
-        }
-    }
-    shown
 }
 
 #[cfg(test)]

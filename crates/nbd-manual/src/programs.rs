@@ -10,7 +10,7 @@ use clap::{Command, CommandFactory};
 mod ctl;
 
 #[path = "../../nbd-kernel-holder/src/args.rs"]
-#[allow(dead_code, reason = "the holder uses what is defined, we only look at it")]
+#[allow(dead_code, unused_imports, reason = "the holder uses what is defined, we only look at it")]
 mod holder;
 
 /// The section of the manual for commands of the administrator.

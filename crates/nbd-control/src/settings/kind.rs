@@ -114,7 +114,7 @@ fn parse_time(text: &str) -> Option<u64> {
     }
     let (_, factor) = TIMES.into_iter().find(|(name, _)| *name == unit)?;
     let time = number * factor as f64;
-    // A day is more than anybody waits for.
+    // A delay of more than a day is a mistake.
     (time <= 86_400.0 * 1e9).then(|| time.round() as u64)
 }
 

@@ -53,8 +53,8 @@ fn every_option_reaches_the_holder() {
         "relative",
         "attach",
         "--kernel-api=netlink",
-        "--lanes=2",
-        "--restart=on-failure",
+        "--poison-limit=2",
+        "--restart=always",
         "--restart-limit=9",
         "--user=nobody",
         "--ready-timeout=30",
@@ -73,8 +73,8 @@ fn every_option_reaches_the_holder() {
     let (options, program) = rest.split_once(" -- ").unwrap();
     assert_eq!(
         options,
-        "--kernel-api netlink --lanes 2 --restart on-failure --restart-limit 9 --user nobody \
-         --ready-timeout 30"
+        "--kernel-api=netlink --poison-limit=2 --ready-timeout=30 --restart=always \
+         --restart-limit=9 --user=nobody"
     );
     assert!(program.starts_with('/') && program.ends_with("/sh --lanes\n"), "{program}");
     assert_eq!(world.read("cwd").trim_end(), here.to_string(), "the directory stays");

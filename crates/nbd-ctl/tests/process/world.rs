@@ -9,6 +9,7 @@ use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::{self, JoinHandle};
 
+use nbd_control::attach_options::{AttachOptions, RestartWhen};
 use nbd_control::channel::{GREETING, VERSION};
 use nbd_control::control::{Report, Request, Response};
 use nbd_control::history::History;
@@ -139,28 +140,23 @@ impl World {
         let state = State {
             version: State::VERSION,
             index,
-            kernel_api: "ioctl".into(),
             holder,
             sitter,
             backend: None,
             program: Vec::new(),
             description: "mem:1M".into(),
             export: status("nbd0").export,
-            lanes: 1,
             keepsakes: Vec::new(),
-            user: None,
-            sandbox: None,
-            group: None,
-            restart: "always".into(),
-            restart_limit: 5,
+            options: AttachOptions {
+                lanes: 1,
+                restart: RestartWhen::Always,
+                restart_limit: Some(5),
+                ..AttachOptions::default()
+            },
             restart_limit_given: true,
-            poison_limit: 3,
-            on_backend_loss: "hold".into(),
             paused: false,
             recording: None,
             stand_in: false,
-            survive_shutdown: false,
-            warm_spare: false,
             io_timeout: None,
             restarts: 0,
             log_level: None,

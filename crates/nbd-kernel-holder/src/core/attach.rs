@@ -49,23 +49,54 @@ pub(crate) enum AttachError {
 /// An attach that is under way.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Attach {
-    AwaitingBackend { until: Option<Instant>, hopeless: bool },
+    AwaitingBackend {
+        until: Option<Instant>,
+        hopeless: bool,
+    },
     /// Before the first request, where the device exists already.
-    SilencingTimeouts { helper: HelperId, until: Instant },
+    SilencingTimeouts {
+        helper: HelperId,
+        until: Instant,
+    },
     /// The state that names the sitter is written before it goes.
-    Persisting { revision: Revision },
-    Connecting { until: Instant },
-    FindingUsers { helper: HelperId, until: Instant },
-    AwaitingSize { until: Instant },
+    Persisting {
+        revision: Revision,
+    },
+    Connecting {
+        until: Instant,
+    },
+    FindingUsers {
+        helper: HelperId,
+        until: Instant,
+    },
+    AwaitingSize {
+        until: Instant,
+    },
     /// The same for a device that netlink has made.
-    SilencingNew { helper: HelperId, until: Instant },
-    ComparingLimits { helper: HelperId, until: Instant },
+    SilencingNew {
+        helper: HelperId,
+        until: Instant,
+    },
+    ComparingLimits {
+        helper: HelperId,
+        until: Instant,
+    },
     /// With the timeout, which a device that was just made did not have before.
-    PersistingTimeout { revision: Revision },
-    Reading { helper: HelperId, until: Instant },
+    PersistingTimeout {
+        revision: Revision,
+    },
+    Reading {
+        helper: HelperId,
+        until: Instant,
+    },
     /// udev opens a device when it appears; what uses it at the same moment gets EBUSY.
-    SettlingUdev { helper: HelperId, until: Instant },
-    PersistingAttached { revision: Revision },
+    SettlingUdev {
+        helper: HelperId,
+        until: Instant,
+    },
+    PersistingAttached {
+        revision: Revision,
+    },
 }
 
 impl Attach {
@@ -143,7 +174,11 @@ impl Core {
         }
     }
 
-    fn next_attach(&mut self, attach: Attach, event: &Event) -> Result<Option<Attach>, AttachError> {
+    fn next_attach(
+        &mut self,
+        attach: Attach,
+        event: &Event,
+    ) -> Result<Option<Attach>, AttachError> {
         let now = self.now;
         let is_late = |until: Instant| now >= until;
         Ok(Some(match attach {
@@ -264,8 +299,7 @@ impl Core {
                 if !self.is_helper_over(helper, until, event) {
                     return Ok(Some(Attach::SettlingUdev { helper, until }));
                 }
-                let settled =
-                    matches!(event, Event::HelperEnded { report: Report::Status(0), .. });
+                let settled = matches!(event, Event::HelperEnded { report: Report::Status(0), .. });
                 if !settled {
                     self.note(Note::UdevLate);
                 }

@@ -83,19 +83,36 @@ pub(crate) struct Detach {
 enum Step {
     CheckingUsers(UsersCheck),
     /// udev is told to look away.
-    Leaving { helper: HelperId, until: Instant },
+    Leaving {
+        helper: HelperId,
+        until: Instant,
+    },
     Flushing(Flushing),
     /// What has come since it was looked at.
     CheckingAgain(UsersCheck),
     /// It stays, and udev is told to watch it again.
-    Staying { helper: HelperId, until: Instant, error: DetachError },
+    Staying {
+        helper: HelperId,
+        until: Instant,
+        error: DetachError,
+    },
     /// By force: what is in flight is noted.
     Noting,
     /// The backend may answer by itself.
-    Draining { until: Instant, given_up: usize },
+    Draining {
+        until: Instant,
+        given_up: usize,
+    },
     /// The EIO backend answers.
-    Abandoning { until: Instant, enough: Option<Instant>, given_up: usize },
-    AwaitingSizeChange { until: Instant, given_up: usize },
+    Abandoning {
+        until: Instant,
+        enough: Option<Instant>,
+        given_up: usize,
+    },
+    AwaitingSizeChange {
+        until: Instant,
+        given_up: usize,
+    },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -138,7 +155,10 @@ impl Detach {
     /// It is by force by now.
     pub(crate) fn is_by_force(&self) -> bool {
         use Step::{Abandoning, AwaitingSizeChange, Draining, Noting};
-        matches!(self.step, Noting | Draining { .. } | Abandoning { .. } | AwaitingSizeChange { .. })
+        matches!(
+            self.step,
+            Noting | Draining { .. } | Abandoning { .. } | AwaitingSizeChange { .. }
+        )
     }
 }
 
@@ -177,7 +197,9 @@ impl Core {
                     let helper = self.start_helper(HelperTask::TellUdev { leaving: true });
                     Step::Leaving { helper, until: self.after(UDEV_TIMEOUT) }
                 }
-                Checked::Used(users) => return self.refuse_detach(requester, DetachError::InUse(users)),
+                Checked::Used(users) => {
+                    return self.refuse_detach(requester, DetachError::InUse(users));
+                }
                 Checked::Unknown(why) => {
                     return self.refuse_detach(requester, DetachError::UseUnknown(why));
                 }
@@ -231,7 +253,12 @@ impl Core {
     }
 
     /// Whether a helper process has reported, or was late and is left behind.
-    pub(super) fn is_helper_over(&mut self, helper: HelperId, until: Instant, event: &Event) -> bool {
+    pub(super) fn is_helper_over(
+        &mut self,
+        helper: HelperId,
+        until: Instant,
+        event: &Event,
+    ) -> bool {
         match event {
             Event::HelperEnded { id, .. } if *id == helper => true,
             _ if self.now >= until => {
@@ -298,7 +325,9 @@ impl Core {
                 Err(Disconnected)
             }
             Report::Flushed(Flushed::Busy) => Ok(Step::CheckingAgain(self.check_users())),
-            Report::Flushed(Flushed::Failed(errno)) => Ok(self.stay(DetachError::NotWritten(*errno))),
+            Report::Flushed(Flushed::Failed(errno)) => {
+                Ok(self.stay(DetachError::NotWritten(*errno)))
+            }
             Report::Status(errno) => {
                 Ok(self.stay(DetachError::NotWritten(Errno::from_raw(*errno))))
             }

@@ -36,13 +36,24 @@ pub(crate) enum Event {
     /// The device is reserved: attach it.
     Begin,
     /// A backend has introduced itself acceptably, with an export of so many bytes.
-    Hello { backend: BackendId, takeover: bool, size: u64 },
+    Hello {
+        backend: BackendId,
+        takeover: bool,
+        size: u64,
+    },
     /// A backend that does not own the lanes is gone.
-    Gone { backend: BackendId },
+    Gone {
+        backend: BackendId,
+    },
     /// A backend could not even be started; `shortage`: for want of memory, descriptors or space.
-    StartFailed { backend: BackendId, shortage: bool },
+    StartFailed {
+        backend: BackendId,
+        shortage: bool,
+    },
     /// The owner has recovered and is serving.
-    Ready { backend: BackendId },
+    Ready {
+        backend: BackendId,
+    },
     /// The owner has answered, or has stayed for long enough: its predecessors' failures are over.
     Stable,
     /// No thread of the owner can run any more.
@@ -58,11 +69,18 @@ pub(crate) enum Event {
     /// Something has changed that the state tells.
     StateChanged,
     /// The state that [`Command::PersistState`] wanted written is.
-    StatePersisted { revision: Revision },
+    StatePersisted {
+        revision: Revision,
+    },
     /// It is not.
-    StateNotPersisted { revision: Revision },
+    StateNotPersisted {
+        revision: Revision,
+    },
     /// A helper process has reported.
-    HelperEnded { id: HelperId, report: Report },
+    HelperEnded {
+        id: HelperId,
+        report: Report,
+    },
     /// The sitter could not be forked, or not be told to go.
     SitterNotStarted,
     /// The sitter is about to sit, or the driver has refused; `busy`: as the device is in use.
@@ -71,11 +89,19 @@ pub(crate) enum Event {
     /// The driver has closed a lane.
     LanesClosed,
     /// What [`Core::watches`](super::Core::watches) wanted looked at.
-    Seen { condition: Condition, holds: bool },
+    Seen {
+        condition: Condition,
+        holds: bool,
+    },
     /// The answer to [`Command::Survey`].
     Surveyed(Survey),
-    Order { client: ClientId, order: Order },
-    ClientGone { client: ClientId },
+    Order {
+        client: ClientId,
+        order: Order,
+    },
+    ClientGone {
+        client: ClientId,
+    },
     /// The process is told to stop.
     Stop,
     /// The program that wants the device attached has gone away.
@@ -221,28 +247,57 @@ pub(crate) struct Survey {
 pub(crate) enum Command {
     /// Start a backend: this program, or the device's own. `probe`: it is asked for its present size;
     /// `examine`: another one lives.
-    StartProgram { backend: BackendId, program: Option<Program>, probe: bool, examine: bool },
-    StartSpare { backend: BackendId },
-    StartEioBackend { backend: BackendId },
+    StartProgram {
+        backend: BackendId,
+        program: Option<Program>,
+        probe: bool,
+        examine: bool,
+    },
+    StartSpare {
+        backend: BackendId,
+    },
+    StartEioBackend {
+        backend: BackendId,
+    },
     /// Make what it will be granted, if it is the first one.
-    PrepareGrant { backend: BackendId },
+    PrepareGrant {
+        backend: BackendId,
+    },
     /// Give it the lanes.
-    Grant { backend: BackendId },
-    Refuse { backend: BackendId, why: Refusal },
+    Grant {
+        backend: BackendId,
+    },
+    Refuse {
+        backend: BackendId,
+        why: Refusal,
+    },
     /// Forget it, and kill it if it is ours.
-    Dismiss { backend: BackendId },
+    Dismiss {
+        backend: BackendId,
+    },
     KillOwner,
     /// Kill all that are left.
     KillBackends,
     /// This is the device's program from now on.
-    SetProgram { program: Program },
+    SetProgram {
+        program: Program,
+    },
     /// Write the state down; [`Event::StatePersisted`] or [`Event::StateNotPersisted`] follows.
-    PersistState { revision: Revision },
+    PersistState {
+        revision: Revision,
+    },
     /// The export has this size from now on.
-    SetSize { size: u64 },
-    StartHelper { id: HelperId, task: HelperTask },
+    SetSize {
+        size: u64,
+    },
+    StartHelper {
+        id: HelperId,
+        task: HelperTask,
+    },
     /// Kill it, and do not wait for it: it may sit in an uninterruptible call.
-    LeaveHelper { id: HelperId },
+    LeaveHelper {
+        id: HelperId,
+    },
     /// Open the socket at which backends join, and write down what udev should know.
     OpenJoin,
     CloseJoin,
@@ -256,15 +311,25 @@ pub(crate) enum Command {
     KillSitter,
     EndLanes,
     /// Note what is in flight if `note`, and look: [`Event::Surveyed`] follows.
-    Survey { note: bool },
+    Survey {
+        note: bool,
+    },
     /// Remember the counts for the words about the end.
-    NoteTotals { given_up: usize },
+    NoteTotals {
+        given_up: usize,
+    },
     /// Remove the device's entry from the registry.
     RemoveEntry,
-    Reply { client: ClientId, reply: Reply },
+    Reply {
+        client: ClientId,
+        reply: Reply,
+    },
     Note(Note),
     /// `execve(2)`; back here only if that fails, with [`Event::NotBecome`].
-    BecomeProgram { client: ClientId, program: String },
+    BecomeProgram {
+        client: ClientId,
+        program: String,
+    },
 }
 
 /// What the log, or the operator who waits for an attach, is told.
@@ -273,14 +338,20 @@ pub(crate) enum Note {
     AwaitingJoin,
     Attached,
     UdevLate,
-    Retrying { pause: Duration },
+    Retrying {
+        pause: Duration,
+    },
     FormerProgramAgain,
     GaveUp,
     SpareReady,
     EioBackendReady,
-    Recovered { backend: BackendId },
+    Recovered {
+        backend: BackendId,
+    },
     DeviceFailed,
-    GrantWaits { backend: BackendId },
+    GrantWaits {
+        backend: BackendId,
+    },
     Failing,
     /// All that was noted is answered with EIO.
     RequestsFailed,
@@ -298,7 +369,9 @@ pub(crate) enum Note {
     DriverSlow,
     OwnerKilledLate,
     ProcessesLate,
-    TimeoutsNotRestored { status: Option<i32> },
+    TimeoutsNotRestored {
+        status: Option<i32>,
+    },
     Unanswered,
     Detached(Released),
     Dropped,
@@ -307,7 +380,10 @@ pub(crate) enum Note {
     Kept(Vec<User>),
     NotStopped(DetachError),
     ProbeStarted,
-    Resized { size: u64, before: u64 },
+    Resized {
+        size: u64,
+        before: u64,
+    },
     NotResized(ResizeError),
     NotUpgraded(UpgradeError),
 }

@@ -111,7 +111,10 @@ impl State {
                 if state.world.is_answered(client) {
                     break;
                 }
-                return Err(format!("a detach by force is not answered: {:?}", state.core.procedure));
+                return Err(format!(
+                    "a detach by force is not answered: {:?}",
+                    state.core.procedure
+                ));
             }
         }
         match lets_go && state.core.end().is_none() {
@@ -227,7 +230,11 @@ fn every_planted_fault_is_found() {
     for (fault, first) in faults {
         let found = explore(first, ATTACH_DEPTH, Some(fault));
         let (violation, path) = found.violation.unwrap_or_else(|| panic!("{fault:?} is not found"));
-        println!("{fault:?}: {violation}, after {} of {} transitions: {path:?}", path.len(), found.transitions);
+        println!(
+            "{fault:?}: {violation}, after {} of {} transitions: {path:?}",
+            path.len(),
+            found.transitions
+        );
     }
 }
 

@@ -42,11 +42,17 @@ pub(crate) enum ResizeError {
     /// A backend that came from outside is not asked for its size.
     Joined,
     /// The storage is smaller than that.
-    TooSmall { offered: u64, wanted: u64 },
+    TooSmall {
+        offered: u64,
+        wanted: u64,
+    },
     /// The backend that was to come has failed.
     NoBackend,
     ProbeLate,
-    InUse { users: Vec<User>, size: u64 },
+    InUse {
+        users: Vec<User>,
+        size: u64,
+    },
     UseUnknown(UsersUnknown),
     NotSaved,
     /// An earlier change still waits in the driver.
@@ -54,7 +60,9 @@ pub(crate) enum ResizeError {
     NotAnswered,
     Claimed,
     /// What is on it needs more.
-    Needed { size: u64 },
+    Needed {
+        size: u64,
+    },
     Driver(Errno),
     DriverLate,
     OtherSize,
@@ -83,18 +91,42 @@ pub(crate) struct Resize {
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Step {
     Surveying,
-    Probing { until: Instant },
-    CheckingUsers { check: UsersCheck, size: u64 },
+    Probing {
+        until: Instant,
+    },
+    CheckingUsers {
+        check: UsersCheck,
+        size: u64,
+    },
     /// A larger size is written down first, so that every successor from now on has enough.
-    Persisting { revision: Revision, size: u64 },
-    Noting { size: u64 },
+    Persisting {
+        revision: Revision,
+        size: u64,
+    },
+    Noting {
+        size: u64,
+    },
     /// Newer drivers wait, under their lock, for all that is in flight, and let nothing new in: what
     /// waits for a backend that does not answer then waits for ever, and a detach with it. So all
     /// that was sent before must be answered; a backend that answers that answers the rest, too.
-    Answering { until: Instant, size: u64 },
-    Telling { helper: HelperId, until: Instant, size: u64 },
-    AwaitingSize { until: Instant, size: u64 },
-    SettlingUdev { helper: HelperId, until: Instant, size: u64 },
+    Answering {
+        until: Instant,
+        size: u64,
+    },
+    Telling {
+        helper: HelperId,
+        until: Instant,
+        size: u64,
+    },
+    AwaitingSize {
+        until: Instant,
+        size: u64,
+    },
+    SettlingUdev {
+        helper: HelperId,
+        until: Instant,
+        size: u64,
+    },
 }
 
 impl Resize {
@@ -195,9 +227,7 @@ impl Core {
                 Event::Surveyed(Survey { size_change: true, .. }) => {
                     return Err(self.revert(before, size, ResizeError::EarlierChange));
                 }
-                Event::Surveyed(_) => {
-                    Step::Answering { until: self.after(ANSWER_TIMEOUT), size }
-                }
+                Event::Surveyed(_) => Step::Answering { until: self.after(ANSWER_TIMEOUT), size },
                 _ => Step::Noting { size },
             },
             Step::Answering { until, size } => match event {
@@ -237,7 +267,9 @@ impl Core {
                 _ => Step::Telling { helper, until, size },
             },
             Step::AwaitingSize { until, size } => match event {
-                Event::Seen { condition: Condition::SizeIs(seen), holds: true } if *seen == size => {
+                Event::Seen { condition: Condition::SizeIs(seen), holds: true }
+                    if *seen == size =>
+                {
                     if size < before {
                         self.command(Command::SetSize { size });
                         self.persist();

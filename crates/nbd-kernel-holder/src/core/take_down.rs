@@ -49,7 +49,10 @@ pub(crate) enum Released {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Cause {
     /// `given_up` requests are failed by that.
-    Detach { requester: Requester, given_up: usize },
+    Detach {
+        requester: Requester,
+        given_up: usize,
+    },
     Dropped,
     /// The attach has come to nothing.
     NotAttached(AttachError),
@@ -68,25 +71,62 @@ enum Step {
     /// Counting what has to be answered.
     Surveying,
     /// Finding out whether the driver holds its lock.
-    TryingLock { helper: HelperId, until: Instant, unanswered: bool },
+    TryingLock {
+        helper: HelperId,
+        until: Instant,
+        unanswered: bool,
+    },
     /// A signal has the driver fail what is in flight without its lock, but only as long as the lanes are
     /// open: otherwise the ioctl returns by itself, and waits for the lock.
-    InterruptingSitter { until: Instant },
+    InterruptingSitter {
+        until: Instant,
+    },
     /// Telling the driver to disconnect; `then` tells which time it is.
-    Disconnecting { helper: HelperId, until: Instant, then: Then },
-    AwaitingSitter { until: Instant, is_last: bool },
-    AwaitingClear { until: Instant },
+    Disconnecting {
+        helper: HelperId,
+        until: Instant,
+        then: Then,
+    },
+    AwaitingSitter {
+        until: Instant,
+        is_last: bool,
+    },
+    AwaitingClear {
+        until: Instant,
+    },
     /// Users that have seen its end only have to close it.
-    FindingUsers { helper: HelperId, until: Instant },
-    AwaitingClose { until: Instant, lasting: bool },
+    FindingUsers {
+        helper: HelperId,
+        until: Instant,
+    },
+    AwaitingClose {
+        until: Instant,
+        lasting: bool,
+    },
     /// Whether the driver itself still waits for something.
-    AwaitingQuiet { until: Instant },
+    AwaitingQuiet {
+        until: Instant,
+    },
     AwaitingNoSizeChange,
-    FindingRemainingUsers { helper: HelperId, until: Instant },
+    FindingRemainingUsers {
+        helper: HelperId,
+        until: Instant,
+    },
     /// The backend may close its own connections.
-    AwaitingOwner { released: Released, in_order: bool, stopped: u32 },
-    AwaitingProcesses { released: Released, until: Instant },
-    Restoring { released: Released, helper: HelperId, until: Instant },
+    AwaitingOwner {
+        released: Released,
+        in_order: bool,
+        stopped: u32,
+    },
+    AwaitingProcesses {
+        released: Released,
+        until: Instant,
+    },
+    Restoring {
+        released: Released,
+        helper: HelperId,
+        until: Instant,
+    },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -175,7 +215,8 @@ impl Core {
             Step::Surveying => match event {
                 Event::Surveyed(survey) => {
                     let unanswered = survey.waiting || survey.in_flight > 0;
-                    let may_hold_lock = self.config.netlink && self.attached && self.failed.is_none();
+                    let may_hold_lock =
+                        self.config.netlink && self.attached && self.failed.is_none();
                     if !(may_hold_lock && unanswered) {
                         return self.interrupt_sitter(unanswered, cause, deadline);
                     }
@@ -282,7 +323,11 @@ impl Core {
                 let in_order = in_order && !self.is_forced();
                 let stopped = match event {
                     Event::Seen { condition: Condition::OwnerStopped, holds } => {
-                        if *holds { stopped + 1 } else { 0 }
+                        if *holds {
+                            stopped + 1
+                        } else {
+                            0
+                        }
                     }
                     _ => stopped,
                 };
@@ -383,7 +428,12 @@ impl Core {
     }
 
     /// As far as that can be told in time.
-    fn found_users(&mut self, helper: HelperId, until: Instant, event: &Event) -> Option<Vec<User>> {
+    fn found_users(
+        &mut self,
+        helper: HelperId,
+        until: Instant,
+        event: &Event,
+    ) -> Option<Vec<User>> {
         match event {
             Event::HelperEnded { id, report } if *id == helper => Some(match report {
                 Report::Users(Ok(users)) => users.clone(),

@@ -40,7 +40,8 @@ impl Core {
         if self.loss_deadline().is_some_and(|due| due <= now) {
             // Not again for each time that what answers with EIO could not be started.
             let since = self.timers.unserved_since;
-            let is_first = self.timers.eio_pause.is_none_or(|pause| since.is_some_and(|it| pause < it));
+            let is_first =
+                self.timers.eio_pause.is_none_or(|pause| since.is_some_and(|it| pause < it));
             if is_first {
                 self.note(Note::Unserved);
             }
@@ -67,7 +68,8 @@ impl Core {
 
     /// When requests have waited for a backend for as long as the operator lets them.
     fn loss_deadline(&self) -> Option<Instant> {
-        let since = self.timers.unserved_since.filter(|_| self.attached && self.failed.is_none())?;
+        let since =
+            self.timers.unserved_since.filter(|_| self.attached && self.failed.is_none())?;
         let due = since + self.config.loss_limit?;
         let due = self.timers.eio_pause.map_or(due, |pause| due.max(pause));
         self.ownership.is_unserved().then_some(due)

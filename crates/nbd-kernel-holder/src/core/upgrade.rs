@@ -3,7 +3,10 @@
 use std::time::{Duration, Instant};
 
 use super::orders::UpgradeOrder;
-use super::{Command, Core, Event, HelperId, HelperTask, Note, Procedure, Refused, Reply, Report, Revision, Sitter};
+use super::{
+    Command, Core, Event, HelperId, HelperTask, Note, Procedure, Refused, Reply, Report, Revision,
+    Sitter,
+};
 
 /// How long the new program may take to tell what it can do.
 pub(crate) const CHECK_TIMEOUT: Duration = Duration::from_secs(10);
@@ -15,9 +18,14 @@ const SETTLE_TIMEOUT: Duration = Duration::from_secs(10);
 pub(crate) enum UpgradeError {
     /// The new program has not said that it can take over.
     CannotTakeOver(String),
-    CheckLate { program: String },
+    CheckLate {
+        program: String,
+    },
     /// It cannot be run, not even for a question: an errno.
-    CannotRun { program: String, errno: i32 },
+    CannotRun {
+        program: String,
+        errno: i32,
+    },
     Refused(Refused),
     /// A backend is about to serve the device, or a detach was ordered.
     Unsettled,
@@ -39,9 +47,16 @@ pub(crate) struct Upgrade {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
     /// The new program looks at what it would take over, before anything is given up for it.
-    Checking { helper: HelperId, until: Instant },
-    Settling { until: Instant },
-    Persisting { revision: Revision },
+    Checking {
+        helper: HelperId,
+        until: Instant,
+    },
+    Settling {
+        until: Instant,
+    },
+    Persisting {
+        revision: Revision,
+    },
     /// What comes back from that is why it did not.
     Becoming,
 }

@@ -96,7 +96,9 @@ impl Holder {
             );
         }
         self.told.last_failure = reason.into();
-        if let Some(channel) = self.processes.backends.get(&id).and_then(|backend| backend.channel.as_ref()) {
+        if let Some(channel) =
+            self.processes.backends.get(&id).and_then(|backend| backend.channel.as_ref())
+        {
             let _ = channel.send(&FromHolder::Refusal { reason: reason.into() }, &[]);
         }
         self.drop_backend(id);
@@ -331,7 +333,8 @@ impl Holder {
     pub(crate) fn check_closed(&mut self) {
         let owner = self.core.ownership.owner();
         let late = self.processes.backends.iter().filter(|(id, _)| Some(**id) != owner);
-        let late = late.filter(|(_, it)| it.closed_at.is_some_and(|at| at.elapsed() >= REAP_TIMEOUT));
+        let late =
+            late.filter(|(_, it)| it.closed_at.is_some_and(|at| at.elapsed() >= REAP_TIMEOUT));
         for id in late.map(|(id, _)| *id).collect::<Vec<_>>() {
             self.backend_gone(id);
         }

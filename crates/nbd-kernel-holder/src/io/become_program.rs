@@ -122,7 +122,8 @@ impl Holder {
     /// next one has to know beside the state.
     fn leave_the_rest(&mut self, client: ClientId) -> Handover {
         let owner = self.core.ownership.owner();
-        let idle: Vec<_> = self.processes.backends.keys().copied().filter(|id| Some(*id) != owner).collect();
+        let idle: Vec<_> =
+            self.processes.backends.keys().copied().filter(|id| Some(*id) != owner).collect();
         for id in idle {
             self.drop_backend(id);
             self.feed(Event::Gone { backend: id });
@@ -141,9 +142,11 @@ impl Holder {
 
     fn to_hand_on(&self, handover: &Handover, client: ClientId) -> Vec<BorrowedFd<'_>> {
         let owner = self.core.ownership.owner().and_then(|id| self.processes.backends.get(&id));
-        let backend = owner.and_then(|backend| backend.channel.as_ref()).filter(|_| handover.backend);
+        let backend =
+            owner.and_then(|backend| backend.channel.as_ref()).filter(|_| handover.backend);
         let client = self.clients.get(&client).map(|client| &client.channel);
-        let sockets = [&self.sockets.control, &self.sockets.join].into_iter().flatten().map(AsFd::as_fd);
+        let sockets =
+            [&self.sockets.control, &self.sockets.join].into_iter().flatten().map(AsFd::as_fd);
         let connections = [backend, client].into_iter().flatten().map(AsFd::as_fd);
         // The lock belongs to the open folder, and so does not end while it changes hands. Older
         // builds leave what comes last alone.

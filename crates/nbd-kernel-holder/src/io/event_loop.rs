@@ -313,7 +313,8 @@ impl Holder {
         }
         let sockets = &self.sockets;
         let listeners = [(Source::Control, &sockets.control), (Source::Join, &sockets.join)];
-        for (source, listener) in listeners.into_iter().filter(|_| sockets.accept_backoff.is_none()) {
+        for (source, listener) in listeners.into_iter().filter(|_| sockets.accept_backoff.is_none())
+        {
             if let Some(listener) = listener {
                 watch(source, listener.as_fd());
             }

@@ -88,7 +88,11 @@ impl LogPipe {
 
     /// The writing end for a new backend. It is opened anew, so that a program that makes it
     /// non-blocking does so for itself and its children only.
-    pub(crate) fn open_for(&mut self, backend: BackendId, owner: Option<(Uid, Gid)>) -> io::Result<File> {
+    pub(crate) fn open_for(
+        &mut self,
+        backend: BackendId,
+        owner: Option<(Uid, Gid)>,
+    ) -> io::Result<File> {
         if let Some((uid, gid)) = owner {
             // A program may want to open its own stderr once more.
             nix::unistd::fchown(&self.file, Some(uid), Some(gid))?;

@@ -14,8 +14,8 @@ use nix::unistd::{Gid, Uid};
 
 use super::log_file::LogFile;
 use super::log_pipe::{Found, LogPipe, READ};
-use crate::kernel::sitter::{LOG_PIPES, MAX_LOG_PIPES};
 use crate::core::BackendId;
+use crate::kernel::sitter::{LOG_PIPES, MAX_LOG_PIPES};
 use crate::system::Process;
 
 /// How many reads empty a pipe, unless more is being written meanwhile.
@@ -117,7 +117,8 @@ impl LogSink {
 
     /// Reads all that a backend has written up to now.
     pub(crate) fn drain(&mut self, backend: BackendId) {
-        let found = self.pipes.iter().position(|pipe| pipe.backend == Some(backend) && pipe.has_writers);
+        let found =
+            self.pipes.iter().position(|pipe| pipe.backend == Some(backend) && pipe.has_writers);
         let Some(number) = found else {
             return;
         };
@@ -199,7 +200,8 @@ mod tests {
         let (path, mut sink) = sink();
         let mut ends = Vec::new();
         for backend in 1..=MAX_LOG_PIPES as u64 + 3 {
-            let mut end = sink.open_for(BackendId(backend), None, |backend| backend == BackendId(1)).unwrap();
+            let mut end =
+                sink.open_for(BackendId(backend), None, |backend| backend == BackendId(1)).unwrap();
             end.write_all(format!("words of {backend}\n").as_bytes()).unwrap();
             ends.push(end);
         }

@@ -27,9 +27,9 @@ impl Holder {
                 let last = &self.told.last_failure;
                 self.warn(&format!("the former program is started again: {last}"));
             }
-            Note::GaveUp => self.log_error("gave-up", |last| {
-                format!("giving up on the backend: {last}")
-            }),
+            Note::GaveUp => {
+                self.log_error("gave-up", |last| format!("giving up on the backend: {last}"))
+            }
             Note::SpareReady => {
                 if self.told.complaints.clear(Subject::Spare) {
                     self.log("a spare backend is ready again");
@@ -87,7 +87,9 @@ impl Holder {
             Note::OwnerLost => self.log_owner_lost(),
             Note::EioBackendEnded => self.log_eio_backend_end(),
             Note::NotDisconnected => {
-                self.log("written back; the driver would not disconnect, so its sockets are closed");
+                self.log(
+                    "written back; the driver would not disconnect, so its sockets are closed",
+                );
             }
             Note::DriverSlow => self.warn("the driver is slow to let go; clearing its sockets"),
             Note::OwnerKilledLate => {

@@ -36,9 +36,8 @@ impl Holder {
         }
         let busy = |text: String| Response::Failed(Failure::new(FailureKind::Busy, text));
         if let Some(Recording { path, .. }) = &self.data.recording {
-            let text = format!(
-                "{name} is being recorded to {path}: `nbd-ctl record --stop {name}` first"
-            );
+            let text =
+                format!("{name} is being recorded to {path}: `nbd-ctl record --stop {name}` first");
             return self.answer(id, &busy(text));
         }
         let Some(file) = file else {

@@ -1,5 +1,6 @@
 //! What the holder writes down for its successor.
 
+use nbd_control::attach_options::AttachOptions;
 use nbd_control::process::ProcessId;
 use nbd_control::registry::State;
 
@@ -51,27 +52,21 @@ impl Holder {
         Some(State {
             version: State::VERSION,
             index: self.device.index,
-            kernel_api: self.settings.api.name().into(),
             holder: self.place.me,
             sitter: sitter.id,
             backend: self.owner_pid().and_then(ProcessId::of),
             program: self.settings.program.clone(),
             description: self.data.description.clone(),
             export,
-            lanes: self.data.layout.lanes,
             keepsakes: self.data.fd_store.iter().map(|(name, _)| name.clone()).collect(),
-            user: self.settings.user.as_ref().map(|(name, _, _)| name.clone()),
-            sandbox: self.settings.sandbox.map(|sandbox| sandbox.name().into()),
-            group: self.settings.group.as_ref().map(|(name, _)| name.clone()),
-            restart: self.settings.restart.name().into(),
-            restart_limit: self.settings.restart_limit.unwrap_or(State::UNLIMITED),
+            // Of several lanes that were asked for there may be one.
+            options: AttachOptions {
+                lanes: self.data.layout.lanes,
+                ..self.settings.options.clone()
+            },
             restart_limit_given: self.settings.restart_limit.is_some(),
-            poison_limit: self.settings.poison_limit,
-            survive_shutdown: self.settings.survive_shutdown,
-            warm_spare: self.settings.warm_spare,
             io_timeout: self.data.io_timeout,
             restarts: self.core.ownership.restarts(),
-            on_backend_loss: self.settings.on_backend_loss.to_string(),
             paused: self.core.ownership.is_paused(),
             recording: self.data.recording.as_ref().map(|recording| recording.path.clone()),
             stand_in: owner.is_some_and(|backend| backend.answers_eio),

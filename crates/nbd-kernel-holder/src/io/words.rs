@@ -122,9 +122,7 @@ impl Holder {
             )),
             Reply::GaveUp => other(last.clone()),
             Reply::FailAborted => other(format!("{name}: not answered: {last}")),
-            Reply::FailWithdrawn => {
-                Err(failed(FailureKind::TimedOut, self.fail_withdrawn_words()))
-            }
+            Reply::FailWithdrawn => Err(failed(FailureKind::TimedOut, self.fail_withdrawn_words())),
             Reply::DeviceFailed => other(self.told.device_failure.clone().unwrap_or_default()),
             Reply::Dropped => Err(failed(FailureKind::NoDevice, format!("{name}: {DROPPED}"))),
         }
@@ -285,7 +283,9 @@ impl Holder {
             DetachError::UseUnknown(why) => self.use_unknown(why, "detach"),
             DetachError::Claimed => failed(
                 FailureKind::Busy,
-                format!("{name} is in use by the kernel (mounted, swap, or part of another device)"),
+                format!(
+                    "{name} is in use by the kernel (mounted, swap, or part of another device)"
+                ),
             ),
             DetachError::NotWritten(errno) => failed(
                 FailureKind::DataLost,
@@ -492,9 +492,10 @@ impl Holder {
                 (Other, format!("{program} cannot be run: {}", describe_errno(*errno)))
             }
             UpgradeError::Refused(why) => (Busy, self.refused_words(*why)),
-            UpgradeError::Unsettled => {
-                (Busy, "a backend is about to serve the device, or it is to be detached: try again".into())
-            }
+            UpgradeError::Unsettled => (
+                Busy,
+                "a backend is about to serve the device, or it is to be detached: try again".into(),
+            ),
             UpgradeError::Stopping => (Busy, "it was told to stop, and does that first".into()),
             UpgradeError::NoSitter => {
                 (Other, "its sitter is gone, which had what is handed on: detach at leisure".into())
@@ -541,10 +542,9 @@ impl Holder {
                 TimedOut,
                 format!("the driver did not set {name} up within {} s", late(limit)),
             ),
-            AttachError::GivenUpAtOnce => failed(
-                Other,
-                format!("{name}: the driver gave it up at once; see the kernel log"),
-            ),
+            AttachError::GivenUpAtOnce => {
+                failed(Other, format!("{name}: the driver gave it up at once; see the kernel log"))
+            }
             AttachError::WrongSize => {
                 failed(Other, format!("{name}: it shows another size than was set"))
             }
@@ -554,8 +554,7 @@ impl Holder {
                 failed(Other, self.with_words_of_backends(&text))
             }
             AttachError::ReadLate(limit) => {
-                let text =
-                    format!("a test read of {path} got no answer within {} s", late(limit));
+                let text = format!("a test read of {path} got no answer within {} s", late(limit));
                 failed(TimedOut, self.with_words_of_backends(&text))
             }
         })
@@ -623,7 +622,12 @@ mod tests {
              end that first (`umount /m; losetup -d /dev/loop0`), or use `nbd-ctl detach --force nbd0`"
         );
         assert_eq!(
-            in_use_words("nbd1", &[user("opened by dd (pid 7)", None)], "it would lose data", "resize"),
+            in_use_words(
+                "nbd1",
+                &[user("opened by dd (pid 7)", None)],
+                "it would lose data",
+                "resize"
+            ),
             "nbd1 is opened by dd (pid 7) and it would lose data: end that first, or use `nbd-ctl \
              resize --force nbd1`"
         );

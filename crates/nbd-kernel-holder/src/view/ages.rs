@@ -64,7 +64,8 @@ impl Holder {
             self.told.ages.lanes.push(Arrivals::left(inspector, lane, now));
         }
         let mut is_idle = true;
-        for (lane, (arrivals, socket)) in (0u32..).zip(self.told.ages.lanes.iter_mut().zip(&self.data.lanes))
+        for (lane, (arrivals, socket)) in
+            (0u32..).zip(self.told.ages.lanes.iter_mut().zip(&self.data.lanes))
         {
             // In this order what a backend receives meanwhile is not counted twice.
             let received = inspector.received(lane);

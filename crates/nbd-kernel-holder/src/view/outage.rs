@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use nbd_control::status::RetryStatus;
 use nix::errno::Errno;
 
-use crate::holder::Holder;
 use crate::core::Event;
 use crate::core::ownership::LONGEST_PAUSE;
+use crate::holder::Holder;
 
 /// A backend that has nothing to answer counts as well again after so long.
 const STABLE_AFTER: Duration = Duration::from_secs(10);
@@ -161,7 +161,10 @@ impl Holder {
     pub(crate) fn retry_status(&self) -> Option<RetryStatus> {
         let outage = self.told.outage.as_ref().filter(|outage| outage.ready.is_none())?;
         let now = Instant::now();
-        let next = self.core.restart_due().map(|due| due.saturating_duration_since(now).as_millis() as u64);
+        let next = self
+            .core
+            .restart_due()
+            .map(|due| due.saturating_duration_since(now).as_millis() as u64);
         Some(RetryStatus {
             since_ms: outage.since.elapsed().as_millis() as u64,
             tries: self.core.ownership.tries(),

@@ -32,7 +32,8 @@ impl Holder {
         let command = CommandType(poison.command).to_string();
         let &Poison { lane, offset, crashes, .. } = poison;
         let length: u64 = poison.length.into();
-        let cause = self.told.history.loss.as_ref().map_or_else(String::new, |loss| loss.cause.clone());
+        let cause =
+            self.told.history.loss.as_ref().map_or_else(String::new, |loss| loss.cause.clone());
         tracing::error!(
             device = %self.device.name(),
             event = "poison",

@@ -13,12 +13,12 @@ use nbd_ledger::latency::{self, HistogramSnapshot};
 use nbd_proto::Request;
 use nix::time::{ClockId, clock_gettime};
 
-use crate::io::words::DROPPED;
+use crate::core::ownership::Phase;
 use crate::holder::Holder;
 use crate::io::lanes;
-use crate::view::poison;
+use crate::io::words::DROPPED;
 use crate::view::outage;
-use crate::core::ownership::Phase;
+use crate::view::poison;
 
 /// `CLOCK_MONOTONIC` in nanoseconds, the ledger's clock.
 pub(crate) fn monotonic() -> u64 {
@@ -36,7 +36,8 @@ impl Holder {
         // What has come just now has an age, too.
         self.note_arrivals();
         let export = self.export();
-        let sitter_pid = self.processes.sitter.as_ref().map_or(0, |sitter| sitter.process.pid.as_raw());
+        let sitter_pid =
+            self.processes.sitter.as_ref().map_or(0, |sitter| sitter.process.pid.as_raw());
         Status {
             device: self.device.name(),
             path: self.device.path().display().to_string(),

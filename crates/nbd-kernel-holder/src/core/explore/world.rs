@@ -170,7 +170,9 @@ impl World {
             return Err(format!("{backend:?} is granted the lanes while {other:?} lives"));
         }
         if self.persisted_sitter && self.persisted != Some(backend) {
-            return Err(format!("{backend:?} is granted the lanes, and the state does not name it"));
+            return Err(format!(
+                "{backend:?} is granted the lanes, and the state does not name it"
+            ));
         }
         // It may have gone meanwhile.
         if let Some(stage) = self.backends.get_mut(&backend) {
@@ -203,7 +205,8 @@ impl World {
             return Some(vec![Event::NotBecome]);
         }
         (self.surveys > 0).then(|| {
-            let quiet = Survey { served: true, size: SIZE, owner_size: Some(SIZE), ..Survey::default() };
+            let quiet =
+                Survey { served: true, size: SIZE, owner_size: Some(SIZE), ..Survey::default() };
             let busy = Survey { in_flight: 1, waiting: true, ..quiet };
             let stuck = Survey { served: false, owner_stopped: true, ..busy };
             [quiet, busy, stuck].map(Event::Surveyed).to_vec()
@@ -265,7 +268,8 @@ impl World {
             events.push(Event::Hello { backend, takeover: true, size: SIZE });
         }
         for (&id, task) in &self.helpers {
-            events.extend(reports(task).into_iter().map(|report| Event::HelperEnded { id, report }));
+            events
+                .extend(reports(task).into_iter().map(|report| Event::HelperEnded { id, report }));
         }
         for watch in core.watches() {
             let condition = watch.condition;

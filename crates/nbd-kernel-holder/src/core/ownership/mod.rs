@@ -309,7 +309,8 @@ impl Ownership {
     }
 
     pub(crate) fn is_ready(&self) -> bool {
-        self.owner.is_some_and(|owner| owner.ready && !owner.dying && owner.kind != Kind::EioBackend)
+        self.owner
+            .is_some_and(|owner| owner.ready && !owner.dying && owner.kind != Kind::EioBackend)
     }
 
     /// Whether nobody is about to be given the lanes or to lose them.

@@ -4,7 +4,7 @@
 //! While the device is *held*, paused or failing, no backend is granted the lanes. Those that
 //! introduce themselves wait, and get them afterwards.
 
-use super::{Action, Kind, Owner, BackendId, Ownership};
+use super::{Action, BackendId, Kind, Owner, Ownership};
 
 impl Ownership {
     /// The EIO backend was started as this backend, on [`Action::StartEioBackend`].

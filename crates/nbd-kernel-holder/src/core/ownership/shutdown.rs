@@ -1,6 +1,6 @@
 //! The end of a device: nobody is granted the lanes any more, and nobody is started.
 
-use super::{Action, Event, BackendId, Refusal, Ownership};
+use super::{Action, BackendId, Event, Ownership, Refusal};
 
 impl Ownership {
     /// Sends everybody away but the owner, who sees the end of its lanes.

@@ -162,5 +162,8 @@ fn a_joiner_makes_a_program_on_its_way_superfluous() {
     ownership.apply(&KILLED);
     ownership.started(BackendId(2));
     let hello = Event::Hello { backend: BackendId(3), takeover: false };
-    assert_eq!(ownership.apply(&hello), [Action::Grant(BackendId(3)), Action::Dismiss(BackendId(2))]);
+    assert_eq!(
+        ownership.apply(&hello),
+        [Action::Grant(BackendId(3)), Action::Dismiss(BackendId(2))]
+    );
 }

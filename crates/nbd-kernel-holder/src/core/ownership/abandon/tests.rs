@@ -1,7 +1,7 @@
 use super::super::{Event, Phase, Refusal};
 use super::*;
-use crate::core::BackendId;
 use crate::args::RestartWhen;
+use crate::core::BackendId;
 
 const DEAD: Event = Event::OwnerDead { clean: false, progressed: true };
 
@@ -25,7 +25,10 @@ fn serving() -> Ownership {
 #[test]
 fn only_the_eio_backend_follows_the_backend_of_a_device_that_is_given_up() {
     let mut ownership = serving();
-    assert_eq!(ownership.apply(&Event::Abandon), [Action::Dismiss(BackendId(2)), Action::KillOwner]);
+    assert_eq!(
+        ownership.apply(&Event::Abandon),
+        [Action::Dismiss(BackendId(2)), Action::KillOwner]
+    );
     assert_eq!(ownership.apply(&hello(5)), [Action::Refuse(BackendId(5), Refusal::ShuttingDown)]);
     assert_eq!(ownership.apply(&Event::Restart), []);
     assert_eq!(ownership.apply(&DEAD), [Action::StartEioBackend]);

@@ -1,7 +1,7 @@
 use super::super::{Event, Kind, Phase, Refusal};
 use super::*;
-use crate::core::BackendId;
 use crate::args::RestartWhen;
+use crate::core::BackendId;
 
 const DEAD: Event = Event::OwnerDead { clean: false, progressed: true };
 

@@ -1,4 +1,4 @@
-use super::super::{Event, Kind, BackendId, Phase};
+use super::super::{BackendId, Event, Kind, Phase};
 use super::*;
 
 const CRASHED_AT_ONCE: Event = Event::OwnerDead { clean: false, progressed: false };

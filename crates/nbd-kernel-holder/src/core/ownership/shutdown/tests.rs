@@ -1,6 +1,6 @@
 use super::*;
-use crate::core::BackendId;
 use crate::args::RestartWhen;
+use crate::core::BackendId;
 
 const LEFT: Event = Event::OwnerDead { clean: true, progressed: true };
 const KILLED: Event = Event::OwnerDead { clean: false, progressed: true };
@@ -31,7 +31,10 @@ fn nothing_is_granted_or_started_while_the_device_is_taken_down() {
         assert_eq!(ownership.apply(&Event::Restart), []);
         assert_eq!(ownership.apply(&death), []);
         assert_eq!(ownership.owner(), None);
-        assert_eq!(ownership.apply(&hello(6, false)), [Action::Refuse(BackendId(6), Refusal::ShuttingDown)]);
+        assert_eq!(
+            ownership.apply(&hello(6, false)),
+            [Action::Refuse(BackendId(6), Refusal::ShuttingDown)]
+        );
         assert_eq!(ownership.apply(&Event::Due), []);
     }
 }
@@ -45,7 +48,10 @@ fn whoever_waited_is_sent_away() {
     ownership.apply(&hello(3, true));
     let actions = ownership.apply(&Event::ShutDown);
     // Ours is killed, somebody else's is told.
-    assert_eq!(actions, [Action::Dismiss(BackendId(2)), Action::Refuse(BackendId(3), Refusal::ShuttingDown)]);
+    assert_eq!(
+        actions,
+        [Action::Dismiss(BackendId(2)), Action::Refuse(BackendId(3), Refusal::ShuttingDown)]
+    );
     assert_eq!(ownership.apply(&Event::Gone { backend: BackendId(2) }), []);
     assert_eq!(ownership.apply(&KILLED), []);
 }

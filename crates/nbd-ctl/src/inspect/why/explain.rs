@@ -1,0 +1,564 @@
+//! From facts to words: who waits for what, whether anything is lost, and the way out.
+
+use nbd_control::status::{BackendState, RequestStatus, Stage, Status};
+use nbd_control::text::printable;
+use serde::Serialize;
+
+use super::above::Above;
+use super::facts::{Facts, Process};
+use crate::inspect::status::{Listed, Orphan};
+use crate::table::age;
+
+/// Requests that are younger are on their way, and nothing is wrong with that.
+const MIN_WAIT_MS: u64 = 1000;
+/// How many requests and waiting processes are told one by one.
+const MAX_LISTED: usize = 8;
+
+/// Why a device does not go on, if it does not.
+#[derive(Debug, Serialize)]
+pub(crate) struct Explanation {
+    device: String,
+    /// The state in one word, for programs.
+    verdict: Verdict,
+    /// The cause in one sentence.
+    cause: String,
+    /// Further facts, a sentence each.
+    details: Vec<String>,
+    /// What can be done about it.
+    ways_out: Vec<Remedy>,
+    /// Processes that wait.
+    waiters: Vec<Process>,
+    /// Requests that wait, oldest first.
+    requests: Vec<RequestStatus>,
+    /// Requests that the block layer waits for.
+    block_layer: u64,
+    /// What is stacked on the device, that on top first.
+    above: Vec<Above>,
+}
+
+/// What is the matter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Verdict {
+    Nothing,
+    Slow,
+    Blocked,
+    Stopped,
+    Traced,
+    Starting,
+    Fencing,
+    Restarting,
+    NoBackend,
+    Down,
+    Paused,
+    Failing,
+    Failed,
+    SitterGone,
+    HolderGone,
+    HolderSilent,
+    Ending,
+    Abandoned,
+    Stale,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct Remedy {
+    /// A command, or what to do by hand.
+    what: String,
+    /// What comes of it.
+    effect: String,
+}
+
+fn way(what: impl Into<String>, effect: &str) -> Remedy {
+    Remedy { what: what.into(), effect: effect.into() }
+}
+
+/// Explains a device.
+pub(crate) fn explain(facts: &Facts) -> Explanation {
+    let device = facts.listed.device().to_owned();
+    let (verdict, cause, mut details, ways_out) = match &facts.listed {
+        Listed::Attached(status) => attached(facts, status),
+        Listed::Orphaned(orphan) => orphaned(facts, orphan),
+        Listed::Ending { .. } => ending(facts, &device),
+        Listed::Abandoned { connected, .. } => abandoned(facts, &device, *connected),
+        Listed::Stale { .. } => (
+            Verdict::Stale,
+            "all its processes are gone; nothing serves it".into(),
+            Vec::new(),
+            vec![way(format!("nbd-ctl detach {device}"), "clears away what is left")],
+        ),
+        Listed::Unreachable { detail, .. } => (
+            Verdict::HolderSilent,
+            format!("its holder cannot be asked: {detail}"),
+            vec!["I/O does not need the holder and goes on".into()],
+            vec![way(format!("nbd-ctl logs {device}"), "shows what it did last")],
+        ),
+    };
+    let requests = match &facts.listed {
+        Listed::Attached(status) => status.in_flight.clone(),
+        _ => Vec::new(),
+    };
+    if !matches!(verdict, Verdict::Nothing | Verdict::Failed | Verdict::Failing) {
+        details.extend(unsent(facts, &requests));
+    }
+    details.extend(facts.above.iter().map(on_top));
+    Explanation {
+        device,
+        verdict,
+        cause,
+        details,
+        ways_out,
+        waiters: facts.waiters.clone(),
+        requests,
+        block_layer: facts.block_layer,
+        above: facts.above.clone(),
+    }
+}
+
+fn on_top(above: &Above) -> String {
+    let what = format!("{} is on {}", above.description, above.below);
+    match &above.closed_by {
+        Some(command) => format!("{what}; `{command}` closes it"),
+        None => what,
+    }
+}
+
+type Told = (Verdict, String, Vec<String>, Vec<Remedy>);
+
+const NOTHING_LOST: &str = "nothing is lost: what is unanswered is executed when it goes on";
+
+fn attached(facts: &Facts, status: &Status) -> Told {
+    let (verdict, cause, ways) = by_backend(facts, status);
+    let mut details = Vec::new();
+    let waits = !status.in_flight.is_empty();
+    if waits && !matches!(verdict, Verdict::Nothing | Verdict::Failed | Verdict::Failing) {
+        details.push(NOTHING_LOST.to_owned());
+    }
+    if let Some(doing) = &status.under_way {
+        details.push(format!("its holder is just {doing}"));
+    }
+    details.extend(suspects(status));
+    let verdict = match sitter(facts, status) {
+        Some(sentence) => {
+            details.push(sentence);
+            if verdict == Verdict::Nothing { Verdict::SitterGone } else { verdict }
+        }
+        None => verdict,
+    };
+    (verdict, cause, details, ways)
+}
+
+fn by_backend(facts: &Facts, status: &Status) -> (Verdict, String, Vec<Remedy>) {
+    let device = &status.device;
+    let eio = |kill: &str| {
+        way(format!("nbd-ctl fail {kill}{device}"), "answers what waits with EIO; the device stays")
+    };
+    let restart = |effect: &str| way(format!("nbd-ctl restart {device}"), effect);
+    let held = |verdict, cause: String, first: Remedy| (verdict, cause, vec![first, eio("")]);
+    match status.backend.state {
+        BackendState::Stopped => stopped(facts, status, eio("--kill ")),
+        BackendState::Running => running(facts, status, eio("--kill ")),
+        BackendState::Starting => held(
+            Verdict::Starting,
+            with_detail("a backend has been started and is not serving yet", status),
+            way(format!("nbd-ctl status {device}"), "shows whether it gets on; see its log"),
+        ),
+        BackendState::Restarting if facts.backend.is_some() => fencing(facts, device),
+        BackendState::Restarting => held(
+            Verdict::Restarting,
+            match status.backend.retry.is_some() {
+                true => with_detail("its backend does not come back", status),
+                false => "its backend is gone, and another one is started in a moment".into(),
+            },
+            restart("starts it at once"),
+        ),
+        BackendState::Waiting => held(
+            Verdict::NoBackend,
+            "it has no backend, and none is started: one is waited for".into(),
+            match status.backend.program.is_empty() {
+                true => way(format!("nbd-serve --join {device} SPEC"), "serves it"),
+                false => restart("starts its program"),
+            },
+        ),
+        BackendState::Down => held(
+            Verdict::Down,
+            format!("its backend is not started again: {}", status.backend.detail),
+            restart("tries again, with the program mended"),
+        ),
+        BackendState::Paused => held(
+            Verdict::Paused,
+            "the operator has paused it".into(),
+            way(format!("nbd-ctl resume {device}"), "lets it go on"),
+        ),
+        BackendState::Failing => (
+            Verdict::Failing,
+            match &status.backend.retry {
+                Some(_) => with_detail("requests are answered with EIO", status),
+                None => "it has no backend, and requests are answered with EIO".into(),
+            },
+            vec![restart("starts its program, which serves what comes then")],
+        ),
+        BackendState::Failed => (
+            Verdict::Failed,
+            format!("it has failed and answers everything with EIO: {}", status.backend.detail),
+            vec![way(format!("nbd-ctl detach {device}"), "then attach it anew and check its data")],
+        ),
+    }
+}
+
+/// A sentence, and what else the holder says of the backend.
+fn with_detail(sentence: &str, status: &Status) -> String {
+    match status.backend.detail.as_str() {
+        "" => sentence.to_owned(),
+        detail => format!("{sentence}: {detail}"),
+    }
+}
+
+fn pid_of(process: Option<&Process>, status: &Status) -> i32 {
+    process.map(|process| process.pid).or(status.backend.pid).unwrap_or(0)
+}
+
+fn who(process: Option<&Process>, status: &Status) -> String {
+    let name = process.map_or("", |process| process.name.as_str());
+    format!("the backend {} (pid {})", printable(name, &[]), pid_of(process, status))
+}
+
+fn stopped(facts: &Facts, status: &Status, eio: Remedy) -> (Verdict, String, Vec<Remedy>) {
+    let backend = facts.backend.as_ref();
+    let who = who(backend, status);
+    match backend.and_then(|backend| backend.tracer.as_ref()) {
+        Some(tracer) => (
+            Verdict::Traced,
+            format!(
+                "{who} is stopped by {} (pid {}), at a breakpoint or by hand",
+                printable(&tracer.name, &[]),
+                tracer.pid
+            ),
+            vec![
+                way("let it continue there", "it goes on where it was"),
+                way("quit the debugger", "a successor executes again what is unanswered"),
+                eio,
+            ],
+        ),
+        None => (
+            Verdict::Stopped,
+            format!("{who} is stopped by a signal, like SIGSTOP"),
+            vec![
+                way(format!("kill -CONT {}", pid_of(backend, status)), "it goes on where it was"),
+                way(
+                    format!("nbd-ctl restart {}", status.device),
+                    "replaces it; the successor executes again what is unanswered",
+                ),
+                eio,
+            ],
+        ),
+    }
+}
+
+fn running(facts: &Facts, status: &Status, eio: Remedy) -> (Verdict, String, Vec<Remedy>) {
+    let device = &status.device;
+    let backend = facts.backend.as_ref();
+    let who = who(backend, status);
+    let oldest = status.in_flight.first().map_or(0, |oldest| oldest.age_ms);
+    if oldest < MIN_WAIT_MS {
+        let cause = match status.in_flight.len() {
+            0 => "nothing waits: it is served, and no request is in flight".into(),
+            count => format!("nothing is stuck: {count} requests are just being served"),
+        };
+        return (Verdict::Nothing, cause, Vec::new());
+    }
+    let restart =
+        way(format!("nbd-ctl restart {device}"), "replaces it; its successor tries again");
+    if let Some(blocked) = backend.filter(|backend| backend.state == 'D') {
+        let cause = format!(
+            "{who} waits in the kernel for its own storage: {}",
+            doing(blocked).unwrap_or_else(|| "nothing more can be told".into())
+        );
+        return (Verdict::Blocked, cause, blocked_ways(facts, device));
+    }
+    let unread = status.in_flight.iter().all(|request| request.stage == Stage::Unread);
+    let cause = match unread {
+        true => format!("{who} runs and has not read what waits for it"),
+        false => format!("{who} runs and is slow to answer: it waits for something of its own"),
+    };
+    let debug = way(
+        format!("gdb -p {}", pid_of(backend, status)),
+        "shows what it does; the device only waits meanwhile",
+    );
+    (Verdict::Slow, cause, vec![debug, restart, eio])
+}
+
+/// Killing it would not help: the signal waits until its system call returns, which is when its
+/// request would have been answered.
+fn blocked_ways(facts: &Facts, device: &str) -> Vec<Remedy> {
+    let storage = facts.storage.iter().map(|below| {
+        way(format!("nbd-ctl why {below}"), "explains its storage, which is an NBD device too")
+    });
+    let mend = way("see to its storage", "it goes on by itself; it cannot even die before");
+    let force = way(
+        format!("nbd-ctl detach --force {device}"),
+        "gives the device up, with EIO for all that waits",
+    );
+    storage.chain([mend, force]).collect()
+}
+
+fn fencing(facts: &Facts, device: &str) -> (Verdict, String, Vec<Remedy>) {
+    let Some(backend) = &facts.backend else {
+        return (Verdict::Restarting, "its backend is being replaced".into(), Vec::new());
+    };
+    let pid = backend.pid;
+    let (why, out) = match (&backend.tracer, backend.state) {
+        (Some(tracer), _) => (
+            format!("{} (pid {}) traces it and keeps it", tracer.name, tracer.pid),
+            way(format!("end pid {}", tracer.pid), "lets it die"),
+        ),
+        (None, 'D') => (
+            format!(
+                "it waits in the kernel for its own storage: {}",
+                doing(backend).unwrap_or_else(|| "nothing more can be told".into())
+            ),
+            way("see to that storage", "it dies when its system call returns"),
+        ),
+        (None, _) => ("it is about to die".into(), way("wait", "it takes milliseconds")),
+    };
+    let cause = format!(
+        "the killed backend (pid {pid}) is not dead yet, and before it is nobody else may serve: {}",
+        printable(&why, &[])
+    );
+    let force = way(format!("nbd-ctl detach --force {device}"), "gives the device up, with EIO");
+    (Verdict::Fencing, cause, vec![out, force])
+}
+
+fn doing(process: &Process) -> Option<String> {
+    let inside = process.wchan.as_ref().or(process.stack.first());
+    match (process.doing, inside) {
+        (Some(words), _) => Some(words.to_owned()),
+        (None, Some(function)) => Some(format!("it sleeps in {function}")),
+        (None, None) => None,
+    }
+}
+
+/// Requests that were being executed when backends crashed.
+fn suspects(status: &Status) -> Vec<String> {
+    let suspects = status.in_flight.iter().filter(|request| request.crashes > 0);
+    suspects
+        .take(MAX_LISTED)
+        .map(|request| {
+            format!(
+                "{} was being executed when {} backends crashed: it is tried alone, and given up \
+                 with EIO if it keeps crashing them",
+                describe(request),
+                request.crashes
+            )
+        })
+        .collect()
+}
+
+/// Requests that the driver has begun and no backend has seen. Who sends them sticks in the driver,
+/// mostly a thread of the kernel's own that is not among those who wait.
+fn unsent(facts: &Facts, requests: &[RequestStatus]) -> Option<String> {
+    let sends = |waiter: &Process| waiter.doing.is_some_and(|doing| doing.contains("sending to"));
+    let full = facts.waiters.iter().any(|waiter| {
+        waiter.doing.is_some_and(|doing| doing.contains("the socket is full")) || sends(waiter)
+    });
+    let stuck = requests.first().is_some_and(|oldest| oldest.age_ms >= MIN_WAIT_MS);
+    let unsent = stuck && facts.block_layer > requests.len() as u64;
+    (full || unsent).then(|| {
+        format!(
+            "the socket to the backend is full: of {} requests {} have been sent, and whoever sends \
+             more waits in the driver; that ends when the backend reads, or is gone for good",
+            facts.block_layer.max(requests.len() as u64),
+            requests.len()
+        )
+    })
+}
+
+fn sitter(facts: &Facts, status: &Status) -> Option<String> {
+    match &facts.sitter {
+        Some(sitter) if !matches!(sitter.state, 'Z' | 'X') => None,
+        _ if status.kernel_api == "ioctl" => {
+            Some("its sitter is gone, and with it the device: the driver is letting it go".into())
+        }
+        _ => Some(
+            "its sitter is gone: nothing waits for it, but if the holder ended as well, nobody \
+             could adopt the device: detach and attach it when that is convenient"
+                .into(),
+        ),
+    }
+}
+
+fn orphaned(facts: &Facts, orphan: &Orphan) -> Told {
+    let device = &orphan.device;
+    let adopt = way(format!("nbd-ctl adopt {device}"), "starts a holder, which looks after it");
+    let cause = match &facts.backend {
+        Some(backend) if matches!(backend.state, 'T' | 't') => format!(
+            "its backend (pid {}) is stopped, and its holder (pid {}) is gone",
+            backend.pid, orphan.holder_pid
+        ),
+        Some(backend) => format!(
+            "its holder (pid {}) is gone; I/O goes on, as the backend (pid {}) needs none",
+            orphan.holder_pid, backend.pid
+        ),
+        None => format!(
+            "its backend is gone, and so is its holder (pid {}), which would start another one",
+            orphan.holder_pid
+        ),
+    };
+    let mut details = Vec::new();
+    if facts.block_layer > 0 {
+        details.push(NOTHING_LOST.to_owned());
+    }
+    (Verdict::HolderGone, cause, details, vec![adopt])
+}
+
+fn abandoned(facts: &Facts, device: &str, connected: bool) -> Told {
+    let detach = |effect: &str| way(format!("nbd-ctl detach {device}"), effect);
+    let force = || {
+        let what = format!("nbd-ctl detach --force {device}");
+        way(what, "gives up what is not written back")
+    };
+    let (cause, ways) = match (&facts.backend, connected) {
+        (Some(backend), true) => (
+            format!(
+                "its holder and its sitter are gone, so it cannot be adopted; its backend (pid {}) \
+                 serves it still, and after that one's end I/O fails with EIO",
+                backend.pid
+            ),
+            vec![detach("writes back and takes it down; then attach it anew"), force()],
+        ),
+        (Some(backend), false) => (
+            format!(
+                "its holder and its sitter are gone, and the kernel has let the device go; its \
+                 backend (pid {}) is left",
+                backend.pid
+            ),
+            vec![detach("ends the backend and clears away the rest")],
+        ),
+        (None, _) => (
+            "all its processes are gone, and the kernel still has the device: nothing serves it, \
+             and I/O fails or waits"
+                .into(),
+            vec![detach("fails what waits with EIO and clears the device")],
+        ),
+    };
+    (Verdict::Abandoned, cause, Vec::new(), ways)
+}
+
+fn ending(facts: &Facts, device: &str) -> Told {
+    let Some(holder) = &facts.holder else {
+        return (Verdict::Ending, "it is being detached".into(), Vec::new(), Vec::new());
+    };
+    let pid = holder.pid;
+    match holder.state {
+        'T' | 't' => (
+            Verdict::HolderSilent,
+            format!("its holder (pid {pid}) is stopped; I/O does not need it and goes on"),
+            Vec::new(),
+            vec![way(format!("kill -CONT {pid}"), "lets it answer again")],
+        ),
+        _ => (
+            Verdict::Ending,
+            format!("its holder (pid {pid}) does not listen: it is about to go"),
+            Vec::new(),
+            vec![way(format!("nbd-ctl wait {device} --for gone"), "waits for that")],
+        ),
+    }
+}
+
+fn describe(request: &RequestStatus) -> String {
+    let command = printable(&request.command, &[]);
+    match request.length {
+        0 => command,
+        length => format!("{command} {}+{length}", request.offset),
+    }
+}
+
+fn request(request: &RequestStatus) -> String {
+    let stage = match request.stage {
+        // Of requests that came together the later ones can be a little older than is known.
+        Stage::Unread => {
+            let seen = age(request.age_ms);
+            return format!("{}, for at least {seen}: no backend has read it", describe(request));
+        }
+        Stage::Queued => "read by a backend, not begun",
+        Stage::Executing => "being executed",
+    };
+    format!("{}, for {}: {stage}", describe(request), age(request.age_ms))
+}
+
+fn waiter(process: &Process) -> String {
+    let doing = doing(process).map(|words| format!(": {words}")).unwrap_or_default();
+    format!("{} (pid {}) waits{doing}", printable(&process.name, &[]), process.pid)
+}
+
+/// The cause alone, if something is the matter.
+pub(crate) fn in_short(told: &Explanation) -> Option<String> {
+    (told.verdict != Verdict::Nothing).then(|| printable(&told.cause, &[]))
+}
+
+/// An explanation for people.
+pub(crate) fn text(told: &Explanation) -> String {
+    let mut lines = vec![format!("{}: {}", told.device, printable(&told.cause, &[]))];
+    let waiting: Vec<&RequestStatus> = match told.verdict {
+        Verdict::Nothing => Vec::new(),
+        _ => told.requests.iter().collect(),
+    };
+    match (&told.waiters[..], &waiting[..]) {
+        ([one], [only]) => {
+            lines.push(format!("  {}; it is for {}", waiter(one), request(only)));
+        }
+        (waiters, waiting) => {
+            lines.extend(listed(waiters, waiter, "processes"));
+            lines.extend(listed(waiting, |one| request(one), "requests"));
+        }
+    }
+    lines.extend(told.details.iter().map(|detail| format!("  {}", printable(detail, &[]))));
+    if !told.ways_out.is_empty() {
+        lines.push("  ways out:".into());
+    }
+    let width = told.ways_out.iter().map(|way| way.what.chars().count()).max().unwrap_or(0);
+    for Remedy { what, effect } in &told.ways_out {
+        lines.push(format!("    {what:<width$}  {effect}"));
+    }
+    lines.iter().map(|line| format!("{line}\n")).collect()
+}
+
+fn listed<T>(all: &[T], say: impl Fn(&T) -> String, what: &str) -> Vec<String> {
+    let mut lines: Vec<String> =
+        all.iter().take(MAX_LISTED).map(|one| format!("  {}", say(one))).collect();
+    if all.len() > MAX_LISTED {
+        lines.push(format!("  … and {} more {what}", all.len() - MAX_LISTED));
+    }
+    lines
+}
+
+/// What a process does, seen from itself.
+pub(crate) fn process(process: &Process, roles: &[String], alone: bool) -> String {
+    let name = format!("{} (pid {})", printable(&process.name, &[]), process.pid);
+    let state = match process.state {
+        'D' => "waits in the kernel and cannot be interrupted",
+        'T' => "is stopped by a signal",
+        't' => "is stopped by its tracer",
+        'Z' => "is dead; its parent has not taken note of it",
+        'R' => "runs",
+        _ => "sleeps, and can be interrupted",
+    };
+    let mut text = format!("{name} {state}");
+    if let Some(words) = doing(process) {
+        text.push_str(&format!(": {words}"));
+    }
+    if let Some(tracer) = &process.tracer {
+        let tracer = format!("{} (pid {})", printable(&tracer.name, &[]), tracer.pid);
+        text.push_str(&format!("; it is traced by {tracer}"));
+    }
+    if !roles.is_empty() {
+        text.push_str(&format!("; it is {}", roles.join(" and ")));
+    }
+    if alone {
+        text.push_str("; it uses no attached NBD device");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests;

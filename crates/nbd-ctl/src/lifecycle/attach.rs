@@ -1,0 +1,234 @@
+//! `nbd-ctl attach`.
+
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use nbd_control::control::Request;
+
+use crate::action::{Attach, check_attach};
+use crate::config::Config;
+use crate::context::{Context, eprint, print, progress};
+use crate::device::Device;
+use crate::error::Error;
+use crate::holder::client::HolderClient;
+use crate::holder::device_state::{Abandoned, DeviceState, devices, probe};
+use crate::holder::logs;
+use crate::holder::spawn::{Ending, Outcome, Starting};
+use crate::holder::take_down::clear;
+use crate::program;
+
+/// After how long an operator at a terminal is told what is waited for.
+const PROGRESS_DELAY: Duration = Duration::from_secs(2);
+/// How often to look up from waiting without a limit.
+const WAKE_UP_INTERVAL: Duration = Duration::from_secs(3600);
+/// How long the detach of a device that came too late may take.
+const DETACH_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Starts a holder and prints the path of its device once that can be used.
+pub(crate) fn attach(context: &Context, wanted: &Attach) -> Result<(), Error> {
+    if wanted.foreground {
+        return Err(become_holder(context, wanted)?);
+    }
+    if let Some(name) = &wanted.name
+        && let Some(device) = attached_as(context, name)?
+    {
+        return Err(Error::Attached { name: name.clone(), device });
+    }
+    let mut starting = Starting::spawn(context, &arguments(wanted), None)?;
+    let start = Instant::now();
+    let mut patience = PROGRESS_DELAY;
+    loop {
+        match starting.outcome(patience)? {
+            Outcome::Ready { path } => return print(&format!("{path}\n")),
+            Outcome::Interrupted => return Err(abandon(context, &mut starting)),
+            Outcome::Died(status) => {
+                return Err(Error::Died {
+                    goal: "ready",
+                    status,
+                    words: last_words(context, wanted.device),
+                });
+            }
+            Outcome::TimedOut => {
+                if patience == PROGRESS_DELAY && start.elapsed() >= PROGRESS_DELAY {
+                    progress("waiting for the device to be ready; Ctrl-C gives up");
+                }
+                patience = WAKE_UP_INTERVAL;
+            }
+        }
+    }
+}
+
+/// What a holder that died while it attached has left in a log, and where. It has not told
+/// which device it had picked: that of the stale entry that was written to last.
+fn last_words(context: &Context, device: Option<Device>) -> String {
+    let registry = &context.registry;
+    let stale = |device: &Device| matches!(probe(registry, *device), Ok(DeviceState::Stale));
+    let written = |device: &Device| registry.log(device.0).metadata()?.modified();
+    let found = device.or_else(|| {
+        let stale = devices(registry).ok()?.into_iter().filter(stale);
+        stale.max_by_key(|device| written(device).ok())
+    });
+    found.map_or_else(|| "it has left no log".into(), |device| logs::last_words(context, device))
+}
+
+/// The device that has this name, unless all that is left of it is its entry.
+fn attached_as(context: &Context, name: &str) -> Result<Option<Device>, Error> {
+    let Some(device) = Device::named(name) else {
+        return Ok(None);
+    };
+    let gone = match probe(&context.registry, device)? {
+        DeviceState::Absent => true,
+        DeviceState::Stale | DeviceState::Abandoned(_) => clear(context, device)?,
+        _ => false,
+    };
+    Ok((!gone).then_some(device))
+}
+
+/// Attaches every device of the file that has `auto` and is not attached. After a failure the others follow.
+pub(crate) fn attach_all(context: &Context, config: &Config) -> Result<(), Error> {
+    let mut failed = None;
+    for name in config.automatic() {
+        if attached_as(context, name)?.is_some() {
+            continue;
+        }
+        let attached = config
+            .device(name)
+            .map_err(Error::from)
+            .and_then(check_attach)
+            .and_then(|wanted| attach(context, &wanted));
+        match attached {
+            Ok(()) => {}
+            Err(error @ (Error::Interrupted(_) | Error::NotRoot { .. })) => return Err(error),
+            Err(error) => {
+                eprint(&format!("{name}: {}", error.chain().unwrap_or_default()));
+                failed.get_or_insert(error.exit_code());
+            }
+        }
+    }
+    failed.map_or(Ok(()), |code| Err(Error::Several(code)))
+}
+
+/// Checks a file with devices, and whether the programs that it names are there.
+pub(crate) fn check_config(file: &Path) -> Result<(), Error> {
+    let config = Config::read(file)?;
+    let mut text = String::new();
+    for name in config.names() {
+        let arguments = config.device(name)?;
+        let what = match (&arguments.spec, arguments.program.first()) {
+            (Some(spec), _) => spec.clone(),
+            (None, Some(program)) => program::find(program)?,
+            (None, None) => "external".into(),
+        };
+        text.push_str(&format!("{name}  {what}\n"));
+    }
+    print(&text)
+}
+
+/// Becomes the holder of a device, a new one or one that has lost its holder; returns if it
+/// cannot.
+fn become_holder(context: &Context, wanted: &Attach) -> Result<Error, Error> {
+    let program = program::holder()?;
+    let mut command = Command::new(&program);
+    command.arg("--runtime-dir").arg(context.registry.directory());
+    let device = wanted.name.as_deref().and_then(Device::named);
+    let found = device.map(|device| probe(&context.registry, device).map(|state| (device, state)));
+    match found.transpose()? {
+        Some((device, DeviceState::Orphaned(state))) => {
+            let directory = PathBuf::from(format!("/proc/{}/cwd", state.sitter.pid));
+            command.args(["--adopt", &device.to_string()]).current_dir(directory);
+        }
+        Some((device, DeviceState::Abandoned(abandoned @ Abandoned { backend: Some(_), .. }))) => {
+            return Err(Error::Abandoned { device, abandoned });
+        }
+        Some((device, DeviceState::Listening(_) | DeviceState::Unsettled { .. })) => {
+            return Err(Error::Attached { name: wanted.name.clone().unwrap_or_default(), device });
+        }
+        Some((_, DeviceState::Absent)) | None => {
+            command.args(arguments(wanted));
+        }
+        Some((device, DeviceState::Stale | DeviceState::Abandoned(_))) => {
+            clear(context, device)?;
+            command.args(arguments(wanted));
+        }
+    }
+    if wanted.options.survive_shutdown {
+        command.arg0("@nbd-kernel-holder");
+    }
+    Ok(Error::Start { program, source: command.exec() })
+}
+
+fn arguments(wanted: &Attach) -> Vec<String> {
+    let mut arguments = Vec::new();
+    if let Some(device) = wanted.device {
+        arguments.extend(["--device".to_string(), device.to_string()]);
+    }
+    if let Some(name) = &wanted.name {
+        arguments.extend(["--name".to_string(), name.clone()]);
+    }
+    arguments.extend(wanted.options.arguments());
+    match &wanted.program {
+        Some(program) => {
+            arguments.push("--".into());
+            arguments.extend_from_slice(program);
+        }
+        None => arguments.push("--external".into()),
+    }
+    arguments
+}
+
+/// Leaves nothing attached after Ctrl-C, or says what is.
+fn abandon(context: &Context, starting: &mut Starting<'_>) -> Error {
+    Error::Interrupted(match starting.give_up() {
+        Ending::Ended => "nothing is attached".into(),
+        Ending::Lingers { pid } => format!(
+            "nbd-kernel-holder (pid {pid}) has not ended within 10 s: see nbd-ctl list for what \
+             is attached"
+        ),
+        Ending::Ready { path } => match detach(context, &path) {
+            Ok(()) => "nothing is attached".into(),
+            Err(error) => {
+                if let Some(text) = error.chain() {
+                    eprint(&text);
+                }
+                format!("{path} was ready already, and is attached: nbd-ctl detach {path}")
+            }
+        },
+    })
+}
+
+/// Detaches a device that was ready at the moment it was no longer wanted.
+fn detach(context: &Context, path: &str) -> Result<(), Error> {
+    let device: Device = path.parse()?;
+    // Ctrl-C has been heard; it must not end this as well.
+    let calm = context.without_interrupts()?;
+    let request = Request::Detach { force: false };
+    HolderClient::connect(&calm, device)?.order(&request, Some(DETACH_TIMEOUT), "detaching")?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use nbd_control::attach_options::AttachOptions;
+
+    use super::*;
+
+    #[test]
+    fn the_holder_gets_its_options_before_the_program() {
+        let wanted = Attach {
+            name: None,
+            foreground: false,
+            device: Some(Device(3)),
+            options: AttachOptions { poison_limit: 2, ..AttachOptions::default() },
+            program: Some(vec!["/bin/mine".into(), "--lanes".into()]),
+        };
+        assert_eq!(
+            arguments(&wanted).join(" "),
+            "--device nbd3 --poison-limit=2 -- /bin/mine --lanes"
+        );
+        let external =
+            Attach { device: None, options: AttachOptions::default(), program: None, ..wanted };
+        assert_eq!(arguments(&external), ["--external"]);
+    }
+}
