@@ -375,6 +375,8 @@ pub(crate) enum Note {
     Unanswered,
     Detached(Released),
     Dropped,
+    /// The driver does not let go of it.
+    Stuck,
     /// What could not be taken down after that, or after an attach that failed.
     Left(DetachError),
     Kept(Vec<User>),

@@ -100,8 +100,6 @@ pub(crate) enum Failed {
     Damaged,
     /// The driver did not let go of it.
     Stuck,
-    /// Its lanes had to stay open.
-    Unreachable,
 }
 
 /// What is known of the driver's side.

@@ -201,7 +201,7 @@ impl Core {
         let TakeDown { cause, begun, step } = down;
         match self.next_step(step, &cause, begun, event) {
             Next::Step(step) => Procedure::TakeDown(TakeDown { cause, begun, step }),
-            Next::Refused(failed, error) => self.not_taken_down(cause, failed, error),
+            Next::Refused(error) => self.not_taken_down(cause, error),
             Next::Done(released) => self.taken_down(cause, released),
         }
     }
@@ -231,7 +231,7 @@ impl Core {
                 }
                 _ if is_late(until) => {
                     self.command(Command::LeaveHelper { id: helper });
-                    return Next::Refused(Failed::Unreachable, DetachError::Unreachable);
+                    return Next::Refused(DetachError::Unreachable);
                 }
                 _ => Step::TryingLock { helper, until, unanswered },
             },
@@ -298,7 +298,7 @@ impl Core {
                 if *event == quiet && self.driver.sitter == Sitter::Gone {
                     Step::AwaitingNoSizeChange
                 } else if is_late(until) || *event == quiet {
-                    return Next::Refused(Failed::Stuck, DetachError::Stuck);
+                    return Next::Refused(DetachError::Stuck);
                 } else {
                     Step::AwaitingQuiet { until }
                 }
@@ -309,7 +309,7 @@ impl Core {
                     Step::FindingRemainingUsers { helper, until: self.after(left) }
                 }
                 Event::Seen { condition: Condition::NoSizeChange, holds: false } => {
-                    return Next::Refused(Failed::Stuck, DetachError::Stuck);
+                    return Next::Refused(DetachError::Stuck);
                 }
                 _ => Step::AwaitingNoSizeChange,
             },
@@ -520,11 +520,12 @@ impl Core {
 
     /// The driver does not let go: the holder stays, with what it has, to try again; unless there is
     /// nothing to stay for.
-    fn not_taken_down(&mut self, cause: Cause, failed: Failed, error: DetachError) -> Procedure {
+    fn not_taken_down(&mut self, cause: Cause, error: DetachError) -> Procedure {
         match cause {
             Cause::Detach { requester, .. } => {
-                if failed == Failed::Stuck {
-                    self.failed = Some(failed);
+                if error == DetachError::Stuck {
+                    self.failed = Some(Failed::Stuck);
+                    self.note(Note::Stuck);
                 }
                 self.attached = true;
                 self.refuse_detach(requester, error)
@@ -545,7 +546,7 @@ impl Core {
 
 enum Next {
     Step(Step),
-    Refused(Failed, DetachError),
+    Refused(DetachError),
     Done(Released),
 }
 

@@ -11,7 +11,7 @@ use nbd_ledger::Inspector;
 use nix::fcntl::{Flock, FlockArg};
 
 use crate::core::ownership::Refusal;
-use crate::core::{BackendId, Command, Event, Failed, Program};
+use crate::core::{BackendId, Command, Event, Program};
 use crate::holder::Holder;
 use crate::io::backend_process::BackendProcess;
 use crate::io::lanes;
@@ -308,10 +308,6 @@ impl Holder {
 
     /// Why an attached device only awaits its detach, in words.
     pub(crate) fn failure_words(&self) -> Option<String> {
-        self.core.failed().map(|failed| match failed {
-            Failed::Damaged | Failed::Stuck | Failed::Unreachable => {
-                self.told.device_failure.clone().unwrap_or_default()
-            }
-        })
+        self.core.failed().map(|_| self.told.device_failure.clone().unwrap_or_default())
     }
 }

@@ -112,6 +112,7 @@ impl Holder {
             Note::Dropped => {
                 tracing::error!(device = %self.device.name(), event = "dropped", "{DROPPED}");
             }
+            Note::Stuck => self.told.device_failure = Some(self.stuck().text),
             Note::Left(error) => self.warn(&self.not_detached(&error).text),
             Note::Kept(users) => {
                 let (words, _) = words_for(&users);
