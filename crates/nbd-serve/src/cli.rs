@@ -14,13 +14,12 @@ use nbd_log::{Filter, Output};
 use serde::Serialize;
 use thiserror::Error;
 
-use crate::export::{Export, ExportError};
+use crate::PROGRAM;
+use crate::export::Export;
+use crate::export::error::ExportError;
 use crate::network::{self, NetworkArgs, NetworkError};
+use crate::offline;
 use crate::spec::{Spec, SpecError};
-use crate::tools;
-
-/// How lines of the log begin.
-pub(crate) const PROGRAM: &str = "nbd-serve";
 
 const AFTER_HELP: &str = "\
 SPEC is one of
@@ -200,7 +199,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     // Does nothing unless a shell asks, and then ends the program.
     CompleteEnv::with_factory(Cli::command).complete();
     let arguments: Vec<OsString> = arguments.into_iter().collect();
-    if let Some(code) = tools::main(&arguments) {
+    if let Some(code) = offline::main(&arguments) {
         return code;
     }
     let cli = Cli::try_parse_from(arguments);
@@ -303,14 +302,14 @@ fn serve(mut link: Link, mut export: Export, cli: &Cli) -> Result<(), Error> {
                 return Err(error.into());
             }
         }
-        Some(attached) => export.agree(&attached),
+        Some(attached) => export.clamp_size(&attached),
         None => {}
     }
     examine(&mut link, &mut export, cli)?;
     let description = export.description().to_owned();
     rehearse(&link);
     let mut session = link.hello(&description, &export.geometry(), cli.takeover)?;
-    let backend = match export.settle(&mut session) {
+    let backend = match export.open_storage(&mut session) {
         Ok(backend) => backend,
         Err(error) => {
             session.fail(&chain(&error));
