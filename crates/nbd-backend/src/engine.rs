@@ -89,7 +89,7 @@ impl Engine {
         predecessor: Predecessor,
     ) -> Result<Self, ServeError> {
         request_flusher_privileges();
-        let (backend, export) = (&unoffered::complete(backend), unoffered::widen(export));
+        let export = unoffered::widen(export);
         let Granted { ledger, sockets, layout, recording } = granted;
         let ledger = Ledger::open(ledger, &layout)?;
         let header = ledger.header();

@@ -246,7 +246,7 @@ impl LaneThread {
                         Ok(done_at) => time = done_at,
                         Err(ticket) => {
                             send_state.outstanding += 1;
-                            if is_only_request && self.backend.is_local(&command) {
+                            if is_only_request && task::may_block_inline(&*self.backend, &command) {
                                 self.inline_predictor.command_submitted();
                             }
                             let lane = Arc::clone(&state);
@@ -267,8 +267,8 @@ impl LaneThread {
 
     /// Prefetches the data of the following request while this one is executed.
     fn prefetch_next(&self, next: Option<&Ticket>) {
-        if let Some(next) = next.map(Ticket::request) {
-            self.backend.prefetch(next.offset, next.length);
+        if let (Some(next), Some(mapped)) = (next, self.backend.as_mapped()) {
+            mapped.prefetch(next.request().offset, next.request().length);
         }
     }
 

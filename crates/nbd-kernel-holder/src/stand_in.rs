@@ -9,7 +9,9 @@ use std::io;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use nbd_backend::{Backend, Completion, Endpoint, Geometry, Link, Task, chain};
+use nbd_backend::{
+    AsyncBackend, Backend, Completion, Endpoint, Geometry, HolderConnection, Task, chain,
+};
 use nbd_proto::NbdError;
 
 struct StandIn(Geometry);
@@ -27,10 +29,15 @@ impl Backend for StandIn {
         Err(io::Error::from_raw_os_error(libc::EIO))
     }
 
+    fn as_async(&self) -> Option<&dyn AsyncBackend> {
+        Some(self)
+    }
+}
+
+impl AsyncBackend for StandIn {
     /// A flush that was not tried has lost nothing, so it is not remembered as one that failed.
-    fn start(&self, task: Box<dyn Task>) -> Option<Box<dyn Task>> {
+    fn submit_async(&self, task: Box<dyn Task>) {
         task.finish(Completion::Error(NbdError::EIO));
-        None
     }
 }
 
@@ -48,10 +55,10 @@ pub(crate) fn run() -> ExitCode {
 }
 
 fn serve() -> Result<(), Box<dyn Error>> {
-    let link = Link::connect(&Endpoint::from_environment()?)?;
-    let export = link.attached().ok_or("only a holder starts this")?;
+    let holder = HolderConnection::connect(&Endpoint::from_environment()?)?;
+    let export = holder.attached().ok_or("only a holder starts this")?;
     let stand_in = StandIn(Geometry::of(&export));
-    let session = link.hello("stand-in: EIO", &stand_in.geometry(), false)?;
+    let session = holder.hello("stand-in: EIO", &stand_in.geometry(), false)?;
     session.serve(Arc::new(stand_in))?;
     Ok(())
 }

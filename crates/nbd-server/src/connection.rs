@@ -16,7 +16,7 @@ use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 
-use nbd_backend::{Completion, InlinePredictor};
+use nbd_backend::{Completion, InlinePredictor, may_block_inline};
 use nbd_net::socket::Socket;
 use nbd_proto::{Command, CommandType, NbdError, RequestRules as Rules};
 use thiserror::Error;
@@ -238,9 +238,10 @@ impl Connection {
     /// is sent from mapped memory: the kernel copies that only when the replies are sent.
     fn prefetch_next(&self, send_buffer: &SendBuffer, bytes: &[u8]) {
         let Ok(Some(next)) = RequestHeader::parse(bytes, self.replies.style) else { return };
+        let Some(mapped) = self.export.backend().as_mapped() else { return };
         let length = u32::try_from(next.data_len()).unwrap_or(u32::MAX);
         if next.command_type() != CommandType::READ || !self.prefers_mapped(send_buffer, length) {
-            self.export.backend().prefetch(next.address().offset, length);
+            mapped.prefetch(next.address().offset, length);
         }
     }
 
@@ -291,7 +292,7 @@ impl Connection {
             Ok(grant) => grant,
             Err(action) => return Dispatched::Blocked(action),
         };
-        if is_only_request && self.export.backend().is_local(&command) {
+        if is_only_request && may_block_inline(self.export.backend(), &command) {
             shared.inline_predictor.command_submitted();
         }
         send_buffer.outstanding += 1;

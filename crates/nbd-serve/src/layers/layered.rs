@@ -4,7 +4,10 @@ use std::fmt;
 use std::io;
 use std::sync::Arc;
 
-use nbd_backend::{Backend, Command, Extent, Geometry, Span, Task, ZeroOptions};
+use nbd_backend::{
+    AsyncBackend, Backend, Command, Extent, Geometry, InlineBackend, MappedBackend, MappedRange,
+    ZeroOptions,
+};
 
 /// What a layer does around each command.
 pub(crate) trait CommandHook: Send + Sync {
@@ -91,42 +94,6 @@ impl Backend for Layered {
         self.run(command, &[], || self.inner.cache(self.start + offset, length))
     }
 
-    /// A hook may block.
-    fn try_read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<bool> {
-        match self.hook {
-            None => self.inner.try_read_at(buffer, self.start + offset),
-            Some(_) => Ok(false),
-        }
-    }
-
-    fn span(&self, offset: u64, length: u32) -> Option<Span> {
-        match self.hook {
-            None => self.inner.span(self.start + offset, length),
-            Some(_) => None,
-        }
-    }
-
-    fn span_mut(&self, offset: u64, length: u32) -> Option<Span> {
-        match self.hook {
-            None => self.inner.span_mut(self.start + offset, length),
-            Some(_) => None,
-        }
-    }
-
-    fn prefetch(&self, offset: u64, length: u32) {
-        if self.hook.is_none() {
-            self.inner.prefetch(self.start.saturating_add(offset), length);
-        }
-    }
-
-    fn is_quick(&self, command: &Command) -> bool {
-        self.hook.is_none() && self.inner.is_quick(&shifted(command, self.start))
-    }
-
-    fn is_local(&self, command: &Command) -> bool {
-        self.hook.is_none() && self.inner.is_local(&shifted(command, self.start))
-    }
-
     fn extents(&self, offset: u64, length: u64, one: bool) -> io::Result<Vec<Extent>> {
         let mut extents = Vec::new();
         self.run(Command::BlockStatus { offset, length, one }, &[], || {
@@ -136,17 +103,60 @@ impl Backend for Layered {
         Ok(extents)
     }
 
-    /// A task knows its own command only, so one that would have to be another one is carried out
-    /// by a worker.
-    fn start(&self, task: Box<dyn Task>) -> Option<Box<dyn Task>> {
-        match self.hook {
-            None if self.start == 0 => self.inner.start(task),
-            _ => Some(task),
-        }
-    }
-
     fn close(&self) {
         self.inner.close();
+    }
+
+    /// A hook may block.
+    fn as_inline(&self) -> Option<&dyn InlineBackend> {
+        if self.hook.is_none() { Some(self) } else { None }
+    }
+
+    fn as_mapped(&self) -> Option<&dyn MappedBackend> {
+        if self.hook.is_none() { Some(self) } else { None }
+    }
+
+    /// A task knows its own command only, so one that would have to be another one is executed by a
+    /// worker.
+    fn as_async(&self) -> Option<&dyn AsyncBackend> {
+        if self.hook.is_none() && self.start == 0 { self.inner.as_async() } else { None }
+    }
+}
+
+impl InlineBackend for Layered {
+    fn never_blocks(&self, command: &Command) -> bool {
+        let inner = self.inner.as_inline();
+        inner.is_some_and(|inner| inner.never_blocks(&shifted(command, self.start)))
+    }
+
+    fn may_block_inline(&self, command: &Command) -> bool {
+        let inner = self.inner.as_inline();
+        inner.is_some_and(|inner| inner.may_block_inline(&shifted(command, self.start)))
+    }
+
+    fn try_read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<bool> {
+        let inner = self.inner.as_inline();
+        inner.map_or(Ok(false), |inner| inner.try_read_at(buffer, self.start + offset))
+    }
+}
+
+impl MappedBackend for Layered {
+    fn mapped_range(&self, offset: u64, length: u32) -> Option<MappedRange> {
+        self.inner.as_mapped()?.mapped_range(self.start + offset, length)
+    }
+
+    fn mapped_range_mut(&self, offset: u64, length: u32) -> Option<MappedRange> {
+        self.inner.as_mapped()?.mapped_range_mut(self.start + offset, length)
+    }
+
+    fn check_received(&self) -> io::Result<()> {
+        self.inner.as_mapped().map_or(Ok(()), MappedBackend::check_received)
+    }
+
+    fn prefetch(&self, offset: u64, length: u32) {
+        if let Some(inner) = self.inner.as_mapped() {
+            inner.prefetch(self.start.saturating_add(offset), length);
+        }
     }
 }
 

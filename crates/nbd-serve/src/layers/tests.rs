@@ -93,7 +93,7 @@ fn a_delay_is_at_least_as_long_as_asked_for() {
     layer.write_at(&[0; 512], 0, false).unwrap();
     layer.trim(0, 512, false).unwrap();
     assert!(begun.elapsed() >= Duration::from_millis(40));
-    assert!(!layer.is_quick(&Command::Read { offset: 0, length: 512 }));
+    assert!(layer.as_inline().is_none());
 }
 
 #[test]
@@ -117,7 +117,8 @@ fn a_window_shows_only_its_part() {
     subrange.read_at(&mut word, 16).unwrap();
     assert_eq!(u64::from_be_bytes(word), 8192 + 16);
     assert_eq!(subrange.geometry().size, 4096);
-    assert!(subrange.is_quick(&Command::Read { offset: 0, length: 512 }));
+    let read = Command::Read { offset: 0, length: 512 };
+    assert!(subrange.as_inline().unwrap().never_blocks(&read));
 }
 
 #[test]
@@ -131,12 +132,15 @@ fn subrange_lends_its_part_and_a_layer_with_a_hook_lends_nothing() {
     let lower: Arc<dyn Backend> = Arc::<FileExport>::clone(&memory);
     let subrange = Layered::subrange(lower, Geometry { size: 64 << 10, ..geometry }, 8192);
     let mut lent = [0; 4096];
-    subrange.span(512, 4096).unwrap().read(&mut lent).unwrap();
+    subrange.as_mapped().unwrap().mapped_range(512, 4096).unwrap().read(&mut lent).unwrap();
     assert_eq!(lent, data[8192 + 512..8192 + 512 + 4096]);
-    assert_eq!(subrange.span_mut(512, 4096).unwrap().offset(), 8192 + 512);
+    assert_eq!(
+        subrange.as_mapped().unwrap().mapped_range_mut(512, 4096).unwrap().offset(),
+        8192 + 512
+    );
     let witness = Arc::new(Witness(Mutex::default()));
     let layer = Layered::with(memory, Box::new(witness));
-    assert!(layer.span(0, 4096).is_none() && layer.span_mut(0, 4096).is_none());
+    assert!(layer.as_mapped().is_none());
 }
 
 /// What it was asked, and what it lets through.
@@ -166,7 +170,6 @@ fn every_command_goes_through_a_layer_once() {
     layer.write_zeroes(4, 512, how).unwrap();
     layer.cache(5, 512).unwrap();
     assert_eq!(layer.extents(6, 512, true).unwrap()[0].length, 512);
-    assert!(!layer.try_read_at(&mut [0; 512], 0).unwrap());
     let length = 512;
     let zeroes =
         Command::WriteZeroes { offset: 4, length, fua: true, no_hole: false, fast_only: false };

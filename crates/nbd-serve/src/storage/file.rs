@@ -12,7 +12,9 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use nbd_backend::{Backend, Command, Extent, Geometry, Span, ZeroOptions, now};
+use nbd_backend::{
+    Backend, Command, Extent, Geometry, InlineBackend, MappedBackend, MappedRange, ZeroOptions, now,
+};
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, PosixFadviseAdvice, fallocate, posix_fadvise};
 use nix::sys::statfs::{FsType, TMPFS_MAGIC, fstatfs};
@@ -234,11 +236,6 @@ impl Backend for FileExport {
         if self.kind == FileKind::Memory {
             return self.write_memory(data, offset);
         }
-        if data.is_empty() {
-            // Who received to where it belongs asks what has become of it. A truncated file may
-            // have grown back that far since, but not to its old size.
-            return self.check_end(self.geometry.size).map(drop);
-        }
         let end = offset + data.len() as u64;
         if !self.direct {
             let begun = now();
@@ -337,50 +334,17 @@ impl Backend for FileExport {
         self.keep_present(offset, extents::of_file(&self.file, offset, length, most)?)
     }
 
-    fn try_read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<bool> {
-        if !self.can_read_nowait.load(Ordering::Relaxed) {
-            return Ok(false);
-        }
-        match system::read_cached(&self.file, buffer, offset) {
-            Ok(count) => Ok(count == buffer.len()),
-            Err(error) => {
-                if is_unsupported(&error) {
-                    self.can_read_nowait.store(false, Ordering::Relaxed);
-                }
-                // Whatever it is, a worker meets it again and has the time to deal with it.
-                Ok(false)
-            }
-        }
+    fn as_inline(&self) -> Option<&dyn InlineBackend> {
+        Some(self)
     }
 
-    /// Not of a file that was cut off: its last page is mapped as a whole, and what lies behind the end
-    /// reads as zeroes there.
-    fn span(&self, offset: u64, length: u32) -> Option<Span> {
-        self.check_end_at(offset + u64::from(length), now()).ok()?;
-        let length = length as usize;
-        match self.in_memory {
-            true => self.tmpfs_map()?.span(offset, length),
-            false if self.direct => None,
-            false => self.pagecache_map()?.span(offset, length),
-        }
+    fn as_mapped(&self) -> Option<&dyn MappedBackend> {
+        (!self.direct).then_some(self)
     }
+}
 
-    /// The same: what is written behind the end goes nowhere.
-    fn span_mut(&self, offset: u64, length: u32) -> Option<Span> {
-        if !self.in_memory {
-            return None;
-        }
-        self.check_end(self.geometry.size).ok()?;
-        self.tmpfs_map()?.span_mut(offset, length as usize)
-    }
-
-    fn prefetch(&self, offset: u64, length: u32) {
-        if let Some(tmpfs_map) = self.tmpfs_map_before() {
-            tmpfs_map.prefetch(offset, length as usize);
-        }
-    }
-
-    fn is_quick(&self, command: &Command) -> bool {
+impl InlineBackend for FileExport {
+    fn never_blocks(&self, command: &Command) -> bool {
         let (offset, length) = command.range();
         if length > MAX_INLINE_LEN {
             return false;
@@ -396,10 +360,58 @@ impl Backend for FileExport {
         }
     }
 
-    fn is_local(&self, command: &Command) -> bool {
+    fn may_block_inline(&self, command: &Command) -> bool {
         let waits =
             matches!(command, Command::Read { .. } | Command::Write { .. } | Command::Flush);
         waits && command.range().1 <= MAX_INLINE_LEN
+    }
+
+    fn try_read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<bool> {
+        if !self.can_read_nowait.load(Ordering::Relaxed) {
+            return Ok(false);
+        }
+        match system::read_cached(&self.file, buffer, offset) {
+            Ok(count) => Ok(count == buffer.len()),
+            Err(error) => {
+                if is_unsupported(&error) {
+                    self.can_read_nowait.store(false, Ordering::Relaxed);
+                }
+                // Whatever it is, a worker meets it again and has the time to deal with it.
+                Ok(false)
+            }
+        }
+    }
+}
+
+impl MappedBackend for FileExport {
+    /// Not of a file that was cut off: its last page is mapped as a whole, and what lies behind the end
+    /// reads as zeroes there.
+    fn mapped_range(&self, offset: u64, length: u32) -> Option<MappedRange> {
+        self.check_end_at(offset + u64::from(length), now()).ok()?;
+        match self.in_memory {
+            true => self.tmpfs_map()?.range(offset, length as usize),
+            false => self.pagecache_map()?.range(offset, length as usize),
+        }
+    }
+
+    /// The same: what is written behind the end goes nowhere.
+    fn mapped_range_mut(&self, offset: u64, length: u32) -> Option<MappedRange> {
+        if !self.in_memory {
+            return None;
+        }
+        self.check_received().ok()?;
+        self.tmpfs_map()?.range_mut(offset, length as usize)
+    }
+
+    /// A truncated file may have grown back since, but not to its old size.
+    fn check_received(&self) -> io::Result<()> {
+        self.check_end(self.geometry.size).map(drop)
+    }
+
+    fn prefetch(&self, offset: u64, length: u32) {
+        if let Some(map) = self.tmpfs_map_before() {
+            map.prefetch(offset, length as usize);
+        }
     }
 }
 

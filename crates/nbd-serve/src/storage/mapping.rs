@@ -11,7 +11,7 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use nbd_backend::{Lender, Span};
+use nbd_backend::{MappedRange, MappingOwner};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munlock, munmap};
 
 /// Size of a page in bytes.
@@ -30,7 +30,7 @@ pub(crate) struct Mapping {
     file: File,
     start: NonNull<u8>,
     len: usize,
-    /// Something that was lent could not be sent.
+    /// A range could not be sent from here.
     has_failed: AtomicBool,
 }
 
@@ -80,13 +80,13 @@ impl Mapping {
 
     /// A range that lies within it, to be sent from there. `None` once that went wrong: somebody
     /// has cut the file off, and whoever reads it the other way is told so.
-    pub(crate) fn span(self: &Arc<Self>, offset: u64, length: usize) -> Option<Span> {
+    pub(crate) fn range(self: &Arc<Self>, offset: u64, length: usize) -> Option<MappedRange> {
         if self.has_failed.load(Ordering::Relaxed) {
             return None;
         }
-        let lender: Arc<dyn Lender> = Arc::<Self>::clone(self);
-        // SAFETY: the range stays mapped until this is dropped, and the span keeps it.
-        Some(unsafe { Span::new(self.at(offset, length), length, offset, lender) })
+        let owner: Arc<dyn MappingOwner> = Arc::<Self>::clone(self);
+        // SAFETY: the range stays mapped until this is dropped, and the range keeps it.
+        Some(unsafe { MappedRange::new(self.at(offset, length), length, offset, owner) })
     }
 
     /// Has the processor fetch a range into its second cache. Nothing happens where there is no page
@@ -126,7 +126,7 @@ fn fetch(address: NonNull<u8>) {
 #[cfg(not(target_arch = "x86_64"))]
 fn fetch(_address: NonNull<u8>) {}
 
-impl Lender for Mapping {
+impl MappingOwner for Mapping {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
         let read = self.file.read_exact_at(buffer, offset);
         read.inspect_err(|_| self.has_failed.store(true, Ordering::Relaxed))

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::sync::Arc;
 
-use nbd_backend::Span;
+use nbd_backend::MappedRange;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::mman::ProtFlags;
 use nix::sys::statfs::{
@@ -53,7 +53,7 @@ impl PagecacheMap {
 
     /// A range, if all of it is there. If some of it is thrown out before it is sent, whoever
     /// sends it waits for the disk.
-    pub(crate) fn span(&self, offset: u64, length: usize) -> Option<Span> {
+    pub(crate) fn range(&self, offset: u64, length: usize) -> Option<MappedRange> {
         let Self(mapping) = self;
         if !(MIN_LEN..=MAX_LEN).contains(&length) || !mapping.reaches(offset, length) {
             return None;
@@ -63,7 +63,7 @@ impl PagecacheMap {
         let pages = &mut pages[..(before + length).div_ceil(PAGE as usize)];
         let is_known = mapping.residence(offset - before as u64, before + length, pages);
         let is_there = is_known && pages.iter().all(|&page| page != 0);
-        if is_there { mapping.span(offset, length) } else { None }
+        if is_there { mapping.range(offset, length) } else { None }
     }
 }
 
@@ -90,9 +90,9 @@ mod tests {
         test(&file, &data);
     }
 
-    fn content(span: &Span) -> Vec<u8> {
-        let mut buffer = vec![0; span.len()];
-        span.read(&mut buffer).unwrap();
+    fn content(range: &MappedRange) -> Vec<u8> {
+        let mut buffer = vec![0; range.len()];
+        range.read(&mut buffer).unwrap();
         buffer
     }
 
@@ -110,15 +110,15 @@ mod tests {
             for (offset, length) in
                 [(0, MIN_LEN), (4096, MAX_LEN), (777, MIN_LEN + 1), (SIZE - MAX_LEN, MAX_LEN)]
             {
-                let mut span = pagecache_map.span(offset as u64, length).unwrap();
-                assert_eq!(content(&span), data[offset..offset + length]);
-                span.consume(1000);
-                assert_eq!(content(&span), data[offset + 1000..offset + length]);
+                let mut range = pagecache_map.range(offset as u64, length).unwrap();
+                assert_eq!(content(&range), data[offset..offset + length]);
+                range.consume(1000);
+                assert_eq!(content(&range), data[offset + 1000..offset + length]);
             }
             for (offset, length) in
                 [(0, MIN_LEN - 1), (0, MAX_LEN + 1), (SIZE - MIN_LEN + 1, MIN_LEN)]
             {
-                assert!(pagecache_map.span(offset as u64, length).is_none());
+                assert!(pagecache_map.range(offset as u64, length).is_none());
             }
         });
     }
@@ -127,12 +127,12 @@ mod tests {
     fn what_has_to_be_fetched_is_not() {
         on_disk("fetched", |file, _| {
             let pagecache_map = PagecacheMap::new(file, SIZE as u64).unwrap();
-            assert!(pagecache_map.span(0, MIN_LEN).is_some());
+            assert!(pagecache_map.range(0, MIN_LEN).is_some());
             file.sync_all().unwrap();
             posix_fadvise(file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED).unwrap();
-            assert!(pagecache_map.span(0, MIN_LEN).is_none());
+            assert!(pagecache_map.range(0, MIN_LEN).is_none());
             file.read_exact_at(&mut [0; MAX_LEN], 0).unwrap();
-            assert!(pagecache_map.span(0, MIN_LEN).is_some());
+            assert!(pagecache_map.range(0, MIN_LEN).is_some());
         });
     }
 
@@ -140,11 +140,11 @@ mod tests {
     fn after_a_failure_nothing_is() {
         on_disk("failure", |file, _| {
             let pagecache_map = PagecacheMap::new(file, SIZE as u64).unwrap();
-            let span = pagecache_map.span((SIZE - MIN_LEN) as u64, MIN_LEN).unwrap();
+            let range = pagecache_map.range((SIZE - MIN_LEN) as u64, MIN_LEN).unwrap();
             file.set_len(4096).unwrap();
-            assert!(span.read(&mut [0; MIN_LEN]).is_err());
+            assert!(range.read(&mut [0; MIN_LEN]).is_err());
             file.write_all_at(&pattern(SIZE, 6), 0).unwrap();
-            assert!(pagecache_map.span(0, MIN_LEN).is_none());
+            assert!(pagecache_map.range(0, MIN_LEN).is_none());
         });
     }
 }

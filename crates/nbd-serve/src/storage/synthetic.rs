@@ -3,7 +3,9 @@
 
 use std::io;
 
-use nbd_backend::{Backend, Capabilities, Command, Extent, Geometry, ZeroOptions};
+use nbd_backend::{
+    Backend, Capabilities, Extent, Geometry, InlineBackend, NeverBlocks, ZeroOptions,
+};
 
 use crate::spec::MemorySpec;
 
@@ -64,8 +66,8 @@ impl Backend for Null {
         Ok(vec![Extent { length, hole: true, zero: true }])
     }
 
-    fn is_quick(&self, command: &Command) -> bool {
-        command.range().1 <= MAX_INLINE_LEN
+    fn as_inline(&self) -> Option<&dyn InlineBackend> {
+        Some(&NeverBlocks(MAX_INLINE_LEN))
     }
 }
 
@@ -83,8 +85,8 @@ impl Backend for Pattern {
         Err(io::ErrorKind::PermissionDenied.into())
     }
 
-    fn is_quick(&self, command: &Command) -> bool {
-        command.range().1 <= MAX_INLINE_LEN
+    fn as_inline(&self) -> Option<&dyn InlineBackend> {
+        Some(&NeverBlocks(MAX_INLINE_LEN))
     }
 }
 

@@ -6,7 +6,7 @@
 //! and reaches only chunks of which all do; the page tables of a chunk are filled in at once,
 //! since a fault for each page costs more than the system calls that it saves.
 //!
-//! What others can truncate is never touched, only lent to the kernel.
+//! What others can truncate is never touched, only handed to the kernel.
 //!
 //! It may know too little, and then the caller uses a system call; a page that is noted and was
 //! punched out meanwhile comes back as zeroes, which is what a hole reads as.
@@ -18,7 +18,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use nbd_backend::Span;
+use nbd_backend::MappedRange;
 use nix::sys::mman::ProtFlags;
 
 use crate::storage::mapping::{Mapping, PAGE};
@@ -65,7 +65,7 @@ impl TmpfsMap {
         Self::new(file, size, true, true)
     }
 
-    /// Maps `size` bytes of a file that has them now. They can only be lent.
+    /// Maps `size` bytes of a file that has them now. They can only be handed to the kernel.
     pub(crate) fn unsealed(file: &File, size: u64, is_writable: bool) -> io::Result<Self> {
         Self::new(file, size, false, is_writable)
     }
@@ -78,14 +78,14 @@ impl TmpfsMap {
     }
 
     /// A range to be sent from where it is, if all of it is there.
-    pub(crate) fn span(&self, offset: u64, length: usize) -> Option<Span> {
+    pub(crate) fn range(&self, offset: u64, length: usize) -> Option<MappedRange> {
         let is_there = self.mapping.reaches(offset, length) && self.is_ready(offset, length);
-        if is_there { self.mapping.span(offset, length) } else { None }
+        if is_there { self.mapping.range(offset, length) } else { None }
     }
 
     /// A range to be received to, if all of it is there.
-    pub(crate) fn span_mut(&self, offset: u64, length: usize) -> Option<Span> {
-        if self.is_writable { self.span(offset, length) } else { None }
+    pub(crate) fn range_mut(&self, offset: u64, length: usize) -> Option<MappedRange> {
+        if self.is_writable { self.range(offset, length) } else { None }
     }
 
     /// Copies from the file if all of the range is there.
@@ -330,22 +330,22 @@ mod tests {
         std::fs::remove_file(&path).unwrap();
         file.set_len(SIZE).unwrap();
         let tmpfs_map = TmpfsMap::unsealed(&file, SIZE, true).unwrap();
-        assert!(tmpfs_map.span(0, 4096).is_none());
+        assert!(tmpfs_map.range(0, 4096).is_none());
         let data = pattern(SIZE as usize, 3);
         file.write_all_at(&data, 0).unwrap();
         tmpfs_map.note(0, data.len());
         assert!(!can_read(&tmpfs_map, 0) && !tmpfs_map.write(&[1; 512], 0));
-        let span = tmpfs_map.span(5000, 4096).unwrap();
+        let range = tmpfs_map.range(5000, 4096).unwrap();
         let mut buffer = [0; 4096];
-        span.read(&mut buffer).unwrap();
+        range.read(&mut buffer).unwrap();
         assert_eq!(buffer, data[5000..9096]);
-        assert!(tmpfs_map.span(SIZE - 512, 1024).is_none());
-        assert!(tmpfs_map.span_mut(5000, 4096).is_some());
+        assert!(tmpfs_map.range(SIZE - 512, 1024).is_none());
+        assert!(tmpfs_map.range_mut(5000, 4096).is_some());
         let read_only = TmpfsMap::unsealed(&file, SIZE, false).unwrap();
-        assert!(read_only.span(5000, 4096).is_some() && read_only.span_mut(5000, 4096).is_none());
+        assert!(read_only.range(5000, 4096).is_some() && read_only.range_mut(5000, 4096).is_none());
         tmpfs_map.forget(0, 4096);
         file.set_len(0).unwrap();
-        assert!(span.read(&mut buffer).is_err());
-        assert!(tmpfs_map.span(CHUNK_SIZE as u64, 4096).is_none(), "lent after a failure");
+        assert!(range.read(&mut buffer).is_err());
+        assert!(tmpfs_map.range(CHUNK_SIZE as u64, 4096).is_none(), "lent after a failure");
     }
 }

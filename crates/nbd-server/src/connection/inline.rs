@@ -1,6 +1,6 @@
 //! Requests that the receiving thread executes itself.
 
-use nbd_backend::{Span, execute_blocking, execute_inline};
+use nbd_backend::{MappedRange, execute_blocking, execute_inline};
 use nbd_proto::{Command, NbdError};
 
 use super::Connection;
@@ -43,12 +43,12 @@ impl Connection {
             self.stage(send_buffer, to, Ok(()));
             return Some(false);
         }
-        if let Some(span) = self.span(send_buffer, command) {
+        if let Some(range) = self.mapped_range(send_buffer, command) {
             let mut head = [0; MAX_DATA_HEADER_LEN];
             let head = &mut head[..self.replies.data_head_len()];
             self.replies.data_head(to, length, head);
             send_buffer.stage(head);
-            send_buffer.stage_mapped(span);
+            send_buffer.stage_mapped(range);
             return Some(false);
         }
         let head = self.replies.data_head_len();
@@ -71,14 +71,14 @@ impl Connection {
     }
 
     /// The mapped memory of a read's data, if sending from there is better than copying.
-    fn span(&self, send_buffer: &SendBuffer, command: &Command) -> Option<Span> {
+    fn mapped_range(&self, send_buffer: &SendBuffer, command: &Command) -> Option<MappedRange> {
         let Command::Read { offset, length } = *command else {
             return None;
         };
         if !self.prefers_mapped(send_buffer, length) {
             return None;
         }
-        let span = self.export.backend().span(offset, length)?;
+        let range = self.export.backend().as_mapped()?.mapped_range(offset, length)?;
         if self.replies.has_holes() {
             // Only the beginning: checking all of it would cost as much as copying it.
             let mut beginning = [0; ZERO_PROBE_LEN as usize];
@@ -88,7 +88,7 @@ impl Connection {
                 return None;
             }
         }
-        Some(span)
+        Some(range)
     }
 
     /// Whether a read of this length is better sent from mapped memory than copied.

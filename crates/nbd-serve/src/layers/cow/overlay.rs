@@ -6,7 +6,10 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use nbd_backend::{Backend, Capabilities, Command, Extent, Geometry, Span, ZeroOptions};
+use nbd_backend::{
+    Backend, Capabilities, Command, Extent, Geometry, InlineBackend, MappedBackend, MappedRange,
+    ZeroOptions,
+};
 
 use super::format::{self, CLUSTER, Layout};
 use super::map::{Allocating, Map};
@@ -162,34 +165,6 @@ impl Backend for Overlay {
         self.flush_if(how.fua)
     }
 
-    fn try_read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<bool> {
-        let end = offset + buffer.len() as u64;
-        match self.map.run(offset, end) {
-            (next, true) if next == end => self.diff.try_read_at(buffer, self.at(offset)),
-            (next, false) if next == end => self.base.try_read_at(buffer, offset),
-            _ => Ok(false),
-        }
-    }
-
-    fn span(&self, offset: u64, length: u32) -> Option<Span> {
-        let end = offset + u64::from(length);
-        match self.map.run(offset, end) {
-            (next, true) if next == end => self.diff.span(self.at(offset), length),
-            (next, false) if next == end => self.base.span(offset, length),
-            _ => None,
-        }
-    }
-
-    fn is_quick(&self, command: &Command) -> bool {
-        match *command {
-            Command::Write { offset, length, fua: false } => {
-                let at = Command::Write { offset: self.at(offset), length, fua: false };
-                self.map.covers(offset, offset + u64::from(length)) && self.diff.is_quick(&at)
-            }
-            _ => false,
-        }
-    }
-
     fn extents(&self, offset: u64, length: u64, one: bool) -> io::Result<Vec<Extent>> {
         let most = if one { 1 } else { MAX_EXTENTS };
         let end = offset + length;
@@ -212,6 +187,46 @@ impl Backend for Overlay {
             at += length;
         }
         Ok(extents)
+    }
+
+    fn as_inline(&self) -> Option<&dyn InlineBackend> {
+        Some(self)
+    }
+
+    fn as_mapped(&self) -> Option<&dyn MappedBackend> {
+        Some(self)
+    }
+}
+
+impl InlineBackend for Overlay {
+    fn never_blocks(&self, command: &Command) -> bool {
+        match *command {
+            Command::Write { offset, length, fua: false } => {
+                let at = Command::Write { offset: self.at(offset), length, fua: false };
+                self.map.covers(offset, offset + u64::from(length)) && self.diff.never_blocks(&at)
+            }
+            _ => false,
+        }
+    }
+
+    fn try_read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<bool> {
+        let end = offset + buffer.len() as u64;
+        match (self.map.run(offset, end), self.base.as_inline()) {
+            ((next, true), _) if next == end => self.diff.try_read_at(buffer, self.at(offset)),
+            ((next, false), Some(base)) if next == end => base.try_read_at(buffer, offset),
+            _ => Ok(false),
+        }
+    }
+}
+
+impl MappedBackend for Overlay {
+    fn mapped_range(&self, offset: u64, length: u32) -> Option<MappedRange> {
+        let end = offset + u64::from(length);
+        match self.map.run(offset, end) {
+            (next, true) if next == end => self.diff.mapped_range(self.at(offset), length),
+            (next, false) if next == end => self.base.as_mapped()?.mapped_range(offset, length),
+            _ => None,
+        }
     }
 }
 

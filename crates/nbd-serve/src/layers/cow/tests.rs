@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::path::Path;
 use std::sync::Arc;
 
-use nbd_backend::{Backend, Capabilities, Geometry, ZeroOptions};
+use nbd_backend::{Backend, Capabilities, Geometry, MappedBackend, ZeroOptions};
 use proptest::prelude::*;
 
 use super::diff_file::first;
@@ -189,9 +189,9 @@ impl World {
         }
         for at in (0..SIZE - LENT).step_by(PAGE) {
             // What is half of the one and half of the other is never lent.
-            if let Some(span) = self.overlay().span(at as u64, LENT as u32) {
+            if let Some(mapped_range) = self.overlay().mapped_range(at as u64, LENT as u32) {
                 let mut lent = vec![0; LENT];
-                span.read(&mut lent).unwrap();
+                mapped_range.read(&mut lent).unwrap();
                 assert!(lent == data[at..at + LENT], "lent at {at}");
             }
         }

@@ -212,29 +212,31 @@ fn a_truncation_is_noticed_a_moment_later_at_most_even_if_writes_were_quicker() 
 }
 
 #[test]
-fn what_was_received_in_place_is_asked_for_at_once() {
+fn check_received_fails_once_the_file_was_truncated() {
     let shared = File::from(memfd_create(c"cut", MFdFlags::MFD_CLOEXEC).unwrap());
     shared.set_len(MIB).unwrap();
     let geometry = mem::geometry(MemorySpec { size: MIB, block: 512 });
     let export = FileExport::new(shared, "x".into(), FileKind::Regular, false, geometry);
     export.write_at(&pattern(MIB as usize, 1), 0, false).unwrap();
-    assert!(export.span_mut(0, 8192).is_some());
-    export.write_at(&[], 8192, false).unwrap();
+    assert!(export.mapped_range_mut(0, 8192).is_some());
+    export.check_received().unwrap();
     export.file.set_len(4096).unwrap();
-    export.write_at(&[], 8192, false).unwrap_err();
-    assert!(export.span_mut(0, 4096).is_none());
+    export.check_received().unwrap_err();
+    assert!(export.mapped_range_mut(0, 4096).is_none());
     // A write that believed what it knew a moment ago makes it grow back, but not entirely.
     export.file.set_len(MIB / 2).unwrap();
-    export.write_at(&[], 8192, false).unwrap_err();
+    export.check_received().unwrap_err();
 }
 
 #[test]
 fn only_reads_writes_and_flushes_of_a_file_are_waited_for() {
     let directory = Directory::new();
     let export = file(&directory, MIB);
-    assert!(export.is_local(&Command::Flush) && export.is_local(&write(4096, true)));
-    assert!(!export.is_local(&write(2 << 20, true)));
-    assert!(!export.is_local(&Command::Trim { offset: 0, length: 4096, fua: false }));
+    assert!(
+        export.may_block_inline(&Command::Flush) && export.may_block_inline(&write(4096, true))
+    );
+    assert!(!export.may_block_inline(&write(2 << 20, true)));
+    assert!(!export.may_block_inline(&Command::Trim { offset: 0, length: 4096, fua: false }));
 }
 
 #[test]
@@ -263,7 +265,7 @@ fn a_kernel_without_durable_writes_is_asked_to_sync_instead() {
 }
 
 #[test]
-fn only_what_does_not_wait_is_quick() {
+fn only_what_does_not_wait_never_blocks() {
     let directory = Directory::new();
     let (offset, length) = (0, 4096);
     let slow = [
@@ -278,14 +280,14 @@ fn only_what_does_not_wait_is_quick() {
     let mut export = file(&directory, MIB);
     // The tests' directory may be in memory.
     export.in_memory = false;
-    assert!(export.is_quick(&write(4096, false)));
+    assert!(export.never_blocks(&write(4096, false)));
     for command in slow {
-        assert!(!export.is_quick(&command), "{command:?}");
+        assert!(!export.never_blocks(&command), "{command:?}");
         let in_memory = command.range().1 <= MAX_INLINE_LEN;
-        assert_eq!(memory(MIB).is_quick(&command), in_memory, "{command:?}");
+        assert_eq!(memory(MIB).never_blocks(&command), in_memory, "{command:?}");
     }
     export.write_latency.took(Duration::from_millis(50));
-    assert!(!export.is_quick(&write(4096, false)));
+    assert!(!export.never_blocks(&write(4096, false)));
 }
 
 #[test]
@@ -294,10 +296,10 @@ fn a_file_in_memory_is_as_quick_as_memory() {
     let shared = mem::make(MIB).unwrap();
     let geometry = mem::geometry(MemorySpec { size: MIB, block: 512 });
     let export = FileExport::new(shared, "x".into(), FileKind::Regular, false, geometry);
-    assert!(export.is_quick(&Command::Read { offset: 0, length: 4096 }));
-    assert!(export.is_quick(&Command::Flush));
+    assert!(export.never_blocks(&Command::Read { offset: 0, length: 4096 }));
+    assert!(export.never_blocks(&Command::Flush));
     let on_disk = FileExport { in_memory: false, ..export };
-    assert!(!on_disk.is_quick(&Command::Flush));
+    assert!(!on_disk.never_blocks(&Command::Flush));
     assert!(!is_in_memory(&File::open("/proc/self/stat").unwrap()));
 }
 
@@ -332,7 +334,7 @@ fn with_direct_io(test: impl FnOnce(&FileExport)) {
 fn direct_io_works_at_any_address() {
     with_direct_io(|export| {
         let block = export.geometry.block_size as usize;
-        assert!(!export.is_quick(&write(4096, false)));
+        assert!(!export.never_blocks(&write(4096, false)));
         for (skew, length, fua) in [(1, block, false), (28, 3 << 20, false), (0, 1 << 20, true)] {
             let mut data = vec![0; length + skew];
             data[skew..].copy_from_slice(&pattern(length, skew as u8));
