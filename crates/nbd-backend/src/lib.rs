@@ -23,6 +23,7 @@
 mod backend;
 mod busy_poll;
 mod clock;
+mod dispatch;
 mod durability;
 mod engine;
 mod extensions;
@@ -42,10 +43,10 @@ mod workers;
 pub use backend::{Backend, Capabilities, Extent, Geometry, ZeroOptions};
 pub use busy_poll::BusyPoll;
 pub use clock::now;
+pub use dispatch::{Dispatcher, ReceivedRequest, ReplySink, Room, execute_inline};
 pub use durability::{Durability, ProcessDurability, remember};
 pub use engine::{Outcome, ServeError};
 pub use extensions::{AsyncBackend, InlineBackend, MappedBackend, NeverBlocks};
-pub use inline_predictor::InlinePredictor;
 pub use join::{
     ENVIRONMENT, Endpoint, HolderConnection, JOIN_VARIABLE, JoinError, Session, Stored,
 };
@@ -53,7 +54,7 @@ pub use lane::AbortOnPanic;
 pub use mapped_range::{MappedRange, MappingOwner};
 pub use nbd_control::backend::ExportInfo;
 pub use nbd_proto::Command;
-pub use task::{Completion, Task, execute_blocking, execute_inline, may_block_inline, reply_error};
+pub use task::{Completion, Task, reply_error};
 pub use warmup::warm_up;
 pub use workers::Workers;
 

@@ -92,82 +92,8 @@ pub(crate) fn perform(backend: &dyn Backend, task: Box<dyn Task>, buffer: &mut B
     }
 }
 
-/// Executes a command on this thread if that does not block; `None` if it would.
-///
-/// `room` is the buffer for the data of a read, and empty for other commands. `begin` is called
-/// before the execution.
-///
-/// # Errors
-///
-/// The backend's error as the client gets it, or that of an earlier failed flush if the command
-/// promises durability.
-pub fn execute_inline(
-    backend: &dyn Backend,
-    durability: &dyn Durability,
-    command: &Command,
-    payload: &[u8],
-    room: &mut [u8],
-    begin: impl FnOnce(),
-) -> Option<Result<(), NbdError>> {
-    let inline = backend.as_inline()?;
-    let never_blocks = inline.never_blocks(command);
-    match *command {
-        Command::Read { offset, .. } => {
-            begin();
-            let read = if never_blocks {
-                backend.read_at(room, offset).map(|()| true)
-            } else {
-                inline.try_read_at(room, offset)
-            };
-            match read {
-                Ok(true) => Some(Ok(())),
-                Ok(false) => None,
-                Err(error) => Some(Err(reply_error(command, &error))),
-            }
-        }
-        Command::BlockStatus { .. } => None,
-        _ if never_blocks && !is_unoffered(backend, command) => {
-            begin();
-            Some(execute(backend, durability, command, payload))
-        }
-        _ => None,
-    }
-}
-
-/// Executes a command on this thread, however long it takes, if the backend allows that; else
-/// `None`. Call [`execute_inline`] first; the arguments are the same.
-///
-/// # Errors
-///
-/// As for [`execute_inline`].
-pub fn execute_blocking(
-    backend: &dyn Backend,
-    durability: &dyn Durability,
-    command: &Command,
-    payload: &[u8],
-    room: &mut [u8],
-    begin: impl FnOnce(),
-) -> Option<Result<(), NbdError>> {
-    if matches!(command, Command::BlockStatus { .. }) || !may_block_inline(backend, command) {
-        return None;
-    }
-    begin();
-    Some(match *command {
-        Command::Read { offset, .. } => {
-            backend.read_at(room, offset).map_err(|error| reply_error(command, &error))
-        }
-        _ => execute(backend, durability, command, payload),
-    })
-}
-
-/// Whether the receiving thread may execute a command although that may block.
-pub fn may_block_inline(backend: &dyn Backend, command: &Command) -> bool {
-    backend.as_inline().is_some_and(|inline| inline.may_block_inline(command))
-        && !is_unoffered(backend, command)
-}
-
 /// Executes any command that returns no data. `payload` is a write's.
-fn execute(
+pub(crate) fn execute(
     backend: &dyn Backend,
     durability: &dyn Durability,
     command: &Command,

@@ -49,7 +49,8 @@ impl Connection {
         // Direct receiving needs no common memory, however long the client takes.
         recv_buffer.release_shared().ok()?;
         let data = &recv_buffer.bytes()[head..];
-        self.write(data, offset).ok()?;
+        // That does not block: a range to be received into exists only where writes do not.
+        self.export.backend().write_at(data, offset, false).ok()?;
         range.consume(data.len());
         recv_buffer.consume(head + data.len());
         Some(DirectReceive { to: header.address(), command, range })
@@ -88,13 +89,5 @@ impl Connection {
         let done = kept.map_err(|error| reply_error(&command, &error)).and(done);
         self.stage(&mut self.lock().send_buffer, to, done);
         Ok(())
-    }
-
-    /// Writes a part of the data through the backend. Does not block: a range to be received into
-    /// exists only where writes do not.
-    fn write(&self, data: &[u8], offset: u64) -> Result<(), NbdError> {
-        let command = Command::Write { offset, length: data.len() as u32, fua: false };
-        self.execute_here(&command, data, &mut [], true)
-            .map_or(Err(NbdError::EIO), |(done, _)| done)
     }
 }
