@@ -3,15 +3,13 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use nbd_backend::{Backend, Capabilities, Geometry};
+use nbd_backend::{Capabilities, Geometry};
 use nbd_control::settings::Setting;
 
-use crate::export::error::ExportError;
-use crate::export::fd_store::FdScope;
-use crate::export::plan::ExportPlan;
+use crate::export::plan::{ExportError, ExportPlan, FdScope, Opened};
 use crate::layers::cow::CowError;
 use crate::layers::cow::diff_file::{self, is_new};
 use crate::layers::cow::map::Map;
@@ -38,14 +36,10 @@ impl CowPlan {
         read_only: bool,
     ) -> Result<Self, ExportError> {
         let below = base.geometry();
-        let known = match diff_file::layout(&diff) {
-            Ok(known) => known,
-            Err(source) => return Err(ExportError::Cow { path: diff, source }),
-        };
+        let known = diff_file::layout(&diff).map_err(|error| failed(&diff, error))?;
         let size = known.map_or(below.size, |layout| layout.size);
         if size > below.size {
-            let source = CowError::SmallBase { diff: size, base: below.size };
-            return Err(ExportError::Cow { path: diff, source });
+            return Err(failed(&diff, CowError::SmallBase { diff: size, base: below.size }));
         }
         let capabilities = Capabilities {
             read_only,
@@ -62,16 +56,23 @@ impl CowPlan {
         Ok(Self { base, diff, read_only, geometry })
     }
 
-    fn open_diff(&self, fds: &mut FdScope<'_>) -> Result<Result<File, CowError>, ExportError> {
-        if let Some(kept) = fds.inherit(KEEPSAKE)? {
-            return Ok(diff_file::check(&self.diff, &kept).map(|()| kept));
+    /// The predecessor's diff, if it left one; it must be the one that is named.
+    fn inherit_diff(&self, fds: &FdScope<'_>) -> Result<Option<File>, ExportError> {
+        let kept = fds.inherit(KEEPSAKE)?;
+        if let Some(kept) = &kept {
+            diff_file::check(&self.diff, kept).map_err(|error| failed(&self.diff, error))?;
         }
-        let file = match diff_file::first(&self.diff, self.geometry.size, self.read_only) {
-            Ok(file) => file,
-            Err(error) => return Ok(Err(error)),
-        };
+        Ok(kept)
+    }
+
+    fn open_diff(&self, fds: &mut FdScope<'_>) -> Result<File, ExportError> {
+        if let Some(kept) = self.inherit_diff(fds)? {
+            return Ok(kept);
+        }
+        let file = diff_file::first(&self.diff, self.geometry.size, self.read_only)
+            .map_err(|error| failed(&self.diff, error))?;
         fds.keep(KEEPSAKE, &file)?;
-        Ok(Ok(file))
+        Ok(file)
     }
 }
 
@@ -109,33 +110,26 @@ impl ExportPlan for CowPlan {
     }
 
     fn examine(&mut self, fds: &mut FdScope<'_>) -> Result<(), ExportError> {
-        if let Some(kept) = fds.inherit(KEEPSAKE)? {
-            let path = self.diff.clone();
-            diff_file::check(&self.diff, &kept)
-                .map_err(|source| ExportError::Cow { path, source })?;
-        }
+        self.inherit_diff(fds)?;
         fds.within(BASE, |fds| self.base.examine(fds))
     }
 
-    fn open_storage(
-        self: Box<Self>,
-        fds: &mut FdScope<'_>,
-    ) -> Result<Arc<dyn Backend>, ExportError> {
-        let opened = self
-            .open_diff(fds)?
-            .and_then(|file| if self.read_only { Map::look(file) } else { Map::open(file) });
-        let Self { base, diff: path, geometry, .. } = *self;
-        let map = match opened {
-            Ok(map) => map,
-            Err(source) => return Err(ExportError::Cow { path, source }),
-        };
+    fn open_storage(self: Box<Self>, fds: &mut FdScope<'_>) -> Opened {
+        let file = self.open_diff(fds)?;
+        let Self { base, diff, geometry, read_only } = *self;
+        let map = if read_only { Map::look(file) } else { Map::open(file) };
+        let map = map.map_err(|error| failed(&diff, error))?;
         let base = fds.within(BASE, |fds| base.open_storage(fds))?;
-        let overlay = Overlay::new(base, path.clone(), map, geometry)
-            .map_err(|error| ExportError::Cow { path, source: CowError::Access(error) })?;
+        let overlay = Overlay::new(base, diff.clone(), map, geometry)
+            .map_err(|error| failed(&diff, CowError::Access(error)))?;
         Ok(Arc::new(overlay))
     }
 
     fn tell(&self) {
         self.base.tell();
     }
+}
+
+fn failed(diff: &Path, source: CowError) -> ExportError {
+    ExportError::Cow { path: diff.into(), source }
 }

@@ -5,11 +5,9 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
-use nbd_backend::{Backend, Geometry};
+use nbd_backend::Geometry;
 
-use crate::export::error::ExportError;
-use crate::export::fd_store::FdScope;
-use crate::export::plan::ExportPlan;
+use crate::export::plan::{ExportError, ExportPlan, FdScope, Opened};
 use crate::size::Size;
 use crate::storage::file::FileExport;
 use crate::storage::probe::Probe;
@@ -68,10 +66,7 @@ impl ExportPlan for Probe {
         inherit_file(self, fds).map(drop)
     }
 
-    fn open_storage(
-        mut self: Box<Self>,
-        fds: &mut FdScope<'_>,
-    ) -> Result<Arc<dyn Backend>, ExportError> {
+    fn open_storage(mut self: Box<Self>, fds: &mut FdScope<'_>) -> Opened {
         let file = open_file(&mut self, fds);
         self.tell();
         let Self { spec, kind, geometry, .. } = *self;

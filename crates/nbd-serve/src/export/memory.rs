@@ -3,11 +3,9 @@
 use std::fs::File;
 use std::sync::Arc;
 
-use nbd_backend::{Backend, Geometry};
+use nbd_backend::Geometry;
 
-use crate::export::error::ExportError;
-use crate::export::fd_store::FdScope;
-use crate::export::plan::ExportPlan;
+use crate::export::plan::{ExportError, ExportPlan, FdScope, Opened};
 use crate::spec::{MemorySpec, Spec};
 use crate::storage::file::{FileExport, FileKind};
 use crate::storage::mem;
@@ -25,10 +23,7 @@ impl ExportPlan for MemorySpec {
         inherit_memory(*self, fds).map(drop)
     }
 
-    fn open_storage(
-        self: Box<Self>,
-        fds: &mut FdScope<'_>,
-    ) -> Result<Arc<dyn Backend>, ExportError> {
+    fn open_storage(self: Box<Self>, fds: &mut FdScope<'_>) -> Opened {
         let object = Spec::Memory(*self).to_string();
         let failed = |source| ExportError::Memory { object: object.clone(), source };
         let file = match inherit_memory(*self, fds)? {

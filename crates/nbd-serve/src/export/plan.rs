@@ -7,8 +7,11 @@ use std::sync::Arc;
 use nbd_backend::{Backend, ExportInfo, Geometry};
 use nbd_control::settings::Setting;
 
-use crate::export::error::ExportError;
-use crate::export::fd_store::FdScope;
+pub(crate) use crate::export::error::ExportError;
+pub(crate) use crate::export::fd_store::FdScope;
+
+/// What becomes of a plan when its storage is opened.
+pub(crate) type Opened = Result<Arc<dyn Backend>, ExportError>;
 
 /// A backend to be.
 pub(crate) trait ExportPlan: fmt::Debug {
@@ -43,10 +46,7 @@ pub(crate) trait ExportPlan: fmt::Debug {
     }
 
     /// Takes over what the predecessor left, or makes sure that there is something to leave.
-    fn open_storage(
-        self: Box<Self>,
-        fds: &mut FdScope<'_>,
-    ) -> Result<Arc<dyn Backend>, ExportError>;
+    fn open_storage(self: Box<Self>, fds: &mut FdScope<'_>) -> Opened;
 
     /// Tells the operator on stderr what is worth knowing.
     fn tell(&self) {}

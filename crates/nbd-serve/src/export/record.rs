@@ -7,12 +7,11 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use nbd_backend::{Backend, Geometry};
+use nbd_backend::Geometry;
 use nbd_control::settings::Setting;
 
-use crate::export::error::{ExportError, RecordError};
-use crate::export::fd_store::FdScope;
-use crate::export::plan::ExportPlan;
+use crate::export::error::RecordError;
+use crate::export::plan::{ExportError, ExportPlan, FdScope, Opened};
 use crate::layers::layered::Layered;
 use crate::layers::record::Recorder;
 use crate::layers::write_log::Log;
@@ -32,17 +31,29 @@ struct RecordPlan {
 }
 
 impl RecordPlan {
-    fn open_log(&self, fds: &mut FdScope<'_>) -> Result<Result<Log, RecordError>, ExportError> {
-        let size = self.geometry().size;
-        if let Some(kept) = fds.inherit(KEEPSAKE)? {
-            return Ok(self.check(&kept).and_then(|()| Ok(Log::resume(kept, size)?)));
+    /// The predecessor's log, if it left one; it must be the one that is named.
+    fn inherit_log(&self, fds: &FdScope<'_>) -> Result<Option<File>, ExportError> {
+        let kept = fds.inherit(KEEPSAKE)?;
+        if let Some(kept) = &kept {
+            self.check(kept).map_err(|error| self.failed(error))?;
         }
-        let file = match self.first() {
-            Ok(file) => file,
-            Err(error) => return Ok(Err(error)),
+        Ok(kept)
+    }
+
+    fn open_log(&self, fds: &mut FdScope<'_>) -> Result<Log, ExportError> {
+        let file = match self.inherit_log(fds)? {
+            Some(kept) => kept,
+            None => {
+                let file = self.first().map_err(|error| self.failed(error))?;
+                fds.keep(KEEPSAKE, &file)?;
+                file
+            }
         };
-        fds.keep(KEEPSAKE, &file)?;
-        Ok(Log::resume(file, size).map_err(Into::into))
+        Log::resume(file, self.geometry().size).map_err(|error| self.failed(error.into()))
+    }
+
+    fn failed(&self, source: RecordError) -> ExportError {
+        ExportError::Record { path: self.path.clone(), source }
     }
 
     fn first(&self) -> Result<File, RecordError> {
@@ -86,21 +97,13 @@ impl ExportPlan for RecordPlan {
     }
 
     fn examine(&mut self, fds: &mut FdScope<'_>) -> Result<(), ExportError> {
-        if let Some(kept) = fds.inherit(KEEPSAKE)? {
-            let path = self.path.clone();
-            self.check(&kept).map_err(|source| ExportError::Record { path, source })?;
-        }
+        self.inherit_log(fds)?;
         fds.within(KEEPSAKE, |fds| self.inner.examine(fds))
     }
 
-    fn open_storage(
-        self: Box<Self>,
-        fds: &mut FdScope<'_>,
-    ) -> Result<Arc<dyn Backend>, ExportError> {
+    fn open_storage(self: Box<Self>, fds: &mut FdScope<'_>) -> Opened {
         let log = self.open_log(fds)?;
-        let Self { inner, path } = *self;
-        let log = log.map_err(|source| ExportError::Record { path, source })?;
-        let inner = fds.within(KEEPSAKE, |fds| inner.open_storage(fds))?;
+        let inner = fds.within(KEEPSAKE, |fds| self.inner.open_storage(fds))?;
         Ok(Arc::new(Layered::with(inner, Box::new(Recorder::new(log)))))
     }
 

@@ -12,9 +12,8 @@ use nbd_backend::{Backend, Geometry};
 use nbd_client::{Options, Remote, Target};
 
 use crate::export::connection_store::{ConnectionStore, KEEPSAKES};
-use crate::export::error::{ExportError, RemoteError};
-use crate::export::fd_store::FdScope;
-use crate::export::plan::{ExportPlan, ShapeHint};
+use crate::export::error::RemoteError;
+use crate::export::plan::{ExportError, ExportPlan, FdScope, Opened, ShapeHint};
 
 /// A server that is connected to, or will be.
 #[derive(Debug)]
@@ -73,10 +72,7 @@ impl ExportPlan for RemotePlan {
     }
 
     /// Takes over the predecessor's place, or deposits one with the holder.
-    fn open_storage(
-        self: Box<Self>,
-        fds: &mut FdScope<'_>,
-    ) -> Result<Arc<dyn Backend>, ExportError> {
+    fn open_storage(self: Box<Self>, fds: &mut FdScope<'_>) -> Opened {
         let (inlet, outlet) = (fds.inherit(KEEPSAKES[0])?, fds.inherit(KEEPSAKES[1])?);
         if let (Some(inlet), Some(outlet)) = (inlet, outlet) {
             return Ok(self.succeed(inlet.into(), outlet.into())?);

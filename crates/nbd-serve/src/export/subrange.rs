@@ -4,12 +4,11 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
-use nbd_backend::{Backend, Geometry};
+use nbd_backend::Geometry;
 use nbd_control::settings::Setting;
 
-use crate::export::error::{ExportError, SubrangeError};
-use crate::export::fd_store::FdScope;
-use crate::export::plan::ExportPlan;
+use crate::export::error::SubrangeError;
+use crate::export::plan::{ExportError, ExportPlan, FdScope, Opened};
 use crate::layers::layered::Layered;
 use crate::layers::partition::{self, Range};
 use crate::storage::mem;
@@ -81,13 +80,8 @@ impl Subrange {
         let mut bytes = [0; 16];
         if let Some(kept) = fds.inherit(KEEPSAKE)? {
             kept.read_exact_at(&mut bytes, 0).map_err(SubrangeError::Note)?;
-            let number = |at: usize| {
-                bytes[at..at + 8]
-                    .iter()
-                    .rev()
-                    .fold(0, |number, byte| number << 8 | u64::from(*byte))
-            };
-            let was = Range { start: number(0), length: number(8) };
+            let [start, length] = [0, 1].map(|at| u64::from_le_bytes(bytes.as_chunks().0[at]));
+            let was = Range { start, length };
             if was != self.range {
                 return Err(SubrangeError::OtherRange(was).into());
             }
@@ -124,10 +118,7 @@ impl ExportPlan for Subrange {
         fds.within(KEEPSAKE, |fds| self.inner.examine(fds))
     }
 
-    fn open_storage(
-        self: Box<Self>,
-        fds: &mut FdScope<'_>,
-    ) -> Result<Arc<dyn Backend>, ExportError> {
+    fn open_storage(self: Box<Self>, fds: &mut FdScope<'_>) -> Opened {
         self.note_range(fds)?;
         let (geometry, start) = (self.geometry(), self.range.start);
         let inner = fds.within(KEEPSAKE, |fds| self.inner.open_storage(fds))?;

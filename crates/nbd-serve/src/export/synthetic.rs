@@ -5,9 +5,7 @@ use std::sync::Arc;
 
 use nbd_backend::{Backend, Geometry};
 
-use crate::export::error::ExportError;
-use crate::export::fd_store::FdScope;
-use crate::export::plan::ExportPlan;
+use crate::export::plan::{ExportPlan, FdScope, Opened};
 
 /// Something that is not stored anywhere.
 pub(crate) struct Synthetic(pub(crate) Geometry, pub(crate) fn(Geometry) -> Arc<dyn Backend>);
@@ -25,10 +23,7 @@ impl ExportPlan for Synthetic {
 
     fn keepsakes(&self, _place: &str, _names: &mut Vec<String>) {}
 
-    fn open_storage(
-        self: Box<Self>,
-        _fds: &mut FdScope<'_>,
-    ) -> Result<Arc<dyn Backend>, ExportError> {
+    fn open_storage(self: Box<Self>, _fds: &mut FdScope<'_>) -> Opened {
         Ok((self.1)(self.0))
     }
 }

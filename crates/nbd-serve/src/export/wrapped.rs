@@ -4,12 +4,10 @@ use std::fmt;
 use std::io;
 use std::sync::Arc;
 
-use nbd_backend::{Backend, Capabilities, Geometry};
+use nbd_backend::{Capabilities, Geometry};
 use nbd_control::settings::Setting;
 
-use crate::export::error::ExportError;
-use crate::export::fd_store::FdScope;
-use crate::export::plan::ExportPlan;
+use crate::export::plan::{ExportError, ExportPlan, FdScope, Opened};
 use crate::layers;
 use crate::layers::layer_option::Schema;
 use crate::layers::layered::Layered;
@@ -93,10 +91,7 @@ impl ExportPlan for WrappedPlan {
         self.inner.examine(fds)
     }
 
-    fn open_storage(
-        self: Box<Self>,
-        fds: &mut FdScope<'_>,
-    ) -> Result<Arc<dyn Backend>, ExportError> {
+    fn open_storage(self: Box<Self>, fds: &mut FdScope<'_>) -> Opened {
         let geometry = self.geometry();
         let Self { inner, wrap } = *self;
         match wrap {
