@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::thread;
 
 use libfuzzer_sys::fuzz_target;
-use nbd_backend::{Backend, Capabilities, Command, Geometry, ZeroOptions};
+use nbd_backend::{Backend, Capabilities, Command, Geometry, InlineBackend, ZeroOptions};
 use nbd_net::address::Listen;
 use nbd_net::listener::Listeners;
 use nbd_net::testing::Scratch;
@@ -133,7 +133,13 @@ impl Backend for Disk {
         self.trim(offset, length, false)
     }
 
-    fn is_quick(&self, command: &Command) -> bool {
+    fn as_inline(&self) -> Option<&dyn InlineBackend> {
+        Some(self)
+    }
+}
+
+impl InlineBackend for Disk {
+    fn never_blocks(&self, command: &Command) -> bool {
         command.range().0.is_multiple_of(2)
     }
 }

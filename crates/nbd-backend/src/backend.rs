@@ -3,12 +3,15 @@
 use std::io;
 
 use nbd_control::backend::ExportInfo;
-use nbd_proto::{Command, RequestRules, TransmissionFlags};
+use nbd_proto::{RequestRules, TransmissionFlags};
 
-use crate::mapped_range::Span;
-use crate::task::Task;
+use crate::extensions::{AsyncBackend, InlineBackend, MappedBackend};
 
-/// A block device.
+/// A block device: what every backend implements.
+///
+/// What a backend can do beyond that, to be faster, are extensions: traits of their own, which it
+/// offers by returning itself from [`as_inline`](Self::as_inline), [`as_mapped`](Self::as_mapped) or
+/// [`as_async`](Self::as_async). Without any, workers call the methods of this trait.
 ///
 /// The engine calls methods from several threads at once. It has checked offsets and lengths: they
 /// lie within [`Geometry::size`] and are multiples of [`Geometry::block_size`]. An error becomes an
@@ -74,51 +77,6 @@ pub trait Backend: Send + Sync + 'static {
         Ok(())
     }
 
-    /// Reads without blocking. `Ok(false)` if the data is not in memory: then a worker thread calls
-    /// `read_at`, while other requests are executed.
-    ///
-    /// # Errors
-    ///
-    /// As for [`read_at`](Self::read_at).
-    fn try_read_at(&self, _buffer: &mut [u8], _offset: u64) -> io::Result<bool> {
-        Ok(false)
-    }
-
-    /// A range in mapped memory, to be sent from there; `None` if that would block or fail, as far
-    /// as is known now. The bytes sent are those at the time of sending, not of the request. A
-    /// network server may do that: a client that reads and writes a place at the same time gets
-    /// either content. A lane may not: a successor must send the same bytes again.
-    fn span(&self, _offset: u64, _length: u32) -> Option<Span> {
-        None
-    }
-
-    /// A range in mapped memory, to be received into. That has the effect of a
-    /// [non-blocking](Self::is_quick) write, except that readers see it piece by piece, and that a
-    /// client that disconnects in the middle of a write has written a part of it.
-    ///
-    /// `write_at` must then accept parts of the range of any length: the data that came before, and
-    /// an empty write at the end, which fails if the received bytes may be lost (a truncated file).
-    fn span_mut(&self, _offset: u64, _length: u32) -> Option<Span> {
-        None
-    }
-
-    /// Hints that a range is read or written next, so that the processor can fetch it from memory
-    /// while another request is executed. The range was not checked. Must not block.
-    fn prefetch(&self, _offset: u64, _length: u32) {}
-
-    /// Whether this command never blocks. Then the receiving thread executes it, which saves two
-    /// switches of threads.
-    fn is_quick(&self, _command: &Command) -> bool {
-        false
-    }
-
-    /// Whether this command waits only for storage of this machine, and not long. Then the
-    /// receiving thread may execute it while no other request is in flight. Must be false for
-    /// commands that other processes or machines answer: they may be gone.
-    fn is_local(&self, _command: &Command) -> bool {
-        false
-    }
-
     /// The extents from `offset` on, by allocation and zeroes: at least one, none of them empty, at
     /// most `length` bytes together; with `one` a single extent. May block.
     ///
@@ -129,18 +87,26 @@ pub trait Backend: Send + Sync + 'static {
         Ok(vec![Extent { length, hole: false, zero: false }])
     }
 
-    /// Accepts a task and finishes it later without a worker, or returns it: then a worker calls
-    /// the other methods.
-    ///
-    /// For storage that is reached by messages, like another server. Must not block.
-    fn start(&self, task: Box<dyn Task>) -> Option<Box<dyn Task>> {
-        Some(task)
-    }
-
     /// Closes upstream connections. Called after the last request when serving ends in order, and
     /// never when the process is killed. The holder waits for it 15 s after an orderly detach,
     /// otherwise 2 s, and then kills the process.
     fn close(&self) {}
+
+    /// Whether some commands can be executed by the receiving thread. The answer never changes, as
+    /// with the other extensions.
+    fn as_inline(&self) -> Option<&dyn InlineBackend> {
+        None
+    }
+
+    /// Whether the storage can be mapped in memory.
+    fn as_mapped(&self) -> Option<&dyn MappedBackend> {
+        None
+    }
+
+    /// Whether commands can be submitted and complete later, without a worker.
+    fn as_async(&self) -> Option<&dyn AsyncBackend> {
+        None
+    }
 }
 
 /// A range of a device in which all blocks have the same state.

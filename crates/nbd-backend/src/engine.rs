@@ -13,7 +13,6 @@ use thiserror::Error;
 use crate::backend::Backend;
 use crate::busy_poll::BusyPoll;
 use crate::clock::now;
-use crate::inline_predictor::InlinePredictor;
 use crate::lane::{LaneError, LaneState, LaneThread, is_closed};
 use crate::recorder::{LaneRecorder, Recorder};
 use crate::recovered_requests::{Predecessor, RecoveredRequests};
@@ -89,7 +88,7 @@ impl Engine {
         predecessor: Predecessor,
     ) -> Result<Self, ServeError> {
         request_flusher_privileges();
-        let (backend, export) = (&unoffered::complete(backend), unoffered::widen(export));
+        let export = unoffered::widen(export);
         let Granted { ledger, sockets, layout, recording } = granted;
         let ledger = Ledger::open(ledger, &layout)?;
         let header = ledger.header();
@@ -110,16 +109,8 @@ impl Engine {
                 .finish()
                 .or_else(ignore_closed)
                 .map_err(|error| failed(index, LaneError::Socket(error)))?;
-            let (backend, workers) = (Arc::clone(backend), Arc::clone(&workers));
-            let thread = LaneThread {
-                receiver,
-                state,
-                backend,
-                workers,
-                export,
-                inline_predictor: InlinePredictor::default(),
-                busy_poll: BusyPoll::default(),
-            };
+            let (workers, busy_poll) = (Arc::clone(&workers), BusyPoll::default());
+            let thread = LaneThread { receiver, state, workers, export, busy_poll };
             lanes.push((thread, RecoveredRequests::classify(recovery.tickets, predecessor)));
         }
         header.first_answer_at.store(0, Ordering::Relaxed);

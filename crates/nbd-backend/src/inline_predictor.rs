@@ -14,7 +14,7 @@ const MIN_STREAK: u32 = 8;
 
 /// The streak of one client.
 #[derive(Debug, Default)]
-pub struct InlinePredictor {
+pub(crate) struct InlinePredictor {
     streak: u32,
     is_pending: bool,
 }
@@ -22,17 +22,17 @@ pub struct InlinePredictor {
 impl InlinePredictor {
     /// True if no request is likely to arrive while the only one in flight is executed.
     #[must_use]
-    pub fn allows_inline(&self) -> bool {
+    pub(crate) fn allows_inline(&self) -> bool {
         self.streak >= MIN_STREAK
     }
 
     /// The only command in flight was submitted to a worker.
-    pub fn command_submitted(&mut self) {
+    pub(crate) fn command_submitted(&mut self) {
         self.is_pending = true;
     }
 
     /// A request has arrived. `is_done` returns whether the submitted command was answered before.
-    pub fn request_arrived(&mut self, is_done: impl FnOnce() -> bool) {
+    pub(crate) fn request_arrived(&mut self, is_done: impl FnOnce() -> bool) {
         if std::mem::take(&mut self.is_pending) {
             self.note(is_done());
         }
@@ -40,7 +40,7 @@ impl InlinePredictor {
 
     /// A command was executed inline and its reply is not sent yet: so bytes in the socket came
     /// while it was executed.
-    pub fn executed_inline(&mut self, socket: BorrowedFd<'_>) {
+    pub(crate) fn executed_inline(&mut self, socket: BorrowedFd<'_>) {
         let mut fds = [PollFd::new(socket, PollFlags::POLLIN)];
         self.note(poll(&mut fds, PollTimeout::ZERO) == Ok(0));
     }

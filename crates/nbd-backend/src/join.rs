@@ -107,7 +107,7 @@ impl Endpoint {
     /// The shape of the attached device, from the holder's state file; `None` if this process may
     /// not read it.
     ///
-    /// A backend that the holder started gets it from the holder: see [`Link::attached`].
+    /// A backend that the holder started gets it from the holder: see [`HolderConnection::attached`].
     pub fn attached(&self) -> Option<ExportInfo> {
         let Self::Socket(path) = self else {
             return None;
@@ -139,7 +139,7 @@ impl Endpoint {
 
 /// A connection to the holder, before the Hello.
 #[derive(Debug)]
-pub struct Link {
+pub struct HolderConnection {
     channel: Channel,
     /// Where to connect again, if the holder hangs up because it is an older one.
     path: Option<PathBuf>,
@@ -149,7 +149,7 @@ pub struct Link {
     replay: Option<Replay>,
 }
 
-impl Link {
+impl HolderConnection {
     /// Connects.
     ///
     /// # Errors

@@ -1,7 +1,9 @@
 //! Serving one lane: receive requests, execute those that do not block, submit the others to
 //! workers, reply.
 
+use std::convert::Infallible;
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -11,13 +13,12 @@ use nbd_ledger::{Answer, Receiver, RecvOutcome, StreamError, Transmitter};
 use nbd_proto::{Command, NbdError, Rejection, RequestRules};
 use thiserror::Error;
 
-use crate::backend::Backend;
 use crate::busy_poll::BusyPoll;
 use crate::clock::now;
+use crate::dispatch::{Dispatcher, ReceivedRequest, ReplySink, Room};
 use crate::durability::Durability;
-use crate::inline_predictor::InlinePredictor;
 use crate::recorder::LaneRecorder;
-use crate::task::{self, Completion, Task};
+use crate::task::{Completion, Task};
 use crate::workers::Workers;
 
 /// Staged bytes that are sent before the rest of a batch is executed, so that the kernel can
@@ -124,10 +125,8 @@ impl LaneState {
 pub(crate) struct LaneThread {
     pub(crate) receiver: Receiver,
     pub(crate) state: Arc<LaneState>,
-    pub(crate) backend: Arc<dyn Backend>,
     pub(crate) workers: Arc<Workers>,
     pub(crate) export: RequestRules,
-    pub(crate) inline_predictor: InlinePredictor,
     pub(crate) busy_poll: BusyPoll,
 }
 
@@ -143,7 +142,9 @@ impl LaneThread {
     }
 
     fn run_loop(mut self, mut tickets: Vec<Ticket>) -> Result<(), LaneError> {
-        self.serve(&mut tickets, now()).map_err(LaneError::Socket)?;
+        let workers = Arc::clone(&self.workers);
+        let mut dispatcher = Dispatcher::new(&workers);
+        self.serve(&mut dispatcher, &mut tickets, now()).map_err(LaneError::Socket)?;
         loop {
             let time = now();
             let rest = self.receiver.take(time, &mut tickets)?;
@@ -151,13 +152,12 @@ impl LaneThread {
             if let Some(recorder) = &self.state.recorder {
                 recorder.taken(&tickets, false);
             }
-            self.serve(&mut tickets, time).map_err(LaneError::Socket)?;
+            self.serve(&mut dispatcher, &mut tickets, time).map_err(LaneError::Socket)?;
             match rest {
                 TakeOutcome::AllTaken => match self.receive()? {
                     RecvOutcome::Bytes => {
                         let state = &self.state;
-                        self.inline_predictor
-                            .request_arrived(|| lock(&state.send_state).outstanding == 0);
+                        dispatcher.request_arrived(|| lock(&state.send_state).outstanding == 0);
                     }
                     RecvOutcome::Closed => return Ok(()),
                 },
@@ -226,85 +226,113 @@ impl LaneThread {
     ///
     /// `time` is when the batch was received. Each request begins when the one before it ended, so
     /// the clock, which is a slow system call on some machines, is read once for each request.
-    fn serve(&mut self, tickets: &mut Vec<Ticket>, mut time: u64) -> io::Result<()> {
+    fn serve(
+        &self,
+        dispatcher: &mut Dispatcher<'_>,
+        tickets: &mut Vec<Ticket>,
+        time: u64,
+    ) -> io::Result<()> {
         if tickets.is_empty() {
             return Ok(());
         }
-        let state = Arc::clone(&self.state);
-        let mut to_submit = Vec::new();
+        let Self { state, export, .. } = self;
         let mut send_state = lock(&state.send_state);
-        let is_only_request = tickets.len() == 1 && send_state.outstanding == 0;
+        let SendState { transmitter, outstanding, .. } = &mut *send_state;
+        let is_only_request = tickets.len() == 1 && *outstanding == 0;
+        let mut sink = LaneSink { transmitter, outstanding, lane: state, export, time };
         let mut rest = tickets.drain(..);
         while let Some(ticket) = rest.next() {
-            self.prefetch_next(rest.as_slice().first());
-            state.make_room(&mut send_state.transmitter, ticket.request().length)?;
-            match ticket.request().check(&self.export) {
-                Err(rejection) => reject(&mut send_state.transmitter, ticket, &rejection, time),
-                Ok(command) => {
-                    let transmitter = &mut send_state.transmitter;
-                    match self.inline(transmitter, ticket, &command, time, is_only_request) {
-                        Ok(done_at) => time = done_at,
-                        Err(ticket) => {
-                            send_state.outstanding += 1;
-                            if is_only_request && self.backend.is_local(&command) {
-                                self.inline_predictor.command_submitted();
-                            }
-                            let lane = Arc::clone(&state);
-                            to_submit.push(Box::new(LaneTask { ticket, command, lane }));
-                        }
-                    }
-                }
+            // Prefetches the data of the following request while this one is executed.
+            if let Some(next) = rest.as_slice().first().map(Ticket::request) {
+                dispatcher.prefetch(next.offset, next.length);
             }
+            state.make_room(sink.transmitter, ticket.request().length)?;
+            let request = LaneRequest { ticket, time: sink.time };
+            let Ok(()) = dispatcher.dispatch(&mut sink, request, is_only_request);
         }
         let sent = state.send(&mut send_state.transmitter);
-        // The lock must be free here: `submit` may finish a task at once, which takes the lock.
         drop(send_state);
-        for task in to_submit {
-            self.workers.submit(task);
-        }
+        dispatcher.submit_queued();
         sent
     }
+}
 
-    /// Prefetches the data of the following request while this one is executed.
-    fn prefetch_next(&self, next: Option<&Ticket>) {
-        if let Some(next) = next.map(Ticket::request) {
-            self.backend.prefetch(next.offset, next.length);
-        }
+/// A request, and when its execution begins if that is now.
+struct LaneRequest {
+    ticket: Ticket,
+    time: u64,
+}
+
+impl ReceivedRequest for LaneRequest {
+    fn payload(&self) -> &[u8] {
+        self.ticket.payload()
     }
 
-    /// Executes a command here if it does not block, or if it may and no other request is likely to
-    /// arrive. Returns when it ended, or the ticket if it was not executed.
-    fn inline(
-        &mut self,
-        transmitter: &mut Transmitter,
-        ticket: Ticket,
-        command: &Command,
-        time: u64,
-        is_only_request: bool,
-    ) -> Result<u64, Ticket> {
-        let room = match *command {
-            Command::Read { length, .. } => transmitter.room_for_data(length),
+    fn begin(&self) {
+        self.ticket.begin(self.time);
+    }
+
+    fn durability(&self) -> &dyn Durability {
+        &**self.ticket.lane().ledger()
+    }
+
+    fn socket(&self) -> BorrowedFd<'_> {
+        self.ticket.lane().socket()
+    }
+}
+
+/// The replies of a batch, while the lane's lock is held.
+struct LaneSink<'a> {
+    transmitter: &'a mut Transmitter,
+    outstanding: &'a mut usize,
+    lane: &'a Arc<LaneState>,
+    export: &'a RequestRules,
+    /// When the last request ended, or the batch was received.
+    time: u64,
+}
+
+impl ReplySink for LaneSink<'_> {
+    type Request = LaneRequest;
+    type Refusal = Rejection;
+    type Blocked = Infallible;
+
+    fn check(&self, request: &LaneRequest) -> Result<Command, Rejection> {
+        request.ticket.request().check(self.export)
+    }
+
+    fn refuse(&mut self, LaneRequest { ticket, time }: LaneRequest, rejection: Rejection) {
+        tracing::warn!("refused {:?}: {rejection}", ticket.request());
+        let error = match rejection.error() {
+            NbdError::SUCCESS => NbdError::EINVAL,
+            error => error,
+        };
+        stage(self.transmitter, ticket, Answer::Error(error), time);
+    }
+
+    fn room(&mut self, _request: &LaneRequest, command: &Command) -> Room<'_> {
+        Room::Inline(match *command {
+            Command::Read { length, .. } => self.transmitter.room_for_data(length),
             _ => &mut [],
-        };
-        let (backend, payload) = (&*self.backend, ticket.payload());
-        let ledger = &**ticket.lane().ledger();
-        let begin = || ticket.begin(time);
-        let mut done = task::execute_inline(backend, ledger, command, payload, room, begin);
-        if done.is_none() && is_only_request && self.inline_predictor.allows_inline() {
-            done = task::execute_blocking(backend, ledger, command, payload, room, begin);
-            if done.is_some() {
-                self.inline_predictor.executed_inline(ticket.lane().socket());
-            }
-        }
+        })
+    }
+
+    fn complete(&mut self, request: LaneRequest, command: &Command, done: Result<(), NbdError>) {
         let answer = match (done, command) {
-            (None, _) => return Err(ticket),
-            (Some(Ok(())), Command::Read { .. }) => Answer::DataInPlace,
-            (Some(Ok(())), _) => Answer::Done,
-            (Some(Err(error)), _) => Answer::Error(error),
+            (Ok(()), Command::Read { .. }) => Answer::DataInPlace,
+            (Ok(()), _) => Answer::Done,
+            (Err(error), _) => Answer::Error(error),
         };
-        let done_at = now();
-        stage(transmitter, ticket, answer, done_at);
-        Ok(done_at)
+        self.time = now();
+        stage(self.transmitter, request.ticket, answer, self.time);
+    }
+
+    fn queue(
+        &mut self,
+        LaneRequest { ticket, .. }: LaneRequest,
+        command: Command,
+    ) -> Result<Box<dyn Task>, Infallible> {
+        *self.outstanding += 1;
+        Ok(Box::new(LaneTask { ticket, command, lane: Arc::clone(self.lane) }))
     }
 }
 
@@ -347,15 +375,6 @@ impl Task for LaneTask {
 /// Whether the kernel has closed its end, so that it waits for no reply any more.
 pub(crate) fn is_closed(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset)
-}
-
-fn reject(transmitter: &mut Transmitter, ticket: Ticket, rejection: &Rejection, time: u64) {
-    tracing::warn!("refused {:?}: {rejection}", ticket.request());
-    let error = match rejection.error() {
-        NbdError::SUCCESS => NbdError::EINVAL,
-        error => error,
-    };
-    stage(transmitter, ticket, Answer::Error(error), time);
 }
 
 /// Stages a reply and notes it in the flight recorder; `time` is when the execution ended.

@@ -7,6 +7,9 @@
 //! no recovery code, as long as answered writes are in its storage and not only in its memory.
 //! Memory that must survive is a memfd that the holder stores: [`Session::keep`].
 //!
+//! What a backend may offer to be faster are traits of their own: [`InlineBackend`],
+//! [`MappedBackend`], [`AsyncBackend`].
+//!
 //! A started backend finds its holder through the environment. One that is run by hand, under a
 //! debugger perhaps, names the device: `NBD_JOIN=nbd0 gdb --args ./my-backend`. Or it names a
 //! capture of `nbd-ctl record`, and gets the same requests again without any device:
@@ -20,8 +23,10 @@
 mod backend;
 mod busy_poll;
 mod clock;
+mod dispatch;
 mod durability;
 mod engine;
+mod extensions;
 mod inline_predictor;
 mod join;
 mod lane;
@@ -38,16 +43,19 @@ mod workers;
 pub use backend::{Backend, Capabilities, Extent, Geometry, ZeroOptions};
 pub use busy_poll::BusyPoll;
 pub use clock::now;
+pub use dispatch::{Dispatcher, ReceivedRequest, ReplySink, Room, execute_inline};
 pub use durability::{Durability, ProcessDurability, remember};
 pub use engine::{Outcome, ServeError};
-pub use inline_predictor::InlinePredictor;
-pub use join::{ENVIRONMENT, Endpoint, JOIN_VARIABLE, JoinError, Link, Session, Stored};
+pub use extensions::{AsyncBackend, InlineBackend, MappedBackend, NeverBlocks};
+pub use join::{
+    ENVIRONMENT, Endpoint, HolderConnection, JOIN_VARIABLE, JoinError, Session, Stored,
+};
 pub use lane::AbortOnPanic;
-pub use mapped_range::{Lender, Span};
+pub use mapped_range::{MappedRange, MappingOwner};
 pub use nbd_control::backend::ExportInfo;
 pub use nbd_proto::Command;
-pub use task::{Completion, Task, execute_blocking, execute_inline};
-pub use warmup::rehearse;
+pub use task::{Completion, Task, reply_error};
+pub use warmup::warm_up;
 pub use workers::Workers;
 
 use std::process::ExitCode;
@@ -63,9 +71,9 @@ pub fn run(description: &str, backend: impl Backend) -> ExitCode {
     let program = program.file_name().unwrap_or_default().to_string_lossy().into_owned();
     nbd_log::init(&program, None, nbd_log::Output::Stderr);
     let serve = || -> Result<(), Box<dyn std::error::Error>> {
-        let link = Link::connect(&Endpoint::from_environment()?)?;
-        rehearse(&link);
-        let session = link.hello(description, &backend.geometry(), false)?;
+        let holder = HolderConnection::connect(&Endpoint::from_environment()?)?;
+        warm_up(&holder);
+        let session = holder.hello(description, &backend.geometry(), false)?;
         session.serve(Arc::new(backend))?;
         Ok(())
     };

@@ -12,7 +12,7 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 
 /// The owner of a mapping. The mapping lives as long as this.
-pub trait Lender: Send + Sync + 'static {
+pub trait MappingOwner: Send + Sync + 'static {
     /// Fills a buffer from `offset` of the storage by a system call, which reports errors where the
     /// mapping would raise SIGBUS.
     ///
@@ -23,32 +23,32 @@ pub trait Lender: Send + Sync + 'static {
 }
 
 /// A range of the storage in mapped memory.
-pub struct Span {
+pub struct MappedRange {
     start: NonNull<u8>,
     len: usize,
     offset: u64,
-    lender: Arc<dyn Lender>,
+    owner: Arc<dyn MappingOwner>,
 }
 
 // SAFETY: addresses are the same in all threads, and nothing but system calls goes there.
-unsafe impl Send for Span {}
+unsafe impl Send for MappedRange {}
 // SAFETY: as above.
-unsafe impl Sync for Span {}
+unsafe impl Sync for MappedRange {}
 
-impl Span {
+impl MappedRange {
     /// `len` bytes, of which the first is at `offset` of the storage.
     ///
     /// # Safety
     ///
-    /// The bytes from `start` on must be mapped for as long as the lender lives. Pages may be
+    /// The bytes from `start` on must be mapped for as long as the owner lives. Pages may be
     /// missing, and other processes may change them.
     pub unsafe fn new(
         start: NonNull<u8>,
         len: usize,
         offset: u64,
-        lender: Arc<dyn Lender>,
+        owner: Arc<dyn MappingOwner>,
     ) -> Self {
-        Self { start, len, offset, lender }
+        Self { start, len, offset, owner }
     }
 
     /// How many bytes there are.
@@ -90,7 +90,7 @@ impl Span {
     /// Only the kernel may read the bytes, not this process.
     #[must_use]
     pub unsafe fn io_slice(&self) -> IoSlice<'_> {
-        // SAFETY: the range is mapped while the lender lives, and thus for longer than the slice.
+        // SAFETY: the range is mapped while the owner lives, and thus for longer than the slice.
         // Its bytes may change or be missing; the caller promises not to read them.
         IoSlice::new(unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) })
     }
@@ -117,15 +117,15 @@ impl Span {
     ///
     /// # Errors
     ///
-    /// Those of [`Lender::read_at`].
+    /// Those of [`MappingOwner::read_at`].
     pub fn read(&self, buffer: &mut [u8]) -> io::Result<()> {
-        self.lender.read_at(buffer, self.offset)
+        self.owner.read_at(buffer, self.offset)
     }
 }
 
-impl fmt::Debug for Span {
+impl fmt::Debug for MappedRange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Span")
+        f.debug_struct("MappedRange")
             .field("offset", &self.offset)
             .field("len", &self.len)
             .finish_non_exhaustive()

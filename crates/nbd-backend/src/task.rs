@@ -6,6 +6,7 @@ use nbd_proto::{Command, NbdError};
 
 use crate::backend::{Backend, Extent, ZeroOptions};
 use crate::durability::{self, Durability};
+use crate::unoffered::{is_unoffered, substitute};
 
 /// A command whose client waits for the reply.
 ///
@@ -54,7 +55,13 @@ pub(crate) fn start(backend: &dyn Backend, task: Box<dyn Task>) -> Option<Box<dy
         task.finish(Completion::Error(error));
         return None;
     }
-    backend.start(task)
+    match backend.as_async() {
+        Some(asynchronous) if !is_unoffered(backend, task.command()) => {
+            asynchronous.submit_async(task);
+            None
+        }
+        _ => Some(task),
+    }
 }
 
 /// Executes a task on this thread, however long it takes. `buffer` is for the data of reads.
@@ -69,13 +76,13 @@ pub(crate) fn perform(backend: &dyn Backend, task: Box<dyn Task>, buffer: &mut B
             let data = buffer.take(length as usize);
             match backend.read_at(data, offset) {
                 Ok(()) => task.finish(Completion::Data(data)),
-                Err(error) => task.finish(Completion::Error(to_nbd(&command, &error))),
+                Err(error) => task.finish(Completion::Error(reply_error(&command, &error))),
             }
         }
         Command::BlockStatus { offset, length, one } => {
             match backend.extents(offset, length, one) {
                 Ok(extents) => task.finish(Completion::Extents(&extents)),
-                Err(error) => task.finish(Completion::Error(to_nbd(&command, &error))),
+                Err(error) => task.finish(Completion::Error(reply_error(&command, &error))),
             }
         }
         _ => {
@@ -85,75 +92,8 @@ pub(crate) fn perform(backend: &dyn Backend, task: Box<dyn Task>, buffer: &mut B
     }
 }
 
-/// Executes a command on this thread if that does not block; `None` if it would.
-///
-/// `room` is the buffer for the data of a read, and empty for other commands. `begin` is called
-/// before the execution.
-///
-/// # Errors
-///
-/// The backend's error as the client gets it, or that of an earlier failed flush if the command
-/// promises durability.
-pub fn execute_inline(
-    backend: &dyn Backend,
-    durability: &dyn Durability,
-    command: &Command,
-    payload: &[u8],
-    room: &mut [u8],
-    begin: impl FnOnce(),
-) -> Option<Result<(), NbdError>> {
-    let quick = backend.is_quick(command);
-    match *command {
-        Command::Read { offset, .. } => {
-            begin();
-            let read = if quick {
-                backend.read_at(room, offset).map(|()| true)
-            } else {
-                backend.try_read_at(room, offset)
-            };
-            match read {
-                Ok(true) => Some(Ok(())),
-                Ok(false) => None,
-                Err(error) => Some(Err(to_nbd(command, &error))),
-            }
-        }
-        Command::BlockStatus { .. } => None,
-        _ if quick => {
-            begin();
-            Some(execute(backend, durability, command, payload))
-        }
-        _ => None,
-    }
-}
-
-/// Executes a command on this thread, however long it takes, if the backend allows that; else
-/// `None`. Call [`execute_inline`] first; the arguments are the same.
-///
-/// # Errors
-///
-/// As for [`execute_inline`].
-pub fn execute_blocking(
-    backend: &dyn Backend,
-    durability: &dyn Durability,
-    command: &Command,
-    payload: &[u8],
-    room: &mut [u8],
-    begin: impl FnOnce(),
-) -> Option<Result<(), NbdError>> {
-    if matches!(command, Command::BlockStatus { .. }) || !backend.is_local(command) {
-        return None;
-    }
-    begin();
-    Some(match *command {
-        Command::Read { offset, .. } => {
-            backend.read_at(room, offset).map_err(|error| to_nbd(command, &error))
-        }
-        _ => execute(backend, durability, command, payload),
-    })
-}
-
 /// Executes any command that returns no data. `payload` is a write's.
-fn execute(
+pub(crate) fn execute(
     backend: &dyn Backend,
     durability: &dyn Durability,
     command: &Command,
@@ -164,6 +104,7 @@ fn execute(
         Command::Read { .. } | Command::BlockStatus { .. } | Command::Disconnect => Ok(()),
         Command::Write { offset, fua, .. } => backend.write_at(payload, offset, fua),
         Command::Flush => backend.flush(),
+        _ if is_unoffered(backend, command) => substitute(backend, command),
         Command::Trim { offset, length, fua } => backend.trim(offset, length, fua),
         Command::Cache { offset, length } => backend.cache(offset, length),
         Command::WriteZeroes { offset, length, fua, no_hole, fast_only } => {
@@ -171,14 +112,14 @@ fn execute(
         }
     };
     result.map_err(|error| {
-        let error = to_nbd(command, &error);
+        let error = reply_error(command, &error);
         durability::remember(durability, command, error);
         error
     })
 }
 
-/// The NBD error for an error of the backend.
-fn to_nbd(command: &Command, error: &io::Error) -> NbdError {
+/// The NBD error that the client gets for an error of the backend, which is logged.
+pub fn reply_error(command: &Command, error: &io::Error) -> NbdError {
     let nbd = match (error.raw_os_error(), error.kind()) {
         (Some(errno), _) => NbdError::from_errno(errno),
         (None, io::ErrorKind::Unsupported) => NbdError::ENOTSUP,

@@ -5,13 +5,10 @@
 //! disk. So zeroes are written, and a trim, which promises nothing, does nothing.
 
 use std::io;
-use std::sync::Arc;
 
 use nbd_proto::{Command, RequestRules, TransmissionFlags};
 
-use crate::backend::{Backend, Extent, Geometry, ZeroOptions};
-use crate::mapped_range::Span;
-use crate::task::Task;
+use crate::backend::Backend;
 
 /// How much is written at once in the place of write zeroes.
 const ZEROES: usize = 256 << 10;
@@ -22,114 +19,26 @@ pub(crate) fn widen(rules: RequestRules) -> RequestRules {
     RequestRules { flags: rules.flags | more, ..rules }
 }
 
-/// The same backend for a lane: it carries out all that [`widen`] lets pass.
-pub(crate) fn complete(backend: &Arc<dyn Backend>) -> Arc<dyn Backend> {
-    let can = backend.geometry().capabilities;
-    if can.write_zeroes && can.trim {
-        return Arc::clone(backend);
-    }
-    Arc::new(Complete { inner: Arc::clone(backend), zeroes: can.write_zeroes, trim: can.trim })
-}
-
-/// A backend with substitutes for what it lacks.
-struct Complete {
-    inner: Arc<dyn Backend>,
-    /// What it can do by itself.
-    zeroes: bool,
-    trim: bool,
-}
-
-impl Complete {
-    fn is_substituted(&self, command: &Command) -> bool {
-        match command {
-            Command::WriteZeroes { .. } => !self.zeroes,
-            Command::Trim { .. } => !self.trim,
-            _ => false,
-        }
-    }
-
-    fn write_as_zeroes(&self, mut offset: u64, length: u64, fua: bool) -> io::Result<()> {
-        let end = offset + length;
-        let block = vec![0; ZEROES.min(usize::try_from(length).unwrap_or(ZEROES))];
-        while offset < end {
-            let count = (end - offset).min(block.len() as u64);
-            self.inner.write_at(&block[..count as usize], offset, fua)?;
-            offset += count;
-        }
-        Ok(())
+/// Whether a backend does not offer a command. [`substitute`] executes it, which may block.
+pub(crate) fn is_unoffered(backend: &dyn Backend, command: &Command) -> bool {
+    match command {
+        Command::WriteZeroes { .. } => !backend.geometry().capabilities.write_zeroes,
+        Command::Trim { .. } => !backend.geometry().capabilities.trim,
+        _ => false,
     }
 }
 
-impl Backend for Complete {
-    fn geometry(&self) -> Geometry {
-        self.inner.geometry()
+/// Executes a command that the backend does not offer.
+pub(crate) fn substitute(backend: &dyn Backend, command: &Command) -> io::Result<()> {
+    let Command::WriteZeroes { mut offset, length, fua, .. } = *command else { return Ok(()) };
+    let end = offset + length;
+    let block = vec![0; ZEROES.min(usize::try_from(length).unwrap_or(ZEROES))];
+    while offset < end {
+        let count = (end - offset).min(block.len() as u64);
+        backend.write_at(&block[..count as usize], offset, fua)?;
+        offset += count;
     }
-
-    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
-        self.inner.read_at(buffer, offset)
-    }
-
-    fn write_at(&self, data: &[u8], offset: u64, fua: bool) -> io::Result<()> {
-        self.inner.write_at(data, offset, fua)
-    }
-
-    fn flush(&self) -> io::Result<()> {
-        self.inner.flush()
-    }
-
-    fn trim(&self, offset: u64, length: u64, fua: bool) -> io::Result<()> {
-        if self.trim { self.inner.trim(offset, length, fua) } else { Ok(()) }
-    }
-
-    fn write_zeroes(&self, offset: u64, length: u64, how: ZeroOptions) -> io::Result<()> {
-        if self.zeroes {
-            return self.inner.write_zeroes(offset, length, how);
-        }
-        self.write_as_zeroes(offset, length, how.fua)
-    }
-
-    fn cache(&self, offset: u64, length: u64) -> io::Result<()> {
-        self.inner.cache(offset, length)
-    }
-
-    fn try_read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<bool> {
-        self.inner.try_read_at(buffer, offset)
-    }
-
-    fn span(&self, offset: u64, length: u32) -> Option<Span> {
-        self.inner.span(offset, length)
-    }
-
-    fn span_mut(&self, offset: u64, length: u32) -> Option<Span> {
-        self.inner.span_mut(offset, length)
-    }
-
-    fn prefetch(&self, offset: u64, length: u32) {
-        self.inner.prefetch(offset, length);
-    }
-
-    fn is_quick(&self, command: &Command) -> bool {
-        !self.is_substituted(command) && self.inner.is_quick(command)
-    }
-
-    fn is_local(&self, command: &Command) -> bool {
-        !self.is_substituted(command) && self.inner.is_local(command)
-    }
-
-    fn extents(&self, offset: u64, length: u64, one: bool) -> io::Result<Vec<Extent>> {
-        self.inner.extents(offset, length, one)
-    }
-
-    fn start(&self, task: Box<dyn Task>) -> Option<Box<dyn Task>> {
-        match self.is_substituted(task.command()) {
-            true => Some(task),
-            false => self.inner.start(task),
-        }
-    }
-
-    fn close(&self) {
-        self.inner.close();
-    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -139,7 +48,7 @@ mod tests {
     use nbd_proto::{CommandFlags, CommandType, Rejection, Request};
 
     use super::*;
-    use crate::backend::Capabilities;
+    use crate::backend::{Capabilities, Geometry};
 
     /// Can read and write, and nothing else.
     struct Plain(Mutex<Vec<u8>>);
@@ -166,12 +75,17 @@ mod tests {
 
     #[test]
     fn zeroes_are_written_by_a_backend_that_knows_no_better() {
-        let plain: Arc<dyn Backend> = Arc::new(Plain(Mutex::new(vec![7; SIZE])));
-        let backend = complete(&plain);
+        let backend = Plain(Mutex::new(vec![7; SIZE]));
         // More than is written at once, and not a multiple of that.
         let (offset, length) = (512, ZEROES as u64 * 2 + 512);
-        backend.write_zeroes(offset, length, ZeroOptions::default()).unwrap();
-        backend.trim(0, SIZE as u64, false).unwrap();
+        let (fua, no_hole, fast_only) = (false, false, false);
+        for command in [
+            Command::WriteZeroes { offset, length, fua, no_hole, fast_only },
+            Command::Trim { offset: 0, length: SIZE as u64, fua },
+        ] {
+            assert!(is_unoffered(&backend, &command));
+            substitute(&backend, &command).unwrap();
+        }
         let mut found = vec![1; SIZE];
         backend.read_at(&mut found, 0).unwrap();
         let expected = |at: usize| if (512..512 + length as usize).contains(&at) { 0 } else { 7 };

@@ -11,11 +11,12 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use nbd_ledger::{Layout, Ledger};
-use nbd_proto::{Command, CommandFlags, CommandType, Request};
+use nbd_proto::{CommandFlags, CommandType, Request};
 
 use crate::backend::{Backend, Capabilities, Geometry};
 use crate::engine::{Engine, Granted};
-use crate::join::Link;
+use crate::extensions::{InlineBackend, NeverBlocks};
+use crate::join::HolderConnection;
 use crate::recovered_requests::Predecessor;
 
 const REQUEST_LEN: u32 = 4096;
@@ -31,8 +32,8 @@ impl Backend for NullBackend {
         Geometry { size, block_size: 512, capabilities: Capabilities::default() }
     }
 
-    fn is_quick(&self, _command: &Command) -> bool {
-        true
+    fn as_inline(&self) -> Option<&dyn InlineBackend> {
+        Some(&NeverBlocks(u64::MAX))
     }
 
     fn read_at(&self, buffer: &mut [u8], _offset: u64) -> io::Result<()> {
@@ -46,10 +47,10 @@ impl Backend for NullBackend {
 }
 
 /// Warms up a process that the holder started as a successor. Not one that joins by hand: a
-/// breakpoint in the serving code must not stop here. Call it before [`Link::hello`]. Errors are
+/// breakpoint in the serving code must not stop here. Call it before [`HolderConnection::hello`]. Errors are
 /// ignored here: serving the device fails in the same way and reports them.
-pub fn rehearse(link: &Link) {
-    if link.attached().is_some() {
+pub fn warm_up(holder: &HolderConnection) {
+    if holder.attached().is_some() {
         let _ = serve_own_requests();
     }
 }

@@ -30,6 +30,11 @@ impl Workers {
         Arc::new(Self { backend, queue: Mutex::default(), work: Condvar::new() })
     }
 
+    /// The backend that they execute tasks of.
+    pub(crate) fn backend(&self) -> &dyn Backend {
+        &*self.backend
+    }
+
     /// Executes a task: by the backend itself if that takes it, else by a thread.
     pub fn submit(self: &Arc<Self>, task: Box<dyn Task>) {
         if let Some(task) = task::start(&*self.backend, task) {

@@ -8,7 +8,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use nbd_backend::{Backend, Command, Completion, Durability, ProcessDurability, Task};
+use nbd_backend::{
+    AsyncBackend, Backend, Command, Completion, Durability, ProcessDurability, Task,
+};
 use nbd_client::{Options, Remote, Target};
 
 struct Load {
@@ -38,7 +40,7 @@ impl Load {
         } else {
             Command::Read { offset, length }
         };
-        let _ = self.remote.start(Box::new(Request { load: Arc::clone(self), command }));
+        self.remote.submit_async(Box::new(Request { load: Arc::clone(self), command }));
     }
 }
 

@@ -8,7 +8,7 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, mpsc};
 
-use nbd_backend::{Backend, Completion, Extent, Geometry, Task, ZeroOptions};
+use nbd_backend::{AsyncBackend, Backend, Completion, Extent, Geometry, Task, ZeroOptions};
 use nbd_proto::{Command, NbdError};
 
 use crate::connect::dialer::Dialer;
@@ -126,28 +126,9 @@ impl Remote {
         self.shared.dialer.stop();
     }
 
-    fn submit(&self, task: Box<dyn Task>) {
-        self.begin(Vec::new());
-        let command = *task.command();
-        let (_, length) = command.range();
-        match command {
-            Command::Flush => {}
-            Command::Read { length: 0, .. } => return task.finish(Completion::Data(&[])),
-            Command::Write { .. } if task.payload().len() as u64 != length => {
-                return task.finish(Completion::Error(NbdError::EINVAL));
-            }
-            Command::Disconnect => return task.finish(Completion::Error(NbdError::EINVAL)),
-            _ if length == 0 => return task.finish(Completion::Done),
-            _ => {}
-        }
-        task.begin();
-        let id = self.shared.jobs.fetch_add(1, Ordering::Relaxed);
-        self.shared.pool.dispatch(Job::new(id, task, &self.shared.buffers));
-    }
-
     fn wait(&self, command: Command, data: &[u8]) -> Result<blocking::TaskResult, io::Error> {
         let (task, answer) = blocking::task(command, data);
-        self.submit(task);
+        self.submit_async(task);
         answer.wait()
     }
 }
@@ -190,9 +171,8 @@ impl Backend for Remote {
         })
     }
 
-    fn start(&self, task: Box<dyn Task>) -> Option<Box<dyn Task>> {
-        self.submit(task);
-        None
+    fn as_async(&self) -> Option<&dyn AsyncBackend> {
+        Some(self)
     }
 
     /// Dropping does the same.
@@ -242,5 +222,26 @@ impl Backend for Remote {
     fn extents(&self, offset: u64, length: u64, one: bool) -> io::Result<Vec<Extent>> {
         let answer = self.wait(Command::BlockStatus { offset, length, one }, &[])?;
         Ok(answer.extents)
+    }
+}
+
+impl AsyncBackend for Remote {
+    fn submit_async(&self, task: Box<dyn Task>) {
+        self.begin(Vec::new());
+        let command = *task.command();
+        let (_, length) = command.range();
+        match command {
+            Command::Flush => {}
+            Command::Read { length: 0, .. } => return task.finish(Completion::Data(&[])),
+            Command::Write { .. } if task.payload().len() as u64 != length => {
+                return task.finish(Completion::Error(NbdError::EINVAL));
+            }
+            Command::Disconnect => return task.finish(Completion::Error(NbdError::EINVAL)),
+            _ if length == 0 => return task.finish(Completion::Done),
+            _ => {}
+        }
+        task.begin();
+        let id = self.shared.jobs.fetch_add(1, Ordering::Relaxed);
+        self.shared.pool.dispatch(Job::new(id, task, &self.shared.buffers));
     }
 }

@@ -1,7 +1,7 @@
 //! The EIO backend: a backend that executes nothing and answers every request with EIO.
 //!
-//! It is a program of its own, this one started again, because whoever answers must have the
-//! lanes, and whoever has the lanes must be fenced like every backend: the holder can kill it and
+//! It is a program of its own, this one started again, because what answers must have the
+//! lanes, and what has the lanes must be fenced like every backend: the holder can kill it and
 //! see it dead. So nothing here knows of lanes or of the ledger; the engine does.
 
 use std::error::Error;
@@ -9,7 +9,9 @@ use std::io;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use nbd_backend::{Backend, Completion, Endpoint, Geometry, Link, Task, chain};
+use nbd_backend::{
+    AsyncBackend, Backend, Completion, Endpoint, Geometry, HolderConnection, Task, chain,
+};
 use nbd_proto::NbdError;
 
 struct EioBackend(Geometry);
@@ -27,10 +29,15 @@ impl Backend for EioBackend {
         Err(io::Error::from_raw_os_error(libc::EIO))
     }
 
+    fn as_async(&self) -> Option<&dyn AsyncBackend> {
+        Some(self)
+    }
+}
+
+impl AsyncBackend for EioBackend {
     /// A flush that was not tried has lost nothing, so it is not remembered as one that failed.
-    fn start(&self, task: Box<dyn Task>) -> Option<Box<dyn Task>> {
+    fn submit_async(&self, task: Box<dyn Task>) {
         task.finish(Completion::Error(NbdError::EIO));
-        None
     }
 }
 
@@ -48,10 +55,10 @@ pub(crate) fn run() -> ExitCode {
 }
 
 fn serve() -> Result<(), Box<dyn Error>> {
-    let link = Link::connect(&Endpoint::from_environment()?)?;
-    let export = link.attached().ok_or("only a holder starts this")?;
+    let holder = HolderConnection::connect(&Endpoint::from_environment()?)?;
+    let export = holder.attached().ok_or("only a holder starts this")?;
     let backend = EioBackend(Geometry::of(&export));
-    let session = link.hello("stand-in: EIO", &backend.geometry(), false)?;
+    let session = holder.hello("stand-in: EIO", &backend.geometry(), false)?;
     session.serve(Arc::new(backend))?;
     Ok(())
 }

@@ -8,19 +8,18 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser};
 use clap_complete::engine::{ArgValueCandidates, CompletionCandidate};
 use clap_complete::env::CompleteEnv;
-use nbd_backend::{Endpoint, JoinError, Link, ServeError, chain, rehearse};
+use nbd_backend::{Endpoint, HolderConnection, JoinError, ServeError, chain, warm_up};
 use nbd_control::registry::Registry;
 use nbd_log::{Filter, Output};
 use serde::Serialize;
 use thiserror::Error;
 
-use crate::export::{Export, ExportError};
+use crate::PROGRAM;
+use crate::export::Export;
+use crate::export::error::ExportError;
 use crate::network::{self, NetworkArgs, NetworkError};
+use crate::offline;
 use crate::spec::{Spec, SpecError};
-use crate::tools;
-
-/// How lines of the log begin.
-pub(crate) const PROGRAM: &str = "nbd-serve";
 
 const AFTER_HELP: &str = "\
 SPEC is one of
@@ -200,7 +199,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     // Does nothing unless a shell asks, and then ends the program.
     CompleteEnv::with_factory(Cli::command).complete();
     let arguments: Vec<OsString> = arguments.into_iter().collect();
-    if let Some(code) = tools::main(&arguments) {
+    if let Some(code) = offline::main(&arguments) {
         return code;
     }
     let cli = Cli::try_parse_from(arguments);
@@ -247,27 +246,27 @@ fn run(cli: &Cli) -> Result<(), Error> {
     }
     let endpoint = endpoint(cli);
     // A holder that started this program waits to hear from it, whatever is wrong.
-    let link = match &endpoint {
-        Ok(endpoint @ Endpoint::Inherited(_)) => Some(Link::connect(endpoint)?),
+    let holder = match &endpoint {
+        Ok(endpoint @ Endpoint::Inherited(_)) => Some(HolderConnection::connect(endpoint)?),
         _ => None,
     };
-    let told = link.as_ref().and_then(Link::attached);
+    let told = holder.as_ref().and_then(HolderConnection::attached);
     // The storage of one who joins by hand may be in use, and is not looked at either.
     let attached = told.or_else(|| endpoint.as_ref().ok().and_then(Endpoint::attached));
     let export = match spec.and_then(|spec| Ok(Export::open(spec, attached.as_ref())?)) {
         Ok(export) => export,
         Err(error) => {
-            if let Some(link) = link {
-                link.fail(&chain(&error));
+            if let Some(holder) = holder {
+                holder.fail(&chain(&error));
             }
             return Err(error);
         }
     };
-    let link = match link {
-        Some(link) => link,
-        None => Link::connect(&endpoint?)?,
+    let holder = match holder {
+        Some(holder) => holder,
+        None => HolderConnection::connect(&endpoint?)?,
     };
-    serve(link, export, cli)
+    serve(holder, export, cli)
 }
 
 /// A device has one backend, and this is it.
@@ -295,22 +294,22 @@ fn endpoint(cli: &Cli) -> Result<Endpoint, Error> {
     })
 }
 
-fn serve(mut link: Link, mut export: Export, cli: &Cli) -> Result<(), Error> {
-    match link.attached() {
-        Some(attached) if link.is_to_grow() => {
+fn serve(mut holder: HolderConnection, mut export: Export, cli: &Cli) -> Result<(), Error> {
+    match holder.attached() {
+        Some(attached) if holder.is_to_grow() => {
             if let Err(error) = export.grow(&attached) {
-                link.fail(&chain(&error));
+                holder.fail(&chain(&error));
                 return Err(error.into());
             }
         }
-        Some(attached) => export.agree(&attached),
+        Some(attached) => export.clamp_size(&attached),
         None => {}
     }
-    examine(&mut link, &mut export, cli)?;
+    examine(&mut holder, &mut export, cli)?;
     let description = export.description().to_owned();
-    rehearse(&link);
-    let mut session = link.hello(&description, &export.geometry(), cli.takeover)?;
-    let backend = match export.settle(&mut session) {
+    warm_up(&holder);
+    let mut session = holder.hello(&description, &export.geometry(), cli.takeover)?;
+    let backend = match export.open_storage(&mut session) {
         Ok(backend) => backend,
         Err(error) => {
             session.fail(&chain(&error));
@@ -327,15 +326,15 @@ fn serve(mut link: Link, mut export: Export, cli: &Cli) -> Result<(), Error> {
 }
 
 /// Looks whether it could take over, while the predecessor that it would cost its life still serves.
-fn examine(link: &mut Link, export: &mut Export, cli: &Cli) -> Result<(), Error> {
+fn examine(holder: &mut HolderConnection, export: &mut Export, cli: &Cli) -> Result<(), Error> {
     if cli.join.is_some() && !cli.takeover {
         return Ok(());
     }
-    let Some(stored) = link.stored()? else {
+    let Some(stored) = holder.stored()? else {
         return Ok(());
     };
     export.examine(stored).map_err(|error| {
-        link.tell_failure(&chain(&error));
+        holder.tell_failure(&chain(&error));
         error.into()
     })
 }

@@ -21,18 +21,19 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::{flag, low_level::pipe};
 use thiserror::Error;
 
-use crate::export::{Export, ExportError};
+use crate::export::Export;
+use crate::export::error::ExportError;
 use crate::size;
 use crate::spec::{self, Spec, SpecError};
 
 /// Longest name of an export (specification: "Conventions").
-const LONGEST_NAME: usize = 4096;
+const MAX_NAME_LEN: usize = 4096;
 /// What clients may rely on where nothing else is agreed on, and the most that headers can say.
 const PAYLOADS: std::ops::RangeInclusive<u64> = 4096..=1 << 30;
 /// For storage, connections to other servers, and programs that are started.
 const SPARE_DESCRIPTORS: usize = 64;
 /// With less memory than that clients would wait for each other all the time.
-const LEAST_MEMORY: u64 = 1 << 20;
+const MIN_MEMORY: u64 = 1 << 20;
 
 /// The part of the command line that is about the network.
 #[derive(Debug, Args)]
@@ -125,7 +126,7 @@ pub(crate) enum NetworkError {
     Spec { text: String, source: SpecError },
     #[error("{0}: the name of an export must be UTF-8")]
     NameEncoding(String),
-    #[error("the name of an export has {0} bytes, and {LONGEST_NAME} are the most: choose another")]
+    #[error("the name of an export has {0} bytes, and {MAX_NAME_LEN} are the most: choose another")]
     LongName(usize),
     #[error("there are two exports {}: give each its own name, like NAME=SPEC", name(.0))]
     SameName(String),
@@ -276,7 +277,7 @@ fn parse_exports(texts: &[OsString]) -> Result<Vec<(String, Spec)>, NetworkError
         let (name, spec) = split_name(text);
         let shown = || text.to_string_lossy().into_owned();
         let name = str::from_utf8(name).map_err(|_| NetworkError::NameEncoding(shown()))?;
-        if name.len() > LONGEST_NAME {
+        if name.len() > MAX_NAME_LEN {
             return Err(NetworkError::LongName(name.len()));
         }
         if exports.iter().any(|(other, _)| other == name) {
@@ -305,7 +306,7 @@ fn parse_payload(text: &str) -> Result<u32, String> {
 
 fn parse_memory(text: &str) -> Result<u64, String> {
     let size = size::parse(text).map_err(|error| error.to_string())?;
-    let fits = size >= LEAST_MEMORY;
+    let fits = size >= MIN_MEMORY;
     fits.then_some(size).ok_or_else(|| "write a size from 1M, like 512M".into())
 }
 
@@ -350,7 +351,7 @@ mod tests {
         assert!(error.contains("two exports without a name"), "{error}");
         let error = parse(&["a=mem:1M", "a=mem:2M"]).unwrap_err().to_string();
         assert!(error.contains("two exports named \"a\""), "{error}");
-        let longest = "a".repeat(LONGEST_NAME);
+        let longest = "a".repeat(MAX_NAME_LEN);
         assert_eq!(parse(&[&format!("{longest}=mem:1M")]).unwrap(), [longest.as_str()]);
         assert!(parse(&[&format!("{longest}a=mem:1M")]).is_err());
     }

@@ -235,12 +235,12 @@ fn check_multiple(size: u64, block: u32) -> Result<(), SpecError> {
     }
 }
 
-struct Given<'a> {
+struct ParsedOption<'a> {
     name: &'static str,
     value: Option<&'a str>,
 }
 
-impl Given<'_> {
+impl ParsedOption<'_> {
     fn without_value(&self) -> Result<bool, SpecError> {
         match self.value {
             None => Ok(true),
@@ -266,9 +266,9 @@ impl Given<'_> {
 fn split_options<'a>(
     text: &'a [u8],
     scheme: &'static str,
-) -> Result<(&'a [u8], Vec<Given<'a>>), SpecError> {
+) -> Result<(&'a [u8], Vec<ParsedOption<'a>>), SpecError> {
     let mut rest = text;
-    let mut options: Vec<Given<'a>> = Vec::new();
+    let mut options: Vec<ParsedOption<'a>> = Vec::new();
     while let Some(comma) = rest.iter().rposition(|byte| *byte == b',') {
         let Ok(part) = str::from_utf8(&rest[comma + 1..]) else {
             break;
@@ -292,7 +292,7 @@ fn split_options<'a>(
         if options.iter().any(|option| option.name == name) {
             return Err(SpecError::Repeated(name));
         }
-        options.insert(0, Given { name, value });
+        options.insert(0, ParsedOption { name, value });
         rest = &rest[..comma];
     }
     Ok((rest, options))

@@ -5,10 +5,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use crate::adopt;
-use crate::file::FileExport;
-use crate::probe::{self, Probe, ProbeError};
 use crate::spec::Spec;
+use crate::storage::file::FileExport;
+use crate::storage::file_reuse;
+use crate::storage::probe::{self, Probe, ProbeError};
 
 /// A directory that is removed with all that is in it.
 pub(crate) struct Directory(PathBuf);
@@ -52,7 +52,7 @@ pub(crate) fn probe(text: &str) -> Result<Probe, ProbeError> {
 /// Opens a file as the first backend of a device does.
 pub(crate) fn serve(text: &str) -> FileExport {
     let mut probe = probe(text).unwrap_or_else(|error| panic!("{text}: {error}"));
-    let file = adopt::first(&mut probe).unwrap_or_else(|error| panic!("{text}: {error}"));
+    let file = file_reuse::first(&mut probe).unwrap_or_else(|error| panic!("{text}: {error}"));
     let Probe { spec, kind, geometry, .. } = probe;
     FileExport::new(file, spec.path, kind, spec.direct, geometry)
 }

@@ -1,5 +1,4 @@
-//! The transmission phase: parse requests, execute those that do not block, submit the others to
-//! workers, reply.
+//! The transmission phase: parse requests, dispatch them, reply.
 //!
 //! One thread of the connection receives and executes. Workers reply when they are done, in any
 //! order. No thread waits for the client to read its replies while it holds the lock of
@@ -7,32 +6,28 @@
 
 mod direct_receive;
 mod incoming;
-mod inline;
 mod outgoing;
+mod reply_sink;
 mod task;
 
 use std::io;
-use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 
-use nbd_backend::{Completion, InlinePredictor};
+use nbd_backend::{Completion, Dispatcher};
 use nbd_net::socket::Socket;
-use nbd_proto::{Command, CommandType, NbdError, RequestRules as Rules};
+use nbd_proto::{CommandType, NbdError, RequestRules as Rules};
 use thiserror::Error;
 
 use crate::export::Export;
 use crate::limits::Limits;
 use crate::memory_budget::{Grant, MemoryBudget};
-use crate::recv_buffer::{Payload, RecvBuffer};
+use crate::recv_buffer::RecvBuffer;
 use crate::reply::{ReplyEncoder, ReplyTarget};
-use crate::request::{ProtocolError, RefusalReason, RequestHeader};
+use crate::request::{ProtocolError, RequestHeader};
 use crate::send_buffer::{SEND_THRESHOLD, SendBuffer};
 use direct_receive::DirectReceive;
-use task::NetworkTask;
-
-/// Bytes of data of reads that a connection may have pending without a grant of common memory.
-const MAX_UNGRANTED_BYTES: u64 = 1 << 20;
+use reply_sink::{ConnectionSink, NetworkRequest};
 
 /// Why a connection ended without an orderly disconnect.
 #[derive(Debug, Error)]
@@ -71,7 +66,6 @@ pub(crate) struct Connection {
 /// What the connection's lock protects.
 pub(crate) struct SendState {
     pub(crate) send_buffer: SendBuffer,
-    pub(crate) inline_predictor: InlinePredictor,
     /// Whether the receiving thread waits for [`Connection::changed`]. Workers skip the wake-up, a
     /// system call, while it does not.
     pub(crate) has_waiter: bool,
@@ -79,7 +73,7 @@ pub(crate) struct SendState {
 
 impl SendState {
     pub(crate) fn new(send_buffer: SendBuffer) -> Self {
-        Self { send_buffer, inline_predictor: InlinePredictor::default(), has_waiter: false }
+        Self { send_buffer, has_waiter: false }
     }
 }
 
@@ -127,9 +121,10 @@ impl Connection {
     }
 
     fn transmit(self: &Arc<Self>, recv_buffer: &mut RecvBuffer) -> Result<(), ConnectionError> {
+        let mut dispatcher = Dispatcher::new(self.export.workers());
         let mut grant = None;
         loop {
-            match self.serve(recv_buffer, grant.take())? {
+            match self.serve(recv_buffer, &mut dispatcher, grant.take())? {
                 NextAction::Receive(length) => match self.receive(recv_buffer, length)? {
                     0 if recv_buffer.bytes().is_empty() => return Ok(()),
                     0 => return Err(self.unexpected_eof()),
@@ -154,53 +149,50 @@ impl Connection {
         }
     }
 
-    /// Executes or submits all received requests, and sends the replies that are ready. `grant` is
-    /// for the data of the first request.
+    /// Dispatches all received requests, and sends the replies that are ready. `grant` is for the
+    /// data of the first request.
     fn serve(
         self: &Arc<Self>,
         recv_buffer: &mut RecvBuffer,
+        dispatcher: &mut Dispatcher<'_>,
         mut grant: Option<Grant>,
-    ) -> Result<NextAction, ConnectionError> {
-        let mut to_submit = Vec::new();
+    ) -> Result<NextAction, ProtocolError> {
         let mut guard = self.lock();
-        let SendState { send_buffer, inline_predictor, .. } = &mut *guard;
-        inline_predictor.request_arrived(|| send_buffer.outstanding == 0);
-        send_buffer.recv_holds_memory = recv_buffer.holds_memory();
+        dispatcher.request_arrived(|| guard.send_buffer.outstanding == 0);
+        guard.send_buffer.recv_holds_memory = recv_buffer.holds_memory();
         let action = loop {
-            match self.dispatch_next(&mut guard, recv_buffer, grant.take()) {
-                Ok(Dispatched::Answered) => {}
-                Ok(Dispatched::Submit(task)) => to_submit.push(task),
-                Ok(Dispatched::Blocked(action)) => break Ok(action),
-                Err(error) => break Err(error.into()),
+            let send_buffer = &mut guard.send_buffer;
+            match self.dispatch_next(send_buffer, recv_buffer, dispatcher, grant.take()) {
+                Ok(None) => {}
+                Ok(Some(action)) => break Ok(action),
+                Err(error) => break Err(error),
             }
             if guard.send_buffer.unsent() >= SEND_THRESHOLD {
                 guard = self.send(guard);
             }
         };
         drop(self.send(guard));
-        // The lock must be free here: `submit` may finish a task at once, which takes the lock.
-        for task in to_submit {
-            self.export.workers().submit(task);
-        }
+        dispatcher.submit_queued();
         action
     }
 
-    /// Executes or submits the next received request.
+    /// Dispatches the next received request; or returns what must be done before.
     fn dispatch_next(
         self: &Arc<Self>,
-        shared: &mut SendState,
+        send_buffer: &mut SendBuffer,
         recv_buffer: &mut RecvBuffer,
+        dispatcher: &mut Dispatcher<'_>,
         grant: Option<Grant>,
-    ) -> Result<Dispatched, ProtocolError> {
-        if shared.send_buffer.is_hung_up() {
-            return Ok(Dispatched::Blocked(NextAction::Disconnect));
+    ) -> Result<Option<NextAction>, ProtocolError> {
+        if send_buffer.is_hung_up() {
+            return Ok(Some(NextAction::Disconnect));
         }
         let head = RequestHeader::len(self.replies.style);
         let Some(header) = RequestHeader::parse(recv_buffer.bytes(), self.replies.style)? else {
-            return Ok(Dispatched::Blocked(NextAction::Receive(head)));
+            return Ok(Some(NextAction::Receive(head)));
         };
         if header.command_type() == CommandType::DISC {
-            return Ok(Dispatched::Blocked(NextAction::Disconnect));
+            return Ok(Some(NextAction::Disconnect));
         }
         let payload_len = header.payload_len()?;
         let is_kept = payload_len <= self.rules.max_payload;
@@ -211,112 +203,37 @@ impl Connection {
             } else {
                 None
             };
-            shared.send_buffer.recv_holds_memory = recv_buffer.holds_memory();
-            shared.send_buffer.is_receiving_directly = write.is_some();
-            return Ok(Dispatched::Blocked(
+            send_buffer.recv_holds_memory = recv_buffer.holds_memory();
+            send_buffer.is_receiving_directly = write.is_some();
+            return Ok(Some(
                 write.map_or(NextAction::Receive(length), NextAction::ReceiveDirectly),
             ));
         }
-        let send_buffer = &shared.send_buffer;
         if send_buffer.outstanding > 0 && self.is_full(send_buffer, recv_buffer.bytes()) {
-            return Ok(Dispatched::Blocked(NextAction::WaitForTasks));
+            return Ok(Some(NextAction::WaitForTasks));
         }
-        self.prefetch_next(&shared.send_buffer, &recv_buffer.bytes()[length..]);
-        let dispatched = self.execute(shared, recv_buffer, &header, head..length, grant);
-        if matches!(dispatched, Dispatched::Blocked(_)) {
-            return Ok(dispatched);
+        self.prefetch_next(send_buffer, dispatcher, &recv_buffer.bytes()[length..]);
+        let is_only_request = send_buffer.outstanding == 0
+            && send_buffer.unsent() == 0
+            && recv_buffer.bytes().len() == length;
+        let payload = head..length;
+        let request = NetworkRequest { connection: self, recv_buffer, header, payload, grant };
+        let mut sink = ConnectionSink { connection: self, send_buffer };
+        if let Err(blocked) = dispatcher.dispatch(&mut sink, request, is_only_request) {
+            return Ok(Some(blocked));
         }
         recv_buffer.consume(length);
-        Ok(if is_kept {
-            dispatched
-        } else {
-            Dispatched::Blocked(NextAction::SkipPayload(u64::from(payload_len)))
-        })
+        Ok((!is_kept).then_some(NextAction::SkipPayload(u64::from(payload_len))))
     }
 
     /// Prefetches the data of the following request while this one is executed. Not for a read that
     /// is sent from mapped memory: the kernel copies that only when the replies are sent.
-    fn prefetch_next(&self, send_buffer: &SendBuffer, bytes: &[u8]) {
+    fn prefetch_next(&self, send_buffer: &SendBuffer, dispatcher: &Dispatcher<'_>, bytes: &[u8]) {
         let Ok(Some(next)) = RequestHeader::parse(bytes, self.replies.style) else { return };
         let length = u32::try_from(next.data_len()).unwrap_or(u32::MAX);
         if next.command_type() != CommandType::READ || !self.prefers_mapped(send_buffer, length) {
-            self.export.backend().prefetch(next.address().offset, length);
+            dispatcher.prefetch(next.address().offset, length);
         }
-    }
-
-    /// Executes a request here if that does not block; else makes it a task.
-    fn execute(
-        self: &Arc<Self>,
-        shared: &mut SendState,
-        recv_buffer: &RecvBuffer,
-        header: &RequestHeader,
-        payload: std::ops::Range<usize>,
-        grant: Option<Grant>,
-    ) -> Dispatched {
-        let send_buffer = &mut shared.send_buffer;
-        let to = header.address();
-        let data = &recv_buffer.bytes()[payload.clone()];
-        let checked = if self.is_stopping.load(Ordering::Relaxed) {
-            Err(RefusalReason::Stopping)
-        } else {
-            header.check(&self.rules, data, self.replies.allocation)
-        };
-        let command = match checked {
-            Ok(command) => command,
-            Err(refusal) => {
-                send_buffer.log_refusal_once(&refusal);
-                let mut reply = Vec::new();
-                self.replies.error(to, refusal.error(), &refusal.to_string(), &mut reply);
-                send_buffer.stage(&reply);
-                return Dispatched::Answered;
-            }
-        };
-        if send_buffer.is_closed() && task::is_read_only(&command) {
-            return Dispatched::Answered;
-        }
-        let is_only_request = send_buffer.outstanding == 0
-            && send_buffer.unsent() == 0
-            && recv_buffer.bytes().len() == payload.end;
-        let may_block = is_only_request && shared.inline_predictor.allows_inline();
-        match self.inline(send_buffer, to, &command, data, may_block) {
-            None => {}
-            Some(has_waited) => {
-                if has_waited {
-                    shared.inline_predictor.executed_inline(self.socket.as_fd());
-                }
-                return Dispatched::Answered;
-            }
-        }
-        let grant = match self.grant(send_buffer, &command, grant) {
-            Ok(grant) => grant,
-            Err(action) => return Dispatched::Blocked(action),
-        };
-        if is_only_request && self.export.backend().is_local(&command) {
-            shared.inline_predictor.command_submitted();
-        }
-        send_buffer.outstanding += 1;
-        send_buffer.outstanding_bytes += header.data_len();
-        let payload = if data.is_empty() { Payload::default() } else { recv_buffer.share(payload) };
-        let connection = Arc::clone(self);
-        Dispatched::Submit(Box::new(NetworkTask { connection, to, command, payload, grant }))
-    }
-
-    /// A grant of memory for the data of a read, if it needs one. A write needs none: its data lies
-    /// in the receive buffer, which has a grant of its own.
-    fn grant(
-        &self,
-        send_buffer: &SendBuffer,
-        command: &Command,
-        grant: Option<Grant>,
-    ) -> Result<Option<Grant>, NextAction> {
-        let Command::Read { length, .. } = *command else {
-            return Ok(None);
-        };
-        let length = u64::from(length);
-        if grant.is_some() || send_buffer.pending() + length <= MAX_UNGRANTED_BYTES {
-            return Ok(grant);
-        }
-        self.memory.try_take(length).map(Some).ok_or(NextAction::WaitForMemory(length))
     }
 
     /// A reply without data.
@@ -403,14 +320,4 @@ impl Connection {
         guard.has_waiter = false;
         guard
     }
-}
-
-/// What became of the next request.
-enum Dispatched {
-    /// Its reply is staged.
-    Answered,
-    /// It goes to a worker after the lock is released.
-    Submit(Box<NetworkTask>),
-    /// It cannot be executed yet, or there is none.
-    Blocked(NextAction),
 }

@@ -5,7 +5,7 @@
 //! |---|---|
 //! | `server` | accepting clients, and stopping |
 //! | `session` | one client, from the first byte to the last: handshake, then transmission |
-//! | `connection` | the transmission phase: execute requests, send replies |
+//! | `connection` | the transmission phase: dispatch requests, send replies |
 //! | `recv_buffer`, `send_buffer` | received and unsent bytes, in pieces that suit system calls |
 //! | `memory_budget` | memory for the data of all connections, granted in order of arrival |
 //! | `request`, `reply` | headers and chunks in the style that was negotiated |

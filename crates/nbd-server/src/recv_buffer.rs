@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use nbd_backend::{BusyPoll, Span};
+use nbd_backend::{BusyPoll, MappedRange};
 use nbd_net::stream::Receiver;
 
 use crate::limits::{Limits, is_too_slow};
@@ -159,11 +159,15 @@ impl RecvBuffer {
         !self.receiver.is_tls()
     }
 
-    /// Receives into a span, which keeps the part that is still to come, and up to `head` bytes of
+    /// Receives into a range, which keeps the part that is still to come, and up to `head` bytes of
     /// the next message. All received bytes must have been consumed. Returns 0 at the end of the
     /// stream.
     #[allow(unsafe_code)]
-    pub(crate) fn receive_into(&mut self, span: &mut Span, head: usize) -> io::Result<usize> {
+    pub(crate) fn receive_into(
+        &mut self,
+        range: &mut MappedRange,
+        head: usize,
+    ) -> io::Result<usize> {
         assert_eq!(self.start, self.end, "data that has come is in the way");
         let room = match Arc::get_mut(&mut self.block) {
             Some(block) => {
@@ -173,16 +177,16 @@ impl RecvBuffer {
             // A task still uses data in this block.
             None => &mut [],
         };
-        let wanted = span.len();
-        // SAFETY: the slice is for recvmsg(2) alone: a secured connection takes no spans.
-        let parts = &mut [unsafe { span.io_slice_mut() }, IoSliceMut::new(room)];
+        let wanted = range.len();
+        // SAFETY: the slice is for recvmsg(2) alone: a secured connection takes no ranges.
+        let parts = &mut [unsafe { range.io_slice_mut() }, IoSliceMut::new(room)];
         let socket = self.receiver.socket();
         let mut receive = || socket.receive_parts(parts);
         let count = match &mut self.busy_poll {
             Some(busy_poll) => busy_poll.receive(socket.as_fd(), receive),
             None => receive(),
         }?;
-        span.consume(count.min(wanted));
+        range.consume(count.min(wanted));
         self.end = self.start + count.saturating_sub(wanted);
         self.expects_long = true;
         Ok(count)

@@ -5,7 +5,7 @@ use std::io::{self, IoSlice};
 use std::mem::take;
 use std::time::Duration;
 
-use nbd_backend::Span;
+use nbd_backend::MappedRange;
 use nbd_net::stream::Sender;
 
 use crate::limits::is_too_slow;
@@ -29,7 +29,7 @@ pub(crate) struct SendBuffer {
     start: usize,
     end: usize,
     /// Data in mapped memory, and the index in the buffer before which it is sent.
-    mapped: VecDeque<(usize, Span)>,
+    mapped: VecDeque<(usize, MappedRange)>,
     /// Total bytes of `mapped`.
     mapped_len: usize,
     /// Grants for data among the staged bytes.
@@ -150,9 +150,9 @@ impl SendBuffer {
     }
 
     /// Stages data in mapped memory, if [that is possible](Self::supports_mapped).
-    pub(crate) fn stage_mapped(&mut self, span: Span) {
-        self.mapped_len += span.len();
-        self.mapped.push_back((self.end, span));
+    pub(crate) fn stage_mapped(&mut self, range: MappedRange) {
+        self.mapped_len += range.len();
+        self.mapped.push_back((self.end, range));
     }
 
     /// Sends as much as the socket has room for. `WouldBlock` if something is left.
@@ -187,7 +187,7 @@ impl SendBuffer {
         while !self.is_empty() {
             match self.sender.send(&parts(&self.buffer[..self.end], self.start, &self.mapped)) {
                 Ok(count) => self.sent(count),
-                Err(error) if Span::is_gone(&error) => self.copy_ranges()?,
+                Err(error) if MappedRange::is_gone(&error) => self.copy_ranges()?,
                 Err(error) => return Err(error),
             }
         }
@@ -203,15 +203,15 @@ impl SendBuffer {
             let staged = count.min(next - self.start);
             self.start += staged;
             count -= staged;
-            let Some((_, span)) = self.mapped.front_mut().filter(|_| self.start == next) else {
+            let Some((_, range)) = self.mapped.front_mut().filter(|_| self.start == next) else {
                 assert_eq!(count, 0, "more was sent than there is");
                 return;
             };
-            let mapped_len = count.min(span.len());
-            span.consume(mapped_len);
+            let mapped_len = count.min(range.len());
+            range.consume(mapped_len);
             self.mapped_len -= mapped_len;
             count -= mapped_len;
-            if span.is_empty() {
+            if range.is_empty() {
                 self.mapped.pop_front();
             }
         }
@@ -224,15 +224,15 @@ impl SendBuffer {
         let mut at = self.start;
         (self.start, self.end, self.mapped_len) = (0, 0, 0);
         let mut rest = &staged[..];
-        for (place, span) in mapped {
+        for (place, range) in mapped {
             let (before, after) = rest.split_at(place - at);
             (at, rest) = (place, after);
             self.stage(before);
-            let room = self.room(span.len());
-            span.read(room).inspect_err(|error| {
-                tracing::error!("{span:?} was to be sent and is gone, so is the client: {error}");
+            let room = self.room(range.len());
+            range.read(room).inspect_err(|error| {
+                tracing::error!("{range:?} was to be sent and is gone, so is the client: {error}");
             })?;
-            self.advance(span.len());
+            self.advance(range.len());
         }
         self.stage(rest);
         Ok(())
@@ -336,15 +336,15 @@ impl SendBuffer {
 fn parts<'a>(
     staged: &'a [u8],
     mut start: usize,
-    mapped: &'a VecDeque<(usize, Span)>,
+    mapped: &'a VecDeque<(usize, MappedRange)>,
 ) -> Vec<IoSlice<'a>> {
     let mut parts = Vec::with_capacity(2 * mapped.len() + 1);
-    for (place, span) in mapped {
+    for (place, range) in mapped {
         if start < *place {
             parts.push(IoSlice::new(&staged[start..*place]));
         }
         // SAFETY: the pieces are for sendmsg(2) alone: a secured connection takes no mapped.
-        parts.push(unsafe { span.io_slice() });
+        parts.push(unsafe { range.io_slice() });
         start = *place;
     }
     if start < staged.len() {

@@ -5,7 +5,10 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::{Mutex, PoisonError};
 
-use nbd_backend::{Backend, Capabilities, Completion, Geometry, Task, ZeroOptions};
+use nbd_backend::{
+    AsyncBackend, Backend, Capabilities, Completion, Geometry, InlineBackend, NeverBlocks, Task,
+    ZeroOptions,
+};
 use nbd_proto::{Command, NbdError};
 
 use crate::script::{DEVICE, Manner};
@@ -103,26 +106,33 @@ impl Backend for Memory {
         self.clear(offset, length, how.fua)
     }
 
-    fn is_quick(&self, _command: &Command) -> bool {
-        self.manner == Manner::Inline
-    }
-
-    fn is_local(&self, _command: &Command) -> bool {
-        self.manner == Manner::Workers
-    }
-
-    fn start(&self, task: Box<dyn Task>) -> Option<Box<dyn Task>> {
-        if self.manner != Manner::Held {
-            return Some(task);
+    fn as_inline(&self) -> Option<&dyn InlineBackend> {
+        match self.manner {
+            Manner::Inline => Some(&NeverBlocks(u64::MAX)),
+            Manner::Workers => Some(self),
+            Manner::Held => None,
         }
+    }
+
+    fn as_async(&self) -> Option<&dyn AsyncBackend> {
+        if self.manner == Manner::Held { Some(self) } else { None }
+    }
+}
+
+impl InlineBackend for Memory {
+    fn may_block_inline(&self, _command: &Command) -> bool {
+        true
+    }
+}
+
+impl AsyncBackend for Memory {
+    fn submit_async(&self, task: Box<dyn Task>) {
         if !matches!(task.command(), Command::Flush) {
-            self.held.lock().unwrap_or_else(PoisonError::into_inner).push(task);
-            return None;
+            return self.held.lock().unwrap_or_else(PoisonError::into_inner).push(task);
         }
         let held = std::mem::take(&mut *self.held.lock().unwrap_or_else(PoisonError::into_inner));
         for task in held.into_iter().rev().chain([task]) {
             self.perform(task);
         }
-        None
     }
 }

@@ -13,7 +13,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use nbd_backend::{Backend, Endpoint, Link};
+use nbd_backend::{Backend, Endpoint, HolderConnection};
 use nbd_control::Channel;
 use nbd_control::backend::{FromBackend, FromHolder, Grant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -47,10 +47,10 @@ fn serve_here(manner: &str) -> Result<(), Failure> {
     let manners = [Manner::Inline, Manner::Held, Manner::Workers];
     let manner = manners.into_iter().find(|known| format!("{known:?}") == manner);
     let manner = manner.ok_or("an unknown manner")?;
-    let link = Link::connect(&Endpoint::Inherited(0))?;
+    let holder = HolderConnection::connect(&Endpoint::Inherited(0))?;
     let geometry = Memory::new(File::open("/dev/null")?, manner).geometry();
     // The tracer needs the thread's id.
-    let session = link.hello(&gettid().to_string(), &geometry, false)?;
+    let session = holder.hello(&gettid().to_string(), &geometry, false)?;
     let storage = session.keepsake(KEEPSAKE).ok_or("no storage")?.try_clone_to_owned()?;
     let backend = Arc::new(Memory::new(storage.into(), manner));
     let stops = std::env::var_os(STOPS).is_some();

@@ -2,7 +2,9 @@
 
 use std::sync::{Arc, mpsc};
 
-use nbd_backend::{Backend, Command, Completion, Durability, Extent, ProcessDurability, Task};
+use nbd_backend::{
+    AsyncBackend, Backend, Command, Completion, Durability, Extent, ProcessDurability, Task,
+};
 use nbd_client::Remote;
 use nbd_proto::NbdError;
 
@@ -72,7 +74,7 @@ pub(crate) fn start_with(
     let (outcome, outcomes) = mpsc::channel();
     let durability = Arc::clone(durability);
     let task = TestTask { command, payload, outcome, durability };
-    assert!(remote.start(Box::new(task)).is_none(), "the task was given back");
+    remote.submit_async(Box::new(task));
     Pending(outcomes)
 }
 

@@ -48,15 +48,20 @@ pub(crate) enum SpecError {
     NeedlessOption { layer: &'static str, option: String },
     #[error("`{0}` is not the number of a partition: write partition:1@SPEC")]
     BadPartition(String),
-    #[error("{layer}: unknown option `{option}`; {}", knobs(*.similar, .known))]
-    UnknownKnob {
+    #[error("{layer}: unknown option `{option}`; {}", layer_options(*.similar, .known))]
+    UnknownLayerOption {
         layer: &'static str,
         option: String,
         similar: Option<&'static str>,
         known: Vec<&'static str>,
     },
-    #[error("{layer}: {knob}: `{value}` is not {expected}")]
-    BadKnob { layer: &'static str, knob: &'static str, value: String, expected: &'static str },
+    #[error("{layer}: {option}: `{value}` is not {expected}")]
+    BadLayerOption {
+        layer: &'static str,
+        option: &'static str,
+        value: String,
+        expected: &'static str,
+    },
     #[error(
         "write cow:BASE+DIFF, like cow:base.img+changes.cow: the base is only read, and what is written goes to the diff, which is made if there is none"
     )]
@@ -65,7 +70,7 @@ pub(crate) enum SpecError {
     CreateBase,
 }
 
-fn knobs(similar: Option<&str>, known: &[&str]) -> String {
+fn layer_options(similar: Option<&str>, known: &[&str]) -> String {
     match similar {
         Some(option) => format!("did you mean `{option}`?"),
         None => format!("there are {}", known.join(", ")),

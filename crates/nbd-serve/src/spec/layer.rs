@@ -8,7 +8,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 use super::{Spec, SpecError, similar};
-use crate::layer::{SCHEMAS, Schema};
+use crate::layers::SCHEMAS;
+use crate::layers::layer_option::Schema;
 use crate::size::{self, Size};
 
 /// Layers that are not described by a [`Schema`].
@@ -35,7 +36,7 @@ pub(crate) enum Layer {
     /// Everything that changes it is written down in this file.
     Record(PathBuf),
     /// What can be changed while it is in use, and the values to begin with.
-    Tuned(&'static Schema, Vec<u64>),
+    Configurable(&'static Schema, Vec<u64>),
 }
 
 /// The names of all layers.
@@ -80,7 +81,7 @@ fn parse_layer(name: &'static str, options: &[u8]) -> Result<Layer, SpecError> {
         _ => {
             let schema = SCHEMAS.iter().find(|schema| schema.name == name);
             let schema = schema.ok_or(SpecError::NothingBelow(name))?;
-            Ok(Layer::Tuned(schema, parse_knobs(schema, &text)?))
+            Ok(Layer::Configurable(schema, parse_options(schema, &text)?))
         }
     }
 }
@@ -100,12 +101,12 @@ fn parse_offset(text: &str) -> Result<Layer, SpecError> {
     Ok(Layer::Offset { start, length })
 }
 
-fn parse_knobs(schema: &'static Schema, text: &str) -> Result<Vec<u64>, SpecError> {
-    let mut given: Vec<Option<u64>> = vec![None; schema.knobs.len()];
+fn parse_options(schema: &'static Schema, text: &str) -> Result<Vec<u64>, SpecError> {
+    let mut given: Vec<Option<u64>> = vec![None; schema.options.len()];
     for part in text.split(',').filter(|part| !part.is_empty()) {
         let (targets, value) = match part.split_once('=') {
             Some((word, value)) => {
-                let found = schema.knobs.iter().position(|knob| knob.name == word);
+                let found = schema.options.iter().position(|option| option.name == word);
                 let index = found.ok_or_else(|| unknown(schema, word))?;
                 (vec![index], value)
             }
@@ -114,24 +115,29 @@ fn parse_knobs(schema: &'static Schema, text: &str) -> Result<Vec<u64>, SpecErro
             None => (schema.bare.to_vec(), part),
         };
         for index in targets {
-            let knob = &schema.knobs[index];
-            let value = knob.kind.parse(value).ok_or_else(|| {
-                let (value, expected) = (value.into(), knob.kind.expected());
-                SpecError::BadKnob { layer: schema.name, knob: knob.name, value, expected }
+            let option = &schema.options[index];
+            let value = option.kind.parse(value).ok_or_else(|| {
+                let (value, expected) = (value.into(), option.kind.expected());
+                SpecError::BadLayerOption {
+                    layer: schema.name,
+                    option: option.name,
+                    value,
+                    expected,
+                }
             })?;
             if given[index].replace(value).is_some() {
-                return Err(SpecError::Repeated(knob.name));
+                return Err(SpecError::Repeated(option.name));
             }
         }
     }
-    let values = given.into_iter().zip(schema.knobs);
-    Ok(values.map(|(value, knob)| value.unwrap_or(knob.default)).collect())
+    let values = given.into_iter().zip(schema.options);
+    Ok(values.map(|(value, option)| value.unwrap_or(option.default)).collect())
 }
 
 fn unknown(schema: &'static Schema, word: &str) -> SpecError {
-    let known: Vec<_> = schema.knobs.iter().map(|knob| knob.name).collect();
+    let known: Vec<_> = schema.options.iter().map(|option| option.name).collect();
     let similar = similar(word, &known);
-    SpecError::UnknownKnob { layer: schema.name, option: word.into(), similar, known }
+    SpecError::UnknownLayerOption { layer: schema.name, option: word.into(), similar, known }
 }
 
 impl fmt::Display for LayerSpec {
@@ -146,14 +152,14 @@ impl fmt::Display for LayerSpec {
             }
             Layer::ReadOnly => f.write_str("readonly")?,
             Layer::Record(log) => write!(f, "record:{}", log.display())?,
-            Layer::Tuned(schema, values) => {
+            Layer::Configurable(schema, values) => {
                 f.write_str(schema.name)?;
-                let changed = schema.knobs.iter().zip(values);
-                let changed = changed.filter(|(knob, value)| knob.default != **value);
-                for (separator, (knob, value)) in
+                let changed = schema.options.iter().zip(values);
+                let changed = changed.filter(|(option, value)| option.default != **value);
+                for (separator, (option, value)) in
                     std::iter::once(':').chain(std::iter::repeat(',')).zip(changed)
                 {
-                    write!(f, "{separator}{}={}", knob.name, knob.kind.format(*value))?;
+                    write!(f, "{separator}{}={}", option.name, option.kind.format(*value))?;
                 }
             }
         }

@@ -13,6 +13,8 @@ fn verify(server: &Server, export: &str, options: &[&str]) {
         "--size=24m",
         "--verify=crc32c",
         "--verify_fatal=1",
+        // No files in the working directory.
+        "--verify_state_save=0",
     ];
     arguments.extend(options);
     let words = output("fio", &arguments);

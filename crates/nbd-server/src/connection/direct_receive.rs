@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering::Relaxed;
 
-use nbd_backend::Span;
+use nbd_backend::{MappedBackend, MappedRange, reply_error};
 use nbd_proto::{Command, NbdError};
 
 use super::{Connection, ConnectionError};
@@ -18,10 +18,10 @@ const MIN_DIRECT_RECEIVE: usize = 16 << 10;
 /// A write whose data is being received into the storage's memory.
 pub(super) struct DirectReceive {
     to: ReplyTarget,
-    /// Where it ends on the export, in bytes; the span's offset is that of the storage below.
-    end: u64,
+    /// The request: a write.
+    command: Command,
     /// Where the rest of its data goes.
-    span: Span,
+    range: MappedRange,
 }
 
 impl Connection {
@@ -41,60 +41,53 @@ impl Connection {
             return None;
         }
         // An invalid request is refused later, when all of its payload has come.
-        let Ok(Command::Write { offset, length, fua: false }) =
-            header.check(&self.rules, &[], self.replies.allocation)
-        else {
+        let command = header.check(&self.rules, &[], self.replies.allocation).ok()?;
+        let Command::Write { offset, length, fua: false } = command else {
             return None;
         };
-        let mut span = self.export.backend().span_mut(offset, length)?;
+        let mut range = self.export.backend().as_mapped()?.mapped_range_mut(offset, length)?;
         // Direct receiving needs no common memory, however long the client takes.
         recv_buffer.release_shared().ok()?;
         let data = &recv_buffer.bytes()[head..];
-        self.write(data, offset).ok()?;
-        span.consume(data.len());
+        // That does not block: a range to be received into exists only where writes do not.
+        self.export.backend().write_at(data, offset, false).ok()?;
+        range.consume(data.len());
         recv_buffer.consume(head + data.len());
-        Some(DirectReceive { to: header.address(), end: offset + u64::from(length), span })
+        Some(DirectReceive { to: header.address(), command, range })
     }
 
     /// Receives the rest, and stages the reply.
     pub(super) fn direct_receive(
         &self,
         recv_buffer: &mut RecvBuffer,
-        DirectReceive { to, end, mut span }: DirectReceive,
+        DirectReceive { to, command, mut range }: DirectReceive,
     ) -> Result<(), ConnectionError> {
         let head = RequestHeader::len(self.replies.style);
         let mut done = Ok(());
-        while !span.is_empty() {
+        while !range.is_empty() {
             if self.lock().send_buffer.is_hung_up() {
                 return Err(self.unexpected_eof());
             }
             match self.receive_with_timeouts(recv_buffer, |recv_buffer| {
-                recv_buffer.receive_into(&mut span, head)
+                recv_buffer.receive_into(&mut range, head)
             }) {
                 Ok(0) => return Err(self.unexpected_eof()),
                 Ok(_) => {}
-                Err(ConnectionError::Receive(error)) if Span::is_gone(&error) => {
+                Err(ConnectionError::Receive(error)) if MappedRange::is_gone(&error) => {
                     // Write nothing after the page that is gone: the file would grow again and
                     // have a hole there.
-                    tracing::warn!("{span:?} was to be received to and is gone: {error}");
+                    tracing::warn!("{range:?} was to be received to and is gone: {error}");
                     done = Err(NbdError::EIO);
-                    self.skip(recv_buffer, span.len() as u64)?;
+                    self.skip(recv_buffer, range.len() as u64)?;
                     break;
                 }
                 Err(error) => return Err(error),
             }
         }
-        // An empty write fails if the file was truncated meanwhile, so that the data is lost.
-        let done = self.write(&[], end).and(done);
+        let mapped = self.export.backend().as_mapped();
+        let kept = mapped.map_or(Ok(()), MappedBackend::check_received);
+        let done = kept.map_err(|error| reply_error(&command, &error)).and(done);
         self.stage(&mut self.lock().send_buffer, to, done);
         Ok(())
-    }
-
-    /// Writes a part of the data through the backend. Does not block: `span_mut` exists only where
-    /// writes do not.
-    fn write(&self, data: &[u8], offset: u64) -> Result<(), NbdError> {
-        let command = Command::Write { offset, length: data.len() as u32, fua: false };
-        self.execute_here(&command, data, &mut [], true)
-            .map_or(Err(NbdError::EIO), |(done, _)| done)
     }
 }

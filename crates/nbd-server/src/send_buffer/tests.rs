@@ -5,7 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use nbd_backend::Lender;
+use nbd_backend::MappingOwner;
 use nbd_net::socket::Socket;
 use nbd_net::stream::Stream;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, munmap};
@@ -28,19 +28,19 @@ unsafe impl Send for Gone {}
 unsafe impl Sync for Gone {}
 
 impl Gone {
-    fn span(offset: usize, len: usize, is_whole: bool) -> Span {
+    fn range(offset: usize, len: usize, is_whole: bool) -> MappedRange {
         let length = CONTENT.try_into().unwrap();
         // SAFETY: the kernel picks the range.
         let start =
             unsafe { mmap_anonymous(None, length, ProtFlags::PROT_NONE, MapFlags::MAP_PRIVATE) };
         let start = start.unwrap().cast();
         let gone = Arc::new(Self { start, is_whole });
-        // SAFETY: it is mapped until the lender is dropped.
-        unsafe { Span::new(start.add(offset), len, offset as u64, gone) }
+        // SAFETY: it is mapped until the owner is dropped.
+        unsafe { MappedRange::new(start.add(offset), len, offset as u64, gone) }
     }
 }
 
-impl Lender for Gone {
+impl MappingOwner for Gone {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
         if !self.is_whole {
             return Err(io::ErrorKind::UnexpectedEof.into());
@@ -52,25 +52,25 @@ impl Lender for Gone {
 
 impl Drop for Gone {
     fn drop(&mut self) {
-        // SAFETY: it was mapped by this object, and no span is left.
+        // SAFETY: it was mapped by this object, and no range is left.
         unsafe { munmap(self.start.cast(), CONTENT) }.unwrap();
     }
 }
 
 struct Whole(Vec<u8>);
 
-impl Lender for Whole {
+impl MappingOwner for Whole {
     fn read_at(&self, _buffer: &mut [u8], _offset: u64) -> io::Result<()> {
         panic!("it can be sent from where it lies")
     }
 }
 
 impl Whole {
-    fn span(self: &Arc<Self>, offset: usize, len: usize) -> Span {
+    fn range(self: &Arc<Self>, offset: usize, len: usize) -> MappedRange {
         let start = NonNull::from(&self.0[offset..offset + len]).cast();
-        let lender: Arc<dyn Lender> = Arc::<Self>::clone(self);
-        // SAFETY: the bytes live as long as the lender.
-        unsafe { Span::new(start, len, offset as u64, lender) }
+        let owner: Arc<dyn MappingOwner> = Arc::<Self>::clone(self);
+        // SAFETY: the bytes live as long as the owner.
+        unsafe { MappedRange::new(start, len, offset as u64, owner) }
     }
 }
 
@@ -124,7 +124,7 @@ fn staged_bytes_and_mapped_data_are_sent_in_order() {
             if random(state, 2) == 0 {
                 send_buffer.stage(bytes);
             } else if len > 0 {
-                send_buffer.stage_mapped(whole.span(offset, len));
+                send_buffer.stage_mapped(whole.range(offset, len));
             }
             expected.extend_from_slice(bytes);
             assert_eq!(send_buffer.unsent(), expected.len());
@@ -137,9 +137,9 @@ fn staged_bytes_and_mapped_data_are_sent_in_order() {
 fn mapped_data_that_cannot_be_sent_is_copied() {
     let (mut send_buffer, peer) = send_buffer();
     send_buffer.stage(b"head");
-    send_buffer.stage_mapped(Gone::span(5, 300_000, true));
+    send_buffer.stage_mapped(Gone::range(5, 300_000, true));
     send_buffer.stage(b"tail");
-    send_buffer.stage_mapped(Gone::span(7, 3_000, true));
+    send_buffer.stage_mapped(Gone::range(7, 3_000, true));
     let content = content();
     let expected = [b"head", &content[5..300_005], b"tail", &content[7..3_007]].concat();
     send_all(&mut send_buffer, peer, &expected);
@@ -149,10 +149,10 @@ fn mapped_data_that_cannot_be_sent_is_copied() {
 fn a_client_is_disconnected_if_promised_data_cannot_be_read() {
     let whole = Arc::new(Whole(content()));
     let (mut send_buffer, mut peer) = send_buffer();
-    send_buffer.stage_mapped(whole.span(0, 100_000));
+    send_buffer.stage_mapped(whole.range(0, 100_000));
     send_buffer.send().unwrap();
     send_buffer.stage(b"head");
-    send_buffer.stage_mapped(Gone::span(5, 300_000, false));
+    send_buffer.stage_mapped(Gone::range(5, 300_000, false));
     send_buffer.send().unwrap();
     assert_eq!(send_buffer.unsent(), 0);
     let mut got = Vec::new();

@@ -35,6 +35,7 @@ fn requests_after_the_stop_get_eshutdown() {
     let mut server = TestServer::with(Disk::new(1), limits);
     let mut client = server.client(ReplyStyle::Structured);
     client.ask(Type::READ, 1, SLOW, 4096);
+    server.disk.wait_for_slow();
     // It stays in the socket: one request is the limit.
     client.ask(Type::READ, 2, 0, 4096);
     let idle = server.client(ReplyStyle::Simple);

@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 
-use nbd_backend::{Backend, Capabilities, Command, Extent, Geometry, ZeroOptions};
+use nbd_backend::{Backend, Capabilities, Command, Extent, Geometry, InlineBackend, ZeroOptions};
 use nbd_net::address::{Address, Listen};
 use nbd_net::listener::Listeners;
 use nbd_net::testing::Scratch;
@@ -145,10 +145,6 @@ impl Backend for Shared {
         Ok(())
     }
 
-    fn is_local(&self, command: &Command) -> bool {
-        matches!(command, Command::Flush | Command::Read { .. })
-    }
-
     fn trim(&self, offset: u64, length: u64, _fua: bool) -> io::Result<()> {
         self.write_at(&vec![0; length as usize], offset, false)
     }
@@ -160,11 +156,6 @@ impl Backend for Shared {
         self.write_at(&vec![0; length as usize], offset, false)
     }
 
-    fn is_quick(&self, command: &Command) -> bool {
-        // Some requests of each kind, so that inline execution and workers are both tested.
-        matches!(command, Command::Read { offset, .. } | Command::Write { offset, .. } if offset % 8192 == 0 && *offset < SLOW)
-    }
-
     /// The first half is data, the second a hole.
     fn extents(&self, offset: u64, length: u64, one: bool) -> io::Result<Vec<Extent>> {
         let data = SLOW.saturating_sub(offset).min(length);
@@ -172,6 +163,21 @@ impl Backend for Shared {
         let extents = [extent(data, false), extent(length - data, true)];
         let some = extents.into_iter().filter(|extent| extent.length > 0);
         Ok(some.take(if one { 1 } else { 2 }).collect())
+    }
+
+    fn as_inline(&self) -> Option<&dyn InlineBackend> {
+        Some(self)
+    }
+}
+
+impl InlineBackend for Shared {
+    fn never_blocks(&self, command: &Command) -> bool {
+        // Some requests of each kind, so that inline execution and workers are both tested.
+        matches!(command, Command::Read { offset, .. } | Command::Write { offset, .. } if offset % 8192 == 0 && *offset < SLOW)
+    }
+
+    fn may_block_inline(&self, command: &Command) -> bool {
+        matches!(command, Command::Flush | Command::Read { .. })
     }
 }
 
