@@ -11,7 +11,7 @@ use serde_json::Value;
 
 const MIB: usize = 1 << 20;
 const REQUESTS: usize = 200;
-const PATIENCE: Duration = Duration::from_secs(30);
+const EVENT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A running bench-limit.
 struct Limit {
@@ -29,7 +29,7 @@ impl Limit {
         let process = command.args([&address, "--size", "8"]).spawn().unwrap();
         let begin = Instant::now();
         while !socket.exists() {
-            assert!(begin.elapsed() < PATIENCE, "{address}: bench-limit does not listen");
+            assert!(begin.elapsed() < EVENT_TIMEOUT, "{address}: bench-limit does not listen");
             std::thread::sleep(Duration::from_millis(1));
         }
         Self { process, address, _directory: directory }

@@ -7,7 +7,7 @@ use crate::Api;
 use crate::device::Device;
 use crate::fio::{Area, Fio};
 use crate::temp::TempDir;
-use crate::wait::{LONG, wait_until};
+use crate::wait::{EVENT_TIMEOUT, wait_until};
 
 const MIB: u64 = 1 << 20;
 /// What the load works on.
@@ -52,7 +52,7 @@ impl Busy {
     /// Waits until another backend than this serves.
     #[track_caller]
     pub fn is_followed(&self, backend: i32) {
-        wait_until("another backend", LONG, || {
+        wait_until("another backend", EVENT_TIMEOUT, || {
             let now = self.device.status().backend;
             now.state == BackendState::Running && now.pid != Some(backend)
         });

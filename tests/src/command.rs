@@ -15,13 +15,13 @@ use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
 use crate::temp::fresh_path;
-use crate::wait::patiently;
+use crate::wait::scaled_timeout;
 
 /// How long a program may take if nothing else is said.
-pub const LIMIT: Duration = Duration::from_secs(300);
-const PAUSE: Duration = Duration::from_millis(5);
+pub const PROGRAM_TIMEOUT: Duration = Duration::from_secs(300);
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
 /// How long a killed program may take to go. One that sits in the driver may not go at all.
-const LAST_BREATH: Duration = Duration::from_secs(2);
+const REAP_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What a program left.
 #[derive(Clone, Debug)]
@@ -91,7 +91,7 @@ pub fn run<S: AsRef<OsStr>>(
     program: impl AsRef<OsStr>,
     arguments: impl IntoIterator<Item = S>,
 ) -> Output {
-    start(program, arguments).finish(LIMIT)
+    start(program, arguments).finish(PROGRAM_TIMEOUT)
 }
 
 /// Starts a program.
@@ -189,10 +189,10 @@ impl Running {
         all_of(&self.stderr)
     }
 
-    /// Waits for its end; panics after `limit`, on a slow machine [`patiently`].
+    /// Waits for its end; panics after `limit`, on a slow machine [`scaled_timeout`].
     #[track_caller]
     pub fn finish(mut self, limit: Duration) -> Output {
-        let limit = patiently(limit);
+        let limit = scaled_timeout(limit);
         let deadline = Instant::now() + limit;
         while self.is_running() {
             assert!(
@@ -203,7 +203,7 @@ impl Running {
                 all_of(&self.stdout),
                 self.words()
             );
-            std::thread::sleep(PAUSE);
+            std::thread::sleep(POLL_INTERVAL);
         }
         let took = self.started.elapsed();
         let status = self.status.unwrap_or_default();
@@ -224,9 +224,9 @@ impl Drop for Running {
             return;
         }
         self.signal(Signal::SIGKILL);
-        let deadline = Instant::now() + patiently(LAST_BREATH);
+        let deadline = Instant::now() + scaled_timeout(REAP_TIMEOUT);
         while self.is_running() && Instant::now() < deadline {
-            std::thread::sleep(PAUSE);
+            std::thread::sleep(POLL_INTERVAL);
         }
     }
 }

@@ -5,7 +5,7 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use crate::command::{LIMIT, Output, Running, start};
+use crate::command::{Output, PROGRAM_TIMEOUT, Running, start};
 
 /// Where our programs are: `NBD_BIN_DIR`, or where cargo puts them.
 #[must_use]
@@ -53,7 +53,7 @@ pub fn require_machine() {
 /// Runs nbd-ctl.
 #[track_caller]
 pub fn ctl<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -> Output {
-    start_ctl(arguments).finish(LIMIT)
+    start_ctl(arguments).finish(PROGRAM_TIMEOUT)
 }
 
 /// Starts nbd-ctl.

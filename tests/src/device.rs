@@ -16,13 +16,13 @@ use crate::Api;
 use crate::command::{Output, start};
 use crate::ctl::{ctl, program};
 use crate::process;
-use crate::wait::{LONG, wait_for, wait_until};
-use crate::world::number;
+use crate::sysfs::block_attribute;
+use crate::wait::{EVENT_TIMEOUT, wait_for, wait_until};
 
 /// So many lines of a device's log go with the report of a failed test.
 const LOG_TAIL: usize = 30;
 /// The exit status of nbd-ctl for what took too long.
-const TOO_LATE: i32 = 5;
+const TIMED_OUT: i32 = 5;
 
 /// Requests of a device that the block layer saw completed.
 #[must_use]
@@ -101,9 +101,9 @@ impl Device {
     pub fn status_and_words(&self) -> (Status, Output) {
         // Status gives a holder 5 s to answer, and nothing that it waits for can be stuck; but a
         // machine may let it wait for so long.
-        let output = wait_for("a status", LONG, || {
+        let output = wait_for("a status", EVENT_TIMEOUT, || {
             let output = ctl(["status", &self.name(), "--json"]);
-            (output.code != TOO_LATE).then_some(output)
+            (output.code != TIMED_OUT).then_some(output)
         });
         let output = output.succeeds();
         let status = serde_json::from_str(&output.stdout);
@@ -113,7 +113,7 @@ impl Device {
     /// Waits until a backend serves it.
     #[track_caller]
     pub fn wait_running(&self) -> Status {
-        wait_for("a running backend", LONG, || {
+        wait_for("a running backend", EVENT_TIMEOUT, || {
             let status = self.status();
             (status.backend.state == BackendState::Running).then_some(status)
         })
@@ -153,14 +153,14 @@ impl Device {
     #[track_caller]
     pub fn wait_progress(&self) {
         let before = self.completed();
-        wait_until("progress of I/O", LONG, || self.completed() > before + 20);
+        wait_until("progress of I/O", EVENT_TIMEOUT, || self.completed() > before + 20);
     }
 
     /// `queue/io_timeout` in milliseconds.
     #[track_caller]
     #[must_use]
     pub fn io_timeout(&self) -> u64 {
-        number(&self.name(), "queue/io_timeout").expect("io_timeout")
+        block_attribute(&self.name(), "queue/io_timeout").expect("io_timeout")
     }
 
     /// What holder and backends have written to the log.
@@ -214,10 +214,13 @@ impl Device {
         assert!(!registry.folder(self.index).exists(), "its folder is left");
         assert!(!registry.join_socket(self.index).exists(), "a socket is left");
         // The driver clears a device when the last of its users has closed it.
-        wait_until("it is clear", LONG, || {
-            number(&name, "size").unwrap_or(0) == 0 && number(&name, "pid").is_none()
+        wait_until("it is clear", EVENT_TIMEOUT, || {
+            block_attribute(&name, "size").unwrap_or(0) == 0
+                && block_attribute(&name, "pid").is_none()
         });
-        wait_until("its processes are gone", LONG, || !processes.iter().any(ProcessId::is_alive));
+        wait_until("its processes are gone", EVENT_TIMEOUT, || {
+            !processes.iter().any(ProcessId::is_alive)
+        });
     }
 }
 
@@ -252,7 +255,7 @@ impl Device {
         for id in processes.iter().filter(|id| id.is_alive()) {
             process::signal(id.pid, Signal::SIGKILL);
         }
-        if number(&self.name(), "pid").is_some() {
+        if block_attribute(&self.name(), "pid").is_some() {
             let _ = Command::new("nbd-client").arg("-d").arg(self.path()).status();
         }
         let _ = Registry::new(None).remove(self.index);

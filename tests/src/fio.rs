@@ -13,11 +13,11 @@ use serde_json::Value;
 use crate::command::{Running, start};
 use crate::random::Random;
 use crate::temp::fresh_path;
-use crate::wait::{LONG, wait_until};
+use crate::wait::{EVENT_TIMEOUT, wait_until};
 
 /// How long a run may take after it was told to stop, or if it ends by itself: for a device that
 /// answers 20 requests a second.
-const LIMIT: Duration = Duration::from_secs(600);
+const FIO_TIMEOUT: Duration = Duration::from_secs(600);
 const BLOCK: u64 = 4096;
 const VERIFIED: [&str; 4] =
     ["--rw=randrw", "--verify=crc32c", "--verify_backlog=64", "--serialize_overlap=1"];
@@ -82,7 +82,7 @@ impl<'a> Area<'a> {
     #[track_caller]
     pub fn fill(&self) -> Report {
         let fio = self.start("fill", &["--rw=write", "--verify=crc32c", "--do_verify=0"]);
-        fio.end(LIMIT).is_good()
+        fio.end(FIO_TIMEOUT).is_good()
     }
 
     /// Reads all of it and checks every block.
@@ -98,7 +98,7 @@ impl<'a> Area<'a> {
     #[must_use]
     pub fn try_check(&self) -> Ended {
         let fio = self.start("check", &["--rw=read", "--verify=crc32c"]);
-        fio.end(LIMIT)
+        fio.end(FIO_TIMEOUT)
     }
 
     /// Reads and writes at random, 16 at a time, and reads what it wrote again to check it.
@@ -114,7 +114,7 @@ impl<'a> Area<'a> {
     pub fn verified_round(&self, random: &mut Random) -> Report {
         let seed = format!("--randseed={}", random.number() >> 1);
         let options = [&VERIFIED[..], &["--fsync=64", &seed]].concat();
-        let report = self.start("verified", &options).end(LIMIT).is_good();
+        let report = self.start("verified", &options).end(FIO_TIMEOUT).is_good();
         assert_eq!(report.reads, self.blocks(), "not all that was written was verified");
         report
     }
@@ -179,7 +179,7 @@ impl Fio {
     pub fn stop(mut self) -> Ended {
         self.goes_on();
         self.running.signal(Signal::SIGINT);
-        let ended = self.end(LIMIT);
+        let ended = self.end(FIO_TIMEOUT);
         // 128 says that it was told to stop, and nothing of errors: these the report has.
         let good = matches!(ended.code, 0 | 128) && ended.without_error;
         Ended { good, ..ended }
@@ -189,8 +189,8 @@ impl Fio {
     #[track_caller]
     #[must_use]
     pub fn ends(mut self) -> Ended {
-        wait_until("the end of fio", LONG, || !self.running.is_running());
-        self.end(LIMIT)
+        wait_until("the end of fio", EVENT_TIMEOUT, || !self.running.is_running());
+        self.end(FIO_TIMEOUT)
     }
 
     #[track_caller]

@@ -8,7 +8,7 @@ use std::thread::panicking;
 
 use nix::sys::signal::Signal;
 
-use crate::command::{LIMIT, Running, converse};
+use crate::command::{PROGRAM_TIMEOUT, Running, converse};
 use crate::ctl::require_machine;
 use crate::process;
 use crate::wait::wait_until;
@@ -90,7 +90,7 @@ impl Gdb {
     /// Waits for the prompt: what was printed since the command.
     #[track_caller]
     pub fn answer(&mut self) -> String {
-        wait_until("gdb is back at its prompt", LIMIT, || {
+        wait_until("gdb is back at its prompt", PROGRAM_TIMEOUT, || {
             assert!(self.running.is_running(), "gdb has ended");
             !self.is_busy()
         });
@@ -120,14 +120,14 @@ impl Gdb {
     #[track_caller]
     pub fn kill(mut self) {
         assert!(process::signal(self.pid(), Signal::SIGKILL), "gdb is gone");
-        wait_until("gdb is dead", LIMIT, || !self.running.is_running());
+        wait_until("gdb is dead", PROGRAM_TIMEOUT, || !self.running.is_running());
     }
 
     /// `quit`. That kills a program which gdb has started, and lets go one that it was attached to.
     #[track_caller]
     pub fn quit(mut self) {
         self.begin("quit");
-        wait_until("gdb has quit", LIMIT, || !self.running.is_running());
+        wait_until("gdb has quit", PROGRAM_TIMEOUT, || !self.running.is_running());
     }
 }
 

@@ -14,13 +14,13 @@ use nix::sys::signal::Signal;
 use crate::device::{Device, completed};
 use crate::process::{children, signal};
 use crate::random::Random;
-use crate::wait::{LONG, patiently};
+use crate::wait::{EVENT_TIMEOUT, scaled_timeout};
 
 /// Every so many times the spares die as well, so that starting a program is tried too.
-const SPARES: u64 = 4;
+const KILLS_PER_SPARE_KILL: u64 = 4;
 /// So many in a row may be killed before one of them has answered anything. With more of that the
 /// holder would give up, as it should: it takes them for backends that crash by themselves.
-const UNPROVEN: u32 = 3;
+const MAX_UNPROVEN_KILLS: u32 = 3;
 
 /// A thread that kills.
 #[derive(Debug)]
@@ -93,10 +93,10 @@ fn kill_until(
     let (mut answered, mut unproven) = (0, 0);
     let mut last = Instant::now();
     while !stop.load(Ordering::Relaxed) {
-        assert!(last.elapsed() < patiently(LONG), "no backend to kill");
+        assert!(last.elapsed() < scaled_timeout(EVENT_TIMEOUT), "no backend to kill");
         sleep(Duration::from_millis(random.within(pauses)));
         let now = completed(&format!("nbd{index}"));
-        if now == answered && unproven == UNPROVEN {
+        if now == answered && unproven == MAX_UNPROVEN_KILLS {
             continue;
         }
         unproven = if now == answered { unproven + 1 } else { 0 };
@@ -107,7 +107,7 @@ fn kill_until(
         let Some(victim) = victim.filter(ProcessId::is_alive) else {
             continue;
         };
-        if random.number().is_multiple_of(SPARES) {
+        if random.number().is_multiple_of(KILLS_PER_SPARE_KILL) {
             kill_spares(&registry, index, victim.pid);
         }
         if signal(victim.pid, Signal::SIGKILL) && killed.insert(victim.pid) {

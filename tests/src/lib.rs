@@ -7,7 +7,7 @@
 //! |---|---|
 //! | [`command`], [`ctl`] | programs with a time limit, none left behind; ours among them |
 //! | [`device`] | an attached device, gone at the end of its test whatever happens |
-//! | [`world`] | all that an attach may change, to see that a failed one changed nothing |
+//! | [`machine_state`], [`sysfs`] | what an attach changes on the machine, to see that a failed one changed nothing |
 //! | [`fio`] | I/O that knows what it wrote |
 //! | [`busy`] | a device with such I/O on it |
 //! | [`killer`] | SIGKILL for backends at random moments |
@@ -35,6 +35,7 @@ pub mod gdb;
 pub mod kernel_log;
 pub mod killer;
 pub mod loop_device;
+pub mod machine_state;
 pub mod mapping;
 pub mod mount;
 pub mod nbdkit;
@@ -44,12 +45,12 @@ pub mod random;
 pub mod screen;
 pub mod session;
 pub mod stall;
+pub mod sysfs;
 pub mod temp;
 pub mod tree;
 pub mod trouble;
 pub mod under;
 pub mod wait;
-pub mod world;
 
 use std::io::Write;
 

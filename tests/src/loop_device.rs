@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::command::{run, start};
-use crate::wait::{LONG, wait_until};
+use crate::wait::{EVENT_TIMEOUT, wait_until};
 
 /// A loop device.
 #[derive(Debug)]
@@ -42,14 +42,14 @@ impl LoopDevice {
         run("losetup", ["-d".as_ref(), self.path.as_os_str()]).succeeds();
         // The driver does it with the last close, which may be udev's.
         let backing = format!("/sys/block/{}/loop/backing_file", self.name());
-        wait_until("the end of the loop device", LONG, || !Path::new(&backing).exists());
+        wait_until("the end of the loop device", EVENT_TIMEOUT, || !Path::new(&backing).exists());
     }
 }
 
 impl Drop for LoopDevice {
     fn drop(&mut self) {
         if self.is_set_up {
-            drop(start("losetup", ["-d".as_ref(), self.path.as_os_str()]).finish(LONG));
+            drop(start("losetup", ["-d".as_ref(), self.path.as_os_str()]).finish(EVENT_TIMEOUT));
         }
     }
 }
@@ -60,5 +60,5 @@ pub fn load_driver() {
     if !Path::new("/dev/loop-control").exists() {
         run("modprobe", ["loop"]).succeeds();
     }
-    wait_until("/dev/loop-control", LONG, || Path::new("/dev/loop-control").exists());
+    wait_until("/dev/loop-control", EVENT_TIMEOUT, || Path::new("/dev/loop-control").exists());
 }

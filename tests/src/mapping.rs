@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::command::{run, start};
-use crate::wait::LONG;
+use crate::wait::EVENT_TIMEOUT;
 
 /// A linear mapping of the beginning of a device.
 #[derive(Debug)]
@@ -44,7 +44,7 @@ impl Mapping {
 impl Drop for Mapping {
     fn drop(&mut self) {
         if self.exists {
-            drop(start("dmsetup", ["remove", "--force", &self.name]).finish(LONG));
+            drop(start("dmsetup", ["remove", "--force", &self.name]).finish(EVENT_TIMEOUT));
         }
     }
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::command::{Running, start};
-use crate::wait::{LONG, wait_until};
+use crate::wait::{EVENT_TIMEOUT, wait_until};
 
 /// nbdkit with a file, on a unix socket.
 #[derive(Debug)]
@@ -46,7 +46,7 @@ impl Nbdkit {
         let socket = socket.to_owned();
         let place = ["-f".as_ref(), "-U".as_ref(), socket.as_os_str()];
         let mut running = start("nbdkit", place.into_iter().chain(what));
-        wait_until("nbdkit listens", LONG, || {
+        wait_until("nbdkit listens", EVENT_TIMEOUT, || {
             assert!(running.is_running(), "nbdkit: {}", running.words());
             UnixStream::connect(&socket).is_ok()
         });

@@ -4,8 +4,8 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::panicking;
 
-use crate::command::{LIMIT, launch};
-use crate::wait::{LONG, wait_until};
+use crate::command::{PROGRAM_TIMEOUT, launch};
+use crate::wait::{EVENT_TIMEOUT, wait_until};
 
 /// What the shell says when it waits for a command.
 const PROMPT: &str = "ready>";
@@ -36,7 +36,7 @@ impl Screen {
     fn tmux(&self, arguments: &[&str]) -> String {
         let mut command = Command::new("tmux");
         command.args(["-u", "-L", &self.server]).args(arguments).env("LC_ALL", "C.UTF-8");
-        launch(command).finish(LIMIT).succeeds().stdout
+        launch(command).finish(PROGRAM_TIMEOUT).succeeds().stdout
     }
 
     /// Types a command, and does not wait for its end.
@@ -76,7 +76,7 @@ impl Screen {
     #[track_caller]
     pub fn becomes(&self, what: &str, holds: impl Fn(&str) -> bool) -> String {
         let mut text = String::new();
-        wait_until(&format!("{what} on the screen"), LONG, || {
+        wait_until(&format!("{what} on the screen"), EVENT_TIMEOUT, || {
             text = self.text();
             holds(&text)
         });
@@ -88,7 +88,7 @@ impl Screen {
     #[track_caller]
     pub fn is_restored(&self) {
         let modes = || self.tmux(&["display", "-p", "#{alternate_on} #{cursor_flag}"]);
-        wait_until("the normal screen", LONG, || modes().trim() == "0 1");
+        wait_until("the normal screen", EVENT_TIMEOUT, || modes().trim() == "0 1");
         self.command(
             "clear; stty -a | tr -d ';' | tr ' ' '\\n' | grep -xc -e icanon -e echo -e isig",
         );

@@ -10,10 +10,10 @@ use crate::command::{Running, converse, run};
 use crate::ctl::{bin_dir, program};
 use crate::page::{Step, prints, root};
 use crate::temp::TempDir;
-use crate::wait::patiently;
+use crate::wait::scaled_timeout;
 
 /// Only a command that hangs takes so long.
-const WORD: Duration = Duration::from_secs(150);
+const STEP_TIMEOUT: Duration = Duration::from_secs(150);
 /// What python3 is on somebody's own PATH may be a script that is slow to start.
 const SYSTEM: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -86,7 +86,7 @@ impl Session {
 
     /// The number in that file, once it is there.
     fn wait_for(&mut self, path: &Path) -> Option<i32> {
-        let deadline = Instant::now() + patiently(WORD);
+        let deadline = Instant::now() + scaled_timeout(STEP_TIMEOUT);
         while Instant::now() < deadline && self.shell.is_running() {
             let text = fs::read_to_string(path).unwrap_or_default();
             if let Some(code) = text.strip_suffix('\n') {
@@ -107,7 +107,7 @@ impl Default for Session {
 impl Drop for Session {
     fn drop(&mut self) {
         let _ = self.stdin.write_all(b"umount -q /mnt; kill $(jobs -p) 2>/dev/null; exit\n");
-        let deadline = Instant::now() + patiently(WORD);
+        let deadline = Instant::now() + scaled_timeout(STEP_TIMEOUT);
         while self.shell.is_running() && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(10));
         }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crate::device::{Device, completed};
 
 /// How often it looks.
-const TICK: Duration = Duration::from_micros(500);
+const SAMPLE_INTERVAL: Duration = Duration::from_micros(500);
 
 /// A thread that watches a device on which there is always something to do.
 #[derive(Debug)]
@@ -49,7 +49,7 @@ impl Drop for StallWatch {
 fn watch(index: u32, stop: &AtomicBool, longest: &AtomicU64) {
     let (mut before, mut since) = (completed(&format!("nbd{index}")), Instant::now());
     while !stop.load(Ordering::Relaxed) {
-        sleep(TICK);
+        sleep(SAMPLE_INTERVAL);
         let now = completed(&format!("nbd{index}"));
         if now != before {
             let time = since.elapsed().as_nanos();

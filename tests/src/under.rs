@@ -7,9 +7,9 @@ use std::process::Command;
 use nix::sys::signal::Signal::SIGCONT;
 
 use crate::command::{Running, run, start};
+use crate::sysfs::block_attribute;
 use crate::temp::TempDir;
-use crate::wait::{LONG, wait_until};
-use crate::world::number;
+use crate::wait::{EVENT_TIMEOUT, wait_until};
 
 /// The device: far from those that an attach picks.
 pub const UNDER: &str = "/dev/nbd9";
@@ -45,7 +45,7 @@ impl Under {
                 &error_file,
             ],
         );
-        wait_until("nbdkit", LONG, || fs::metadata(&socket).is_ok());
+        wait_until("nbdkit", EVENT_TIMEOUT, || fs::metadata(&socket).is_ok());
         run("nbd-client", ["-unix", &socket, UNDER]).succeeds();
         Self { nbdkit, broken }
     }
@@ -54,7 +54,7 @@ impl Under {
     #[track_caller]
     pub fn end(self) {
         run("nbd-client", ["-d", UNDER]).succeeds();
-        wait_until("it is free", LONG, || number("nbd9", "pid").is_none());
+        wait_until("it is free", EVENT_TIMEOUT, || block_attribute("nbd9", "pid").is_none());
     }
 }
 

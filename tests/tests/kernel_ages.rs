@@ -3,22 +3,22 @@
 use std::time::{Duration, Instant};
 
 use nbd_control::status::{RequestStatus, Stage};
-use nbd_tests::command::{LIMIT, Running};
+use nbd_tests::command::{PROGRAM_TIMEOUT, Running};
 use nbd_tests::ctl::ctl;
 use nbd_tests::device::Device;
 use nbd_tests::disk;
 use nbd_tests::process::signal;
+use nbd_tests::sysfs::block_attribute;
 use nbd_tests::temp::TempDir;
-use nbd_tests::wait::{LONG, wait_for, wait_until};
-use nbd_tests::world::number;
+use nbd_tests::wait::{EVENT_TIMEOUT, wait_for, wait_until};
 use nbd_tests::{Api, kernel_tests};
 use nix::sys::signal::Signal::{SIGCONT, SIGKILL, SIGSTOP};
 
 const MIB: u64 = 1 << 20;
 /// How long requests wait before anybody looks.
-const WAIT: Duration = Duration::from_secs(8);
+const REQUEST_AGE: Duration = Duration::from_secs(8);
 /// What is to be known of it at least; a machine may let a holder be late by the rest.
-const KNOWN_MS: u64 = 4000;
+const MIN_KNOWN_AGE_MS: u64 = 4000;
 
 kernel_tests!(
     a_request_that_a_stopped_backend_has_not_read_has_its_age,
@@ -44,13 +44,13 @@ fn inflight(device: &Device) -> u64 {
 fn read_that_waits(device: &Device, offset: u64) -> (Running, Instant) {
     let before = inflight(device);
     let read = disk::start_read(&device.path(), offset);
-    wait_until("a request in flight", LONG, || inflight(device) > before);
+    wait_until("a request in flight", EVENT_TIMEOUT, || inflight(device) > before);
     (read, Instant::now())
 }
 
 /// Not a word to the holder meanwhile: to ask for a status is to look.
 fn nobody_looks(since: Instant) {
-    std::thread::sleep(WAIT.saturating_sub(since.elapsed()));
+    std::thread::sleep(REQUEST_AGE.saturating_sub(since.elapsed()));
 }
 
 fn request_at(device: &Device, offset: u64) -> RequestStatus {
@@ -60,7 +60,7 @@ fn request_at(device: &Device, offset: u64) -> RequestStatus {
 
 #[track_caller]
 fn is_known(request: &RequestStatus) {
-    assert!(request.age_ms >= KNOWN_MS, "it has waited for longer: {request:?}");
+    assert!(request.age_ms >= MIN_KNOWN_AGE_MS, "it has waited for longer: {request:?}");
 }
 
 fn a_request_that_a_stopped_backend_has_not_read_has_its_age(api: Api) {
@@ -76,9 +76,12 @@ fn a_request_that_a_stopped_backend_has_not_read_has_its_age(api: Api) {
         let line = line.strip_prefix("nbd_oldest_request_seconds")?;
         line.rsplit(' ').next()?.parse::<f64>().ok()
     });
-    assert!(oldest.is_some_and(|seconds| seconds * 1000.0 >= KNOWN_MS as f64), "{oldest:?}");
+    assert!(
+        oldest.is_some_and(|seconds| seconds * 1000.0 >= MIN_KNOWN_AGE_MS as f64),
+        "{oldest:?}"
+    );
     device.signal_backend(SIGCONT);
-    read.finish(LIMIT).succeeds();
+    read.finish(PROGRAM_TIMEOUT).succeeds();
     // And nothing of it is left for those that come then.
     device.signal_backend(SIGSTOP);
     let begun = Instant::now();
@@ -86,7 +89,7 @@ fn a_request_that_a_stopped_backend_has_not_read_has_its_age(api: Api) {
     let young = request_at(&device, 4096);
     assert!(u128::from(young.age_ms) <= begun.elapsed().as_millis(), "{young:?}");
     device.signal_backend(SIGCONT);
-    read.finish(LIMIT).succeeds();
+    read.finish(PROGRAM_TIMEOUT).succeeds();
     device.detach();
 }
 
@@ -102,7 +105,7 @@ fn a_request_that_comes_to_a_stuck_device_has_its_age(api: Api) {
     assert!(older.age_ms > younger.age_ms, "{older:?} {younger:?}");
     device.signal_backend(SIGCONT);
     for read in [first, second] {
-        read.finish(LIMIT).succeeds();
+        read.finish(PROGRAM_TIMEOUT).succeeds();
     }
     device.detach();
 }
@@ -119,13 +122,13 @@ fn a_request_without_a_backend_has_its_age_and_keeps_it(api: Api) {
     let (read, since) = read_that_waits(&device, 16384);
     nobody_looks(since);
     ctl(["resume", &device.name()]).succeeds();
-    let taken = wait_for("a backend that has taken it", LONG, || {
+    let taken = wait_for("a backend that has taken it", EVENT_TIMEOUT, || {
         let mut requests = device.status().in_flight.into_iter();
         requests.find(|request| request.offset == 16384 && request.stage != Stage::Unread)
     });
     is_known(&taken);
     ctl(["replace", &device.name(), &spec]).succeeds();
-    read.finish(LIMIT).succeeds();
+    read.finish(PROGRAM_TIMEOUT).succeeds();
     device.detach();
 }
 
@@ -136,12 +139,12 @@ fn ages_survive_the_holder(api: Api) {
     nobody_looks(since);
     let holder = device.state().expect("a state").holder;
     assert!(signal(holder.pid, SIGKILL));
-    wait_until("its death", LONG, || !holder.is_alive());
+    wait_until("its death", EVENT_TIMEOUT, || !holder.is_alive());
     ctl(["adopt", &device.name()]).succeeds();
     is_known(&request_at(&device, 0));
     device.signal_backend(SIGCONT);
-    read.finish(LIMIT).succeeds();
-    assert_eq!(number(&device.name(), "size").map(|size| size * 512), Some(MIB));
+    read.finish(PROGRAM_TIMEOUT).succeeds();
+    assert_eq!(block_attribute(&device.name(), "size").map(|size| size * 512), Some(MIB));
     device.detach();
 }
 
@@ -153,6 +156,6 @@ fn ages_survive_an_upgrade(api: Api) {
     ctl(["upgrade", &device.name()]).succeeds();
     is_known(&request_at(&device, 0));
     device.signal_backend(SIGCONT);
-    read.finish(LIMIT).succeeds();
+    read.finish(PROGRAM_TIMEOUT).succeeds();
     device.detach();
 }

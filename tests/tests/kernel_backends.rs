@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use nbd_control::registry::Registry;
 use nbd_control::status::{BackendState, Status};
-use nbd_tests::command::{LIMIT, Output, start};
+use nbd_tests::command::{Output, PROGRAM_TIMEOUT, start};
 use nbd_tests::ctl::{ctl, program, start_ctl, start_serve};
 use nbd_tests::device::Device;
 use nbd_tests::disk;
@@ -16,7 +16,7 @@ use nbd_tests::page::root;
 use nbd_tests::process::{signal, user};
 use nbd_tests::random::Random;
 use nbd_tests::temp::TempDir;
-use nbd_tests::wait::{LONG, wait_until};
+use nbd_tests::wait::{EVENT_TIMEOUT, wait_until};
 use nbd_tests::{Api, kernel_tests};
 use nix::sys::signal::Signal::{SIGCONT, SIGKILL, SIGTERM};
 
@@ -27,11 +27,11 @@ kernel_tests!(
     restart_and_replace_change_the_process_and_nothing_else,
     wait_waits_for_ready_and_for_gone,
     a_backend_runs_as_another_user,
-    a_lost_backend_is_not_started_again_if_that_is_not_wanted,
-    a_shell_gets_the_path_and_is_not_held_up,
-    a_detach_lets_the_backend_take_leave,
-    a_detach_starts_nobody_and_calls_nobody_lost,
-    a_detach_by_force_does_not_wait_for_a_long_leave,
+    restart_never_starts_no_backend_again,
+    attach_prints_the_path_and_lets_go_of_the_shells_pipe,
+    a_detach_waits_for_the_backend_to_close_its_connections,
+    a_detach_starts_no_backend_and_reports_none_lost,
+    a_detach_by_force_does_not_wait_for_slow_connections,
 );
 
 /// Writes noise to the device.
@@ -62,7 +62,7 @@ fn memory_outlives_the_process_that_serves_it(api: Api) {
     let holder = device.state().expect("a state").holder;
     assert!(signal(holder.pid, SIGKILL));
     assert!(signal(device.backend(), SIGKILL));
-    wait_until("both are dead", LONG, || !holder.is_alive());
+    wait_until("both are dead", EVENT_TIMEOUT, || !holder.is_alive());
     ctl(["adopt", &device.name()]).succeeds();
     has_noise(&device.path(), &noise);
     device.detach();
@@ -114,7 +114,7 @@ fn wait_waits_for_ready_and_for_gone(api: Api) {
     std::thread::sleep(Duration::from_millis(500));
     assert!(waiting.is_running());
     device.detach();
-    waiting.finish(LIMIT).succeeds();
+    waiting.finish(PROGRAM_TIMEOUT).succeeds();
     ctl(gone).succeeds();
     ctl(["wait", &name]).fails_with(3);
 }
@@ -133,11 +133,13 @@ fn a_backend_runs_as_another_user(api: Api) {
     device.detach();
 }
 
-fn a_lost_backend_is_not_started_again_if_that_is_not_wanted(api: Api) {
+fn restart_never_starts_no_backend_again(api: Api) {
     let device = Device::attach(api, ["--restart", "never", "mem:8M"]);
     let noise = write_noise(&device.path());
     device.signal_backend(SIGKILL);
-    wait_until("it is waited for", LONG, || device.status().backend.state == BackendState::Waiting);
+    wait_until("it is waited for", EVENT_TIMEOUT, || {
+        device.status().backend.state == BackendState::Waiting
+    });
     std::thread::sleep(Duration::from_millis(500));
     assert_eq!(device.status().backend.pid, None);
     ctl(["restart", &device.name()]).succeeds();
@@ -145,41 +147,43 @@ fn a_lost_backend_is_not_started_again_if_that_is_not_wanted(api: Api) {
 
     // A signal that stops it in order is no failure either, and no reason to lose the device.
     device.signal_backend(SIGTERM);
-    wait_until("it is gone", LONG, || device.status().backend.pid.is_none());
+    wait_until("it is gone", EVENT_TIMEOUT, || device.status().backend.pid.is_none());
     ctl(["restart", &device.name()]).succeeds();
     has_noise(&device.path(), &noise);
     device.detach();
 }
 
 /// A daemon that kept the pipe open would hang the shell.
-fn a_shell_gets_the_path_and_is_not_held_up(api: Api) {
+fn attach_prints_the_path_and_lets_go_of_the_shells_pipe(api: Api) {
     let (ctl, api) = (program("nbd-ctl"), api.name());
     let script = format!("path=$({ctl} attach --kernel-api {api} mem:1M 2>&1) && echo \"$path\"");
-    let shell = start("sh", ["-c", &script]).finish(LIMIT).succeeds();
+    let shell = start("sh", ["-c", &script]).finish(PROGRAM_TIMEOUT).succeeds();
     let device = Device::printed_by(&shell);
     device.detach();
 }
 
 /// The one that serves a device may have things to do at its end: here, to wait until a server closes
 /// a connection that was said goodbye to, which takes the server its time.
-fn a_detach_lets_the_backend_take_leave(api: Api) {
+fn a_detach_waits_for_the_backend_to_close_its_connections(api: Api) {
     let files = TempDir::new();
     let server = Nbdkit::start_slow_to_close(&files.join("socket"), Duration::from_secs(1));
     let arguments = ["attach", "--external", "--device", "nbd0", "--kernel-api", api.name()];
     let attach = start_ctl(arguments);
-    wait_until("an invitation to join", LONG, || attach.words().contains("nbd-serve --join nbd0"));
+    wait_until("an invitation to join", EVENT_TIMEOUT, || {
+        attach.words().contains("nbd-serve --join nbd0")
+    });
     let mut backend = start_serve(["--join", "nbd0", &server.uri()]);
-    let device = Device::printed_by(&attach.finish(LIMIT).succeeds());
+    let device = Device::printed_by(&attach.finish(PROGRAM_TIMEOUT).succeeds());
     has_noise(&device.path(), &vec![0; MIB as usize]);
     device.detach();
     // It was waited for, and nobody has killed it.
     assert!(!backend.is_running());
-    backend.finish(LIMIT).succeeds();
+    backend.finish(PROGRAM_TIMEOUT).succeeds();
 }
 
 /// With netlink, the driver tells the backend to end before the holder knows that the device is
 /// released. That is no loss, and needs no successor. Nor is it one if the lanes are ended by force.
-fn a_detach_starts_nobody_and_calls_nobody_lost(api: Api) {
+fn a_detach_starts_no_backend_and_reports_none_lost(api: Api) {
     let attach = |spec| Device::attach(api, ["--restart", "always", spec]);
     parts_in_peace(attach("mem:1M"), Device::detach);
 
@@ -187,17 +191,17 @@ fn a_detach_starts_nobody_and_calls_nobody_lost(api: Api) {
     let device = attach("mem:1M");
     let holder = device.state().expect("a state").holder;
     assert!(signal(holder.pid, SIGKILL));
-    wait_until("the death of the holder", LONG, || !holder.is_alive());
+    wait_until("the death of the holder", EVENT_TIMEOUT, || !holder.is_alive());
     ctl(["adopt", &device.name()]).succeeds();
     parts_in_peace(device, Device::detach);
 
     let device = attach("delay@mem:1M");
     ctl(["set", &device.name(), "delay.read=300s"]).succeeds();
     let reads: Vec<_> = (0..4).map(|at| disk::start_read(&device.path(), at * 4096)).collect();
-    wait_until("requests", LONG, || device.status().in_flight.len() == reads.len());
+    wait_until("requests", EVENT_TIMEOUT, || device.status().in_flight.len() == reads.len());
     parts_in_peace(device, Device::detach_by_force);
     for read in reads {
-        read.finish(LIMIT).fails_with(1);
+        read.finish(PROGRAM_TIMEOUT).fails_with(1);
     }
 }
 
@@ -215,7 +219,7 @@ fn parts_in_peace(device: Device, detach: impl FnOnce(Device) -> Output) {
 }
 
 /// Whoever does not end is killed, and whoever forces does not have to wait for that.
-fn a_detach_by_force_does_not_wait_for_a_long_leave(api: Api) {
+fn a_detach_by_force_does_not_wait_for_slow_connections(api: Api) {
     let files = TempDir::new();
     let image = files.image("disk.img", 4 * MIB).display().to_string();
     let examples = root().join("examples/python");
@@ -228,10 +232,10 @@ fn a_detach_by_force_does_not_wait_for_a_long_leave(api: Api) {
     let backend = device.backend();
     let patient = start_ctl(["detach", &device.name()]);
     let waits = |status: &Status| status.under_way.as_deref().unwrap_or("").contains("is to end");
-    wait_until("the end of the lanes", LONG, || waits(&device.status()));
+    wait_until("the end of the lanes", EVENT_TIMEOUT, || waits(&device.status()));
     let late = ctl(["restart", &device.name()]);
     late.fails_with(4).says(&["is being detached"]);
     device.detach_by_force();
-    patient.finish(LIMIT).fails_with(4).says(&["another detach was asked for"]);
+    patient.finish(PROGRAM_TIMEOUT).fails_with(4).says(&["another detach was asked for"]);
     assert!(!signal(backend, SIGCONT));
 }

@@ -12,7 +12,7 @@ use nbd_tests::kernel_log::KernelLog;
 use nbd_tests::kernel_tests;
 use nbd_tests::mount::Mount;
 use nbd_tests::temp::TempDir;
-use nbd_tests::wait::{LONG, wait_until};
+use nbd_tests::wait::{EVENT_TIMEOUT, wait_until};
 use nix::sys::signal::Signal;
 
 const MIB: u64 = 1 << 20;
@@ -39,22 +39,24 @@ impl Connected {
         let listen = format!("--listen=unix:{}", socket.display());
         let tcp = "--listen=tcp:127.0.0.1:10809";
         let server = start_serve([&[&*listen, tcp], exports].concat());
-        wait_until("a server", LONG, || server.words().lines().count() >= 2);
+        wait_until("a server", EVENT_TIMEOUT, || server.words().lines().count() >= 2);
         let socket = socket.display().to_string();
         let how = if api == Api::Ioctl { "-nonetlink" } else { "-nofork" };
         let words = client.iter().map(|word| word.replace("{socket}", &socket));
         run("nbd-client", words.chain([DEVICE.into(), how.into()])).succeeds();
-        wait_until("a size", LONG, || size() > 0);
+        wait_until("a size", EVENT_TIMEOUT, || size() > 0);
         Self { server, api, log }
     }
 
     /// Disconnects; then the server ends when it is asked to, and has complained of nothing.
     fn end(mut self) {
         run("nbd-client", ["-d", DEVICE]).succeeds();
-        wait_until("the device's end", LONG, || size() == 0 || self.api == Api::Ioctl);
-        wait_until("no process in the driver", LONG, || !Path::new("/sys/block/nbd0/pid").exists());
+        wait_until("the device's end", EVENT_TIMEOUT, || size() == 0 || self.api == Api::Ioctl);
+        wait_until("no process in the driver", EVENT_TIMEOUT, || {
+            !Path::new("/sys/block/nbd0/pid").exists()
+        });
         self.server.signal(Signal::SIGTERM);
-        let output = self.server.finish(LONG).succeeds();
+        let output = self.server.finish(EVENT_TIMEOUT).succeeds();
         let odd: Vec<_> =
             output.stderr.lines().filter(|line| !line.contains(" serving ")).collect();
         assert!(odd.is_empty(), "{odd:#?}");

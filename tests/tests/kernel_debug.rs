@@ -5,14 +5,14 @@ use std::path::Path;
 use std::process::Command;
 
 use nbd_control::registry::Registry;
-use nbd_tests::command::{LIMIT, Output, launch, run, start};
+use nbd_tests::command::{Output, PROGRAM_TIMEOUT, launch, run, start};
 use nbd_tests::ctl::{ctl, program};
 use nbd_tests::device::Device;
 use nbd_tests::disk::start_write;
 use nbd_tests::gdb::Gdb;
 use nbd_tests::mount::Mount;
 use nbd_tests::temp::TempDir;
-use nbd_tests::wait::{LONG, wait_until};
+use nbd_tests::wait::{EVENT_TIMEOUT, wait_until};
 use nbd_tests::{Api, kernel_tests};
 
 const MIB: u64 = 1 << 20;
@@ -20,7 +20,7 @@ const MIB: u64 = 1 << 20;
 kernel_tests!(
     gdb_lists_and_prints_the_requests_that_wait_for_the_backend,
     gdb_is_not_started_where_it_would_wait_for_itself,
-    there_must_be_a_backend_that_nobody_else_debugs,
+    debug_refuses_a_traced_backend_and_a_device_without_one,
 );
 
 fn gdb_lists_and_prints_the_requests_that_wait_for_the_backend(api: Api) {
@@ -35,10 +35,12 @@ fn gdb_lists_and_prints_the_requests_that_wait_for_the_backend(api: Api) {
     let words = ["debug", &name, "--source", "/usr/src", "--", "-nx", "-batch"].into_iter();
     let gdb = start(program("nbd-ctl"), words.chain(script));
     // As soon as it has its breakpoint.
-    wait_until("gdb lets the backend go on", LIMIT, || gdb.output().contains("Breakpoint 2 at"));
+    wait_until("gdb lets the backend go on", PROGRAM_TIMEOUT, || {
+        gdb.output().contains("Breakpoint 2 at")
+    });
     let write = start_write(&device.path(), 3 * MIB, &files.join("block"), &block);
-    let output = gdb.finish(LIMIT).fails_with(1);
-    write.finish(LIMIT).succeeds();
+    let output = gdb.finish(PROGRAM_TIMEOUT).fails_with(1);
+    write.finish(PROGRAM_TIMEOUT).succeeds();
 
     let text = &output.stdout;
     assert!(text.contains(&format!("nbd: {name} waits while this program is stopped")), "{text}");
@@ -68,7 +70,7 @@ fn debug_in(directory: &Path, output: Option<&Path>, words: &[&str]) -> Output {
     let mut command = Command::new("sh");
     command.current_dir(directory).args(["-c", &shell, "sh", &program("nbd-ctl"), "debug"]);
     command.args(words);
-    launch(command).finish(LIMIT)
+    launch(command).finish(PROGRAM_TIMEOUT)
 }
 
 fn gdb_is_not_started_where_it_would_wait_for_itself(api: Api) {
@@ -110,7 +112,7 @@ fn gdb_is_not_started_where_it_would_wait_for_itself(api: Api) {
     device.detach();
 }
 
-fn there_must_be_a_backend_that_nobody_else_debugs(api: Api) {
+fn debug_refuses_a_traced_backend_and_a_device_without_one(api: Api) {
     let files = TempDir::new();
     let device =
         Device::attach(api, ["--restart", "never", "--no-spare", &files.spec("disk.img", MIB)]);
@@ -121,7 +123,7 @@ fn there_must_be_a_backend_that_nobody_else_debugs(api: Api) {
     refused.says(&[&format!("is traced by pid {} already", gdb.pid())]);
     gdb.quit();
     device.signal_backend(nix::sys::signal::Signal::SIGKILL);
-    wait_until("it is gone", LONG, || device.status().backend.pid.is_none());
+    wait_until("it is gone", EVENT_TIMEOUT, || device.status().backend.pid.is_none());
     ctl(["debug", &name]).fails_with(1).says(&["no backend to debug: it is waiting"]);
     device.detach_by_force();
 }

@@ -10,9 +10,9 @@ use nbd_tests::device::Device;
 use nbd_tests::loop_device::{LoopDevice, load_driver};
 use nbd_tests::mapping::Mapping;
 use nbd_tests::mount::Mount;
+use nbd_tests::sysfs::block_attribute;
 use nbd_tests::temp::TempDir;
-use nbd_tests::wait::{LONG, wait_until};
-use nbd_tests::world::number;
+use nbd_tests::wait::{EVENT_TIMEOUT, wait_until};
 use nbd_tests::{Api, disk, kernel_tests};
 
 const MIB: u64 = 1 << 20;
@@ -31,12 +31,12 @@ kernel_tests!(
 /// Neither detached nor made smaller, with these words; then it has its size and answers.
 #[track_caller]
 fn is_kept(device: &Device, words: &[&str]) {
-    let (name, size) = (device.name(), number(&device.name(), "size"));
+    let (name, size) = (device.name(), block_attribute(&device.name(), "size"));
     let refused = ctl(["detach", &name]).fails_with(IN_USE).says(words);
     refused.says(&[&format!("nbd-ctl detach --force {name}")]);
     let refused = ctl(["resize", &name, "16M"]).fails_with(IN_USE).says(words);
     refused.says(&["would lose what is beyond 16M", &format!("nbd-ctl resize --force {name}")]);
-    assert_eq!(number(&name, "size"), size, "the size");
+    assert_eq!(block_attribute(&name, "size"), size, "the size");
     let _ = disk::read(&device.path(), 0, 4096);
     assert_eq!(device.wait_running().totals.errors, 0);
 }
@@ -82,7 +82,9 @@ fn a_file_system_on_a_loop_device_keeps_its_data(api: Api) {
     assert!(fs::read(place.join("file")).expect("the file") == bytes);
     // It is the loop device's only user, so that one goes with it, and no other command is needed.
     run("umount", [&place]).succeeds();
-    wait_until("the end of the loop device", LONG, || ctl(["detach", &device.name()]).code == 0);
+    wait_until("the end of the loop device", EVENT_TIMEOUT, || {
+        ctl(["detach", &device.name()]).code == 0
+    });
 }
 
 fn a_loop_device_on_a_partition_is_named(api: Api) {
@@ -91,7 +93,7 @@ fn a_loop_device_on_a_partition_is_named(api: Api) {
     let path = device.path().display().to_string();
     run("addpart", [&path, "1", "2048", "16384"]).succeeds();
     let partition = PathBuf::from(format!("{path}p1"));
-    wait_until("the partition", LONG, || partition.exists());
+    wait_until("the partition", EVENT_TIMEOUT, || partition.exists());
     let upper = LoopDevice::on(&partition);
     is_kept(&device, &[&format!("the loop device {}", upper.name())]);
     upper.remove();
@@ -135,7 +137,7 @@ fn a_process_that_only_maps_the_device_is_named(api: Api) {
     let device = attach(api, &files);
     let path = device.path().display().to_string();
     let mut program = start("python3", ["-c", MAPS, &path]);
-    wait_until("the mapping", LONG, || program.output().contains("mapped"));
+    wait_until("the mapping", EVENT_TIMEOUT, || program.output().contains("mapped"));
     is_kept(&device, &["mapped by python3", &format!("(pid {})", program.pid())]);
     assert!(program.is_running(), "{}", program.words());
     drop(program);
@@ -151,7 +153,7 @@ fn a_mount_in_another_namespace_is_named(api: Api) {
     let place = place.display().to_string();
     let script = format!("mount {} {place} && echo mounted && sleep 600", device.path().display());
     let program = start("unshare", ["--mount", "/bin/sh", "-c", &script]);
-    wait_until("the mount", LONG, || program.output().contains("mounted"));
+    wait_until("the mount", EVENT_TIMEOUT, || program.output().contains("mounted"));
     let words = [
         format!("mounted on {place} (in the mount namespace of pid "),
         "`nsenter -m -t ".into(),
@@ -160,7 +162,7 @@ fn a_mount_in_another_namespace_is_named(api: Api) {
     is_kept(&device, &words.each_ref().map(String::as_str));
     drop(program);
     // The mount ends a little after the last process of its namespace.
-    wait_until("the end of the mount", LONG, || ctl(["detach", &device.name()]).code == 0);
+    wait_until("the end of the mount", EVENT_TIMEOUT, || ctl(["detach", &device.name()]).code == 0);
 }
 
 /// A target that takes the device for a file claims it as little as any program would.
@@ -173,7 +175,7 @@ fn a_target_of_the_kernel_is_named(api: Api) {
     let core = Path::new("/sys/kernel/config/target/core");
     if !core.exists() {
         run("mount", ["-t", "configfs", "none", "/sys/kernel/config"]).succeeds();
-        wait_until("the target", LONG, || {
+        wait_until("the target", EVENT_TIMEOUT, || {
             fs::create_dir_all("/sys/kernel/config/target").is_ok() && core.exists()
         });
     }

@@ -4,14 +4,15 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use nbd_tests::command::{LIMIT, Output, run, start};
+use nbd_tests::command::{Output, PROGRAM_TIMEOUT, run, start};
 use nbd_tests::ctl::{ctl, program, require_machine};
 use nbd_tests::device::Device;
 use nbd_tests::disk;
+use nbd_tests::machine_state::MachineState;
 use nbd_tests::process;
+use nbd_tests::sysfs::block_attribute;
 use nbd_tests::temp::TempDir;
 use nbd_tests::wait::wait_until;
-use nbd_tests::world::{World, number};
 use nbd_tests::{Api, kernel_tests};
 
 const MIB: u64 = 1 << 20;
@@ -19,16 +20,16 @@ const FAILED: i32 = 1;
 const USAGE: i32 = 2;
 const NO_DEVICE: i32 = 3;
 const IN_USE: i32 = 4;
-const TOO_LATE: i32 = 5;
+const TIMED_OUT: i32 = 5;
 
 kernel_tests!(
-    files_that_make_no_device,
-    specifications_that_are_misspelt,
-    what_does_not_fill_a_block_is_left_out_and_said,
-    programs_that_do_not_serve,
-    devices_that_cannot_be_had,
-    a_file_that_is_served_already,
-    others_than_root,
+    attach_refuses_a_file_that_cannot_be_a_device,
+    attach_refuses_a_misspelt_spec,
+    bytes_after_the_last_whole_block_are_left_out_with_a_warning,
+    attach_refuses_a_program_that_does_not_serve,
+    attach_refuses_a_device_in_use_and_names_that_are_none,
+    attach_refuses_a_file_that_another_device_serves,
+    attach_without_root_is_refused,
 );
 
 #[track_caller]
@@ -40,15 +41,15 @@ fn attach(api: Api, arguments: &[&str]) -> Output {
 /// Attaches in vain: once in one sentence, with all these words, and without any trace.
 #[track_caller]
 fn is_refused(api: Api, arguments: &[&str], code: i32, words: &[&str]) {
-    let before = World::now();
+    let before = MachineState::now();
     let output = attach(api, arguments).fails_with(code).says(words);
     assert_eq!(output.stdout, "", "{}", output.command);
     let lines = output.stderr.lines().count();
     assert_eq!(lines, 1, "{}:\n{}", output.command, output.stderr);
-    before.is_unchanged();
+    before.assert_unchanged();
 }
 
-fn files_that_make_no_device(api: Api) {
+fn attach_refuses_a_file_that_cannot_be_a_device(api: Api) {
     let files = TempDir::new();
     let missing = files.join("missing.img").display().to_string();
     let folder = files.path().display().to_string();
@@ -76,7 +77,7 @@ fn files_that_make_no_device(api: Api) {
     is_refused(api, &[&larger], FAILED, &["disk.img", "exists", "1048576", "2M"]);
 }
 
-fn specifications_that_are_misspelt(api: Api) {
+fn attach_refuses_a_misspelt_spec(api: Api) {
     let files = TempDir::new();
     let path = files.image("disk.img", MIB).display().to_string();
     let cases: [(String, &[&str]); 8] = [
@@ -94,19 +95,19 @@ fn specifications_that_are_misspelt(api: Api) {
     }
 }
 
-fn what_does_not_fill_a_block_is_left_out_and_said(api: Api) {
+fn bytes_after_the_last_whole_block_are_left_out_with_a_warning(api: Api) {
     let files = TempDir::new();
     let spec = files.spec("odd.img", MIB + 100);
     let output = attach(api, &[&spec]).succeeds();
     let device = Device::printed_by(&output);
     output.says(&["odd.img", "last 100 bytes", "multiple of 512"]);
-    assert_eq!(number(&device.name(), "size"), Some(MIB / 512));
+    assert_eq!(block_attribute(&device.name(), "size"), Some(MIB / 512));
     device.detach();
     let length = fs::metadata(files.join("odd.img")).expect("the file").len();
     assert_eq!(length, MIB + 100, "the file keeps its size");
 }
 
-fn programs_that_do_not_serve(api: Api) {
+fn attach_refuses_a_program_that_does_not_serve(api: Api) {
     let files = TempDir::new();
     let text = files.image("text", 10).display().to_string();
     let refused_within = |limit: &str, program: &[&str], code, words: &[&str]| {
@@ -125,14 +126,14 @@ fn programs_that_do_not_serve(api: Api) {
     refused(&["/bin/sh", "-c", words], FAILED, &["status 7", "these are my words"]);
     refused(&["/bin/sh", "-c", "kill -SEGV $$"], FAILED, &["SIGSEGV"]);
     let joins = ["within 2 s", "--ready-timeout"];
-    refused_within("2", &["/bin/sleep", "987"], TOO_LATE, &joins);
+    refused_within("2", &["/bin/sleep", "987"], TIMED_OUT, &joins);
     let left = run("pgrep", ["-f", "sleep 987"]);
     assert_eq!(left.code, 1, "the program runs on: {}", left.stdout);
     let serve = program("nbd-serve");
     refused(&[&serve, "mem:10X"], FAILED, &["`10X` is not a size"]);
 }
 
-fn devices_that_cannot_be_had(api: Api) {
+fn attach_refuses_a_device_in_use_and_names_that_are_none(api: Api) {
     let files = TempDir::new();
     let spec = files.spec("disk.img", MIB);
     let refused = |device: &str, code, words: &[&str]| {
@@ -155,25 +156,25 @@ fn devices_that_cannot_be_had(api: Api) {
     let socket = files.join("socket").display().to_string();
     let server = ["--foreground", "--unix", &socket, "memory", "3M"];
     let mut server = start("nbdkit", server);
-    wait_until("nbdkit", LIMIT, || fs::metadata(&socket).is_ok());
+    wait_until("nbdkit", PROGRAM_TIMEOUT, || fs::metadata(&socket).is_ok());
     assert!(server.is_running());
-    let client = start("nbd-client", ["-unix", &socket, "/dev/nbd1"]).finish(LIMIT);
+    let client = start("nbd-client", ["-unix", &socket, "/dev/nbd1"]).finish(PROGRAM_TIMEOUT);
     client.succeeds();
     refused("nbd1", IN_USE, &["/dev/nbd1", "in use", "has set it up"]);
     let first = Device::attach(api, ["mem:1M"]);
     let second = Device::attach(api, ["mem:1M"]);
     assert_eq!((first.name(), second.name()), ("nbd0".into(), "nbd2".into()));
-    assert_eq!(number("nbd1", "size"), Some(3 * MIB / 512));
+    assert_eq!(block_attribute("nbd1", "size"), Some(3 * MIB / 512));
     ctl(["detach", "nbd1"]).fails_with(NO_DEVICE);
     second.detach();
     first.detach();
     disk::read_all(Path::new("/dev/nbd1"));
     run("nbd-client", ["-d", "/dev/nbd1"]).succeeds();
     // Its kernel thread is the last to let go.
-    wait_until("nbd1 is free", LIMIT, || number("nbd1", "pid").is_none());
+    wait_until("nbd1 is free", PROGRAM_TIMEOUT, || block_attribute("nbd1", "pid").is_none());
 }
 
-fn a_file_that_is_served_already(api: Api) {
+fn attach_refuses_a_file_that_another_device_serves(api: Api) {
     let files = TempDir::new();
     let spec = files.spec("disk.img", MIB);
     let device = Device::attach(api, ["--no-spare", &spec]);
@@ -192,24 +193,24 @@ fn a_file_that_is_served_already(api: Api) {
     let spec = format!("{spec},ro");
     let first = Device::attach(api, [&spec]);
     let second = Device::attach(api, [&spec]);
-    assert_eq!(number(&second.name(), "ro"), Some(1));
+    assert_eq!(block_attribute(&second.name(), "ro"), Some(1));
     second.detach();
     first.detach();
     // The holder answers before it ends.
-    wait_until("no process is left", LIMIT, || process::ours().is_empty());
+    wait_until("no process is left", PROGRAM_TIMEOUT, || process::ours().is_empty());
 }
 
-fn others_than_root(api: Api) {
+fn attach_without_root_is_refused(api: Api) {
     require_machine();
     let files = TempDir::new();
     let spec = files.spec("disk.img", MIB);
     let permissions = fs::Permissions::from_mode(0o777);
     fs::set_permissions(files.path(), permissions).expect("permissions");
-    let before = World::now();
+    let before = MachineState::now();
     let user = ["--reuid", "65534", "--regid", "65534", "--clear-groups"];
     let ctl = program("nbd-ctl");
     let arguments = [&*ctl, "attach", "--kernel-api", api.name(), &spec];
     let output = run("setpriv", user.into_iter().chain(arguments));
     output.fails_with(FAILED).says(&["attach needs root", "sudo"]);
-    before.is_unchanged();
+    before.assert_unchanged();
 }

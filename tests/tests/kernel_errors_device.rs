@@ -4,14 +4,14 @@ use std::fs;
 use std::path::Path;
 
 use nbd_control::status::BackendState;
-use nbd_tests::command::{LIMIT, run};
+use nbd_tests::command::{PROGRAM_TIMEOUT, run};
 use nbd_tests::ctl::{ctl, program, start_serve};
 use nbd_tests::device::Device;
 use nbd_tests::disk;
+use nbd_tests::machine_state::MachineState;
 use nbd_tests::mount::Mount;
 use nbd_tests::temp::TempDir;
-use nbd_tests::wait::{LONG, wait_until};
-use nbd_tests::world::World;
+use nbd_tests::wait::{EVENT_TIMEOUT, wait_until};
 use nbd_tests::{Api, kernel_tests};
 use nix::sys::signal::Signal;
 
@@ -23,7 +23,7 @@ const IN_USE: i32 = 4;
 const DATA_LOST: i32 = 6;
 
 kernel_tests!(
-    devices_that_are_not_attached,
+    commands_refuse_devices_that_are_not_attached,
     a_device_in_use_is_not_detached,
     backends_that_do_not_fit_are_refused,
     a_path_that_leads_to_another_file_costs_no_backend,
@@ -32,10 +32,10 @@ kernel_tests!(
     detach_does_not_swallow_what_could_not_be_written,
 );
 
-fn devices_that_are_not_attached(api: Api) {
+fn commands_refuse_devices_that_are_not_attached(api: Api) {
     let device = Device::attach(api, ["--no-spare", "mem:1M"]);
     let name = device.name();
-    let before = World::now();
+    let before = MachineState::now();
     for command in ["detach", "status", "restart", "replace", "wait", "adopt"] {
         let refused = ctl([command, "nbd5"]).fails_with(NO_DEVICE);
         refused.says(&["nbd5", "no such attached device", &format!("attached: {name}")]);
@@ -47,11 +47,11 @@ fn devices_that_are_not_attached(api: Api) {
     }
     ctl(["status", "nbd0p1"]).succeeds();
     ctl(["detahc", "nbd0"]).fails_with(USAGE).says(&["detach"]);
-    let serve = start_serve(["--join", "nbd5", "mem:1M"]).finish(LIMIT);
+    let serve = start_serve(["--join", "nbd5", "mem:1M"]).finish(PROGRAM_TIMEOUT);
     serve.fails_with(FAILED).says(&["nbd5", "is the device attached?"]);
-    let serve = start_serve(["--join", "sda", "mem:1M"]).finish(LIMIT);
+    let serve = start_serve(["--join", "sda", "mem:1M"]).finish(PROGRAM_TIMEOUT);
     serve.fails_with(USAGE).says(&["sda", "nbd0"]);
-    before.is_unchanged();
+    before.assert_unchanged();
     device.detach();
     ctl(["detach", &name]).fails_with(NO_DEVICE).says(&["nothing is attached"]);
     ctl(["detach", "--all"]).succeeds();
@@ -61,7 +61,7 @@ fn a_device_in_use_is_not_detached(api: Api) {
     let files = TempDir::new();
     let device = Device::attach(api, ["--no-spare", &files.spec("disk.img", 16 * MIB)]);
     let (name, path) = (device.name(), device.path());
-    let before = World::now();
+    let before = MachineState::now();
 
     let open = fs::File::open(&path).expect("the device");
     let refused = ctl(["detach", &name]).fails_with(IN_USE);
@@ -77,7 +77,7 @@ fn a_device_in_use_is_not_detached(api: Api) {
     ctl(["detach", "--all"]).fails_with(IN_USE).says(&[&place]);
     mount.unmount();
 
-    before.is_unchanged();
+    before.assert_unchanged();
     assert_eq!(device.wait_running().totals.errors, 0);
     device.detach();
 }
@@ -102,7 +102,7 @@ fn backends_that_do_not_fit_are_refused(api: Api) {
 
     let join = ["--join", &name, "--takeover", &smaller];
     let other = ["smaller.img", "is not the file that was attached"];
-    start_serve(join).finish(LIMIT).fails_with(FAILED).says(&other);
+    start_serve(join).finish(PROGRAM_TIMEOUT).fails_with(FAILED).says(&other);
     ctl(["replace", &name, &smaller]).fails_with(FAILED).says(&other);
     // One that does not look before is refused by the holder.
     let rash = format!("unset NBD_EXAMINE; exec {} {smaller}", program("nbd-serve"));
@@ -131,7 +131,7 @@ fn a_path_that_leads_to_another_file_costs_no_backend(api: Api) {
     let reason = "is not the file that was attached";
     ctl(["replace", &name, &other]).fails_with(FAILED).says(&["other.img", reason]);
     let join = ["--join", &name, "--takeover", &other];
-    start_serve(join).finish(LIMIT).fails_with(FAILED).says(&["other.img", reason]);
+    start_serve(join).finish(PROGRAM_TIMEOUT).fails_with(FAILED).says(&["other.img", reason]);
 
     let (path, kept) = (files.join("disk.img"), files.join("kept.img"));
     fs::rename(&path, &kept).expect("a file put aside");
@@ -158,14 +158,14 @@ fn a_backend_that_dies_while_its_path_leads_elsewhere_is_followed_once_the_file_
     let _image = files.image("disk.img", MIB);
     device.signal_backend(Signal::SIGKILL);
     // More often than older holders tried.
-    wait_until("failed tries", LONG, || {
+    wait_until("failed tries", EVENT_TIMEOUT, || {
         let backend = device.status().backend;
         assert_ne!(backend.state, BackendState::Down, "{}", backend.detail);
         backend.retry.is_some_and(|retry| retry.tries > 10)
     });
     let read = disk::start_read(&device.path(), 0);
     fs::rename(&kept, &path).expect("the file back in its place");
-    read.finish(LIMIT).succeeds();
+    read.finish(PROGRAM_TIMEOUT).succeeds();
     still_works(&device, &path);
     device.detach();
 }

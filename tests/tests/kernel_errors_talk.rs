@@ -10,27 +10,27 @@ use std::time::Duration;
 
 use nbd_control::channel::{GREETING, VERSION};
 use nbd_control::registry::Registry;
-use nbd_tests::command::{LIMIT, run};
+use nbd_tests::command::{PROGRAM_TIMEOUT, run};
 use nbd_tests::ctl::{ctl, require_machine, start_ctl};
 use nbd_tests::device::Device;
 use nbd_tests::disk;
+use nbd_tests::machine_state::MachineState;
 use nbd_tests::mount::Mount;
 use nbd_tests::process::signal;
 use nbd_tests::temp::TempDir;
-use nbd_tests::wait::{LONG, wait_until};
-use nbd_tests::world::World;
+use nbd_tests::wait::{EVENT_TIMEOUT, wait_until};
 use nbd_tests::{Api, kernel_tests};
 use nix::sys::signal::Signal::{self, SIGINT, SIGKILL, SIGTERM};
 
 const FAILED: i32 = 1;
 const NO_DEVICE: i32 = 3;
-const TOO_LATE: i32 = 5;
+const TIMED_OUT: i32 = 5;
 const INTERRUPTED: i32 = 130;
 
 kernel_tests!(
     strangers_on_its_sockets_do_not_disturb_a_device,
     an_interrupted_attach_leaves_nothing,
-    runtime_directories_that_are_none,
+    attach_refuses_an_unusable_runtime_directory,
     what_dead_processes_left_is_cleared_away,
 );
 
@@ -109,7 +109,7 @@ fn a_stranger_behind_the_control_socket_is_named_as_such() {
     let registry = Registry::new(None);
     let words = strange_words();
     for (words, code, said) in [
-        (&words[0], TOO_LATE, "no answer within 5 s"),
+        (&words[0], TIMED_OUT, "no answer within 5 s"),
         (&words[2], FAILED, "does not speak our protocol"),
         (&words[3], FAILED, "version 99"),
         (&words[5], FAILED, "malformed message"),
@@ -125,17 +125,17 @@ fn a_stranger_behind_the_control_socket_is_named_as_such() {
 
 fn an_interrupted_attach_leaves_nothing(api: Api) {
     require_machine();
-    let before = World::now();
+    let before = MachineState::now();
     let patient = ["attach", "--kernel-api", api.name(), "--ready-timeout", "600"];
     let interrupted = |arguments: &[&str], signal: Signal| {
         let mut attach = start_ctl(patient.iter().chain(arguments));
-        wait_until("an entry in the registry", LONG, || {
+        wait_until("an entry in the registry", EVENT_TIMEOUT, || {
             !Registry::new(None).devices().unwrap_or_default().is_empty()
         });
         std::thread::sleep(Duration::from_millis(300));
         assert!(attach.is_running(), "{}", attach.words());
         attach.signal(signal);
-        let output = attach.finish(LIMIT);
+        let output = attach.finish(PROGRAM_TIMEOUT);
         if signal == SIGKILL {
             assert_eq!(output.code, 128 + SIGKILL as i32);
         } else {
@@ -143,7 +143,7 @@ fn an_interrupted_attach_leaves_nothing(api: Api) {
             assert_eq!(output.stdout, "");
             output.says(&["interrupted", "nothing is attached"]);
         }
-        before.is_unchanged();
+        before.assert_unchanged();
     };
     let program = ["--", "/bin/sleep", "986"];
     interrupted(&program, SIGINT);
@@ -155,7 +155,7 @@ fn an_interrupted_attach_leaves_nothing(api: Api) {
     assert_eq!(left.code, 1, "the program runs on: {}", left.stdout);
 }
 
-fn runtime_directories_that_are_none(api: Api) {
+fn attach_refuses_an_unusable_runtime_directory(api: Api) {
     let files = TempDir::new();
     let spec = files.spec("disk.img", 1 << 20);
     let read_only = files.join("read-only").display().to_string();
@@ -164,7 +164,7 @@ fn runtime_directories_that_are_none(api: Api) {
     fs::create_dir(&shared).expect("a folder");
     run("chmod", ["777", &shared]).succeeds();
     let file = files.image("file", 1).display().to_string();
-    let before = World::now();
+    let before = MachineState::now();
     for (directory, words) in [
         (read_only.clone(), "Read-only file system"),
         (format!("{read_only}/deeper"), "Read-only file system"),
@@ -174,7 +174,7 @@ fn runtime_directories_that_are_none(api: Api) {
         let always = ["--runtime-dir", &directory, "attach", "--kernel-api", api.name()];
         let output = ctl(always.into_iter().chain([&*spec])).fails_with(FAILED);
         output.says(&["runtime directory", &directory, words, "--runtime-dir"]);
-        before.is_unchanged();
+        before.assert_unchanged();
     }
     mount.unmount();
 
@@ -187,11 +187,11 @@ fn runtime_directories_that_are_none(api: Api) {
     ctl(["status", path]).fails_with(NO_DEVICE);
     ctl(own.into_iter().chain(["status", path])).succeeds();
     ctl(own.into_iter().chain(["detach", path])).succeeds();
-    before.is_unchanged();
+    before.assert_unchanged();
 }
 
 fn what_dead_processes_left_is_cleared_away(api: Api) {
-    let before = World::now();
+    let before = MachineState::now();
     let device = Device::attach(api, ["mem:1M"]);
     let name = device.name();
     let processes = device.processes();
@@ -199,7 +199,7 @@ fn what_dead_processes_left_is_cleared_away(api: Api) {
         // A spare may have gone by itself already.
         signal(process.pid, SIGKILL);
     }
-    wait_until("they are dead", LONG, || {
+    wait_until("they are dead", EVENT_TIMEOUT, || {
         !processes.iter().any(nbd_control::process::ProcessId::is_alive)
     });
     ctl(["list"]).says(&[&name]);
@@ -214,9 +214,9 @@ fn what_dead_processes_left_is_cleared_away(api: Api) {
         }
     }
     ctl(["detach", &name]).fails_with(NO_DEVICE).says(&[&name, "cleaned up"]);
-    before.is_unchanged();
+    before.assert_unchanged();
     let again = Device::attach(api, ["--device", &name, "mem:1M"]);
     again.detach();
-    before.is_unchanged();
+    before.assert_unchanged();
     drop(device);
 }

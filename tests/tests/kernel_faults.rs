@@ -6,14 +6,14 @@ use std::os::unix::net::UnixStream;
 use nbd_control::process::ProcessId;
 use nbd_control::registry::Registry;
 use nbd_tests::busy::Busy;
-use nbd_tests::command::{LIMIT, run};
+use nbd_tests::command::{PROGRAM_TIMEOUT, run};
 use nbd_tests::ctl::ctl;
 use nbd_tests::device::Device;
 use nbd_tests::disk;
+use nbd_tests::machine_state::MachineState;
 use nbd_tests::process::{self, signal};
 use nbd_tests::temp::TempDir;
-use nbd_tests::wait::{LONG, wait_until};
-use nbd_tests::world::World;
+use nbd_tests::wait::{EVENT_TIMEOUT, wait_until};
 use nbd_tests::{Api, kernel_tests};
 use nix::sys::signal::Signal::{self, SIGABRT, SIGCONT, SIGKILL, SIGSEGV, SIGSTOP};
 
@@ -33,7 +33,7 @@ kernel_tests!(
 /// outside is swallowed by the handler with which Rust looks for overflowing stacks.
 #[track_caller]
 fn dies_of(process: ProcessId, fatal: Signal) {
-    wait_until("a death", LONG, || {
+    wait_until("a death", EVENT_TIMEOUT, || {
         signal(process.pid, fatal);
         !process.is_alive()
     });
@@ -96,7 +96,7 @@ fn a_sitter_shrugs_off_all_signals_but_two(api: Api) {
 /// nowhere else: everything in flight gets EIO, and the holder clears away what is left.
 fn a_killed_or_stopped_sitter_costs_an_ioctl_device_and_nothing_else(api: Api) {
     for bad in [SIGSTOP, SIGKILL] {
-        let before = World::now();
+        let before = MachineState::now();
         let busy = Busy::attach(api);
         let processes = busy.device.processes();
         let sitter = busy.device.status().sitter_pid;
@@ -108,21 +108,21 @@ fn a_killed_or_stopped_sitter_costs_an_ioctl_device_and_nothing_else(api: Api) {
         } else {
             let Busy { device, load, files } = busy;
             load.ends().is_bad();
-            wait_until("it is cleared away", LONG, || {
+            wait_until("it is cleared away", EVENT_TIMEOUT, || {
                 device.state().is_none() && !processes.iter().any(ProcessId::is_alive)
             });
             let (name, spec) = (device.name(), files.spec("other.img", MIB));
             drop(device);
             Device::attach(api, ["--device", &name, &spec]).detach();
         }
-        before.is_unchanged();
+        before.assert_unchanged();
     }
 }
 
 fn clocks_that_jump_disturb_nothing(api: Api) {
     let busy = Busy::attach(api);
     busy.device.signal_backend(SIGSTOP);
-    wait_until("requests that wait", LONG, || !busy.device.status().in_flight.is_empty());
+    wait_until("requests that wait", EVENT_TIMEOUT, || !busy.device.status().in_flight.is_empty());
     for jump in ["+1 day", "-3 days", "+2 days"] {
         run("date", ["--set", jump]).succeeds();
         let status = busy.device.status();
@@ -166,7 +166,7 @@ fn a_holder_without_descriptors_goes_on_when_it_has_some(api: Api) {
     limit("1024");
     drop(strangers);
     ctl(["restart", &device.name()]).succeeds();
-    read.finish(LIMIT).succeeds();
+    read.finish(PROGRAM_TIMEOUT).succeeds();
     let status = device.wait_running();
     assert_eq!((status.holder_pid, status.totals.errors), (holder, 0));
     device.detach();

@@ -7,7 +7,7 @@
 use std::process::Command;
 
 use nbd_control::status::{BackendState, Stage};
-use nbd_tests::command::{LIMIT, Running, launch};
+use nbd_tests::command::{PROGRAM_TIMEOUT, Running, launch};
 use nbd_tests::ctl::{ctl, start_ctl};
 use nbd_tests::device::Device;
 use nbd_tests::disk::{self, start_read};
@@ -15,13 +15,13 @@ use nbd_tests::nbdkit::Nbdkit;
 use nbd_tests::process;
 use nbd_tests::temp::TempDir;
 use nbd_tests::under::{UNDER, Under};
-use nbd_tests::wait::{LONG, wait_until};
+use nbd_tests::wait::{EVENT_TIMEOUT, wait_until};
 use nbd_tests::{Api, kernel_tests};
 use nix::sys::signal::Signal::{SIGCONT, SIGKILL, SIGSTOP};
 
 const MIB: u64 = 1 << 20;
 const SIZE: u64 = 64 * MIB;
-const BUSY: i32 = 4;
+const IN_USE: i32 = 4;
 const TIMED_OUT: i32 = 5;
 
 kernel_tests!(
@@ -78,7 +78,7 @@ impl Freezer {
         let mut this = Self(launch(command));
         // It has come as far as it can: to its end, or to where it waits for all in flight.
         let pid = this.0.pid();
-        wait_until("the size is being changed", LONG, || {
+        wait_until("the size is being changed", EVENT_TIMEOUT, || {
             !this.0.is_running() || process::sleeps_in(pid, "freeze")
         });
         this
@@ -86,7 +86,7 @@ impl Freezer {
 
     #[track_caller]
     fn ends(self) {
-        self.0.finish(LIMIT);
+        self.0.finish(PROGRAM_TIMEOUT);
     }
 }
 
@@ -95,7 +95,7 @@ impl Freezer {
 fn force(device: Device, reads: Vec<Running>) {
     device.detach_by_force();
     for read in reads {
-        read.finish(LIMIT).fails_with(1).says(&["Input/output error"]);
+        read.finish(PROGRAM_TIMEOUT).fails_with(1).says(&["Input/output error"]);
     }
 }
 
@@ -103,7 +103,9 @@ fn force(device: Device, reads: Vec<Running>) {
 #[track_caller]
 fn stuck_reads(device: &Device, count: u64) -> Vec<Running> {
     let reads: Vec<_> = (0..count).map(|at| start_read(&device.path(), at * MIB)).collect();
-    wait_until("reads that wait", LONG, || device.status().in_flight.len() as u64 == count);
+    wait_until("reads that wait", EVENT_TIMEOUT, || {
+        device.status().in_flight.len() as u64 == count
+    });
     reads
 }
 
@@ -119,7 +121,7 @@ fn a_resize_is_not_begun_while_a_server_does_not_answer(api: Api) {
     let name = device.name();
     assert!(process::signal(server.pid(), SIGSTOP));
     let reads = stuck_reads(&device, 1);
-    let refused = ctl(["resize", "--force", &name, "32M"]).fails_with(BUSY);
+    let refused = ctl(["resize", "--force", &name, "32M"]).fails_with(IN_USE);
     refused.says(&["is not resized while it is stalled", "read of 4096 bytes at 0"]);
     assert_eq!(device.status().export.size, SIZE);
     force(device, reads);
@@ -148,11 +150,11 @@ fn detach_by_force_frees_a_device_whose_queue_is_frozen(api: Api) {
     command.args(["-c", &store]);
     let mut store = launch(command);
     let pid = store.pid();
-    wait_until("the queue is frozen", LONG, || {
+    wait_until("the queue is frozen", EVENT_TIMEOUT, || {
         !store.is_running() || process::sleeps_in(pid, "freeze")
     });
     force(device, reads);
-    store.finish(LIMIT);
+    store.finish(PROGRAM_TIMEOUT);
 }
 
 fn detach_by_force_frees_a_paused_device(api: Api) {
@@ -169,7 +171,7 @@ fn detach_by_force_frees_a_device_without_a_backend(api: Api) {
     let files = TempDir::new();
     let device = Device::attach(api, ["--restart", "never", &files.spec("disk.img", SIZE)]);
     device.signal_backend(SIGKILL);
-    wait_until("it has no backend", LONG, || {
+    wait_until("it has no backend", EVENT_TIMEOUT, || {
         device.status().backend.state == BackendState::Waiting
     });
     let reads = stuck_reads(&device, 2);
@@ -194,7 +196,7 @@ fn detach_by_force_frees_a_device_with_full_sockets(api: Api) {
     let blocked = |write: &Running| {
         nbd_control::process::stat(write.pid()).is_some_and(|stat| matches!(stat.state, 'D' | 'S'))
     };
-    wait_until("writes that wait", LONG, || {
+    wait_until("writes that wait", EVENT_TIMEOUT, || {
         // More than the socket holds is on its way.
         writes.iter().filter(|write| blocked(write)).count() == writes.len()
             && device.status().in_flight.len() > 10
@@ -208,10 +210,10 @@ fn detach_by_force_frees_a_device_that_is_being_detached(api: Api) {
     disk::write_to_cache(&device.path(), 0, &vec![b'x'; MIB as usize]);
     assert!(process::signal(server.pid(), SIGSTOP));
     let patient = start_ctl(["detach", &device.name()]);
-    wait_until("what it writes back", LONG, || !device.status().in_flight.is_empty());
+    wait_until("what it writes back", EVENT_TIMEOUT, || !device.status().in_flight.is_empty());
     let freezer = Freezer::start(api, &device);
     force(device, Vec::new());
-    patient.finish(LIMIT).fails_with(BUSY).says(&["another detach was asked for"]);
+    patient.finish(PROGRAM_TIMEOUT).fails_with(IN_USE).says(&["another detach was asked for"]);
     freezer.ends();
     assert!(process::signal(server.pid(), SIGCONT));
 }
@@ -226,7 +228,7 @@ fn detach_by_force_does_not_say_detached_while_a_backend_is_in_the_kernel(api: A
     let (name, processes) = (device.name(), device.processes());
     under.nbdkit.signal(SIGSTOP);
     let read = start_read(&device.path(), MIB);
-    wait_until("a read that is executed", LONG, || {
+    wait_until("a read that is executed", EVENT_TIMEOUT, || {
         let status = device.status();
         status.in_flight.iter().any(|read| read.stage == Stage::Executing)
     });
@@ -234,14 +236,14 @@ fn detach_by_force_does_not_say_detached_while_a_backend_is_in_the_kernel(api: A
     let forced = ctl(["detach", "--force", &name]);
     if forced.code == 0 {
         forced.says(&["failed with EIO"]);
-        read.finish(LIMIT).fails_with(1).says(&["Input/output error"]);
+        read.finish(PROGRAM_TIMEOUT).fails_with(1).says(&["Input/output error"]);
         under.nbdkit.signal(SIGCONT);
     } else {
         assert_eq!(api, Api::Netlink, "{}", forced.stderr);
         forced.fails_with(TIMED_OUT).says(&["is not detached", "uninterruptible"]);
         ctl(["status", &name]).succeeds();
         under.nbdkit.signal(SIGCONT);
-        read.finish(LIMIT).fails_with(1).says(&["Input/output error"]);
+        read.finish(PROGRAM_TIMEOUT).fails_with(1).says(&["Input/output error"]);
         ctl(["detach", "--force", &name]).succeeds().says(&["is detached"]);
     }
     freezer.ends();

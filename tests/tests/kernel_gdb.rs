@@ -2,7 +2,7 @@
 //! back from whatever it is asked.
 
 use nbd_control::status::{BackendState, Stage, Status};
-use nbd_tests::command::{LIMIT, Running};
+use nbd_tests::command::{PROGRAM_TIMEOUT, Running};
 use nbd_tests::device::Device;
 use nbd_tests::disk::{self, start_read, start_write};
 use nbd_tests::fio::Area;
@@ -10,7 +10,7 @@ use nbd_tests::gdb::Gdb;
 use nbd_tests::kernel_log::KernelLog;
 use nbd_tests::random::Random;
 use nbd_tests::temp::TempDir;
-use nbd_tests::wait::{LONG, wait_for};
+use nbd_tests::wait::{EVENT_TIMEOUT, wait_for};
 use nbd_tests::{Api, kernel_tests};
 
 const MIB: u64 = 1 << 20;
@@ -29,7 +29,7 @@ const WRITE_PATH: &str = "pwrite64";
 /// Waits until so many requests are in flight, and checks who holds them up.
 #[track_caller]
 fn held_up_by(gdb: &Gdb, device: &Device, requests: usize) -> Status {
-    let status = wait_for("all requests in the status", LONG, || {
+    let status = wait_for("all requests in the status", EVENT_TIMEOUT, || {
         let status = device.status();
         (status.in_flight.len() == requests).then_some(status)
     });
@@ -83,7 +83,7 @@ fn io_waits_at_a_breakpoint_in_the_write_path_and_goes_on_from_there(api: Api) {
     gdb.ask("delete");
     gdb.begin("continue");
     for dd in [write, another, read] {
-        dd.finish(LIMIT).succeeds();
+        dd.finish(PROGRAM_TIMEOUT).succeeds();
     }
     // Somebody closes the terminal.
     gdb.kill();
@@ -138,7 +138,7 @@ fn a_debugger_that_is_killed_lets_a_stopped_backend_go_on(api: Api) {
     held_up_by(&gdb, &device, 1);
 
     gdb.kill();
-    write.finish(LIMIT).succeeds();
+    write.finish(PROGRAM_TIMEOUT).succeeds();
     assert_eq!(disk::read(&device.path(), MIB, BLOCK as u64), block);
     let status = device.wait_running();
     assert_eq!((status.backend.pid, status.backend.tracer_pid), (Some(backend), None));
@@ -160,7 +160,7 @@ fn breakpoints_that_a_killed_debugger_left_behind_cost_a_backend_and_no_request(
     gdb.kill();
 
     let write = start_write(&device.path(), MIB, &files.join("block"), &block);
-    write.finish(LIMIT).succeeds();
+    write.finish(PROGRAM_TIMEOUT).succeeds();
     assert_eq!(disk::read(&device.path(), MIB, BLOCK as u64), block);
     let status = device.wait_running();
     assert_ne!(status.backend.pid, Some(backend));

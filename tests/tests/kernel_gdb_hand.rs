@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use nbd_control::status::{BackendState, Status};
-use nbd_tests::command::{LIMIT, launch, run, start};
+use nbd_tests::command::{PROGRAM_TIMEOUT, launch, run, start};
 use nbd_tests::ctl::{ctl, program, start_ctl};
 use nbd_tests::device::Device;
 use nbd_tests::disk::start_read;
@@ -15,7 +15,7 @@ use nbd_tests::kernel_log::KernelLog;
 use nbd_tests::mount::Mount;
 use nbd_tests::random::Random;
 use nbd_tests::temp::TempDir;
-use nbd_tests::wait::{LONG, wait_for, wait_until};
+use nbd_tests::wait::{EVENT_TIMEOUT, wait_for, wait_until};
 use nbd_tests::{Api, kernel_tests};
 
 const MIB: u64 = 1 << 20;
@@ -72,7 +72,7 @@ fn build(from: &str, to: &Path, number: u8) {
 
 #[track_caller]
 fn wait_for_state(device: &Device, state: BackendState) -> Status {
-    wait_for("a state of the backend", LONG, || {
+    wait_for("a state of the backend", EVENT_TIMEOUT, || {
         let status = device.status();
         (status.backend.state == state).then_some(status)
     })
@@ -92,7 +92,7 @@ fn a_backend_is_rebuilt_and_run_again_under_gdb_with_its_filesystem_mounted(api:
     let mut gdb = Gdb::with_program(&[], &[&path, "--join", &name, "--takeover", &spec]);
     gdb.ask("break pwrite64");
     gdb.begin("run");
-    wait_until("the one under gdb serves", LONG, || {
+    wait_until("the one under gdb serves", EVENT_TIMEOUT, || {
         device.status().backend.tracer_pid == Some(gdb.pid())
     });
     let mut write = start("sync", ["-f".as_ref(), touch(&filesystem).as_os_str()]);
@@ -107,8 +107,8 @@ fn a_backend_is_rebuilt_and_run_again_under_gdb_with_its_filesystem_mounted(api:
     build(&program("nbd-serve"), &backend, 2);
     let mut gdb = Gdb::with_program(&[], &[&path, "--join", &name, &spec]);
     gdb.begin("run");
-    wait_until("what waited is written", LIMIT, || !write.is_running());
-    write.finish(LIMIT).succeeds();
+    wait_until("what waited is written", PROGRAM_TIMEOUT, || !write.is_running());
+    write.finish(PROGRAM_TIMEOUT).succeeds();
     filesystem.is_whole();
     assert_eq!(device.status().backend.tracer_pid, Some(gdb.pid()));
 
@@ -116,9 +116,9 @@ fn a_backend_is_rebuilt_and_run_again_under_gdb_with_its_filesystem_mounted(api:
     gdb.kill();
     wait_for_state(&device, BackendState::Waiting);
     let write = start("sync", ["-f".as_ref(), touch(&filesystem).as_os_str()]);
-    wait_until("it waits", LONG, || !device.status().in_flight.is_empty());
+    wait_until("it waits", EVENT_TIMEOUT, || !device.status().in_flight.is_empty());
     ctl(["restart", &name]).succeeds();
-    write.finish(LIMIT).succeeds();
+    write.finish(PROGRAM_TIMEOUT).succeeds();
     let status = device.wait_running();
     assert_eq!((status.backend.tracer_pid, status.totals.errors), (None, 0));
     filesystem.is_whole();
@@ -147,12 +147,12 @@ fn an_assertion_that_fails_under_gdb_holds_io_until_the_bug_is_mended(api: Api) 
 
     let arguments = ["attach", "--external", "--device", "nbd0"];
     let attach = start_ctl(arguments.into_iter().chain(["--kernel-api", api.name()]));
-    wait_until("an invitation to join", LONG, || attach.words().contains("--join nbd0"));
+    wait_until("an invitation to join", EVENT_TIMEOUT, || attach.words().contains("--join nbd0"));
     let mut gdb = Gdb::with_program(&[("NBD_JOIN", "nbd0")], &[&path, &image, &bug]);
     // Where it panics, and not where it aborts after the stack has been unwound.
     gdb.ask("break rust_panic");
     gdb.begin("run");
-    let device = Device::printed_by(&attach.finish(LIMIT).succeeds());
+    let device = Device::printed_by(&attach.finish(PROGRAM_TIMEOUT).succeeds());
     let filesystem = Filesystem::make(&device, &files);
     assert_eq!(device.status().backend.tracer_pid, Some(gdb.pid()));
 
@@ -172,22 +172,22 @@ fn an_assertion_that_fails_under_gdb_holds_io_until_the_bug_is_mended(api: Api) 
     build(&crasher, &backend, 2);
     gdb.ask(format!("set args {image}"));
     gdb.begin("run");
-    read.finish(LIMIT).succeeds();
+    read.finish(PROGRAM_TIMEOUT).succeeds();
     filesystem.is_whole();
 
     // gdb dies and takes it along. Whoever comes next finds what waits.
     gdb.kill();
     wait_for_state(&device, BackendState::Waiting);
     let read = start_read(&device.path(), 0);
-    wait_until("it waits", LONG, || !device.status().in_flight.is_empty());
+    wait_until("it waits", EVENT_TIMEOUT, || !device.status().in_flight.is_empty());
     let mut next = Command::new(&path);
     next.arg(&image).env("NBD_JOIN", "nbd0");
     let next = launch(next);
-    read.finish(LIMIT).succeeds();
+    read.finish(PROGRAM_TIMEOUT).succeeds();
     filesystem.is_whole();
     filesystem.mount.unmount();
     assert_eq!(device.status().totals.errors, 0);
     log.has_no_complaints();
     device.detach();
-    next.finish(LIMIT).succeeds();
+    next.finish(PROGRAM_TIMEOUT).succeeds();
 }

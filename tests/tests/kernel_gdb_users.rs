@@ -5,14 +5,14 @@ use std::fs::File;
 
 use nbd_control::process;
 use nbd_control::status::BackendState;
-use nbd_tests::command::{LIMIT, Running, start};
+use nbd_tests::command::{PROGRAM_TIMEOUT, Running, start};
 use nbd_tests::ctl::ctl;
 use nbd_tests::device::Device;
 use nbd_tests::disk::{start_read, start_write};
 use nbd_tests::gdb::Gdb;
 use nbd_tests::kernel_log::KernelLog;
 use nbd_tests::temp::TempDir;
-use nbd_tests::wait::{LONG, wait_until};
+use nbd_tests::wait::{EVENT_TIMEOUT, wait_until};
 use nbd_tests::{Api, kernel_tests};
 use nix::sys::signal::Signal::{SIGINT, SIGKILL};
 
@@ -26,7 +26,7 @@ kernel_tests!(
 /// Waits until a process sits in the kernel, where only some signals reach it.
 #[track_caller]
 fn sits_in_the_kernel(running: &mut Running) {
-    wait_until("it sits in the kernel", LONG, || {
+    wait_until("it sits in the kernel", EVENT_TIMEOUT, || {
         process::stat(running.pid()).is_some_and(|stat| stat.state == 'D')
     });
     assert!(running.is_running(), "{}", running.words());
@@ -49,7 +49,7 @@ fn buffered_reads_die_by_signals_and_direct_io_waits_until_the_backend_goes_on(a
     let mut cat = start("cat", [&path]);
     sits_in_the_kernel(&mut cat);
     cat.signal(SIGINT);
-    cat.finish(LIMIT).fails_with(128 + SIGINT as i32);
+    cat.finish(PROGRAM_TIMEOUT).fails_with(128 + SIGINT as i32);
     let mut dd = start("dd", [&*input, "of=/dev/null", "bs=4096", "count=1", "skip=512"]);
     sits_in_the_kernel(&mut dd);
     dd.signal(SIGINT);
@@ -57,7 +57,7 @@ fn buffered_reads_die_by_signals_and_direct_io_waits_until_the_backend_goes_on(a
     // its read returns.
     sits_in_the_kernel(&mut dd);
     dd.signal(SIGKILL);
-    dd.finish(LIMIT).fails_with(128 + SIGKILL as i32);
+    dd.finish(PROGRAM_TIMEOUT).fails_with(128 + SIGKILL as i32);
 
     let mut read = start_read(&path, 4 * MIB);
     sits_in_the_kernel(&mut read);
@@ -68,7 +68,7 @@ fn buffered_reads_die_by_signals_and_direct_io_waits_until_the_backend_goes_on(a
         running.signal(SIGINT);
         running.signal(SIGKILL);
     }
-    wait_until("direct I/O waits", LONG, || {
+    wait_until("direct I/O waits", EVENT_TIMEOUT, || {
         let offsets: Vec<_> = device.status().in_flight.iter().map(|it| it.offset).collect();
         [4 * MIB, 5 * MIB].iter().all(|offset| offsets.contains(offset))
     });
@@ -78,14 +78,14 @@ fn buffered_reads_die_by_signals_and_direct_io_waits_until_the_backend_goes_on(a
     assert_eq!(device.status().backend.state, BackendState::Stopped);
 
     gdb.begin("continue");
-    read.finish(LIMIT).fails_with(128 + SIGKILL as i32);
-    write.finish(LIMIT).fails_with(128 + SIGKILL as i32);
+    read.finish(PROGRAM_TIMEOUT).fails_with(128 + SIGKILL as i32);
+    write.finish(PROGRAM_TIMEOUT).fails_with(128 + SIGKILL as i32);
     gdb.interrupt(device.backend());
     gdb.quit();
     drop(open);
     let status = device.wait_running();
     assert_eq!((status.backend.restarts, status.totals.errors), (0, 0));
-    wait_until("nothing waits", LONG, || device.status().in_flight.is_empty());
+    wait_until("nothing waits", EVENT_TIMEOUT, || device.status().in_flight.is_empty());
     log.has_no_complaints();
     device.detach();
     let image = std::fs::read(files.join("disk.img")).expect("the image");
@@ -107,8 +107,8 @@ fn detach_by_force_frees_what_waits_for_a_backend_in_gdb(api: Api) {
 
     ctl(["detach", &device.name()]).fails_with(4).says(&["opened by dd", "--force"]);
     device.detach_by_force();
-    killed.finish(LIMIT).fails_with(128 + SIGKILL as i32);
-    write.finish(LIMIT).fails_with(1).says(&["Input/output error"]);
+    killed.finish(PROGRAM_TIMEOUT).fails_with(128 + SIGKILL as i32);
+    write.finish(PROGRAM_TIMEOUT).fails_with(1).says(&["Input/output error"]);
     // The backend is gone from under gdb, which takes note of it.
     let answer = gdb.ask("continue");
     assert!(answer.contains("terminated") || answer.contains("exited"), "{answer}");

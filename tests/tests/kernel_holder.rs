@@ -7,7 +7,7 @@ use nbd_tests::fio::Area;
 use nbd_tests::kernel_log::KernelLog;
 use nbd_tests::process::signal;
 use nbd_tests::temp::TempDir;
-use nbd_tests::wait::{LONG, wait_until};
+use nbd_tests::wait::{EVENT_TIMEOUT, wait_until};
 use nbd_tests::{Api, kernel_tests, report};
 use nix::sys::signal::Signal::SIGKILL;
 
@@ -23,7 +23,7 @@ kernel_tests!(
 fn kill_holder(device: &Device) -> i32 {
     let holder = device.state().expect("a state").holder;
     assert!(signal(holder.pid, SIGKILL));
-    wait_until("the death of the holder", LONG, || !holder.is_alive());
+    wait_until("the death of the holder", EVENT_TIMEOUT, || !holder.is_alive());
     holder.pid
 }
 
@@ -57,7 +57,7 @@ fn io_survives_the_holder_and_the_next_command_adopts_the_device(api: Api) {
 
     // The new holder knows its business.
     assert!(signal(backend, SIGKILL));
-    wait_until("another backend", LONG, || {
+    wait_until("another backend", EVENT_TIMEOUT, || {
         let now = device.status().backend;
         now.state == BackendState::Running && now.pid != Some(backend)
     });
@@ -90,7 +90,7 @@ fn holder_and_backend_die_together_and_io_waits_for_the_next_command(api: Api) {
     let backend = before.backend.expect("a backend");
     let holder = kill_holder(&device);
     assert!(signal(backend.pid, SIGKILL));
-    wait_until("the death of the backend", LONG, || !backend.is_alive());
+    wait_until("the death of the backend", EVENT_TIMEOUT, || !backend.is_alive());
     let list = ctl(["list"]).succeeds();
     list.says(&[&device.name(), "adopt"]);
 

@@ -5,15 +5,15 @@ use std::fs;
 use nbd_control::process::ProcessId;
 use nbd_control::registry::Registry;
 use nbd_control::status::BackendState;
-use nbd_tests::command::LIMIT;
+use nbd_tests::command::PROGRAM_TIMEOUT;
 use nbd_tests::ctl::{ctl, start_ctl};
 use nbd_tests::device::Device;
 use nbd_tests::disk;
 use nbd_tests::full_run::SmallRun;
+use nbd_tests::machine_state::MachineState;
 use nbd_tests::process::{ours, signal};
 use nbd_tests::temp::TempDir;
-use nbd_tests::wait::{LONG, wait_for, wait_until};
-use nbd_tests::world::World;
+use nbd_tests::wait::{EVENT_TIMEOUT, wait_for, wait_until};
 use nbd_tests::{Api, kernel_tests};
 use nix::sys::signal::Signal::SIGKILL;
 
@@ -34,7 +34,7 @@ kernel_tests!(
 fn kill_holder(device: &Device) -> ProcessId {
     let holder = device.state().expect("a state").holder;
     assert!(signal(holder.pid, SIGKILL));
-    wait_until("the death of the holder", LONG, || !holder.is_alive());
+    wait_until("the death of the holder", EVENT_TIMEOUT, || !holder.is_alive());
     holder
 }
 
@@ -60,25 +60,26 @@ fn four_adopters_with_a_full_run_make_one_holder_and_one_owner(api: Api) {
     run.fill();
     kill_holder(&device);
     let adopters: Vec<_> = (0..4).map(|_| start_ctl(["adopt", &device.name()])).collect();
-    let ended: Vec<_> = adopters.into_iter().map(|adopter| adopter.finish(LIMIT)).collect();
+    let ended: Vec<_> =
+        adopters.into_iter().map(|adopter| adopter.finish(PROGRAM_TIMEOUT)).collect();
     assert!(ended.iter().any(|output| output.code == 0), "{ended:?}");
     for refused in ended.iter().filter(|output| output.code != 0) {
         assert!(!refused.stderr.is_empty(), "{refused:?}");
     }
     // Its room was kept.
     let holder = device.state().expect("a state").holder;
-    wait_until("no holder but one", LONG, || holders() == [holder.pid]);
+    wait_until("no holder but one", EVENT_TIMEOUT, || holders() == [holder.pid]);
 
     // The next one too, while there still is no room.
     device.signal_backend(SIGKILL);
-    disk::start_read(&device.path(), 0).finish(LIMIT).succeeds();
+    disk::start_read(&device.path(), 0).finish(PROGRAM_TIMEOUT).succeeds();
     let second = device.wait_running().backend.pid;
     assert_eq!(device.state().expect("a state").backend.map(|it| it.pid), second);
     run.make_room();
     device.signal_backend(SIGKILL);
     disk::write(&device.path(), 0, &[7; 4096]);
     assert_eq!(disk::read(&device.path(), 0, 4096), [7; 4096]);
-    wait_until("an owner and a spare at most", LONG, || backends() <= 2);
+    wait_until("an owner and a spare at most", EVENT_TIMEOUT, || backends() <= 2);
     assert_eq!(holders(), [holder.pid]);
     device.detach();
     run.end();
@@ -89,10 +90,10 @@ fn attach_without_room_for_its_state_is_refused_and_leaves_nothing(api: Api) {
     let files = TempDir::new();
     let spec = files.spec("disk.img", MIB);
     run.fill();
-    let before = World::now();
+    let before = MachineState::now();
     let attach = ["attach", "--kernel-api", api.name(), &spec];
     ctl(attach).fails_with(1).says(&["room", "No space left on device"]);
-    before.is_unchanged();
+    before.assert_unchanged();
     run.make_room();
     Device::attach(api, [&spec]).detach();
     run.end();
@@ -109,7 +110,7 @@ fn a_backend_gets_no_lanes_before_the_state_that_names_it_is_written(api: Api) {
     fs::create_dir(&next).expect("a directory");
     device.signal_backend(SIGKILL);
     let read = disk::start_read(&device.path(), 0);
-    let status = wait_for("words of it", LONG, || {
+    let status = wait_for("words of it", EVENT_TIMEOUT, || {
         let status = device.status();
         status.backend.detail.contains("cannot write its state").then_some(status)
     });
@@ -121,7 +122,7 @@ fn a_backend_gets_no_lanes_before_the_state_that_names_it_is_written(api: Api) {
 
     fs::remove_dir(&next).expect("a directory to remove");
     fs::rename(&aside, &next).expect("room for a state");
-    read.finish(LIMIT).succeeds();
+    read.finish(PROGRAM_TIMEOUT).succeeds();
     let status = device.wait_running();
     assert_eq!(status.backend.pid, Some(device.backend()));
     assert!(device.log().contains("can be written again"), "{}", device.log());
@@ -129,7 +130,7 @@ fn a_backend_gets_no_lanes_before_the_state_that_names_it_is_written(api: Api) {
 }
 
 fn an_entry_with_an_unreadable_state_is_kept_while_its_processes_live(api: Api) {
-    let before = World::now();
+    let before = MachineState::now();
     let files = TempDir::new();
     let device = Device::attach(api, [files.spec("disk.img", MIB)]);
     let processes = device.processes();
@@ -147,7 +148,7 @@ fn an_entry_with_an_unreadable_state_is_kept_while_its_processes_live(api: Api) 
 
     ctl(["detach", "--force", &name]).succeeds().says(&["is taken down"]);
     device.has_left_nothing(&processes);
-    before.is_unchanged();
+    before.assert_unchanged();
     Device::attach(api, ["--device", &name, &spec]).detach();
 }
 
@@ -157,7 +158,7 @@ fn kill_all(device: &Device) {
     for process in &processes {
         signal(process.pid, SIGKILL);
     }
-    wait_until("their death", LONG, || !processes.iter().any(ProcessId::is_alive));
+    wait_until("their death", EVENT_TIMEOUT, || !processes.iter().any(ProcessId::is_alive));
 }
 
 fn doctor_says(words: &[&str]) {
@@ -168,7 +169,7 @@ fn doctor_says(words: &[&str]) {
 }
 
 fn all_processes_killed_at_once_leave_nothing_after_the_next_command(api: Api) {
-    let before = World::now();
+    let before = MachineState::now();
     let files = TempDir::new();
     let spec = files.spec("disk.img", MIB);
     for command in ["detach", "attach", "doctor"] {
@@ -194,12 +195,12 @@ fn all_processes_killed_at_once_leave_nothing_after_the_next_command(api: Api) {
                 ctl(["detach", &name]).succeeds();
             }
         }
-        before.is_unchanged();
+        before.assert_unchanged();
     }
 }
 
 fn a_device_without_holder_and_sitter_is_explained_and_taken_down_in_order(api: Api) {
-    let before = World::now();
+    let before = MachineState::now();
     let files = TempDir::new();
     let device = Device::attach(api, ["--no-spare", &files.spec("disk.img", MIB)]);
     let (name, processes) = (device.name(), device.processes());
@@ -208,14 +209,16 @@ fn a_device_without_holder_and_sitter_is_explained_and_taken_down_in_order(api: 
     for process in [state.holder, state.sitter] {
         assert!(signal(process.pid, SIGKILL));
     }
-    wait_until("their death", LONG, || !state.holder.is_alive() && !state.sitter.is_alive());
+    wait_until("their death", EVENT_TIMEOUT, || {
+        !state.holder.is_alive() && !state.sitter.is_alive()
+    });
     if api == Api::Ioctl {
         // The driver has let it go, and the backend ends with its lanes.
-        wait_until("the end of the backend", LONG, || {
+        wait_until("the end of the backend", EVENT_TIMEOUT, || {
             !ours().iter().any(|(pid, _)| *pid == backend)
         });
         ctl(["detach", &name]).fails_with(3).says(&["cleaned up"]);
-        return before.is_unchanged();
+        return before.assert_unchanged();
     }
     disk::read_all(&device.path());
     disk::write_to_cache(&device.path(), 0, &[9; 4096]);
@@ -234,13 +237,13 @@ fn a_device_without_holder_and_sitter_is_explained_and_taken_down_in_order(api: 
     drop(user);
     ctl(["detach", &name]).succeeds().says(&["is taken down"]);
     device.has_left_nothing(&processes);
-    before.is_unchanged();
+    before.assert_unchanged();
     let image = fs::read(files.join("disk.img")).expect("an image");
     assert_eq!(image[..4096], [9; 4096], "what was in the cache is written back");
 }
 
 fn a_device_without_entry_and_holder_is_found_by_the_doctor_and_detached_by_force(api: Api) {
-    let before = World::now();
+    let before = MachineState::now();
     let files = TempDir::new();
     let device = Device::attach(api, ["--no-spare", &files.spec("disk.img", MIB)]);
     let (name, processes) = (device.name(), device.processes());
@@ -252,12 +255,12 @@ fn a_device_without_entry_and_holder_is_found_by_the_doctor_and_detached_by_forc
     disk::read_all(&device.path());
     ctl(["detach", "--force", &name]).succeeds().says(&["is taken down"]);
     device.has_left_nothing(&processes);
-    before.is_unchanged();
+    before.assert_unchanged();
 }
 
 /// The freezer interrupts NBD_DO_IT like a signal, and then keeps the sitter from clearing up.
 fn detach_of_a_device_whose_sitter_is_frozen_says_what_was_done(api: Api) {
-    let before = World::now();
+    let before = MachineState::now();
     let files = TempDir::new();
     let device = Device::attach(api, [files.spec("disk.img", MIB)]);
     let (name, processes) = (device.name(), device.processes());
@@ -277,7 +280,7 @@ fn detach_of_a_device_whose_sitter_is_frozen_says_what_was_done(api: Api) {
     }
     drop(freezer);
     device.has_left_nothing(&processes);
-    before.is_unchanged();
+    before.assert_unchanged();
 }
 
 /// A control group whose processes do not run.

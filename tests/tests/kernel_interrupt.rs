@@ -5,21 +5,21 @@
 use std::fs;
 
 use nbd_control::registry::Registry;
-use nbd_tests::command::{LIMIT, start};
+use nbd_tests::command::{PROGRAM_TIMEOUT, start};
 use nbd_tests::ctl::{ctl, program, require_machine};
 use nbd_tests::device::Device;
 use nbd_tests::disk;
+use nbd_tests::machine_state::MachineState;
 use nbd_tests::random::Random;
 use nbd_tests::temp::TempDir;
-use nbd_tests::wait::{LONG, wait_until};
-use nbd_tests::world::World;
+use nbd_tests::wait::{EVENT_TIMEOUT, wait_until};
 use nbd_tests::{Api, kernel_tests, report};
 use nix::sys::signal::Signal::SIGKILL;
 
 const STEPS: usize = 8;
 const SUCCESS: i32 = 0;
 const NO_DEVICE: i32 = 3;
-const BUSY: i32 = 4;
+const IN_USE: i32 = 4;
 
 kernel_tests!(
     nbd_ctl_killed_while_it_attaches_leaves_all_or_nothing,
@@ -35,7 +35,7 @@ fn steps_of(arguments: &[&str]) -> Vec<Step> {
     let trace = files.join("trace").display().to_string();
     let ctl = program("nbd-ctl");
     let strace = ["-qq", "-o", &trace, &ctl];
-    start("strace", strace.iter().chain(arguments)).finish(LIMIT).succeeds();
+    start("strace", strace.iter().chain(arguments)).finish(PROGRAM_TIMEOUT).succeeds();
     let text = fs::read_to_string(&trace).expect("a trace");
     let mut steps: Vec<Step> = Vec::new();
     for line in text.lines() {
@@ -73,17 +73,17 @@ fn run_until((name, count): &Step, arguments: &[&str]) {
     let inject = format!("inject={name}:signal=KILL:when={count}");
     let ctl = program("nbd-ctl");
     let strace = ["-qq", "-o", "/dev/null", "-e", &inject, &ctl];
-    let ended = start("strace", strace.iter().chain(arguments)).finish(LIMIT);
+    let ended = start("strace", strace.iter().chain(arguments)).finish(PROGRAM_TIMEOUT);
     let expected = [SUCCESS, 128 + SIGKILL as i32];
     assert!(expected.contains(&ended.code), "{name} {count}: {ended:?}");
 }
 
 /// Waits until nothing is left, or a device that serves, which is detached then. Whether it was.
 #[track_caller]
-fn settles(step: &Step, before: &World) -> bool {
+fn settles(step: &Step, before: &MachineState) -> bool {
     let mut served = false;
-    wait_until(&format!("all or nothing, killed at {step:?}"), LONG, || {
-        if World::now() == *before {
+    wait_until(&format!("all or nothing, killed at {step:?}"), EVENT_TIMEOUT, || {
+        if MachineState::now() == *before {
             return true;
         }
         // If nobody hears of a device that gets ready, its holder takes it away again.
@@ -91,7 +91,7 @@ fn settles(step: &Step, before: &World) -> bool {
         if attached && ctl(["wait", "nbd0", "--timeout", "60"]).code == SUCCESS {
             let detached = ctl(["detach", "nbd0"]);
             // The detach that the killed command has ordered may still be under way.
-            assert!([SUCCESS, NO_DEVICE, BUSY].contains(&detached.code), "{detached:?}");
+            assert!([SUCCESS, NO_DEVICE, IN_USE].contains(&detached.code), "{detached:?}");
             served |= detached.code == SUCCESS;
         }
         false
@@ -104,7 +104,7 @@ fn nbd_ctl_killed_while_it_attaches_leaves_all_or_nothing(api: Api) {
     let files = TempDir::new();
     let spec = files.spec("disk.img", 1 << 20);
     let attach = ["attach", "--kernel-api", api.name(), "--device", "nbd0", &spec];
-    let before = World::now();
+    let before = MachineState::now();
     let steps = steps_of(&attach);
     Device::numbered(0).detach();
     let sample = sample(&steps);
@@ -117,7 +117,7 @@ fn nbd_ctl_killed_while_it_attaches_leaves_all_or_nothing(api: Api) {
     let device = Device::attach(api, ["--device", "nbd0", &spec]);
     disk::read_all(&device.path());
     device.detach();
-    before.is_unchanged();
+    before.assert_unchanged();
     report(&format!(
         "{}: killed at {} of {} system calls of an attach: {served} devices were there",
         api.name(),
@@ -130,7 +130,7 @@ fn nbd_ctl_killed_while_it_detaches_leaves_all_or_nothing(api: Api) {
     require_machine();
     let files = TempDir::new();
     let spec = files.spec("disk.img", 1 << 20);
-    let before = World::now();
+    let before = MachineState::now();
     let attach = || {
         let device = Device::attach(api, ["--device", "nbd0", &spec]);
         disk::write_to_cache(&device.path(), 0, &[7; 4096]);
@@ -148,7 +148,7 @@ fn nbd_ctl_killed_while_it_detaches_leaves_all_or_nothing(api: Api) {
         served += usize::from(settles(step, &before));
         drop(device);
     }
-    before.is_unchanged();
+    before.assert_unchanged();
     let image = fs::read(files.join("disk.img")).expect("the image");
     assert_eq!(image[..4096], [7; 4096]);
     report(&format!(

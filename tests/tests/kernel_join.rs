@@ -8,14 +8,14 @@ use nbd_control::Channel;
 use nbd_control::backend::{FromBackend, FromHolder, Hello};
 use nbd_control::registry::Registry;
 use nbd_control::status::BackendState;
-use nbd_tests::command::LIMIT;
+use nbd_tests::command::PROGRAM_TIMEOUT;
 use nbd_tests::ctl::{ctl, start_ctl, start_serve};
 use nbd_tests::device::Device;
 use nbd_tests::disk::{self, start_read};
 use nbd_tests::process;
 use nbd_tests::random::Random;
 use nbd_tests::temp::TempDir;
-use nbd_tests::wait::{LONG, wait_until};
+use nbd_tests::wait::{EVENT_TIMEOUT, wait_until};
 use nbd_tests::{Api, kernel_tests};
 use nix::sys::signal::Signal::{self, SIGCONT, SIGKILL, SIGSTOP};
 
@@ -32,16 +32,18 @@ fn a_backend_joins_by_hand_and_another_takes_over(api: Api) {
     let spec = files.spec("disk.img", 4 * MIB);
     let arguments = ["attach", "--external", "--device", "nbd0"];
     let attach = start_ctl(arguments.into_iter().chain(["--kernel-api", api.name()]));
-    wait_until("an invitation to join", LONG, || attach.words().contains("nbd-serve --join nbd0"));
+    wait_until("an invitation to join", EVENT_TIMEOUT, || {
+        attach.words().contains("nbd-serve --join nbd0")
+    });
     assert!(Registry::new(None).join_socket(0).exists());
     let first = start_serve(["--join", "nbd0", &spec]);
-    let device = Device::printed_by(&attach.finish(LIMIT).succeeds());
+    let device = Device::printed_by(&attach.finish(PROGRAM_TIMEOUT).succeeds());
     assert_eq!(device.backend(), first.pid());
     let noise = Random::by_clock().bytes(MIB as usize);
     disk::write(&device.path(), MIB, &noise);
     let has_noise = || assert!(disk::read(&device.path(), MIB, MIB) == noise);
 
-    let refused = start_serve(["--join", "nbd0", &spec]).finish(LIMIT);
+    let refused = start_serve(["--join", "nbd0", &spec]).finish(PROGRAM_TIMEOUT);
     let pid = first.pid().to_string();
     refused.fails_with(1).says(&[&pid, "--takeover"]);
     assert_eq!(device.wait_running().backend.pid, Some(first.pid()));
@@ -49,8 +51,8 @@ fn a_backend_joins_by_hand_and_another_takes_over(api: Api) {
     // One that hangs is no obstacle.
     first.signal(SIGSTOP);
     let second = start_serve(["--join", "/dev/nbd0", "--takeover", &spec]);
-    assert_eq!(first.finish(LIMIT).code, 128 + SIGKILL as i32);
-    wait_until("the second one serves", LONG, || {
+    assert_eq!(first.finish(PROGRAM_TIMEOUT).code, 128 + SIGKILL as i32);
+    wait_until("the second one serves", EVENT_TIMEOUT, || {
         let backend = device.status().backend;
         backend.state == BackendState::Running && backend.pid == Some(second.pid())
     });
@@ -58,19 +60,21 @@ fn a_backend_joins_by_hand_and_another_takes_over(api: Api) {
 
     // Nobody starts it again; what is asked meanwhile waits for whoever joins.
     second.signal(SIGKILL);
-    second.finish(LIMIT);
-    wait_until("it is waited for", LONG, || device.status().backend.state == BackendState::Waiting);
+    second.finish(PROGRAM_TIMEOUT);
+    wait_until("it is waited for", EVENT_TIMEOUT, || {
+        device.status().backend.state == BackendState::Waiting
+    });
     ctl(["wait", "nbd0", "--timeout", "1"]).fails_with(5);
     ctl(["restart", "nbd0"]).fails_with(4).says(&["joins from outside"]);
     let mut read = start_read(&device.path(), 0);
-    wait_until("a request waits", LONG, || !device.status().in_flight.is_empty());
+    wait_until("a request waits", EVENT_TIMEOUT, || !device.status().in_flight.is_empty());
     let third = start_serve(["--join", "nbd0", &spec]);
     ctl(["wait", "nbd0", "--timeout", "300"]).succeeds();
-    wait_until("it is answered", LONG, || !read.is_running());
-    read.finish(LIMIT).succeeds();
+    wait_until("it is answered", EVENT_TIMEOUT, || !read.is_running());
+    read.finish(PROGRAM_TIMEOUT).succeeds();
     has_noise();
     device.detach();
-    third.finish(LIMIT).succeeds();
+    third.finish(PROGRAM_TIMEOUT).succeeds();
 }
 
 /// Who a backend is, the kernel tells the holder, with every byte and from the first one on. A
@@ -98,7 +102,7 @@ fn a_backend_that_joins_is_recognised_however_fast_it_talks(api: Api) {
         let mut channel = Channel::new(stream).expect("a channel");
         channel.send(&FromBackend::Hello(hello.clone()), &[]).expect("a hello sent");
         holder.signal(SIGCONT);
-        let answer = channel.receive_within(LONG).expect("an answer").message;
+        let answer = channel.receive_within(EVENT_TIMEOUT).expect("an answer").message;
         let FromHolder::Refusal { reason } = answer else {
             panic!("not refused: {answer:?}");
         };

@@ -6,8 +6,8 @@ use nbd_tests::ctl::ctl;
 use nbd_tests::device::Device;
 use nbd_tests::kernel_log::KernelLog;
 use nbd_tests::nbdkit::Nbdkit;
+use nbd_tests::sysfs::block_attribute;
 use nbd_tests::temp::TempDir;
-use nbd_tests::world::number;
 use nbd_tests::{Api, disk, kernel_tests};
 
 const MIB: u64 = 1 << 20;
@@ -25,7 +25,7 @@ fn zeroes_are_served_though_the_export_before_it_offered_more(api: Api) {
     let attach = ["attach", "--kernel-api", api.name(), "--device", &name, &server.uri()];
     let attached = ctl(attach).succeeds();
     let device = Device::printed_by(&attached);
-    let keeps = number(&name, "queue/write_zeroes_max_bytes").is_some_and(|most| most > 0);
+    let keeps = block_attribute(&name, "queue/write_zeroes_max_bytes").is_some_and(|most| most > 0);
     let told = attached.stderr.contains("sends write zeroes, which the export does not offer");
     assert_eq!(keeps, told, "{}", attached.stderr);
 

@@ -7,13 +7,13 @@ use std::process::Command;
 
 use nbd_control::registry::{DEFAULT_DIRECTORY, Registry};
 use nbd_control::status::BackendState;
-use nbd_tests::command::{LIMIT, launch, run};
+use nbd_tests::command::{PROGRAM_TIMEOUT, launch, run};
 use nbd_tests::ctl::{ctl, program};
 use nbd_tests::device::Device;
 use nbd_tests::disk;
 use nbd_tests::process::signal;
 use nbd_tests::temp::TempDir;
-use nbd_tests::wait::{LONG, wait_until};
+use nbd_tests::wait::{EVENT_TIMEOUT, wait_until};
 use nbd_tests::{Api, kernel_tests};
 use nix::sys::signal::Signal::{SIGCONT, SIGKILL, SIGSTOP};
 
@@ -23,11 +23,11 @@ kernel_tests!(
     a_flood_of_a_hostile_backend_fills_neither_run_nor_memory,
     a_backend_goes_on_writing_while_its_holder_is_dead_or_stopped,
     an_upgrade_reads_on_where_the_former_program_ended,
-    thousands_of_errors_are_a_few_lines,
-    a_full_run_costs_lines_and_no_requests,
-    last_words_are_those_of_the_program_that_failed,
-    the_log_of_a_device_is_there_after_its_end,
-    words_of_a_backend_cannot_pass_for_those_of_the_holder,
+    thousands_of_errors_are_logged_in_a_few_lines,
+    a_full_runtime_directory_costs_log_lines_and_no_requests,
+    an_error_quotes_the_last_lines_of_the_program_that_failed,
+    logs_shows_the_log_of_a_detached_device,
+    lines_of_a_backend_cannot_pass_for_those_of_the_holder,
 );
 
 /// A backend of the user's own: a shell that says something in the background and then serves.
@@ -71,7 +71,7 @@ fn a_flood_of_a_hostile_backend_fills_neither_run_nor_memory(api: Api) {
         let fields = stat.rsplit(')').next().unwrap_or_default().split_ascii_whitespace();
         fields.skip(11).take(2).filter_map(|field| field.parse::<u64>().ok()).sum()
     };
-    wait_until("a flood", LONG, || {
+    wait_until("a flood", EVENT_TIMEOUT, || {
         logs(device.index()).iter().map(|it| size(it)).sum::<u64>() > 200_000
     });
     let waited = std::time::Instant::now();
@@ -113,7 +113,7 @@ fn a_backend_goes_on_writing_while_its_holder_is_dead_or_stopped(api: Api) {
     };
     let goes_on = |what: &str| {
         let before = counted();
-        wait_until(what, LONG, || counted() > before + 500);
+        wait_until(what, EVENT_TIMEOUT, || counted() > before + 500);
         serves(&device);
     };
     goes_on("a backend that writes");
@@ -124,7 +124,9 @@ fn a_backend_goes_on_writing_while_its_holder_is_dead_or_stopped(api: Api) {
     assert!(signal(holder, SIGCONT));
     assert_eq!(device.status().holder_pid, holder);
     assert!(signal(holder, SIGKILL));
-    wait_until("the holder's end", LONG, || !Path::new(&format!("/proc/{holder}/fd/0")).exists());
+    wait_until("the holder's end", EVENT_TIMEOUT, || {
+        !Path::new(&format!("/proc/{holder}/fd/0")).exists()
+    });
     goes_on("a backend that writes while it has no holder");
     ctl(["adopt", &device.name()]).succeeds();
     assert_eq!(device.backend(), backend, "nothing has killed it, not even SIGPIPE");
@@ -132,7 +134,7 @@ fn a_backend_goes_on_writing_while_its_holder_is_dead_or_stopped(api: Api) {
     // The new holder reads on: words reach the log.
     let log = Registry::new(None).log(device.index());
     fs::write(&log, "").expect("an empty log");
-    wait_until("words in the log", LONG, || device.log().contains("0000"));
+    wait_until("words in the log", EVENT_TIMEOUT, || device.log().contains("0000"));
     device.detach();
 }
 
@@ -141,13 +143,13 @@ fn an_upgrade_reads_on_where_the_former_program_ended(api: Api) {
     let says = "i=0; while :; do i=$((i+1)); echo word $i >&2; sleep 0.05; done";
     let device = Device::attach(api, talker(&files, says));
     let backend = device.backend();
-    wait_until("words", LONG, || device.log().contains("word 20\n"));
+    wait_until("words", EVENT_TIMEOUT, || device.log().contains("word 20\n"));
     let next = files.join("next");
     fs::copy(program("nbd-kernel-holder"), &next).expect("a copy of the holder");
     let mut command = Command::new(program("nbd-ctl"));
     command.args(["upgrade", &device.name()]).env("NBD_HOLDER_PROGRAM", &next);
-    launch(command).finish(LIMIT).succeeds();
-    wait_until("more words", LONG, || device.log().contains("word 60\n"));
+    launch(command).finish(PROGRAM_TIMEOUT).succeeds();
+    wait_until("more words", EVENT_TIMEOUT, || device.log().contains("word 60\n"));
     let log = device.log();
     for number in 1..=60 {
         let line = format!("word {number}");
@@ -157,12 +159,12 @@ fn an_upgrade_reads_on_where_the_former_program_ended(api: Api) {
     // What the holder itself says is limited as before: a log that is full is put aside.
     let [log, old] = logs(device.index());
     fs::OpenOptions::new().append(true).open(&log).expect("a log").set_len(MIB + 1).expect("room");
-    wait_until("another log", LONG, || old.exists() && size(&log) < MIB / 2);
+    wait_until("another log", EVENT_TIMEOUT, || old.exists() && size(&log) < MIB / 2);
     let stderr = fs::read_link(format!("/proc/{}/fd/2", device.status().holder_pid));
     assert_eq!(stderr.expect("a holder"), log);
     // Nor does it lose the words of programs that it starts itself.
     assert!(signal(backend, SIGKILL));
-    wait_until("another backend", LONG, || {
+    wait_until("another backend", EVENT_TIMEOUT, || {
         let now = device.status().backend;
         now.state == BackendState::Running && now.pid != Some(backend)
     });
@@ -170,7 +172,7 @@ fn an_upgrade_reads_on_where_the_former_program_ended(api: Api) {
     device.detach();
 }
 
-fn thousands_of_errors_are_a_few_lines(api: Api) {
+fn thousands_of_errors_are_logged_in_a_few_lines(api: Api) {
     let files = TempDir::new();
     let spec = format!("error:read=1,from=4K@{}", files.spec("disk.img", 16 * MIB));
     let device = Device::attach(api, [spec]);
@@ -196,7 +198,7 @@ fn thousands_of_errors_are_a_few_lines(api: Api) {
 }
 
 /// As it is on many machines, but small: a tmpfs, and full.
-fn a_full_run_costs_lines_and_no_requests(api: Api) {
+fn a_full_runtime_directory_costs_log_lines_and_no_requests(api: Api) {
     let files = TempDir::new();
     let small = files.join("run");
     fs::create_dir(&small).expect("a directory");
@@ -206,7 +208,7 @@ fn a_full_run_costs_lines_and_no_requests(api: Api) {
     let with = |words: &[&str]| {
         let mut command = Command::new(program("nbd-ctl"));
         command.args(words).env("NBD_RUNTIME_DIR", &directory);
-        launch(command).finish(LIMIT)
+        launch(command).finish(PROGRAM_TIMEOUT)
     };
     // Long ones: what is left of a page takes short ones for a while.
     let says = "i=0; while :; do i=$((i+1)); printf '%01000d\\n' $i >&2; sleep 0.01; done";
@@ -227,7 +229,7 @@ fn a_full_run_costs_lines_and_no_requests(api: Api) {
     }
     assert!(size(&log) <= before + 4096, "the file system was not full");
     fs::remove_file(&full).expect("room");
-    wait_until("words again, and how many are missing", LONG, || {
+    wait_until("words again, and how many are missing", EVENT_TIMEOUT, || {
         let text = fs::read_to_string(&log).unwrap_or_default();
         let lines: Vec<_> = text.lines().collect();
         let note = lines.iter().position(|line| line.contains("lines are missing here"));
@@ -239,7 +241,7 @@ fn a_full_run_costs_lines_and_no_requests(api: Api) {
     run("umount", [&small]).succeeds();
 }
 
-fn last_words_are_those_of_the_program_that_failed(api: Api) {
+fn an_error_quotes_the_last_lines_of_the_program_that_failed(api: Api) {
     let attach = |script: &str| {
         ctl(["attach", "--kernel-api", api.name(), "--", "/bin/sh", "-c", script]).fails_with(1)
     };
@@ -267,7 +269,7 @@ fn last_words_are_those_of_the_program_that_failed(api: Api) {
     device.detach();
 }
 
-fn the_log_of_a_device_is_there_after_its_end(api: Api) {
+fn logs_shows_the_log_of_a_detached_device(api: Api) {
     let files = TempDir::new();
     let device = Device::attach(api, [files.spec("disk.img", MIB)]);
     let (name, index) = (device.name(), device.index());
@@ -298,11 +300,11 @@ fn the_log_of_a_device_is_there_after_its_end(api: Api) {
     ctl(["logs", "nbd15"]).fails_with(3).says(&["nbd15: no such attached device"]);
 }
 
-fn words_of_a_backend_cannot_pass_for_those_of_the_holder(api: Api) {
+fn lines_of_a_backend_cannot_pass_for_those_of_the_holder(api: Api) {
     let files = TempDir::new();
     let says = "printf 'nbd-kernel-holder: nbd0: detached event=detached\\n\\033[2J\\007\\n' >&2";
     let device = Device::attach(api, talker(&files, says));
-    wait_until("its words", LONG, || device.log().contains("\\u{7}"));
+    wait_until("its words", EVENT_TIMEOUT, || device.log().contains("\\u{7}"));
     let log = device.log();
     let forged = |line: &str| line.starts_with("nbd-kernel-holder: nbd0: detached");
     assert!(!log.lines().any(forged), "{log}");

@@ -4,10 +4,10 @@ use nbd_tests::command::run;
 use nbd_tests::ctl::{ctl, require_machine};
 use nbd_tests::device::Device;
 use nbd_tests::disk;
+use nbd_tests::machine_state::MachineState;
 use nbd_tests::process::signal;
 use nbd_tests::random::Random;
-use nbd_tests::wait::{LONG, wait_until};
-use nbd_tests::world::World;
+use nbd_tests::wait::{EVENT_TIMEOUT, wait_until};
 use nbd_tests::{Api, report};
 use nix::sys::signal::Signal::SIGKILL;
 
@@ -20,8 +20,8 @@ fn sixty_four_devices_at_once_keep_their_data_when_all_their_backends_die() {
     require_machine();
     run("busybox", ["rmmod", "nbd"]).succeeds();
     run("modprobe", ["nbd", &format!("nbds_max={DEVICES}")]).succeeds();
-    wait_until("the driver", LONG, || std::path::Path::new("/dev/nbd63").exists());
-    let before = World::now();
+    wait_until("the driver", EVENT_TIMEOUT, || std::path::Path::new("/dev/nbd63").exists());
+    let before = MachineState::now();
     let mut random = Random::by_clock();
     let devices: Vec<_> = (0..DEVICES)
         .map(|count| {
@@ -41,6 +41,6 @@ fn sixty_four_devices_at_once_keep_their_data_when_all_their_backends_die() {
     assert_eq!(list.matches("\"attached\"").count(), DEVICES);
     ctl(["detach", "--all"]).succeeds();
     drop(devices);
-    before.is_unchanged();
+    before.assert_unchanged();
     report(&format!("{DEVICES} devices at once"));
 }

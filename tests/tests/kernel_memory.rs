@@ -7,14 +7,14 @@ use nbd_tests::device::Device;
 use nbd_tests::disk;
 use nbd_tests::process::{self, Memory};
 use nbd_tests::temp::TempDir;
-use nbd_tests::wait::{LONG, wait_until};
+use nbd_tests::wait::{EVENT_TIMEOUT, wait_until};
 use nbd_tests::{Api, kernel_tests, report};
 
 const MIB: u64 = 1 << 20;
-const HOLDER_AND_SITTER: u64 = 6 * 1024;
-const BACKEND: u64 = 8 * 1024;
+const MAX_HOLDER_AND_SITTER_KIB: u64 = 6 * 1024;
+const MAX_BACKEND_KIB: u64 = 8 * 1024;
 /// How long nothing may happen.
-const IDLE: Duration = Duration::from_secs(5);
+const IDLE_TIME: Duration = Duration::from_secs(5);
 
 kernel_tests!(
     holder_sitter_and_idle_backend_are_small,
@@ -27,7 +27,9 @@ fn holder_sitter_and_idle_backend_are_small(api: Api) {
     let device = Device::attach(api, [files.spec("disk.img", 64 * MIB)]);
     let status = device.status();
     let backend = status.backend.pid.expect("a backend");
-    wait_until("the spare has started", LONG, || spares(&status).iter().any(|pid| is_idle(*pid)));
+    wait_until("the spare has started", EVENT_TIMEOUT, || {
+        spares(&status).iter().any(|pid| is_idle(*pid))
+    });
     let [holder, sitter, serve] = [status.holder_pid, status.sitter_pid, backend].map(Memory::of);
     let spares: Vec<_> = spares(&status).into_iter().map(Memory::of).collect();
     let spare = spares.iter().map(|spare| spare.pss).sum::<u64>();
@@ -43,9 +45,9 @@ fn holder_sitter_and_idle_backend_are_small(api: Api) {
         serve.pss,
     ));
     // The program is there once, however many run it.
-    assert!(holder.pss + sitter.pss < HOLDER_AND_SITTER);
-    assert!(serve.rss < BACKEND);
-    assert!(serve.pss + spare < BACKEND);
+    assert!(holder.pss + sitter.pss < MAX_HOLDER_AND_SITTER_KIB);
+    assert!(serve.rss < MAX_BACKEND_KIB);
+    assert!(serve.pss + spare < MAX_BACKEND_KIB);
     device.detach();
 }
 
@@ -86,7 +88,9 @@ fn an_idle_device_never_wakes_up(api: Api) {
     let device = Device::attach(api, [files.spec("disk.img", MIB)]);
     disk::write(&device.path(), 0, &[7; 4096]);
     let status = device.status();
-    wait_until("the spare has started", LONG, || spares(&status).iter().any(|pid| is_idle(*pid)));
+    wait_until("the spare has started", EVENT_TIMEOUT, || {
+        spares(&status).iter().any(|pid| is_idle(*pid))
+    });
     let all = || {
         let mut pids = process::children(status.holder_pid);
         pids.push(status.holder_pid);
@@ -94,11 +98,11 @@ fn an_idle_device_never_wakes_up(api: Api) {
     };
     // Those who look at a new device may take a while to leave it alone.
     let mut before = all();
-    wait_until("five seconds in which nothing happens", LONG, || {
-        std::thread::sleep(IDLE);
+    wait_until("five seconds in which nothing happens", EVENT_TIMEOUT, || {
+        std::thread::sleep(IDLE_TIME);
         let now = all();
         std::mem::replace(&mut before, now.clone()) == now
     });
-    report(&format!("{}: {} processes idle for {IDLE:?}", api.name(), before.len()));
+    report(&format!("{}: {} processes idle for {IDLE_TIME:?}", api.name(), before.len()));
     device.detach();
 }

@@ -13,12 +13,12 @@ use nbd_tests::device::Device;
 use nbd_tests::disk;
 use nbd_tests::process::signal;
 use nbd_tests::temp::TempDir;
-use nbd_tests::wait::{LONG, wait_for, wait_until};
+use nbd_tests::wait::{EVENT_TIMEOUT, wait_for, wait_until};
 use nbd_tests::{Api, kernel_tests};
 use nix::sys::signal::Signal::{SIGINT, SIGKILL, SIGSTOP};
 
 kernel_tests!(
-    counters_are_those_of_a_known_run,
+    metrics_count_the_requests_of_a_known_run,
     a_device_is_known_by_its_name,
     the_log_has_events_to_alert_on,
     the_doctor_finds_and_mends_what_a_killed_holder_leaves,
@@ -36,7 +36,7 @@ fn metrics() -> BTreeMap<String, f64> {
     parse(&ctl(["metrics"]).succeeds().stdout)
 }
 
-fn counters_are_those_of_a_known_run(api: Api) {
+fn metrics_count_the_requests_of_a_known_run(api: Api) {
     let device = Device::attach(api, ["mem:16M"]);
     let name = device.name();
     let before = metrics();
@@ -78,7 +78,7 @@ fn counters_are_those_of_a_known_run(api: Api) {
     let socket = files.path().join("metrics");
     let server = start_ctl(["metrics", "--listen", &format!("unix:{}", socket.display())]);
     // Somebody who asks nothing is in nobody's way.
-    let _stuck = wait_for("the socket", LONG, || UnixStream::connect(&socket).ok());
+    let _stuck = wait_for("the socket", EVENT_TIMEOUT, || UnixStream::connect(&socket).ok());
     let mut stream = UnixStream::connect(&socket).expect("the socket");
     stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n").expect("to ask");
     let mut answer = String::new();
@@ -133,11 +133,11 @@ fn the_log_has_events_to_alert_on(api: Api) {
     // It has a request and does not answer any more.
     assert!(signal(first, SIGSTOP));
     let read = disk::start_read(&device.path(), 0);
-    wait_until("a request", LONG, || !device.status().in_flight.is_empty());
+    wait_until("a request", EVENT_TIMEOUT, || !device.status().in_flight.is_empty());
     assert!(signal(first, SIGKILL));
-    read.finish(LONG).succeeds();
+    read.finish(EVENT_TIMEOUT).succeeds();
     // The answer was there before the holder had written about it.
-    wait_until("a recovery in the log", LONG, || device.log().contains("event=recovered"));
+    wait_until("a recovery in the log", EVENT_TIMEOUT, || device.log().contains("event=recovered"));
     let log = device.log();
     let lost = event(&log, "backend-lost");
     assert_eq!((&*lost["pid"], &*lost["signal"]), (&*first.to_string(), "SIGKILL"));
@@ -163,7 +163,7 @@ fn the_doctor_finds_and_mends_what_a_killed_holder_leaves(api: Api) {
 
     let holder = device.state().expect("a state").holder;
     assert!(signal(holder.pid, SIGKILL));
-    wait_until("the death of the holder", LONG, || !holder.is_alive());
+    wait_until("the death of the holder", EVENT_TIMEOUT, || !holder.is_alive());
     Registry::new(None).create_folder(15).expect("a stale entry");
     let sick = ctl(["doctor"]).fails_with(1).stdout;
     assert!(sick.contains(&format!("{}: its holder is gone", device.name())), "{sick}");

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use nbd_control::status::{BackendState, Stage};
-use nbd_tests::command::{LIMIT, Running};
+use nbd_tests::command::{PROGRAM_TIMEOUT, Running};
 use nbd_tests::ctl::{ctl, program, start_ctl};
 use nbd_tests::device::Device;
 use nbd_tests::disk::{self, start_read};
@@ -12,7 +12,7 @@ use nbd_tests::fio::Area;
 use nbd_tests::kernel_log::KernelLog;
 use nbd_tests::process::signal;
 use nbd_tests::temp::TempDir;
-use nbd_tests::wait::{LONG, wait_until};
+use nbd_tests::wait::{EVENT_TIMEOUT, wait_until};
 use nbd_tests::{Api, kernel_tests};
 use nix::sys::signal::Signal::{SIGKILL, SIGSTOP};
 
@@ -20,30 +20,30 @@ const MIB: u64 = 1 << 20;
 const READS: u64 = 3;
 
 kernel_tests!(
-    what_waits_for_a_dead_backend_gets_eio_and_the_device_stays,
-    a_backend_that_lives_is_killed_only_if_told_so,
+    fail_answers_waiting_requests_with_eio_and_keeps_the_device,
+    fail_kills_a_live_backend_only_with_kill,
     a_paused_device_waits_and_stays_paused_without_its_holder,
     a_paused_device_lets_its_requests_be_failed,
-    a_backend_that_joined_is_paused_only_if_told_so,
-    requests_fail_while_there_is_no_backend_if_that_is_wanted,
+    pause_kills_a_joined_backend_only_with_kill,
+    on_backend_loss_fail_fails_requests_until_there_is_a_backend,
     a_lost_stand_in_loses_no_answer_and_gives_none_twice,
 );
 
 fn wait_state(device: &Device, state: BackendState) {
-    wait_until(&format!("{state:?}"), LONG, || device.status().backend.state == state);
+    wait_until(&format!("{state:?}"), EVENT_TIMEOUT, || device.status().backend.state == state);
 }
 
 fn reads(device: &Device) -> Vec<Running> {
     let reads: Vec<_> = (0..READS).map(|at| start_read(&device.path(), at * MIB)).collect();
     let all = || device.status().in_flight.len() as u64 == READS;
-    wait_until("all reads in flight", LONG, all);
+    wait_until("all reads in flight", EVENT_TIMEOUT, all);
     reads
 }
 
 #[track_caller]
 fn all_fail(reads: Vec<Running>) {
     for read in reads {
-        read.finish(LIMIT).fails_with(1).says(&["Input/output error"]);
+        read.finish(PROGRAM_TIMEOUT).fails_with(1).says(&["Input/output error"]);
     }
 }
 
@@ -63,7 +63,7 @@ fn works(device: &Path) {
     assert_eq!(disk::read(device, MIB, MIB), text);
 }
 
-fn what_waits_for_a_dead_backend_gets_eio_and_the_device_stays(api: Api) {
+fn fail_answers_waiting_requests_with_eio_and_keeps_the_device(api: Api) {
     let files = TempDir::new();
     let device = abandoned(api, &[], &files);
     wait_state(&device, BackendState::Waiting);
@@ -79,7 +79,7 @@ fn what_waits_for_a_dead_backend_gets_eio_and_the_device_stays(api: Api) {
     let later = reads(&device);
     ctl(["restart", &device.name()]).succeeds();
     for read in later {
-        read.finish(LIMIT).succeeds();
+        read.finish(PROGRAM_TIMEOUT).succeeds();
     }
     works(&device.path());
     let status = device.status();
@@ -89,7 +89,7 @@ fn what_waits_for_a_dead_backend_gets_eio_and_the_device_stays(api: Api) {
     device.detach();
 }
 
-fn a_backend_that_lives_is_killed_only_if_told_so(api: Api) {
+fn fail_kills_a_live_backend_only_with_kill(api: Api) {
     let files = TempDir::new();
     let device = Device::attach(api, [files.spec("disk.img", 8 * MIB)]);
     let path = device.path();
@@ -101,14 +101,14 @@ fn a_backend_that_lives_is_killed_only_if_told_so(api: Api) {
     let words = [format!("if={}", source.display()), format!("of={}", path.display())];
     let flushed = ["oflag=direct", "conv=notrunc,fsync", "seek=1024", "bs=4096"];
     let flush = nbd_tests::command::start("dd", words.iter().map(String::as_str).chain(flushed));
-    wait_until("the write", LONG, || device.status().in_flight.len() as u64 > READS);
+    wait_until("the write", EVENT_TIMEOUT, || device.status().in_flight.len() as u64 > READS);
 
     let refused = ctl(["fail", &device.name()]).fails_with(4);
     refused.says(&["alive, stopped", "fail --kill"]);
     assert_eq!(device.status().in_flight.len() as u64, READS + 1, "nothing has changed");
     ctl(["fail", "--kill", &device.name()]).succeeds().says(&["answered with EIO"]);
     all_fail(waiting);
-    assert_ne!(flush.finish(LIMIT).code, 0);
+    assert_ne!(flush.finish(PROGRAM_TIMEOUT).code, 0);
     device.wait_running();
     works(&path);
     device.detach();
@@ -135,18 +135,18 @@ fn a_paused_device_waits_and_stays_paused_without_its_holder(api: Api) {
         if again {
             let holder = device.state().expect("a state").holder;
             assert!(signal(holder.pid, SIGKILL));
-            wait_until("the death of the holder", LONG, || !holder.is_alive());
+            wait_until("the death of the holder", EVENT_TIMEOUT, || !holder.is_alive());
             assert_eq!(device.status().backend.state, BackendState::Paused, "adopted");
         }
         let before = device.completed();
         let waiting = start_read(&path, 12 * MIB);
-        wait_until("it waits", LONG, || {
+        wait_until("it waits", EVENT_TIMEOUT, || {
             let all = device.status().in_flight;
             all.iter().any(|one| one.offset == 12 * MIB && one.stage == Stage::Unread)
         });
         assert_eq!(device.completed(), before, "nothing is served");
         ctl(["resume", &device.name()]).succeeds().says(&["is served by process"]);
-        waiting.finish(LIMIT).succeeds();
+        waiting.finish(PROGRAM_TIMEOUT).succeeds();
         device.wait_progress();
     }
     ctl(["resume", &device.name()]).fails_with(4).says(&["is not paused"]);
@@ -170,7 +170,7 @@ fn a_paused_device_lets_its_requests_be_failed(api: Api) {
     device.detach();
 }
 
-fn a_backend_that_joined_is_paused_only_if_told_so(api: Api) {
+fn pause_kills_a_joined_backend_only_with_kill(api: Api) {
     let files = TempDir::new();
     let device = Device::attach(api, [files.spec("disk.img", 8 * MIB)]);
     let spec = format!("file:{}", files.join("disk.img").display());
@@ -180,12 +180,12 @@ fn a_backend_that_joined_is_paused_only_if_told_so(api: Api) {
         nbd_tests::command::start(program("nbd-serve"), words)
     };
     let first = joined(&["--takeover"]);
-    wait_until("it serves", LONG, || device.backend() == first.pid());
+    wait_until("it serves", EVENT_TIMEOUT, || device.backend() == first.pid());
     device.wait_running();
     ctl(["pause", &device.name()]).fails_with(4).says(&["joined from outside", "--kill"]);
     works(&device.path());
     ctl(["pause", "--kill", &device.name()]).succeeds();
-    assert_eq!(first.finish(LIMIT).code, 128 + 9);
+    assert_eq!(first.finish(PROGRAM_TIMEOUT).code, 128 + 9);
 
     // One that joins meanwhile waits for its turn.
     let second = joined(&[]);
@@ -193,14 +193,14 @@ fn a_backend_that_joined_is_paused_only_if_told_so(api: Api) {
     assert_eq!(device.status().backend.state, BackendState::Paused);
     ctl(["resume", &device.name()]).succeeds();
     for read in waiting {
-        read.finish(LIMIT).succeeds();
+        read.finish(PROGRAM_TIMEOUT).succeeds();
     }
     works(&device.path());
     device.detach();
     drop(second);
 }
 
-fn requests_fail_while_there_is_no_backend_if_that_is_wanted(api: Api) {
+fn on_backend_loss_fail_fails_requests_until_there_is_a_backend(api: Api) {
     ctl(["attach", "--on-backend-loss", "perhaps", "mem:1M"]).fails_with(2).says(&["hold", "fail"]);
     let files = TempDir::new();
     let device = abandoned(api, &["--on-backend-loss", "fail:1"], &files);
@@ -215,7 +215,7 @@ fn requests_fail_while_there_is_no_backend_if_that_is_wanted(api: Api) {
     // Its holder's death changes nothing but the process that answers.
     let holder = device.state().expect("a state").holder;
     assert!(signal(holder.pid, SIGKILL));
-    wait_until("the death of the holder", LONG, || !holder.is_alive());
+    wait_until("the death of the holder", EVENT_TIMEOUT, || !holder.is_alive());
     all_fail(vec![read(0)]);
     let _ = device.status();
     all_fail(vec![read(0)]);
@@ -224,7 +224,7 @@ fn requests_fail_while_there_is_no_backend_if_that_is_wanted(api: Api) {
     // A backend that comes back serves what comes then.
     let waited = start_ctl(["wait", &name]);
     ctl(["restart", &name]).succeeds();
-    waited.finish(LIMIT).succeeds();
+    waited.finish(PROGRAM_TIMEOUT).succeeds();
     works(&device.path());
     assert_eq!(device.status().backend.state, BackendState::Running);
     device.detach();

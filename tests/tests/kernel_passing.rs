@@ -5,18 +5,18 @@ use std::process::Command;
 
 use nbd_control::process;
 use nbd_control::status::BackendState;
-use nbd_tests::command::{LIMIT, Running, launch};
+use nbd_tests::command::{PROGRAM_TIMEOUT, Running, launch};
 use nbd_tests::ctl::{ctl, start_ctl};
 use nbd_tests::device::Device;
 use nbd_tests::temp::TempDir;
-use nbd_tests::wait::{LONG, wait_for, wait_until};
+use nbd_tests::wait::{EVENT_TIMEOUT, wait_for, wait_until};
 use nbd_tests::{Api, disk, kernel_tests, report};
 
 const MIB: u64 = 1 << 20;
 /// How often a device is detached among readers.
 const ROUNDS: usize = 40;
 const READERS: usize = 3;
-const BUSY: i32 = 4;
+const IN_USE: i32 = 4;
 
 kernel_tests!(
     a_detach_goes_through_when_a_reader_comes_after_the_backend_was_told_to_end,
@@ -50,13 +50,13 @@ fn a_detach_among_passing_readers_goes_through_or_changes_nothing(api: Api) {
             continue;
         }
         refused += 1;
-        output.fails_with(BUSY).says(&["opened by dd"]);
+        output.fails_with(IN_USE).says(&["opened by dd"]);
         // Nothing has changed, so the readers are served, and a read that is started now, too.
         device.wait_progress();
         assert_eq!(device.wait_running().backend.state, BackendState::Running);
         drop(readers);
         disk::read_all(&device.path());
-        wait_for("the end of the readers", LONG, || {
+        wait_for("the end of the readers", EVENT_TIMEOUT, || {
             let output = ctl(["detach", &name]);
             (output.code == 0).then_some(())
         });
@@ -78,12 +78,12 @@ fn a_detach_goes_through_when_a_reader_comes_after_the_backend_was_told_to_end(a
     let mut strace = Command::new("strace");
     strace.args(["-f", "-qq", "-o", "/dev/null", "-e", "trace=ioctl", "-e", delay, "-p", &pid]);
     let strace = launch(strace);
-    wait_until("strace traces the holder", LONG, || process::tracer(holder).is_some());
+    wait_until("strace traces the holder", EVENT_TIMEOUT, || process::tracer(holder).is_some());
     let detach = start_ctl(["detach", &name]);
-    wait_until("the backend has ended", LONG, || !backend.is_alive());
+    wait_until("the backend has ended", EVENT_TIMEOUT, || !backend.is_alive());
     let read = disk::start_read(&device.path(), 0);
-    detach.finish(LIMIT).succeeds();
-    read.finish(LIMIT);
+    detach.finish(PROGRAM_TIMEOUT).succeeds();
+    read.finish(PROGRAM_TIMEOUT);
     device.has_left_nothing(&processes);
     drop(strace);
 }
@@ -95,7 +95,7 @@ fn keep_open(device: &Device, seconds: &str) -> Running {
     command.args(["-c", &script]);
     let running = launch(command);
     let path = format!("/proc/{}/fd/0", running.pid());
-    wait_until("the device is open", LONG, || {
+    wait_until("the device is open", EVENT_TIMEOUT, || {
         std::fs::read_link(&path).is_ok_and(|link| link == device.path())
     });
     running
@@ -123,13 +123,13 @@ fn an_attach_of_a_given_device_names_the_users_that_stay(api: Api) {
     let attach = ["attach", "--kernel-api", api.name(), "--device", &free.name(), &spec];
     match api {
         Api::Netlink => {
-            ctl(attach).fails_with(BUSY).says(&[&free.name(), &pid]);
+            ctl(attach).fails_with(IN_USE).says(&[&free.name(), &pid]);
             assert!(staying.is_running());
             ctl(["status", &free.name()]).fails_with(3);
         }
         Api::Ioctl => {
             ctl(attach).succeeds();
-            ctl(["detach", &free.name()]).fails_with(BUSY).says(&[&pid]);
+            ctl(["detach", &free.name()]).fails_with(IN_USE).says(&[&pid]);
         }
     }
     drop(staying);

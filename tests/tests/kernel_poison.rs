@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 
 use nbd_control::status::{BackendState, Status};
-use nbd_tests::command::{LIMIT, launch};
+use nbd_tests::command::{PROGRAM_TIMEOUT, launch};
 use nbd_tests::ctl::{ctl, program, require_machine};
 use nbd_tests::device::Device;
 use nbd_tests::disk;
@@ -14,7 +14,7 @@ use nbd_tests::fio::Area;
 use nbd_tests::process::signal;
 use nbd_tests::random::Random;
 use nbd_tests::temp::TempDir;
-use nbd_tests::wait::{LONG, wait_until};
+use nbd_tests::wait::{EVENT_TIMEOUT, wait_until};
 use nbd_tests::{Api, kernel_tests};
 use nix::sys::signal::Signal::SIGKILL;
 
@@ -24,8 +24,8 @@ const MINE: u64 = 6 * MIB;
 
 kernel_tests!(
     a_request_that_crashes_three_backends_gets_eio_and_the_others_do_not,
-    an_operator_can_want_no_request_to_be_given_up,
-    every_holder_that_follows_knows_what_was_given_up,
+    poison_limit_0_fails_no_request,
+    later_holders_know_the_failed_requests,
 );
 
 fn image(directory: &TempDir) -> (String, Vec<u8>) {
@@ -60,7 +60,7 @@ fn read_mine(device: &Path) -> Vec<u8> {
 #[track_caller]
 fn answers_more(device: &Device) {
     let before = device.status().totals.reads;
-    wait_until("answers", LONG, || device.status().totals.reads > before + 64);
+    wait_until("answers", EVENT_TIMEOUT, || device.status().totals.reads > before + 64);
 }
 
 fn a_request_that_crashes_three_backends_gets_eio_and_the_others_do_not(api: Api) {
@@ -74,7 +74,7 @@ fn a_request_that_crashes_three_backends_gets_eio_and_the_others_do_not(api: Api
     let mut load = area.start_verified();
     answers_more(&device);
 
-    let read = disk::start_read(&path, MINE).finish(LIMIT);
+    let read = disk::start_read(&path, MINE).finish(PROGRAM_TIMEOUT);
     assert!(read.stderr.contains("Input/output error"), "{read:?}");
     let status = device.wait_running();
     let [poison] = &status.poisoned[..] else {
@@ -103,7 +103,7 @@ fn a_request_that_crashes_three_backends_gets_eio_and_the_others_do_not(api: Api
     device.detach();
 }
 
-fn an_operator_can_want_no_request_to_be_given_up(api: Api) {
+fn poison_limit_0_fails_no_request(api: Api) {
     let directory = TempDir::new();
     let (image, noise) = image(&directory);
     let offset = MINE.to_string();
@@ -112,7 +112,9 @@ fn an_operator_can_want_no_request_to_be_given_up(api: Api) {
     let device = Device::attach(api, options.into_iter().chain(program));
     let read = disk::start_read(&device.path(), MINE);
     // Until the holder has had enough of restarting, and the request waits.
-    wait_until("the backend is down", LONG, || device.status().backend.state == BackendState::Down);
+    wait_until("the backend is down", EVENT_TIMEOUT, || {
+        device.status().backend.state == BackendState::Down
+    });
     let status = device.status();
     assert_eq!(status.poisoned, []);
     let [waiting] = &status.in_flight[..] else {
@@ -121,7 +123,7 @@ fn an_operator_can_want_no_request_to_be_given_up(api: Api) {
     assert!(waiting.crashes >= 4, "{waiting:?}");
 
     replace_by_harmless(&device, &image);
-    read.finish(LIMIT).succeeds();
+    read.finish(PROGRAM_TIMEOUT).succeeds();
     assert_eq!(read_mine(&device.path()), noise[MINE as usize..][..4096]);
     device.detach();
 }
@@ -138,15 +140,15 @@ fn attach_quietly(api: Api, files: &TempDir, backend: Vec<String>) -> Device {
     let mut command = Command::new(program("nbd-ctl"));
     command.args(["attach", "--kernel-api", api.name()]).args(backend);
     command.env("NBD_HOLDER_PROGRAM", holder);
-    Device::printed_by(&launch(command).finish(LIMIT).succeeds())
+    Device::printed_by(&launch(command).finish(PROGRAM_TIMEOUT).succeeds())
 }
 
-fn every_holder_that_follows_knows_what_was_given_up(api: Api) {
+fn later_holders_know_the_failed_requests(api: Api) {
     let directory = TempDir::new();
     let (image, _) = image(&directory);
     let offset = MINE.to_string();
     let device = attach_quietly(api, &directory, crasher(&[&image, &offset]));
-    let read = disk::start_read(&device.path(), MINE).finish(LIMIT);
+    let read = disk::start_read(&device.path(), MINE).finish(PROGRAM_TIMEOUT);
     assert!(read.stderr.contains("Input/output error"), "{read:?}");
     let first = device.wait_running();
     let known = |status: Status| {
@@ -163,7 +165,7 @@ fn every_holder_that_follows_knows_what_was_given_up(api: Api) {
 
     let holder = device.state().expect("a state").holder;
     assert!(signal(holder.pid, SIGKILL));
-    wait_until("the death of the holder", LONG, || !holder.is_alive());
+    wait_until("the death of the holder", EVENT_TIMEOUT, || !holder.is_alive());
     let (status, words) = device.status_and_words();
     words.says(&["adopted"]);
     assert_ne!(status.holder_pid, first.holder_pid);

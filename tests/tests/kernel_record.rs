@@ -4,14 +4,14 @@ use std::fs;
 use std::path::Path;
 
 use nbd_control::status::BackendState;
-use nbd_tests::command::{LIMIT, Output, Running, run};
+use nbd_tests::command::{Output, PROGRAM_TIMEOUT, Running, run};
 use nbd_tests::ctl::{ctl, program, start_ctl};
 use nbd_tests::device::Device;
 use nbd_tests::disk::{self, start_read};
 use nbd_tests::mount::Mount;
 use nbd_tests::process::signal;
 use nbd_tests::temp::TempDir;
-use nbd_tests::wait::{LONG, wait_until};
+use nbd_tests::wait::{EVENT_TIMEOUT, wait_until};
 use nbd_tests::{Api, kernel_tests};
 use nix::sys::signal::Signal::{SIGINT, SIGKILL};
 
@@ -20,9 +20,9 @@ const MIB: u64 = 1 << 20;
 const FATAL: u64 = 6 * MIB;
 
 kernel_tests!(
-    what_crashed_a_backend_crashes_it_again_until_one_request_is_left,
-    a_recording_outlives_the_holder_and_its_teller,
-    a_full_disk_ends_the_recording_and_not_the_device,
+    replay_crashes_a_backend_again_and_minimise_finds_the_one_request,
+    a_capture_survives_the_holder_and_nbd_ctl,
+    a_full_disk_ends_the_capture_and_not_the_device,
 );
 
 /// A backend with a planted assertion; it is quick to die without the names of its functions.
@@ -36,7 +36,7 @@ fn crasher(image: &Path, fatal: Option<u64>) -> Vec<String> {
 #[track_caller]
 fn start_record(device: &Device, file: &str, options: &[&str]) -> Running {
     let running = start_ctl([&["record", &device.name(), file], options].concat());
-    wait_until("a recording", LONG, || running.words().contains("recording to"));
+    wait_until("a recording", EVENT_TIMEOUT, || running.words().contains("recording to"));
     running
 }
 
@@ -45,7 +45,7 @@ fn replay(file: &str, options: &[&str], backend: &[String]) -> Output {
     ctl(words.into_iter().map(str::to_owned).chain(backend.iter().cloned()))
 }
 
-fn what_crashed_a_backend_crashes_it_again_until_one_request_is_left(api: Api) {
+fn replay_crashes_a_backend_again_and_minimise_finds_the_one_request(api: Api) {
     let files = TempDir::new();
     let image = files.image("disk.img", 8 * MIB);
     let options = ["--poison-limit", "2"].map(str::to_owned).into_iter();
@@ -63,7 +63,7 @@ fn what_crashed_a_backend_crashes_it_again_until_one_request_is_left(api: Api) {
     for block in 0..20 {
         disk::write(&path, 2 * MIB + block * 4096, &[2; 4096]);
     }
-    start_read(&path, FATAL).finish(LIMIT).fails_with(1);
+    start_read(&path, FATAL).finish(PROGRAM_TIMEOUT).fails_with(1);
     device.wait_running();
     disk::write(&path, 3 * MIB, &[3; 4096]);
     assert_eq!(device.status().backend.restarts - started, 2, "and the recording went on");
@@ -74,7 +74,7 @@ fn what_crashed_a_backend_crashes_it_again_until_one_request_is_left(api: Api) {
         .fails_with(4)
         .says(&["is being recorded to", "--stop"]);
     recorder.signal(SIGINT);
-    let told = recorder.finish(LIMIT).succeeds();
+    let told = recorder.finish(PROGRAM_TIMEOUT).succeeds();
     told.says(&["of 3 backends", "had by another backend", &format!("read {FATAL}+4096")]);
     assert_eq!(device.status().recording, None);
     disk::write(&path, 4 * MIB, &[4; 4096]);
@@ -110,7 +110,7 @@ fn what_crashed_a_backend_crashes_it_again_until_one_request_is_left(api: Api) {
     run(program("nbd-serve"), ["--replay", &file, &spec]).succeeds().says(&["requests replayed"]);
 }
 
-fn a_recording_outlives_the_holder_and_its_teller(api: Api) {
+fn a_capture_survives_the_holder_and_nbd_ctl(api: Api) {
     let files = TempDir::new();
     let image = files.image("disk.img", 8 * MIB);
     let device = Device::attach(api, crasher(&image, None));
@@ -121,10 +121,12 @@ fn a_recording_outlives_the_holder_and_its_teller(api: Api) {
 
     let holder = device.state().expect("a state").holder;
     assert!(signal(holder.pid, SIGKILL));
-    wait_until("the death of the holder", LONG, || !holder.is_alive());
+    wait_until("the death of the holder", EVENT_TIMEOUT, || !holder.is_alive());
     disk::write(&device.path(), 2 * MIB, &[2; 4096]);
     device.signal_backend(SIGKILL);
-    wait_until("it is served", LONG, || device.status().backend.state == BackendState::Running);
+    wait_until("it is served", EVENT_TIMEOUT, || {
+        device.status().backend.state == BackendState::Running
+    });
     assert_eq!(device.status().recording.as_ref(), Some(&file));
     disk::write(&device.path(), 3 * MIB, &[3; 4096]);
     ctl(["record", "--stop", &name]).succeeds().says(&["of 2 backends"]);
@@ -136,7 +138,7 @@ fn a_recording_outlives_the_holder_and_its_teller(api: Api) {
     assert!(fs::read(&image).expect("an image") == fs::read(&other).expect("an image"));
 }
 
-fn a_full_disk_ends_the_recording_and_not_the_device(api: Api) {
+fn a_full_disk_ends_the_capture_and_not_the_device(api: Api) {
     let files = TempDir::new();
     let place = files.join("small");
     let small = Mount::of_memory("size=1M", &place);
@@ -146,7 +148,7 @@ fn a_full_disk_ends_the_recording_and_not_the_device(api: Api) {
     for round in 0..3 {
         disk::write(&device.path(), round * MIB, &vec![7; MIB as usize]);
     }
-    let ended = recorder.finish(LIMIT).fails_with(1);
+    let ended = recorder.finish(PROGRAM_TIMEOUT).fails_with(1);
     ended.says(&["cut short", "No space left on device", "the device goes on"]);
     assert!(device.log().contains("the recording is over"), "{}", device.log());
     assert_eq!(disk::read(&device.path(), 2 * MIB, 4096), [7; 4096]);
@@ -156,7 +158,7 @@ fn a_full_disk_ends_the_recording_and_not_the_device(api: Api) {
     let file = files.join("limited").display().to_string();
     let recorder = start_record(&device, &file, &["--limit", "100K"]);
     disk::write(&device.path(), 0, &vec![8; MIB as usize]);
-    recorder.finish(LIMIT).succeeds().says(&["its limit is reached"]);
+    recorder.finish(PROGRAM_TIMEOUT).succeeds().says(&["its limit is reached"]);
     assert!(fs::metadata(&file).expect("a recording").len() <= 100 << 10);
     device.detach();
     small.unmount();

@@ -10,7 +10,7 @@ use nbd_tests::killer::{self, Killer};
 use nbd_tests::nbdkit::Nbdkit;
 use nbd_tests::process;
 use nbd_tests::temp::TempDir;
-use nbd_tests::wait::{LONG, wait_until};
+use nbd_tests::wait::{EVENT_TIMEOUT, wait_until};
 use nbd_tests::{Api, kernel_tests, report};
 use nix::sys::signal::Signal;
 
@@ -102,7 +102,9 @@ fn fio_verifies_while_a_program_that_was_started_is_killed(api: Api) {
         device.wait_progress();
         let pid = pid_in(&pid_file).expect("a pid");
         assert!(process::signal(pid, Signal::SIGKILL));
-        wait_until("another server", LONG, || pid_in(&pid_file).is_some_and(|new| new != pid));
+        wait_until("another server", EVENT_TIMEOUT, || {
+            pid_in(&pid_file).is_some_and(|new| new != pid)
+        });
     }
     device.wait_progress();
     fio.stop().is_good();
@@ -110,7 +112,7 @@ fn fio_verifies_while_a_program_that_was_started_is_killed(api: Api) {
     let server = pid_in(&pid_file).expect("a pid");
     // It ends with its device.
     device.detach();
-    wait_until("the end of the server", LONG, || process::is_dead(server));
+    wait_until("the end of the server", EVENT_TIMEOUT, || process::is_dead(server));
 }
 
 fn pid_in(path: &Path) -> Option<i32> {
@@ -133,12 +135,12 @@ fn a_stopped_server_is_waited_for_though_holder_and_backend_die(api: Api) {
     // to let go.
     let holder = device.state().expect("a state").holder;
     assert!(process::signal(holder.pid, Signal::SIGKILL));
-    wait_until("the death of the holder", LONG, || !holder.is_alive());
+    wait_until("the death of the holder", EVENT_TIMEOUT, || !holder.is_alive());
     device.signal_backend(Signal::SIGKILL);
     device.status_and_words().1.says(&["adopted by"]);
     device.wait_running();
-    wait_until("requests that wait", LONG, || !device.status().in_flight.is_empty());
-    wait_until("the reason why they do", LONG, || {
+    wait_until("requests that wait", EVENT_TIMEOUT, || !device.status().in_flight.is_empty());
+    wait_until("the reason why they do", EVENT_TIMEOUT, || {
         device.log().contains("the server has not closed the old connection")
     });
     assert!(process::signal(server.pid(), Signal::SIGCONT));
@@ -160,7 +162,7 @@ fn a_stopped_server_does_not_hold_up_a_detach_by_force(api: Api) {
     let fio = area.start_verified();
     device.wait_progress();
     assert!(process::signal(server.pid(), Signal::SIGSTOP));
-    wait_until("requests that wait", LONG, || !device.status().in_flight.is_empty());
+    wait_until("requests that wait", EVENT_TIMEOUT, || !device.status().in_flight.is_empty());
     // Panics if anything is left.
     device.detach_by_force();
     fio.ends().is_bad();

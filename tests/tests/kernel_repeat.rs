@@ -6,13 +6,13 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::time::Duration;
 
-use nbd_tests::command::LIMIT;
+use nbd_tests::command::PROGRAM_TIMEOUT;
 use nbd_tests::ctl::{ctl, start_ctl};
 use nbd_tests::device::Device;
 use nbd_tests::kernel_log::KernelLog;
+use nbd_tests::machine_state::MachineState;
 use nbd_tests::temp::TempDir;
-use nbd_tests::wait::{LONG, wait_until};
-use nbd_tests::world::World;
+use nbd_tests::wait::{EVENT_TIMEOUT, wait_until};
 use nbd_tests::{Api, kernel_tests, report};
 
 const ROUNDS: u64 = 10;
@@ -48,9 +48,9 @@ fn rounds_leave_nothing(api: Api) {
     let spec = files.spec("disk.img", 1 << 20);
     // What is made once and stays shall not count.
     Device::attach(api, [&spec]).detach();
-    let (before, sockets_before) = (World::now(), sockets());
+    let (before, sockets_before) = (MachineState::now(), sockets());
     let (files_before, memory_before) = (open_files(), kernel_memory());
-    before.is_empty();
+    before.assert_nothing_attached();
     let mut log = KernelLog::from_now();
     let mut fastest = Duration::MAX;
     for _ in 0..rounds {
@@ -61,10 +61,10 @@ fn rounds_leave_nothing(api: Api) {
         Device::printed_by(&output).detach();
     }
     log.has_no_complaints();
-    before.is_unchanged();
-    wait_until("all sockets are closed", LONG, || sockets() == sockets_before);
+    before.assert_unchanged();
+    wait_until("all sockets are closed", EVENT_TIMEOUT, || sockets() == sockets_before);
     // The kernel counts a few files that are being closed, one or two for each processor.
-    wait_until("all files are closed", LONG, || open_files() < files_before + 32);
+    wait_until("all files are closed", EVENT_TIMEOUT, || open_files() < files_before + 32);
     let grown = kernel_memory().saturating_sub(memory_before);
     assert!(grown < 2048 + 8 * rounds, "the kernel's memory has grown by {grown} KiB");
     report(&format!(
@@ -76,10 +76,10 @@ fn rounds_leave_nothing(api: Api) {
 }
 
 fn several_at_once_get_a_device_each(api: Api) {
-    let before = World::now();
+    let before = MachineState::now();
     let attach = ["attach", "--kernel-api", api.name(), "mem:1M"];
     let running: Vec<_> = (0..AT_ONCE).map(|_| start_ctl(attach)).collect();
-    let outputs: Vec<_> = running.into_iter().map(|ctl| ctl.finish(LIMIT)).collect();
+    let outputs: Vec<_> = running.into_iter().map(|ctl| ctl.finish(PROGRAM_TIMEOUT)).collect();
     // All of them first, so that none is left if one has failed.
     let good = outputs.iter().filter(|output| output.code == 0);
     let devices: Vec<_> = good.map(Device::printed_by).collect();
@@ -90,5 +90,5 @@ fn several_at_once_get_a_device_each(api: Api) {
     assert_eq!(names.len(), AT_ONCE, "{names:?}");
     ctl(["detach", "--all"]).succeeds();
     drop(devices);
-    before.is_unchanged();
+    before.assert_unchanged();
 }

@@ -12,9 +12,9 @@ use nbd_tests::mount::Mount;
 use nbd_tests::nbdkit::Nbdkit;
 use nbd_tests::process::signal;
 use nbd_tests::random::Random;
+use nbd_tests::sysfs::block_attribute;
 use nbd_tests::temp::TempDir;
-use nbd_tests::wait::{LONG, wait_until};
-use nbd_tests::world::number;
+use nbd_tests::wait::{EVENT_TIMEOUT, wait_until};
 use nbd_tests::{Api, disk, kernel_tests};
 use nix::sys::signal::Signal::{SIGCONT, SIGKILL, SIGSTOP};
 
@@ -23,9 +23,9 @@ const MIB: u64 = 1 << 20;
 kernel_tests!(
     ext4_grows_while_it_is_in_use_and_the_backend_is_killed,
     the_size_survives_backends_and_holders,
-    nothing_shrinks_below_what_is_used,
+    resize_refuses_to_shrink_below_what_is_used,
     a_stalled_device_keeps_its_size,
-    sizes_that_cannot_be_are_refused,
+    resize_refuses_impossible_sizes,
     a_backend_from_outside_brings_its_size_along,
     another_server_is_asked_for_its_size,
 );
@@ -37,7 +37,7 @@ fn set_length(path: &Path, size: u64) {
 
 /// What the kernel shows.
 fn size(device: &Device) -> u64 {
-    number(&device.name(), "size").expect("a size") * 512
+    block_attribute(&device.name(), "size").expect("a size") * 512
 }
 
 /// The kernel, the holder, and what a successor of it would read.
@@ -66,16 +66,16 @@ fn ext4_grows_while_it_is_in_use_and_the_backend_is_killed(api: Api) {
     let write = format!("of={}", ballast.display());
     let busy = start("dd", ["if=/dev/zero", &write, "bs=64k", "count=64", "conv=fsync"]);
     // A backend that is killed before it has taken over is no reason to give up.
-    wait_until("it has grown", LONG, || {
+    wait_until("it has grown", EVENT_TIMEOUT, || {
         let output = ctl(["resize", &device.name(), "--to-backend"]);
         output.code == 0 || size(&device) == 64 * MIB
     });
-    busy.finish(LONG).succeeds();
+    busy.finish(EVENT_TIMEOUT).succeeds();
     run("resize2fs", [&path]).succeeds();
     run("cp", [&source, &copy]).succeeds();
     run("sync", ["-f".as_ref(), copy.as_os_str()]).succeeds();
     let before = killer.count();
-    wait_until("another kill", LONG, || killer.count() > before);
+    wait_until("another kill", EVENT_TIMEOUT, || killer.count() > before);
     mount.unmount();
     let _ = killer.stop();
     device.wait_running();
@@ -105,7 +105,7 @@ fn the_size_survives_backends_and_holders(api: Api) {
     for _ in 0..2 {
         let before = device.backend();
         device.signal_backend(SIGKILL);
-        wait_until("another backend", LONG, || {
+        wait_until("another backend", EVENT_TIMEOUT, || {
             device.state().and_then(|state| state.backend).is_some_and(|it| it.pid != before)
         });
         device.wait_running();
@@ -116,7 +116,7 @@ fn the_size_survives_backends_and_holders(api: Api) {
 
     let holder = device.state().expect("a state").holder;
     assert!(signal(holder.pid, SIGKILL));
-    wait_until("the death of the holder", LONG, || !holder.is_alive());
+    wait_until("the death of the holder", EVENT_TIMEOUT, || !holder.is_alive());
     device.signal_backend(SIGKILL);
     ctl(["adopt", &name]).succeeds();
     device.wait_running();
@@ -137,7 +137,7 @@ fn the_size_survives_backends_and_holders(api: Api) {
     device.detach();
 }
 
-fn nothing_shrinks_below_what_is_used(api: Api) {
+fn resize_refuses_to_shrink_below_what_is_used(api: Api) {
     let files = TempDir::new();
     let device = Device::attach(api, [files.spec("disk.img", 16 * MIB)]);
     let (name, path) = (device.name(), device.path());
@@ -171,7 +171,7 @@ fn a_stalled_device_keeps_its_size(api: Api) {
     let name = device.name();
     set_length(&image, 8 * MIB);
     device.signal_backend(SIGSTOP);
-    wait_until("it is stopped", LONG, || {
+    wait_until("it is stopped", EVENT_TIMEOUT, || {
         device.status().backend.state == nbd_control::status::BackendState::Stopped
     });
     let refused = ctl(["resize", &name, "--to-backend"]).fails_with(4);
@@ -188,7 +188,7 @@ fn a_stalled_device_keeps_its_size(api: Api) {
     device.detach();
 }
 
-fn sizes_that_cannot_be_are_refused(api: Api) {
+fn resize_refuses_impossible_sizes(api: Api) {
     let device = Device::attach(api, ["mem:4M"]);
     let name = device.name();
     let backend = device.backend();
@@ -217,13 +217,15 @@ fn a_backend_from_outside_brings_its_size_along(api: Api) {
     let device = Device::attach(api, ["--no-spare", &spec]);
     let name = device.name();
     let first = start_serve(["--join", &name, "--takeover", &spec]);
-    wait_until("it has joined", LONG, || device.status().backend.pid == Some(first.pid()));
+    wait_until("it has joined", EVENT_TIMEOUT, || device.status().backend.pid == Some(first.pid()));
     device.wait_running();
     let refused = ctl(["resize", &name, "--to-backend"]).fails_with(4);
     refused.says(&["joined from outside", "--takeover"]);
     set_length(&image, 8 * MIB);
     let second = start_serve(["--join", &name, "--takeover", &spec]);
-    wait_until("it has joined", LONG, || device.status().backend.pid == Some(second.pid()));
+    wait_until("it has joined", EVENT_TIMEOUT, || {
+        device.status().backend.pid == Some(second.pid())
+    });
     device.wait_running();
     has_size(&device, 4 * MIB);
     ctl(["resize", &name, "--to-backend"]).succeeds();

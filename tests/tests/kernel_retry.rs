@@ -6,12 +6,12 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use nbd_control::status::{BackendState, RetryStatus};
-use nbd_tests::command::LIMIT;
+use nbd_tests::command::PROGRAM_TIMEOUT;
 use nbd_tests::ctl::{ctl, program};
 use nbd_tests::device::Device;
 use nbd_tests::disk;
 use nbd_tests::temp::TempDir;
-use nbd_tests::wait::{LONG, wait_for, wait_until};
+use nbd_tests::wait::{EVENT_TIMEOUT, wait_for, wait_until};
 use nbd_tests::{Api, kernel_tests};
 use nix::sys::signal::Signal::SIGKILL;
 
@@ -23,7 +23,7 @@ kernel_tests!(
     a_backend_that_cannot_start_is_started_again_until_it_can,
     a_restart_ends_the_pause_and_says_what_fails,
     a_holder_that_is_adopted_or_upgraded_in_an_outage_goes_on_trying,
-    a_limit_that_was_asked_for_is_kept,
+    adoption_keeps_the_restart_limit,
 );
 
 /// A program that is there or not.
@@ -53,7 +53,7 @@ impl Program {
 }
 
 fn tries(device: &Device, least: u32) -> RetryStatus {
-    wait_for("failed tries", LONG, || {
+    wait_for("failed tries", EVENT_TIMEOUT, || {
         let backend = device.status().backend;
         assert_ne!(backend.state, BackendState::Down, "{}", backend.detail);
         backend.retry.filter(|retry| retry.tries >= least)
@@ -72,7 +72,7 @@ fn shows(command: &str, device: &Device, words: &[&str]) {
 }
 
 fn is_readable(path: &Path) {
-    disk::start_read(path, 0).finish(LIMIT).succeeds();
+    disk::start_read(path, 0).finish(PROGRAM_TIMEOUT).succeeds();
 }
 
 fn a_backend_that_cannot_start_is_started_again_until_it_can(api: Api) {
@@ -97,8 +97,8 @@ fn a_backend_that_cannot_start_is_started_again_until_it_can(api: Api) {
     );
 
     serve.comes();
-    read.finish(LIMIT).succeeds();
-    let log = wait_for("the end of it in the log", LONG, || {
+    read.finish(PROGRAM_TIMEOUT).succeeds();
+    let log = wait_for("the end of it in the log", EVENT_TIMEOUT, || {
         Some(device.log()).filter(|log| lines(log, "recovered") > 0)
     });
     assert_eq!(lines(&log, "recovered"), 1, "{log}");
@@ -137,7 +137,7 @@ fn a_holder_that_is_adopted_or_upgraded_in_an_outage_goes_on_trying(api: Api) {
     tries(&device, FORMER_LIMIT - 2);
     let holder = device.state().expect("a state").holder;
     assert!(nbd_tests::process::signal(holder.pid, SIGKILL));
-    wait_until("its death", LONG, || !holder.is_alive());
+    wait_until("its death", EVENT_TIMEOUT, || !holder.is_alive());
     ctl(["adopt", &device.name()]).succeeds();
     tries(&device, FORMER_LIMIT - 2);
     serve.comes();
@@ -145,18 +145,20 @@ fn a_holder_that_is_adopted_or_upgraded_in_an_outage_goes_on_trying(api: Api) {
     device.detach();
 }
 
-fn a_limit_that_was_asked_for_is_kept(api: Api) {
+fn adoption_keeps_the_restart_limit(api: Api) {
     let files = TempDir::new();
     let serve = Program::new(&files);
     let limit = FORMER_LIMIT.to_string();
     let device = serve.attach(api, &["--restart-limit", &limit], &files.spec("disk.img", MIB));
     let holder = device.state().expect("a state").holder;
     assert!(nbd_tests::process::signal(holder.pid, SIGKILL));
-    wait_until("its death", LONG, || !holder.is_alive());
+    wait_until("its death", EVENT_TIMEOUT, || !holder.is_alive());
     ctl(["adopt", &device.name()]).succeeds();
     serve.goes();
     device.signal_backend(SIGKILL);
-    wait_until("the holder gives up", LONG, || device.status().backend.state == BackendState::Down);
+    wait_until("the holder gives up", EVENT_TIMEOUT, || {
+        device.status().backend.state == BackendState::Down
+    });
     assert_eq!(lines(&device.log(), "gave-up"), 1);
     serve.comes();
     ctl(["restart", &device.name()]).succeeds();

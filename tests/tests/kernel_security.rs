@@ -3,7 +3,7 @@
 
 use std::fs;
 
-use nbd_tests::command::{LIMIT, Output, run, start};
+use nbd_tests::command::{Output, PROGRAM_TIMEOUT, run, start};
 use nbd_tests::ctl::{ctl, program, require_machine};
 use nbd_tests::device::Device;
 use nbd_tests::disk;
@@ -11,16 +11,16 @@ use nbd_tests::page::root;
 use nbd_tests::process::signal;
 use nbd_tests::random::Random;
 use nbd_tests::temp::TempDir;
-use nbd_tests::wait::{LONG, wait_until};
+use nbd_tests::wait::{EVENT_TIMEOUT, wait_until};
 use nbd_tests::{Api, kernel_tests};
 use nix::sys::signal::Signal::SIGKILL;
 
 const MIB: u64 = 1 << 20;
 
 kernel_tests!(
-    a_hijacked_backend_misleads_nobody,
+    a_hijacked_backend_disturbs_neither_holder_nor_other_devices,
     a_backend_in_a_sandbox_stays_there,
-    a_group_may_look_and_give_no_orders,
+    group_members_can_read_status_and_change_nothing,
 );
 
 /// Descriptors of a process.
@@ -28,7 +28,7 @@ fn descriptors(pid: i32) -> usize {
     fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count)
 }
 
-fn a_hijacked_backend_misleads_nobody(api: Api) {
+fn a_hijacked_backend_disturbs_neither_holder_nor_other_devices(api: Api) {
     let bystander = Device::attach(api, ["mem:8M"]);
     let noise = Random::by_clock().bytes(MIB as usize);
     disk::write(&bystander.path(), MIB, &noise);
@@ -65,7 +65,7 @@ fn a_hijacked_backend_misleads_nobody(api: Api) {
         assert!(!words.iter().any(|text| text.contains('\x1b')), "{mode}: {words:?}");
         // Whatever the device's fate is: it can be ended, and nothing is left.
         device.detach_by_force();
-        reader.finish(LIMIT);
+        reader.finish(PROGRAM_TIMEOUT);
     }
     bystander.detach();
 }
@@ -140,7 +140,7 @@ fn a_backend_in_a_sandbox_stays_there(api: Api) {
     is_confined(device.backend());
     let holder = device.state().expect("a state").holder;
     assert!(signal(holder.pid, SIGKILL));
-    wait_until("the holder is dead", LONG, || !holder.is_alive());
+    wait_until("the holder is dead", EVENT_TIMEOUT, || !holder.is_alive());
     ctl(["adopt", &device.name()]).succeeds();
     let first = device.backend();
     assert!(signal(first, SIGKILL));
@@ -168,7 +168,7 @@ fn as_nobody(groups: &str, arguments: &[&str]) -> Output {
     run("setpriv", who.into_iter().chain(arguments.iter().copied()))
 }
 
-fn a_group_may_look_and_give_no_orders(api: Api) {
+fn group_members_can_read_status_and_change_nothing(api: Api) {
     let device = Device::attach(api, ["--group", "daemon", "delay@mem:8M"]);
     let name = device.name();
     let member = |arguments: &[&str]| as_nobody("--groups=daemon", arguments);
@@ -204,7 +204,7 @@ fn a_group_may_look_and_give_no_orders(api: Api) {
     // Another holder knows the group as well.
     let holder = device.state().expect("a state").holder;
     assert!(signal(holder.pid, SIGKILL));
-    wait_until("the holder is dead", LONG, || !holder.is_alive());
+    wait_until("the holder is dead", EVENT_TIMEOUT, || !holder.is_alive());
     ctl(["adopt", &name]).succeeds();
     looks(&name);
     member(&["detach", &name]).fails_with(1);

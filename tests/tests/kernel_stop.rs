@@ -4,13 +4,13 @@
 use std::time::Duration;
 
 use nbd_control::status::{BackendState, Stage, Status};
-use nbd_tests::command::{LIMIT, Running};
+use nbd_tests::command::{PROGRAM_TIMEOUT, Running};
 use nbd_tests::ctl::ctl;
 use nbd_tests::device::Device;
 use nbd_tests::disk::{self, start_read};
 use nbd_tests::kernel_log::KernelLog;
 use nbd_tests::temp::TempDir;
-use nbd_tests::wait::{LONG, wait_for};
+use nbd_tests::wait::{EVENT_TIMEOUT, wait_for};
 use nbd_tests::{Api, kernel_tests, report};
 use nix::sys::signal::Signal::{SIGCONT, SIGSTOP};
 
@@ -33,7 +33,7 @@ fn stop_with_reads(device: &Device) -> Vec<Running> {
 
 /// Waits until the status shows all reads, checks it, and hands it out.
 fn status_with_reads(device: &Device) -> Status {
-    let status = wait_for("all reads in the status", LONG, || {
+    let status = wait_for("all reads in the status", EVENT_TIMEOUT, || {
         let status = device.status();
         (status.in_flight.len() as u64 == READS).then_some(status)
     });
@@ -76,7 +76,7 @@ fn status_shows_waiting_reads_and_they_complete_when_the_backend_continues(api: 
 
     device.signal_backend(SIGCONT);
     for read in reads {
-        read.finish(LIMIT).succeeds();
+        read.finish(PROGRAM_TIMEOUT).succeeds();
     }
     let status = device.wait_running();
     assert_eq!(status.backend.pid, Some(backend));
@@ -99,7 +99,7 @@ fn detach_by_force_ends_the_reads_of_a_stopped_backend(api: Api) {
     let took = forced.took;
     forced.says(&["3 requests in flight", "EIO"]);
     for read in reads {
-        let read = read.finish(LIMIT).fails_with(1);
+        let read = read.finish(PROGRAM_TIMEOUT).fails_with(1);
         read.says(&["Input/output error"]);
     }
     report(&format!("{}: detach --force took {} ms", api.name(), took.as_millis()));
@@ -132,7 +132,7 @@ fn a_stopped_backend_that_is_killed_is_replaced(api: Api) {
     let backend = device.backend();
     ctl(["restart", &device.name()]).succeeds();
     for read in reads {
-        read.finish(LIMIT).succeeds();
+        read.finish(PROGRAM_TIMEOUT).succeeds();
     }
     let status = device.wait_running();
     assert_ne!(status.backend.pid, Some(backend));

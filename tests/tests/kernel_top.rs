@@ -6,7 +6,7 @@ use nbd_tests::fio::Area;
 use nbd_tests::process::signal;
 use nbd_tests::screen::Screen;
 use nbd_tests::temp::TempDir;
-use nbd_tests::wait::{LONG, wait_for};
+use nbd_tests::wait::{EVENT_TIMEOUT, wait_for};
 use nbd_tests::{Api, kernel_tests};
 use nix::sys::signal::Signal::{SIGCONT, SIGSTOP, SIGTERM};
 use serde_json::Value;
@@ -16,9 +16,9 @@ const MIB: u64 = 1 << 20;
 const HEAT: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
 
 kernel_tests!(
-    what_devices_do_is_seen_as_it_happens,
-    the_terminal_is_restored_however_it_ends,
-    one_interval_is_told_in_numbers,
+    top_shows_what_devices_do,
+    top_restores_the_terminal_however_it_ends,
+    top_once_prints_the_numbers_of_one_interval,
 );
 
 fn top(options: &str) -> String {
@@ -31,7 +31,7 @@ fn row(text: &str, device: &Device) -> Vec<String> {
     line.unwrap_or_default().split_ascii_whitespace().map(str::to_owned).collect()
 }
 
-fn what_devices_do_is_seen_as_it_happens(api: Api) {
+fn top_shows_what_devices_do(api: Api) {
     let files = TempDir::new();
     let screen = Screen::new(80, 24);
     screen.command(&top(""));
@@ -94,7 +94,7 @@ fn what_devices_do_is_seen_as_it_happens(api: Api) {
     device.detach();
 }
 
-fn the_terminal_is_restored_however_it_ends(api: Api) {
+fn top_restores_the_terminal_however_it_ends(api: Api) {
     let device = Device::attach(api, ["mem:1M"]);
     let screen = Screen::new(80, 24);
     for end in ["C-c", "TERM", "gone"] {
@@ -102,7 +102,7 @@ fn the_terminal_is_restored_however_it_ends(api: Api) {
         screen.shows(&["1 device", "running"]);
         match end {
             "TERM" => {
-                let nbd_ctl = wait_for("the process", LONG, || {
+                let nbd_ctl = wait_for("the process", EVENT_TIMEOUT, || {
                     let found = nbd_tests::command::run("pgrep", ["-x", "nbd-ctl"]).stdout;
                     found.trim().parse().ok()
                 });
@@ -126,7 +126,7 @@ fn the_terminal_is_restored_however_it_ends(api: Api) {
     screen.shows(&["cannot move its cursor"]);
 }
 
-fn one_interval_is_told_in_numbers(api: Api) {
+fn top_once_prints_the_numbers_of_one_interval(api: Api) {
     let files = TempDir::new();
     let device = Device::attach(api, [files.spec("disk.img", 8 * MIB)]);
     let idle = Device::attach(api, ["mem:1M"]);

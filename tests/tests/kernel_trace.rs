@@ -3,13 +3,13 @@
 use std::fs;
 
 use nbd_control::status::BackendState;
-use nbd_tests::command::{LIMIT, Running};
+use nbd_tests::command::{PROGRAM_TIMEOUT, Running};
 use nbd_tests::ctl::{ctl, program, start_ctl};
 use nbd_tests::device::Device;
 use nbd_tests::disk::{self, start_read};
 use nbd_tests::process::signal;
 use nbd_tests::temp::TempDir;
-use nbd_tests::wait::{LONG, wait_until};
+use nbd_tests::wait::{EVENT_TIMEOUT, wait_until};
 use nbd_tests::{Api, kernel_tests};
 use nix::sys::signal::Signal::{SIGINT, SIGKILL, SIGSTOP};
 use serde_json::Value;
@@ -54,7 +54,7 @@ fn requests_are_told_with_their_backends_and_survive_their_death(api: Api) {
     assert!(trace(&device, &["--slower-than", "1e9"]).is_empty());
 
     // The next backend goes on in the same book; a request that crashed two has its line as well.
-    start_read(&path, 6 * MIB).finish(LIMIT).fails_with(1);
+    start_read(&path, 6 * MIB).finish(PROGRAM_TIMEOUT).fails_with(1);
     device.wait_running();
     let [given_up] = &trace(&device, &["--errors"])[..] else { panic!("one error") };
     assert_eq!((number(given_up, "offset"), number(given_up, "error")), (6 * MIB, 5));
@@ -65,14 +65,16 @@ fn requests_are_told_with_their_backends_and_survive_their_death(api: Api) {
     device.signal_backend(SIGSTOP);
     let holder = device.state().expect("a state").holder;
     assert!(signal(holder.pid, SIGKILL));
-    wait_until("the death of the holder", LONG, || !holder.is_alive());
+    wait_until("the death of the holder", EVENT_TIMEOUT, || !holder.is_alive());
     assert_eq!(&writes()[0], first);
     let last = ctl(["trace", &device.name(), "--last", "1"]).succeeds().stdout;
     assert_eq!(last.lines().count(), 1, "{last}");
 
     // More than the recorder holds.
     device.signal_backend(SIGKILL);
-    wait_until("it is served", LONG, || device.status().backend.state == BackendState::Running);
+    wait_until("it is served", EVENT_TIMEOUT, || {
+        device.status().backend.state == BackendState::Running
+    });
     let lanes = u64::from(device.status().lanes);
     let input = format!("if={}", path.display());
     let options = ["of=/dev/null", "iflag=direct", "bs=512", "count=5000"];
@@ -92,12 +94,12 @@ fn a_follower_sees_what_is_executed_until_the_device_is_gone(api: Api) {
     let mut first = start_ctl([&["trace", &name], &options[..]].concat());
     let second = start_ctl([&["trace", &name], &options[..]].concat());
     let has_seen = |follower: &Running| follower.output().contains("4194304+4096");
-    start_read(&device.path(), 4 * MIB).finish(LIMIT).succeeds();
-    wait_until("the read", LONG, || has_seen(&first) && has_seen(&second));
+    start_read(&device.path(), 4 * MIB).finish(PROGRAM_TIMEOUT).succeeds();
+    wait_until("the read", EVENT_TIMEOUT, || has_seen(&first) && has_seen(&second));
     assert!(first.is_running());
     first.signal(SIGINT);
-    first.finish(LIMIT).succeeds();
+    first.finish(PROGRAM_TIMEOUT).succeeds();
     device.detach();
-    let seen = second.finish(LIMIT).succeeds().stdout;
+    let seen = second.finish(PROGRAM_TIMEOUT).succeeds().stdout;
     assert!(seen.contains("read") && seen.contains("ok"), "{seen}");
 }

@@ -16,12 +16,12 @@ use nbd_tests::process::ours;
 use nbd_tests::random::Random;
 use nbd_tests::temp::TempDir;
 use nbd_tests::trouble::{Active, Trouble, Victim};
-use nbd_tests::wait::{LONG, wait_until};
+use nbd_tests::wait::{EVENT_TIMEOUT, wait_until};
 use nbd_tests::{Api, kernel_tests, report};
 
 const MIB: u64 = 1 << 20;
 /// How long trouble goes on, altogether, unless the environment says otherwise.
-const SECONDS: u64 = 30;
+const SOAK_SECONDS: u64 = 30;
 /// How much room the runtime directory has.
 const ROOM: &str = "size=2M,mode=755";
 
@@ -29,7 +29,7 @@ kernel_tests!(io_comes_back_whenever_trouble_in_the_surroundings_ends);
 
 fn io_comes_back_whenever_trouble_in_the_surroundings_ends(api: Api) {
     let seconds = std::env::var("NBD_SOAK_SECONDS")
-        .map_or(SECONDS, |text| text.parse().expect("NBD_SOAK_SECONDS is a number"));
+        .map_or(SOAK_SECONDS, |text| text.parse().expect("NBD_SOAK_SECONDS is a number"));
     let mut random = Random::from_environment();
     let mut log = KernelLog::from_now();
     let directory = Mount::of_memory(ROOM, Path::new(DEFAULT_DIRECTORY));
@@ -46,7 +46,7 @@ fn io_comes_back_whenever_trouble_in_the_surroundings_ends(api: Api) {
         kills += trouble(&device, &mut random);
         let ended = Instant::now();
         // A holder that was killed is followed by the next one that a command starts.
-        drop(start_ctl(["status", &device.name()]).finish(LONG));
+        drop(start_ctl(["status", &device.name()]).finish(EVENT_TIMEOUT));
         device.wait_progress();
         longest = longest.max(ended.elapsed());
         load.goes_on();
@@ -95,7 +95,7 @@ fn trouble(device: &Device, random: &mut Random) -> usize {
     drop(active);
     for command in commands {
         // What a command can tell in the middle of trouble is not looked at here.
-        drop(command.finish(LONG));
+        drop(command.finish(EVENT_TIMEOUT));
     }
     kills
 }
@@ -103,7 +103,7 @@ fn trouble(device: &Device, random: &mut Random) -> usize {
 /// One holder with its sitter, and besides the owner at most a spare.
 #[track_caller]
 fn has_one_holder_and_one_owner(device: &Device) {
-    wait_until("one holder and one owner", LONG, || {
+    wait_until("one holder and one owner", EVENT_TIMEOUT, || {
         let all = ours();
         let count = |name: &str| all.iter().filter(|(_, program)| program == name).count();
         let owner = device.status().backend.pid;

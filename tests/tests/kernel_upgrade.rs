@@ -8,13 +8,13 @@ use std::process::Command;
 use nbd_control::process::stat;
 use nbd_control::status::BackendState;
 use nbd_tests::busy::Busy;
-use nbd_tests::command::{LIMIT, Output, Running, launch};
+use nbd_tests::command::{Output, PROGRAM_TIMEOUT, Running, launch};
 use nbd_tests::ctl::{program, require_machine};
 use nbd_tests::device::Device;
 use nbd_tests::kernel_log::KernelLog;
 use nbd_tests::process::{children, signal};
 use nbd_tests::temp::TempDir;
-use nbd_tests::wait::{LONG, wait_until};
+use nbd_tests::wait::{EVENT_TIMEOUT, wait_until};
 use nbd_tests::{Api, kernel_tests};
 use nix::sys::signal::Signal::{SIGCONT, SIGKILL, SIGTERM};
 
@@ -22,14 +22,14 @@ const MIB: u64 = 1 << 20;
 
 kernel_tests!(
     an_upgrade_disturbs_no_io_and_forgets_nothing,
-    what_cannot_take_over_is_refused_and_the_present_holder_goes_on,
-    a_new_program_that_dies_of_it_loses_nothing,
+    upgrade_refuses_an_unfit_program_and_the_holder_goes_on,
+    a_holder_that_dies_in_its_upgrade_loses_nothing,
     a_holder_that_is_told_to_stop_meanwhile_stops,
 );
 
 /// Has all holders, or that of a device, become `holder`.
 fn upgrade(what: &str, holder: &Path) -> Output {
-    start_upgrade(what, holder).finish(LIMIT)
+    start_upgrade(what, holder).finish(PROGRAM_TIMEOUT)
 }
 
 fn start_upgrade(what: &str, holder: &Path) -> Running {
@@ -86,7 +86,7 @@ fn an_upgrade_disturbs_no_io_and_forgets_nothing(api: Api) {
     let cause = device.status().last_recovery.expect("a recovery").cause;
     assert!(cause.contains("SIGKILL"), "{cause}");
     device.wait_progress();
-    wait_until("all children are alive", LONG, || {
+    wait_until("all children are alive", EVENT_TIMEOUT, || {
         let states = children(before.holder_pid).into_iter().filter_map(stat);
         states.map(|stat| stat.state).all(|state| state != 'Z')
     });
@@ -94,7 +94,7 @@ fn an_upgrade_disturbs_no_io_and_forgets_nothing(api: Api) {
     log.has_no_complaints();
 }
 
-fn what_cannot_take_over_is_refused_and_the_present_holder_goes_on(api: Api) {
+fn upgrade_refuses_an_unfit_program_and_the_holder_goes_on(api: Api) {
     let files = TempDir::new();
     let device = Device::attach(api, [files.spec("disk.img", MIB)]);
     let before = device.status();
@@ -116,7 +116,7 @@ fn what_cannot_take_over_is_refused_and_the_present_holder_goes_on(api: Api) {
 }
 
 /// The same as a holder that dies at any other time.
-fn a_new_program_that_dies_of_it_loses_nothing(api: Api) {
+fn a_holder_that_dies_in_its_upgrade_loses_nothing(api: Api) {
     let mut log = KernelLog::from_now();
     let busy = Busy::attach(api);
     let device = &busy.device;
@@ -160,10 +160,12 @@ fn a_holder_that_is_told_to_stop_meanwhile_stops(api: Api) {
     );
     let slow = executable(&files, "slow", &slow);
     let upgrade = start_upgrade(&device.name(), &slow);
-    wait_until("the new program is asked", LONG, || asked.exists());
+    wait_until("the new program is asked", EVENT_TIMEOUT, || asked.exists());
     assert!(signal(holder, SIGTERM));
     fs::write(&goes_on, "").expect("a file");
-    upgrade.finish(LIMIT).fails_with(4).says(&[&device.name(), "stop"]);
-    wait_until("the holder has ended", LONG, || stat(holder).is_none_or(|stat| stat.state == 'Z'));
+    upgrade.finish(PROGRAM_TIMEOUT).fails_with(4).says(&[&device.name(), "stop"]);
+    wait_until("the holder has ended", EVENT_TIMEOUT, || {
+        stat(holder).is_none_or(|stat| stat.state == 'Z')
+    });
     assert!(device.state().is_none(), "and has detached it");
 }

@@ -9,7 +9,7 @@ use nbd_tests::device::Device;
 use nbd_tests::fio::Area;
 use nbd_tests::kernel_log::KernelLog;
 use nbd_tests::temp::TempDir;
-use nbd_tests::wait::{LONG, wait_until};
+use nbd_tests::wait::{EVENT_TIMEOUT, wait_until};
 use nbd_tests::{Api, kernel_tests};
 use nix::sys::signal::Signal;
 
@@ -31,7 +31,7 @@ fn require_loopback() {
 fn serve(disk: &Path) -> Running {
     let spec = format!("m=file:{}", disk.display());
     let mut server = start_serve([&format!("--listen=vsock:{PORT}"), &*spec]);
-    wait_until("a server", LONG, || {
+    wait_until("a server", EVENT_TIMEOUT, || {
         assert!(server.is_running(), "{}", server.words());
         server.words().contains(" serving ")
     });
@@ -40,7 +40,7 @@ fn serve(disk: &Path) -> Running {
 
 fn stop(server: Running) -> Output {
     server.signal(Signal::SIGTERM);
-    server.finish(LONG).succeeds()
+    server.finish(EVENT_TIMEOUT).succeeds()
 }
 
 fn a_device_over_vsock_outlives_its_servers(api: Api) {
@@ -104,7 +104,7 @@ fn our_client_finds_nbdkit() {
     let disk = disk.display().to_string();
     let mut nbdkit = start("nbdkit", ["-f", "--vsock", "--port=10811", "file", &disk]);
     let uri = "nbd+vsock://1:10811/";
-    wait_until("nbdkit listens", LONG, || {
+    wait_until("nbdkit listens", EVENT_TIMEOUT, || {
         assert!(nbdkit.is_running(), "nbdkit: {}", nbdkit.words());
         run("nbdinfo", ["--size", uri]).code == 0
     });
@@ -123,9 +123,9 @@ fn a_port_in_use_and_one_without_server_are_named() {
     let files = TempDir::new();
     let disk = files.image("disk.img", MIB);
     let server = serve(&disk);
-    let second = start_serve([&*format!("--listen=vsock:{PORT}"), "mem:1M"]).finish(LONG);
+    let second = start_serve([&*format!("--listen=vsock:{PORT}"), "mem:1M"]).finish(EVENT_TIMEOUT);
     second.fails_with(1).says(&["cannot listen on vsock:10810", "another server"]);
     stop(server);
-    let gone = start_serve(["--print-geometry", OURS]).finish(LONG).fails_with(1);
+    let gone = start_serve(["--print-geometry", OURS]).finish(EVENT_TIMEOUT).fails_with(1);
     gone.says(&["cannot connect to vsock:1:10810", "does a server listen there?"]);
 }

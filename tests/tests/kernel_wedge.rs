@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use nbd_control::status::BackendState;
-use nbd_tests::command::{LIMIT, Running, run, start};
+use nbd_tests::command::{PROGRAM_TIMEOUT, Running, run, start};
 use nbd_tests::ctl::{ctl, program, require_machine};
 use nbd_tests::device::{Device, completed};
 use nbd_tests::disk::{self, start_read};
@@ -12,9 +12,9 @@ use nbd_tests::fio::{Area, Fio};
 use nbd_tests::gdb::Gdb;
 use nbd_tests::kernel_log::KernelLog;
 use nbd_tests::process;
+use nbd_tests::sysfs::block_attribute;
 use nbd_tests::temp::TempDir;
-use nbd_tests::wait::{LONG, wait_until};
-use nbd_tests::world::number;
+use nbd_tests::wait::{EVENT_TIMEOUT, wait_until};
 use nbd_tests::{Api, kernel_tests};
 use nix::sys::signal::Signal::{SIGCONT, SIGHUP, SIGINT, SIGSTOP, SIGTERM};
 
@@ -48,14 +48,16 @@ impl Wedge {
 
     #[track_caller]
     fn wait_attached() {
-        wait_until("it is attached", LONG, || number(WEDGE, "size") == Some(SECTORS));
+        wait_until("it is attached", EVENT_TIMEOUT, || {
+            block_attribute(WEDGE, "size") == Some(SECTORS)
+        });
         disk::read_all(&Self::path());
     }
 
     /// Panics unless the driver has dropped the device.
     #[track_caller]
     fn is_destroyed() {
-        let read = start_read(&Self::path(), 0).finish(LIMIT);
+        let read = start_read(&Self::path(), 0).finish(PROGRAM_TIMEOUT);
         assert!(read.stderr.contains("0+0 records in"), "it still answers: {}", read.stderr);
     }
 }
@@ -66,7 +68,7 @@ fn load(device: &Device) -> (Fio, Fio) {
     let start = |path: &Path| Area::of_device(path, 4 * MIB).start_load();
     let both = (start(&Wedge::path()), start(&device.path()));
     let before = completed(WEDGE);
-    wait_until("progress beside ours", LONG, || completed(WEDGE) > before + 20);
+    wait_until("progress beside ours", EVENT_TIMEOUT, || completed(WEDGE) > before + 20);
     device.wait_progress();
     both
 }
@@ -125,11 +127,11 @@ fn an_assertion_under_gdb_takes_the_device_along_if_the_ioctl_is_in_a_thread() {
     let words = [program("examples/wedge"), Wedge::path().display().to_string(), MIB.to_string()];
     let mut gdb = Gdb::with_program(&[], &words.each_ref().map(String::as_str));
     gdb.begin("run");
-    wait_until("it is attached", LONG, || number(WEDGE, "size") == Some(SECTORS));
+    wait_until("it is attached", EVENT_TIMEOUT, || block_attribute(WEDGE, "size") == Some(SECTORS));
     let read = start_read(&Wedge::path(), MIB);
     let answer = gdb.answer();
     assert!(answer.contains("SIGABRT"), "{answer}");
-    read.finish(LIMIT).fails_with(1).says(&["Input/output error"]);
+    read.finish(PROGRAM_TIMEOUT).fails_with(1).says(&["Input/output error"]);
     Wedge::is_destroyed();
     gdb.quit();
 }

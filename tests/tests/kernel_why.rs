@@ -4,14 +4,14 @@
 use std::fs;
 
 use nbd_control::status::BackendState;
-use nbd_tests::command::{LIMIT, Running, start};
+use nbd_tests::command::{PROGRAM_TIMEOUT, Running, start};
 use nbd_tests::ctl::{ctl, program, start_ctl};
 use nbd_tests::device::Device;
 use nbd_tests::disk::{self, start_read};
 use nbd_tests::mount::Mount;
 use nbd_tests::process::signal;
 use nbd_tests::temp::TempDir;
-use nbd_tests::wait::{LONG, wait_until};
+use nbd_tests::wait::{EVENT_TIMEOUT, wait_until};
 use nbd_tests::{Api, kernel_tests};
 use nix::sys::signal::Signal::{SIGCONT, SIGKILL, SIGSTOP};
 use serde_json::Value;
@@ -19,15 +19,15 @@ use serde_json::Value;
 const MIB: u64 = 1 << 20;
 
 kernel_tests!(
-    a_stopped_backend_its_reader_and_the_way_out_are_named,
-    a_full_socket_is_told,
-    a_debugger_is_named,
-    a_backend_that_is_gone_paused_or_failing_is_told_apart,
-    a_lost_holder_and_a_lost_sitter_are_told,
-    a_request_that_crashes_backends_is_suspected,
-    a_writer_through_a_filesystem_is_found,
-    a_slow_backend_and_one_that_starts_are_told_apart,
-    a_stopped_holder_and_what_dead_processes_left_are_told,
+    why_names_a_stopped_backend_its_reader_and_the_remedy,
+    why_names_a_full_socket,
+    why_names_a_debugger,
+    why_tells_a_lost_a_paused_and_a_failing_backend_apart,
+    why_names_a_lost_holder_and_a_lost_sitter,
+    why_suspects_a_request_that_crashes_backends,
+    why_finds_a_writer_through_a_filesystem,
+    why_tells_a_slow_and_a_starting_backend_apart,
+    why_names_a_stopped_holder_and_a_stale_device,
 );
 
 fn json(target: &str) -> Value {
@@ -37,7 +37,7 @@ fn json(target: &str) -> Value {
 
 fn wait_verdict(device: &Device, verdict: &str) -> Value {
     let mut last = Value::Null;
-    wait_until(verdict, LONG, || {
+    wait_until(verdict, EVENT_TIMEOUT, || {
         last = json(&device.name());
         last["verdict"] == verdict
     });
@@ -49,7 +49,7 @@ fn wait_verdict(device: &Device, verdict: &str) -> Value {
 fn wait_words(target: &str, words: &[&str]) -> String {
     let mut text = String::new();
     for word in words {
-        wait_until(word, LONG, || {
+        wait_until(word, EVENT_TIMEOUT, || {
             text = ctl(["why", target]).succeeds().stdout;
             text.contains(word)
         });
@@ -60,13 +60,13 @@ fn wait_words(target: &str, words: &[&str]) -> String {
 /// Starts a direct read and waits until the device has it.
 fn stuck_read(device: &Device) -> Running {
     let read = start_read(&device.path(), MIB);
-    wait_until("the read", LONG, || {
+    wait_until("the read", EVENT_TIMEOUT, || {
         device.status().in_flight.iter().any(|request| request.offset == MIB)
     });
     read
 }
 
-fn a_stopped_backend_its_reader_and_the_way_out_are_named(api: Api) {
+fn why_names_a_stopped_backend_its_reader_and_the_remedy(api: Api) {
     let files = TempDir::new();
     let device = Device::attach(api, [files.spec("disk.img", 4 * MIB)]);
     let name = device.name();
@@ -92,17 +92,17 @@ fn a_stopped_backend_its_reader_and_the_way_out_are_named(api: Api) {
     // Something to write back, so that a detach has to wait.
     disk::write_to_cache(&device.path(), 0, &vec![b'x'; MIB as usize]);
     device.signal_backend(SIGCONT);
-    read.finish(LIMIT).succeeds();
+    read.finish(PROGRAM_TIMEOUT).succeeds();
     device.signal_backend(SIGSTOP);
     let detach = start_ctl(["detach", &name]);
     wait_words(&name, &["its holder is just detaching it", "stopped by a signal"]);
-    detach.finish(LIMIT).fails_with(5);
+    detach.finish(PROGRAM_TIMEOUT).fails_with(5);
     device.signal_backend(SIGCONT);
     device.detach();
 }
 
 /// It is one of the kernel's own threads that cannot send, and nobody's reader or writer.
-fn a_full_socket_is_told(api: Api) {
+fn why_names_a_full_socket(api: Api) {
     let device = Device::attach(api, ["mem:64M"]);
     // With the usual 128 KiB all that a queue has in flight finds room in the socket.
     let longest = format!("/sys/block/{}/queue/max_sectors_kb", device.name());
@@ -113,28 +113,30 @@ fn a_full_socket_is_told(api: Api) {
     let writes = start("fio", [&["--name=writes", "--size=32M", &target], &load[..]].concat());
     wait_words(&device.name(), &["the socket to the backend is full", "nothing is lost"]);
     device.signal_backend(SIGCONT);
-    writes.finish(LIMIT).succeeds();
+    writes.finish(PROGRAM_TIMEOUT).succeeds();
     assert_eq!(device.status().totals.errors, 0);
     device.detach();
 }
 
-fn a_debugger_is_named(api: Api) {
+fn why_names_a_debugger(api: Api) {
     let files = TempDir::new();
     let device = Device::attach(api, [files.spec("disk.img", 4 * MIB)]);
     let backend = device.backend().to_string();
     let options = ["-batch", "-nx", "-iex", "set auto-load off", "-ex", "shell sleep 600"];
     let gdb = start("gdb", [&options[..4], &["-p", &backend], &options[4..]].concat());
-    wait_until("it is stopped", LONG, || device.status().backend.state == BackendState::Stopped);
+    wait_until("it is stopped", EVENT_TIMEOUT, || {
+        device.status().backend.state == BackendState::Stopped
+    });
     let read = stuck_read(&device);
     wait_verdict(&device, "traced");
     let tracer = format!("stopped by gdb (pid {})", gdb.pid());
     wait_words(&device.name(), &[&tracer, "let it continue there", "nbd-ctl fail --kill"]);
     drop(gdb);
-    read.finish(LIMIT).succeeds();
+    read.finish(PROGRAM_TIMEOUT).succeeds();
     device.detach();
 }
 
-fn a_backend_that_is_gone_paused_or_failing_is_told_apart(api: Api) {
+fn why_tells_a_lost_a_paused_and_a_failing_backend_apart(api: Api) {
     let files = TempDir::new();
     let spec = files.spec("disk.img", 4 * MIB);
     let policy = ["--restart", "never", "--on-backend-loss", "fail:8"];
@@ -145,23 +147,23 @@ fn a_backend_that_is_gone_paused_or_failing_is_told_apart(api: Api) {
     wait_verdict(&device, "paused");
     wait_words(&name, &["nothing is lost", "nbd-ctl resume"]);
     ctl(["resume", &name]).succeeds();
-    read.finish(LIMIT).succeeds();
+    read.finish(PROGRAM_TIMEOUT).succeeds();
     device.signal_backend(SIGKILL);
     let read = stuck_read(&device);
     wait_verdict(&device, "no-backend");
     wait_words(&name, &["nbd-ctl restart", "nbd-ctl fail"]);
     wait_verdict(&device, "failing");
-    read.finish(LIMIT).fails_with(1);
+    read.finish(PROGRAM_TIMEOUT).fails_with(1);
     ctl(["restart", &name]).succeeds();
     device.detach();
 }
 
-fn a_lost_holder_and_a_lost_sitter_are_told(api: Api) {
+fn why_names_a_lost_holder_and_a_lost_sitter(api: Api) {
     let files = TempDir::new();
     let device = Device::attach(api, [files.spec("disk.img", 4 * MIB)]);
     let state = device.state().expect("a state");
     assert!(signal(state.holder.pid, SIGKILL));
-    wait_until("the death of the holder", LONG, || !state.holder.is_alive());
+    wait_until("the death of the holder", EVENT_TIMEOUT, || !state.holder.is_alive());
     wait_verdict(&device, "holder-gone");
     wait_words(&device.name(), &["I/O goes on", "nbd-ctl adopt"]);
     ctl(["adopt", &device.name()]).succeeds();
@@ -175,7 +177,7 @@ fn a_lost_holder_and_a_lost_sitter_are_told(api: Api) {
     device.detach();
 }
 
-fn a_request_that_crashes_backends_is_suspected(api: Api) {
+fn why_suspects_a_request_that_crashes_backends(api: Api) {
     let files = TempDir::new();
     let image = files.join("disk.img");
     fs::write(&image, vec![0; 4 * MIB as usize]).expect("an image");
@@ -188,12 +190,12 @@ fn a_request_that_crashes_backends_is_suspected(api: Api) {
     let suspect = format!("read {MIB}+4096 was being executed when 3 backends crashed");
     wait_words(&device.name(), &[&suspect, "failed too often"]);
     ctl(["fail", &device.name()]).succeeds();
-    read.finish(LIMIT).fails_with(1);
+    read.finish(PROGRAM_TIMEOUT).fails_with(1);
     device.detach_by_force();
 }
 
 /// It has no file of the device open; the one that it has lies on a filesystem that does.
-fn a_writer_through_a_filesystem_is_found(api: Api) {
+fn why_finds_a_writer_through_a_filesystem(api: Api) {
     let files = TempDir::new();
     let device = Device::attach(api, [files.spec("disk.img", 32 * MIB)]);
     let path = device.path().display().to_string();
@@ -205,12 +207,12 @@ fn a_writer_through_a_filesystem_is_found(api: Api) {
     let write = start("dd", ["if=/dev/zero", &file, "bs=64k", "count=4", "conv=fsync"]);
     wait_words(&device.name(), &[&format!("dd (pid {}) waits", write.pid())]);
     device.signal_backend(SIGCONT);
-    write.finish(LIMIT).succeeds();
+    write.finish(PROGRAM_TIMEOUT).succeeds();
     mount.unmount();
     device.detach();
 }
 
-fn a_slow_backend_and_one_that_starts_are_told_apart(api: Api) {
+fn why_tells_a_slow_and_a_starting_backend_apart(api: Api) {
     let files = TempDir::new();
     let late = files.join("late");
     let (image, serve) = (files.spec("disk.img", 4 * MIB), program("nbd-serve"));
@@ -230,11 +232,11 @@ fn a_slow_backend_and_one_that_starts_are_told_apart(api: Api) {
     wait_verdict(&device, "starting");
     wait_words(&name, &["is not serving yet", "nothing is lost", "nbd-ctl fail"]);
     fs::remove_file(&late).expect("a file to remove");
-    read.finish(LIMIT).succeeds();
+    read.finish(PROGRAM_TIMEOUT).succeeds();
     device.detach();
 }
 
-fn a_stopped_holder_and_what_dead_processes_left_are_told(api: Api) {
+fn why_names_a_stopped_holder_and_a_stale_device(api: Api) {
     let files = TempDir::new();
     let device = Device::attach(api, [files.spec("disk.img", 4 * MIB)]);
     let state = device.state().expect("a state");

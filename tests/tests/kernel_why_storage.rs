@@ -2,13 +2,13 @@
 //! matters: mappings and partitions on it, and a backend that its own storage keeps.
 
 use nbd_control::status::BackendState;
-use nbd_tests::command::{LIMIT, start};
+use nbd_tests::command::{PROGRAM_TIMEOUT, start};
 use nbd_tests::ctl::ctl;
 use nbd_tests::device::Device;
 use nbd_tests::disk::start_read;
 use nbd_tests::mapping::Mapping;
 use nbd_tests::temp::TempDir;
-use nbd_tests::wait::{LONG, wait_until};
+use nbd_tests::wait::{EVENT_TIMEOUT, wait_until};
 use nbd_tests::{Api, kernel_tests};
 use nix::sys::signal::Signal::{SIGCONT, SIGSTOP};
 use serde_json::Value;
@@ -20,8 +20,8 @@ const TIMED_OUT: i32 = 5;
 kernel_tests!(
     a_process_that_waits_for_a_mapping_and_the_mapping_are_named,
     partitions_and_mappings_lead_to_their_device,
-    a_backend_that_its_storage_keeps_is_not_failed_later,
-    an_order_that_takes_too_long_says_what_it_waits_for,
+    a_backend_stuck_in_its_storage_gets_no_late_failure,
+    a_command_that_times_out_names_what_it_waits_for,
 );
 
 fn why(target: &str) -> String {
@@ -52,10 +52,12 @@ fn a_process_that_waits_for_a_mapping_and_the_mapping_are_named(api: Api) {
     let (mapping, mapped) = mapping(&device);
     device.signal_backend(SIGSTOP);
     let read = start_read(&mapping.path(), MIB);
-    wait_until("the read", LONG, || device.status().in_flight.iter().any(|it| it.offset == MIB));
+    wait_until("the read", EVENT_TIMEOUT, || {
+        device.status().in_flight.iter().any(|it| it.offset == MIB)
+    });
 
     let waits = format!("dd (pid {}) waits", read.pid());
-    wait_until(&waits, LONG, || why(&name).contains(&waits));
+    wait_until(&waits, EVENT_TIMEOUT, || why(&name).contains(&waits));
     let close = format!("`cryptsetup close {mapped}`");
     has_words(&why(&name), &["stopped by a signal", "is on ", &name, &mapped, &close]);
     // The same, asked about the process that hangs.
@@ -69,7 +71,7 @@ fn a_process_that_waits_for_a_mapping_and_the_mapping_are_named(api: Api) {
     );
 
     device.signal_backend(SIGCONT);
-    read.finish(LIMIT).succeeds();
+    read.finish(PROGRAM_TIMEOUT).succeeds();
     mapping.remove();
     assert_eq!(json(&name)["above"], Value::Array(Vec::new()));
     device.detach();
@@ -103,13 +105,13 @@ fn kept_by_storage(api: Api, below: &Device) -> (Device, nbd_tests::command::Run
     let output = format!("of={}", device.path().display());
     let options = ["if=/dev/zero", &output, "bs=4096", "count=1", "oflag=direct", "conv=fsync"];
     let write = start("dd", options);
-    wait_until("a backend in uninterruptible sleep", LONG, || {
+    wait_until("a backend in uninterruptible sleep", EVENT_TIMEOUT, || {
         json(&device.name())["verdict"] == "blocked"
     });
     (device, write)
 }
 
-fn a_backend_that_its_storage_keeps_is_not_failed_later(api: Api) {
+fn a_backend_stuck_in_its_storage_gets_no_late_failure(api: Api) {
     let below = Device::attach(api, ["--no-spare", "mem:16M"]);
     let (device, write) = kept_by_storage(api, &below);
     let name = device.name();
@@ -124,13 +126,13 @@ fn a_backend_that_its_storage_keeps_is_not_failed_later(api: Api) {
     refused.says(&["not answered with EIO", "waits in the kernel", "withdrawn", "detach --force"]);
     assert!(device.status().in_flight.iter().any(|it| it.command == "flush"), "it still waits");
     below.signal_backend(SIGCONT);
-    write.finish(LIMIT).succeeds();
+    write.finish(PROGRAM_TIMEOUT).succeeds();
     assert_eq!(device.wait_running().totals.errors, 0);
     device.detach();
     below.detach();
 }
 
-fn an_order_that_takes_too_long_says_what_it_waits_for(api: Api) {
+fn a_command_that_times_out_names_what_it_waits_for(api: Api) {
     let below = Device::attach(api, ["--no-spare", "mem:16M"]);
     let (device, write) = kept_by_storage(api, &below);
     let name = device.name();
@@ -141,8 +143,10 @@ fn an_order_that_takes_too_long_says_what_it_waits_for(api: Api) {
         ctl(["resume", "--timeout", "1", &name]);
     }
     below.signal_backend(SIGCONT);
-    write.finish(LIMIT).succeeds();
-    wait_until("a backend", LONG, || device.status().backend.state == BackendState::Running);
+    write.finish(PROGRAM_TIMEOUT).succeeds();
+    wait_until("a backend", EVENT_TIMEOUT, || {
+        device.status().backend.state == BackendState::Running
+    });
     device.detach();
     below.detach();
 }

@@ -18,7 +18,7 @@ use nbd_record::replayer::{ReplayEnd, replay};
 use nbd_record::{Capture, CaptureState, CaptureWriter, ReplayOptions, ReplayReport, writer};
 
 /// Only a hang takes so long.
-const PATIENCE: Duration = Duration::from_secs(120);
+const EVENT_TIMEOUT: Duration = Duration::from_secs(120);
 const SIZE: u64 = 1 << 20;
 /// Where the crasher's assertion is.
 const FATAL: u64 = 64 << 10;
@@ -94,14 +94,14 @@ fn mixture(count: u64, fatal: u64) -> Vec<(u32, Request)> {
 }
 
 fn patient() -> ReplayOptions {
-    ReplayOptions { answer_timeout: Some(PATIENCE), quiet: true, ..ReplayOptions::default() }
+    ReplayOptions { answer_timeout: Some(EVENT_TIMEOUT), quiet: true, ..ReplayOptions::default() }
 }
 
 /// Starts a backend that is recorded, and sends it the requests of another recording.
 fn record(source: &Capture, file: &File, program: &[String]) -> (ReplayReport, Child) {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let child = program::start(program, theirs.into(), true).unwrap();
-    let mut holder = FakeHolder::accept(ours, Some(PATIENCE)).unwrap();
+    let mut holder = FakeHolder::accept(ours, Some(EVENT_TIMEOUT)).unwrap();
     let lanes = holder.grant(source.header.lanes, Some(file)).unwrap();
     (replay(source, &lanes, &patient()), child)
 }
@@ -157,7 +157,7 @@ fn a_killed_backend_leaves_whole_entries_and_all_its_replies_in_the_capture() {
         writer::begin(&file, "nbd0", EXPORT, 2, 1 << 30).unwrap();
         let (ours, theirs) = UnixStream::pair().unwrap();
         let mut child = program::start(&place.crasher(None), theirs.into(), true).unwrap();
-        let mut holder = FakeHolder::accept(ours, Some(PATIENCE)).unwrap();
+        let mut holder = FakeHolder::accept(ours, Some(EVENT_TIMEOUT)).unwrap();
         let lanes = holder.grant(2, Some(&file)).unwrap();
         let sender = sender.clone();
         let killer = std::thread::spawn(move || {

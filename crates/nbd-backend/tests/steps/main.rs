@@ -24,7 +24,7 @@ use sweep::{Report, Sweep};
 fn sweep(turn: usize, scenario: &Scenario, scenes: &[CrashState]) -> Report {
     trace::pin(turn);
     let report = Sweep::new(scenario, Random::from_environment()).run();
-    assert!(report.points > 10_000 && report.worlds > 100, "this cannot be all: {report}");
+    assert!(report.points > 10_000 && report.states > 100, "this cannot be all: {report}");
     let met = scenes.iter().all(|scene| report.scenes.contains(scene));
     assert!(met, "not what it is made for: {report}");
     report

@@ -72,25 +72,25 @@ struct Moment {
 pub(crate) struct Report {
     /// Instructions after which the backend could have been killed.
     pub(crate) points: u64,
-    /// Different worlds that they leave, each finished by a successor.
-    pub(crate) worlds: u64,
+    /// Different states of the device that they leave, each finished by a successor.
+    pub(crate) states: u64,
     /// How often the backend slept in the middle of sending.
     pub(crate) sleeps: u64,
     /// Backends that were truly killed.
     kills: u64,
-    /// Kill points and worlds of successors.
+    /// Kill points and states left of successors.
     second: [u64; 2],
-    /// What the worlds were like.
+    /// What these states were like.
     pub(crate) scenes: BTreeSet<CrashState>,
 }
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { points, worlds, second: [points2, worlds2], kills, sleeps, scenes } = self;
+        let Self { points, states, second: [points2, states2], kills, sleeps, scenes } = self;
         write!(
             f,
-            "{points} kill points of {points}, which leave {worlds} different worlds; {kills} of \
-             them by true kills; {points2} kill points of successors ({worlds2} worlds); \
+            "{points} kill points of {points}, which leave {states} different states; {kills} of \
+             them by true kills; {points2} kill points of successors ({states2} states); \
              {sleeps} sleeps in the middle of sending; {scenes:?}"
         )
     }
@@ -158,7 +158,7 @@ impl<'a> Sweep<'a> {
             add(&mut self.report.second, second(points, fixture));
         }
         self.report.points = last.points;
-        self.report.worlds = moments.len() as u64;
+        self.report.states = moments.len() as u64;
         self.report.sleeps = sleeps;
         moments
     }
@@ -208,13 +208,13 @@ fn succeed(fixture: DeviceFixture) {
 
 /// A successor that may in turn die after every instruction.
 fn second(first: u64, fixture: DeviceFixture) -> [u64; 2] {
-    let mut worlds = 0;
+    let mut states = 0;
     let (last, _) = walk_through(fixture, |moment, fixture| {
         let _label = Label(format!("killed after {first} instructions, then after {moment:?}"));
         succeed(fixture.copy());
-        worlds += 1;
+        states += 1;
     });
-    [last.points, worlds]
+    [last.points, states]
 }
 
 fn add(totals: &mut [u64; 2], more: [u64; 2]) {

@@ -10,7 +10,7 @@ use std::time::Duration;
 use nbd_backend::{Capabilities, Geometry};
 use nbd_client::{CONNECTION_FD_PREFIX, FdStore, Fence, Options, Remote, fence};
 
-use crate::script::{DISC, LONG, Offer, READ, Server, Style, WRITE, pair_with};
+use crate::script::{DISC, EVENT_TIMEOUT, Offer, READ, Server, Style, WRITE, pair_with};
 use crate::tasks::{Outcome, read, write};
 
 #[test]
@@ -64,7 +64,7 @@ fn fencing_waits_until_the_server_closes() {
             is_done.store(true, Ordering::Relaxed);
             drop(theirs);
         });
-        assert_eq!(fence(ours.into(), LONG).unwrap(), Fence::Closed);
+        assert_eq!(fence(ours.into(), EVENT_TIMEOUT).unwrap(), Fence::Closed);
         assert!(is_done.load(Ordering::Relaxed));
     });
 }
@@ -79,7 +79,7 @@ fn fencing_ends_at_its_limit() {
 fn fencing_a_closed_connection_succeeds_at_once() {
     let (ours, theirs) = UnixStream::pair().unwrap();
     drop(theirs);
-    assert_eq!(fence(ours.into(), LONG).unwrap(), Fence::Closed);
+    assert_eq!(fence(ours.into(), EVENT_TIMEOUT).unwrap(), Fence::Closed);
 }
 
 #[test]
@@ -134,10 +134,10 @@ fn a_connection_is_deposited_before_the_first_request_and_can_be_fenced_by_a_suc
     assert!(kept.iter().all(|(name, _)| *name == format!("{CONNECTION_FD_PREFIX}0")));
     let (_, last) = kept.pop().unwrap();
     for (_, old) in kept {
-        assert_eq!(fence(old, LONG).unwrap(), Fence::Closed);
+        assert_eq!(fence(old, EVENT_TIMEOUT).unwrap(), Fence::Closed);
     }
     std::thread::scope(|scope| {
-        let fenced = scope.spawn(|| fence(last, LONG).unwrap());
+        let fenced = scope.spawn(|| fence(last, EVENT_TIMEOUT).unwrap());
         peer.wait_for_end();
         drop(peer);
         // The client, which lives on in this test, reads from the same socket. Whether it or the fence

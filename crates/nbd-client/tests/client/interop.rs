@@ -12,7 +12,7 @@ use nbd_net::testing::{Scratch, certificates};
 use nbd_net::tls::TlsError;
 use nbd_proto::handshake::HandshakeError;
 
-use crate::script::LONG;
+use crate::script::EVENT_TIMEOUT;
 use crate::tasks::{self, Outcome, pattern};
 
 /// A process that is killed at the end.
@@ -51,7 +51,7 @@ fn connect_soon(target: &str) -> Remote {
     loop {
         match connect(target) {
             Ok(remote) => return remote,
-            Err(error) => assert!(began.elapsed() < LONG, "{}", chain(&error)),
+            Err(error) => assert!(began.elapsed() < EVENT_TIMEOUT, "{}", chain(&error)),
         }
         std::thread::sleep(Duration::from_millis(10));
     }
@@ -87,7 +87,7 @@ fn nbdkit_tls(directory: &Path, arguments: &[&str]) -> (Process, String) {
     let server = Process::start(&mut command);
     let began = Instant::now();
     while !socket.exists() {
-        assert!(began.elapsed() < LONG, "nbdkit does not listen");
+        assert!(began.elapsed() < EVENT_TIMEOUT, "nbdkit does not listen");
         std::thread::sleep(Duration::from_millis(10));
     }
     (server, format!("+unix:///?socket={}&retry=20", socket.display()))
@@ -285,7 +285,7 @@ fn programs_take_options() {
     let remote = remote.unwrap();
     let began = Instant::now();
     while remote.connections() < 3 {
-        assert!(began.elapsed() < LONG, "only {} connections", remote.connections());
+        assert!(began.elapsed() < EVENT_TIMEOUT, "only {} connections", remote.connections());
         std::thread::sleep(Duration::from_millis(10));
     }
     exercise(&remote);
@@ -296,7 +296,7 @@ fn programs_take_options() {
     fs::write(&flag, "").unwrap();
     let remote = connect(&text).unwrap();
     let process = remote.child_pidfd().unwrap();
-    nbd_client::fence_child(process, LONG).unwrap();
+    nbd_client::fence_child(process, EVENT_TIMEOUT).unwrap();
     let error = remote.read_at(&mut [0; 512], 0).unwrap_err();
     assert_eq!(error.raw_os_error(), Some(5));
 }

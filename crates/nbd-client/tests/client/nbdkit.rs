@@ -11,7 +11,7 @@ use nbd_backend::{Backend, Extent};
 use nbd_client::{Cause, Fence, Options, Remote, ShapeError, fence_child};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use crate::script::LONG;
+use crate::script::EVENT_TIMEOUT;
 use crate::tasks::{Outcome, pattern, read, write};
 
 fn connect(target: &str) -> Remote {
@@ -54,7 +54,7 @@ fn kill(process: &OwnedFd) {
     let began = Instant::now();
     let soon = Duration::from_millis(20);
     while fence_child(process.try_clone().unwrap(), soon).unwrap() == Fence::Open {
-        assert!(began.elapsed() < LONG, "the server cannot be killed");
+        assert!(began.elapsed() < EVENT_TIMEOUT, "the server cannot be killed");
     }
 }
 
@@ -169,7 +169,9 @@ fn a_running_server_is_reached_by_uri() {
     let remote = loop {
         match Remote::connect(target.clone(), Options::default()) {
             Ok(remote) => break remote,
-            Err(error) => assert!(began.elapsed() < LONG, "{}", nbd_backend::chain(&error)),
+            Err(error) => {
+                assert!(began.elapsed() < EVENT_TIMEOUT, "{}", nbd_backend::chain(&error));
+            }
         }
         std::thread::sleep(Duration::from_millis(10));
     };
@@ -312,7 +314,7 @@ fn a_started_server_ends_with_a_killed_client() {
         .unwrap();
     let began = Instant::now();
     while !ready.exists() {
-        assert!(began.elapsed() < LONG, "the client does not come up");
+        assert!(began.elapsed() < EVENT_TIMEOUT, "the client does not come up");
         std::thread::sleep(Duration::from_millis(10));
     }
     let pid = fs::read_to_string(&pid_file).unwrap();
@@ -324,7 +326,7 @@ fn a_started_server_ends_with_a_killed_client() {
         Err(_) => false,
     };
     while is_running() {
-        assert!(began.elapsed() < LONG, "the server lives on");
+        assert!(began.elapsed() < EVENT_TIMEOUT, "the server lives on");
         std::thread::sleep(Duration::from_millis(10));
     }
     let _ = fs::remove_file(ready);

@@ -11,7 +11,7 @@ use std::time::Duration;
 use nbd_client::{Options, Remote, Target};
 
 /// Only a hang takes so long.
-pub(crate) const LONG: Duration = Duration::from_secs(60);
+pub(crate) const EVENT_TIMEOUT: Duration = Duration::from_secs(60);
 
 pub(crate) const READ: u16 = 0;
 pub(crate) const WRITE: u16 = 1;
@@ -131,7 +131,7 @@ impl Server {
     /// The next connection, before the handshake.
     pub(crate) fn accept_raw(&self) -> UnixStream {
         let (stream, _) = self.listener.accept().unwrap();
-        stream.set_read_timeout(Some(LONG)).unwrap();
+        stream.set_read_timeout(Some(EVENT_TIMEOUT)).unwrap();
         stream
     }
 

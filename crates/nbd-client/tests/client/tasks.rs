@@ -8,7 +8,7 @@ use nbd_backend::{
 use nbd_client::Remote;
 use nbd_proto::NbdError;
 
-use crate::script::LONG;
+use crate::script::EVENT_TIMEOUT;
 
 /// What came of a task.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,7 +31,7 @@ pub(crate) struct Pending(mpsc::Receiver<Outcome>);
 
 impl Pending {
     pub(crate) fn wait(&self) -> Outcome {
-        self.0.recv_timeout(LONG).expect("the task was not finished")
+        self.0.recv_timeout(EVENT_TIMEOUT).expect("the task was not finished")
     }
 
     /// Whether the task is still waiting.

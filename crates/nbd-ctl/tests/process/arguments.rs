@@ -3,11 +3,11 @@
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-use crate::world::{Ran, World};
+use crate::runtime_dir::{Ran, RuntimeDir};
 
 #[test]
 fn wrong_usage_has_exit_status_2() {
-    let world = World::new();
+    let runtime = RuntimeDir::new();
     for arguments in [
         &["frobnicate"][..],
         &[],
@@ -26,65 +26,65 @@ fn wrong_usage_has_exit_status_2() {
         &["upgrade"],
         &["upgrade", "nbd0", "--all"],
     ] {
-        let ran = world.run(arguments);
+        let ran = runtime.run(arguments);
         assert_eq!(ran.code, Some(2), "{arguments:?}: {ran:?}");
         assert_eq!(ran.stdout, "");
         assert!(!ran.stderr.contains("error:"), "{}", ran.stderr);
     }
-    let ran = world.run(&["frobnicate"]);
+    let ran = runtime.run(&["frobnicate"]);
     assert!(ran.stderr.starts_with("nbd-ctl: unrecognized subcommand 'frobnicate'"), "{ran:?}");
 }
 
 #[test]
 fn what_is_not_a_device_is_named() {
-    let world = World::new();
+    let runtime = RuntimeDir::new();
     for command in ["detach", "status", "restart", "replace", "upgrade", "set", "wait", "adopt"] {
-        world
+        runtime
             .run(&[command, "/dev/sda"])
             .failed(2, "/dev/sda: not an nbd device: give it as nbd0, /dev/nbd0 or 0");
     }
-    world
+    runtime
         .run(&["attach", "--device", "nbd0p1", "mem:1M"])
         .failed(2, "nbd0p1: a partition: give the whole device, nbd0");
 }
 
 #[test]
 fn a_device_that_is_not_attached_has_exit_status_3() {
-    let world = World::new();
+    let runtime = RuntimeDir::new();
     for command in ["detach", "status", "restart", "replace", "upgrade", "set", "wait", "adopt"] {
-        world.run(&[command, "3"]).failed(
+        runtime.run(&[command, "3"]).failed(
             3,
             "nbd3: no such attached device (nothing is attached; see nbd-ctl attach --help)",
         );
     }
-    world.registry.create_folder(0).unwrap();
-    world.registry.create_folder(10).unwrap();
-    world
+    runtime.registry.create_folder(0).unwrap();
+    runtime.registry.create_folder(10).unwrap();
+    runtime
         .run(&["detach", "nbd3"])
         .failed(3, "nbd3: no such attached device (attached: nbd0, nbd10; see nbd-ctl list)");
 }
 
 #[test]
 fn help_and_version_are_data() {
-    let world = World::new();
-    let ran = world.run(&["--help"]);
+    let runtime = RuntimeDir::new();
+    let ran = runtime.run(&["--help"]);
     assert_eq!((ran.code, ran.stderr.as_str()), (Some(0), ""));
     assert!(ran.stdout.contains("6    data could not be written"));
-    let ran = world.run(&["detach", "--help"]);
+    let ran = runtime.run(&["detach", "--help"]);
     assert!(ran.stdout.contains("Example:\n  nbd-ctl detach nbd0"));
-    assert_eq!(world.run(&["--version"]).code, Some(0));
+    assert_eq!(runtime.run(&["--version"]).code, Some(0));
 }
 
 #[test]
 fn a_shell_is_told_the_devices_of_now() {
-    let world = World::new();
-    world.registry.create_folder(3).unwrap();
-    world.registry.create_folder(12).unwrap();
+    let runtime = RuntimeDir::new();
+    runtime.registry.create_folder(3).unwrap();
+    runtime.registry.create_folder(12).unwrap();
     let complete = |words: &[&str]| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_nbd-ctl"));
         command.env("COMPLETE", "bash").env("_CLAP_COMPLETE_COMP_TYPE", "9");
         command.env("_CLAP_COMPLETE_INDEX", (words.len() - 1).to_string());
-        command.env("NBD_RUNTIME_DIR", world.registry.directory());
+        command.env("NBD_RUNTIME_DIR", runtime.registry.directory());
         let output = command.arg("--").args(words).output().unwrap();
         String::from_utf8(output.stdout).unwrap()
     };
@@ -97,12 +97,12 @@ fn a_shell_is_told_the_devices_of_now() {
 
 #[test]
 fn backend_programs_are_looked_for_before_anything_starts() {
-    let world = World::new();
-    let file = world.directory.join("plain");
+    let runtime = RuntimeDir::new();
+    let file = runtime.directory.join("plain");
     std::fs::write(&file, "x").unwrap();
     let file = file.to_str().unwrap();
     for command in [&["attach"][..], &["replace", "nbd0"]] {
-        let with = |program| world.run(&[command, &["--", program]].concat());
+        let with = |program| runtime.run(&[command, &["--", program]].concat());
         with("no-such-backend").failed(
             1,
             "no-such-backend: no such program in PATH: give its path, like ./no-such-backend",
@@ -115,23 +115,23 @@ fn backend_programs_are_looked_for_before_anything_starts() {
 
 #[test]
 fn the_holder_program_must_exist() {
-    let world = World::new();
-    world
+    let runtime = RuntimeDir::new();
+    runtime
         .run(&["attach", "--external"])
         .failed(1, "/nonexistent/holder: no such program there: check the path");
 }
 
 #[test]
 fn only_root_attaches_and_controls() {
-    let world = World::new();
-    let holder = world.listen(0, |_listener| ());
+    let runtime = RuntimeDir::new();
+    let holder = runtime.listen(0, |_listener| ());
     holder.join().unwrap();
     // The build directory may be closed to others.
-    let program = world.directory.join("nbd-ctl");
+    let program = runtime.directory.join("nbd-ctl");
     std::fs::copy(env!("CARGO_BIN_EXE_nbd-ctl"), &program).unwrap();
     let run = |arguments: &[&str]| {
         let mut command = Command::new(&program);
-        command.args(arguments).env("NBD_RUNTIME_DIR", world.registry.directory());
+        command.args(arguments).env("NBD_RUNTIME_DIR", runtime.registry.directory());
         if nix::unistd::geteuid().is_root() {
             command.uid(65534).gid(65534);
         }

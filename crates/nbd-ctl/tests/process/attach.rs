@@ -7,15 +7,15 @@ use nbd_control::control::{Failure, FailureKind, Report, Request};
 use nbd_control::process::{ProcessId, is_dead};
 use nix::sys::signal::Signal;
 
+use crate::runtime_dir::{Ran, RuntimeDir};
 use crate::sample::{done, signal};
-use crate::world::{Ran, World};
 
 fn ready() -> Report {
     Report::Ready { path: "/dev/nbd0".into() }
 }
 
-fn spawn(world: &World, script: &str, arguments: &[&str]) -> Child {
-    world
+fn spawn(runtime: &RuntimeDir, script: &str, arguments: &[&str]) -> Child {
+    runtime
         .command_with_holder(script, arguments)
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -29,24 +29,24 @@ fn finish(child: Child) -> Ran {
 
 #[test]
 fn a_ready_device_is_printed_and_notices_are_words() {
-    let world = World::new();
+    let runtime = RuntimeDir::new();
     let notice = Report::Notice { text: "nbd0: join with NBD_JOIN=nbd0 PROGRAM".into() };
-    let reports = world.reports(&[notice, ready()]);
+    let reports = runtime.reports(&[notice, ready()]);
     let script = format!("cat {} >&$fd; exec sleep 0.2", reports.display());
     let arguments = ["attach", "--external", "--device", "/dev/nbd0"];
-    let output = world.command_with_holder(&script, &arguments).output();
+    let output = runtime.command_with_holder(&script, &arguments).output();
     Ran::from(output.unwrap())
         .succeeded("/dev/nbd0\n", "nbd-ctl: nbd0: join with NBD_JOIN=nbd0 PROGRAM\n");
-    let directory = world.registry.directory().display();
-    let told = world.read("arguments");
+    let directory = runtime.registry.directory().display();
+    let told = runtime.read("arguments");
     assert!(told.starts_with(&format!("--runtime-dir {directory} --report-fd ")), "{told}");
     assert!(told.ends_with(" --device nbd0 --external\n"), "{told}");
 }
 
 #[test]
 fn every_option_reaches_the_holder() {
-    let world = World::new();
-    let reports = world.reports(&[ready()]);
+    let runtime = RuntimeDir::new();
+    let reports = runtime.reports(&[ready()]);
     let script = format!("cat {} >&$fd", reports.display());
     let arguments = [
         "--runtime-dir",
@@ -62,13 +62,13 @@ fn every_option_reaches_the_holder() {
         "sh",
         "--lanes",
     ];
-    let mut command = world.command_with_holder(&script, &arguments);
-    command.current_dir(&world.directory);
+    let mut command = runtime.command_with_holder(&script, &arguments);
+    command.current_dir(&runtime.directory);
     Ran::from(command.output().unwrap()).succeeded("/dev/nbd0\n", "");
-    let told = world.read("arguments");
-    let (runtime, rest) = told.split_once(" --report-fd ").unwrap();
-    let here = world.directory.display();
-    assert_eq!(runtime, format!("--runtime-dir {here}/relative"));
+    let told = runtime.read("arguments");
+    let (option, rest) = told.split_once(" --report-fd ").unwrap();
+    let here = runtime.directory.display();
+    assert_eq!(option, format!("--runtime-dir {here}/relative"));
     let (_, rest) = rest.split_once(' ').unwrap();
     let (options, program) = rest.split_once(" -- ").unwrap();
     assert_eq!(
@@ -77,20 +77,20 @@ fn every_option_reaches_the_holder() {
          --restart-limit=9 --user=nobody"
     );
     assert!(program.starts_with('/') && program.ends_with("/sh --lanes\n"), "{program}");
-    assert_eq!(world.read("cwd").trim_end(), here.to_string(), "the directory stays");
+    assert_eq!(runtime.read("cwd").trim_end(), here.to_string(), "the directory stays");
 }
 
 #[test]
 fn a_spec_is_served_by_nbd_serve() {
-    let world = World::new();
-    world.executable("nbd-serve", "#!/bin/sh\n");
-    let reports = world.reports(&[ready()]);
+    let runtime = RuntimeDir::new();
+    runtime.executable("nbd-serve", "#!/bin/sh\n");
+    let reports = runtime.reports(&[ready()]);
     let script = format!("cat {} >&$fd", reports.display());
-    let mut command = world.command_with_holder(&script, &["attach", "file:disk.img"]);
+    let mut command = runtime.command_with_holder(&script, &["attach", "file:disk.img"]);
     let path = std::env::var("PATH").unwrap();
-    command.env("PATH", format!("{}:{path}", world.directory.display()));
+    command.env("PATH", format!("{}:{path}", runtime.directory.display()));
     Ran::from(command.output().unwrap()).succeeded("/dev/nbd0\n", "");
-    let told = world.read("arguments");
+    let told = runtime.read("arguments");
     let (options, program) = told.split_once(" -- ").unwrap();
     assert!(options.ends_with(" --warm-spare"), "{options}");
     assert!(program.starts_with('/'), "{program}");
@@ -99,58 +99,58 @@ fn a_spec_is_served_by_nbd_serve() {
 
 #[test]
 fn a_failure_is_told_in_the_holders_words() {
-    let world = World::new();
+    let runtime = RuntimeDir::new();
     let text = "nbd0: busy: mounted on /mnt; unmount it";
     let failure = Failure::new(FailureKind::Busy, text);
-    let reports = world.reports(&[Report::Failed(failure)]);
+    let reports = runtime.reports(&[Report::Failed(failure)]);
     let script = format!("cat {} >&$fd", reports.display());
-    finish(spawn(&world, &script, &["attach", "--external"])).failed(4, text);
+    finish(spawn(&runtime, &script, &["attach", "--external"])).failed(4, text);
 }
 
 #[test]
 fn a_holder_that_exits_without_a_word() {
-    let world = World::new();
+    let runtime = RuntimeDir::new();
     let script = "exit 3";
-    finish(spawn(&world, script, &["attach", "--external"])).failed(
+    finish(spawn(&runtime, script, &["attach", "--external"])).failed(
         1,
         "nbd-kernel-holder died before the device was ready (exit status: 3); it has left no log",
     );
     let attach = ["attach", "--external", "--device=7"];
     let died = "nbd-kernel-holder died before the device was ready (exit status: 3)";
-    finish(spawn(&world, script, &attach)).failed(1, &format!("{died}; nbd7 has no log"));
-    std::fs::create_dir_all(world.registry.folder(7)).unwrap();
-    std::fs::write(world.registry.log(7), "first\nlast words\n").unwrap();
+    finish(spawn(&runtime, script, &attach)).failed(1, &format!("{died}; nbd7 has no log"));
+    std::fs::create_dir_all(runtime.registry.folder(7)).unwrap();
+    std::fs::write(runtime.registry.log(7), "first\nlast words\n").unwrap();
     let words = "its log ends with: last words (nbd-ctl logs nbd7 shows more)";
-    finish(spawn(&world, script, &attach)).failed(1, &format!("{died}; {words}"));
+    finish(spawn(&runtime, script, &attach)).failed(1, &format!("{died}; {words}"));
 }
 
 #[test]
 fn a_holder_that_is_killed() {
-    let world = World::new();
-    let ran = finish(spawn(&world, "kill -9 $$", &["attach", "--external"]));
+    let runtime = RuntimeDir::new();
+    let ran = finish(spawn(&runtime, "kill -9 $$", &["attach", "--external"]));
     assert_eq!(ran.code, Some(1));
     assert!(ran.stderr.contains("(signal: 9 (SIGKILL))"), "{ran:?}");
 }
 
 #[test]
 fn a_holder_that_talks_nonsense_is_hung_up_on() {
-    let world = World::new();
+    let runtime = RuntimeDir::new();
     let script = "echo GET / HTTP/1.0 >&$fd; cat <&$fd >/dev/null";
-    let ran = finish(spawn(&world, script, &["attach", "--external"]));
+    let ran = finish(spawn(&runtime, script, &["attach", "--external"]));
     assert_eq!(ran.code, Some(1), "{ran:?}");
     assert!(ran.stderr.contains("the peer does not speak our protocol"), "{ran:?}");
-    let pid = world.read("pid").trim().parse().unwrap();
+    let pid = runtime.read("pid").trim().parse().unwrap();
     assert!(is_dead(pid));
 }
 
 #[test]
 fn ctrl_c_leaves_nothing_behind() {
     for sent in [Signal::SIGINT, Signal::SIGTERM] {
-        let world = World::new();
+        let runtime = RuntimeDir::new();
         // It sees the end of the connection and takes its time to tear down.
         let script = "cat <&$fd >/dev/null; sleep 0.3";
-        let child = spawn(&world, script, &["attach", "--external"]);
-        let pid: i32 = world.appears("pid").trim().parse().unwrap();
+        let child = spawn(&runtime, script, &["attach", "--external"]);
+        let pid: i32 = runtime.appears("pid").trim().parse().unwrap();
         signal(&child, sent);
         finish(child).failed(130, "interrupted; nothing is attached");
         assert!(is_dead(pid), "the holder outlived nbd-ctl");
@@ -159,15 +159,15 @@ fn ctrl_c_leaves_nothing_behind() {
 
 #[test]
 fn a_device_that_is_ready_at_the_moment_of_ctrl_c_is_detached() {
-    let world = World::new();
-    let holder = world.answers(0, vec![done("")]);
-    let reports = world.reports(&[ready()]);
+    let runtime = RuntimeDir::new();
+    let holder = runtime.answers(0, vec![done("")]);
+    let reports = runtime.reports(&[ready()]);
     let script = format!(
         "cat <&$fd >/dev/null; cat {} >&$fd; exec sleep 600 >/dev/null 2>&1",
         reports.display()
     );
-    let child = spawn(&world, &script, &["attach", "--external"]);
-    let pid: i32 = world.appears("pid").trim().parse().unwrap();
+    let child = spawn(&runtime, &script, &["attach", "--external"]);
+    let pid: i32 = runtime.appears("pid").trim().parse().unwrap();
     signal(&child, Signal::SIGINT);
     finish(child).failed(130, "interrupted; nothing is attached");
     assert_eq!(holder.join().unwrap(), Request::Detach { force: false });
@@ -176,9 +176,9 @@ fn a_device_that_is_ready_at_the_moment_of_ctrl_c_is_detached() {
 
 #[test]
 fn a_holder_that_does_not_end_is_given_ten_seconds() {
-    let world = World::new();
-    let child = spawn(&world, "exec sleep 600 >/dev/null 2>&1", &["attach", "--external"]);
-    let pid: i32 = world.appears("pid").trim().parse().unwrap();
+    let runtime = RuntimeDir::new();
+    let child = spawn(&runtime, "exec sleep 600 >/dev/null 2>&1", &["attach", "--external"]);
+    let pid: i32 = runtime.appears("pid").trim().parse().unwrap();
     let start = Instant::now();
     signal(&child, Signal::SIGINT);
     let ran = finish(child);

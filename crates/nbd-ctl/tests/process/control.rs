@@ -10,8 +10,8 @@ use nbd_control::control::{Failure, FailureKind, Request, Response};
 use nbd_control::process::ProcessId;
 use nix::sys::signal::Signal;
 
+use crate::runtime_dir::{Ran, RuntimeDir};
 use crate::sample::{dead, done, drain, notice, signal, status};
-use crate::world::{Ran, World};
 
 #[test]
 fn requests_are_what_was_typed() {
@@ -34,9 +34,9 @@ fn requests_are_what_was_typed() {
         (&["replace", "0"], Request::Replace { program: None }),
         (&["replace", "0", "--", "/bin/sh", "-c", "x"], replaced(&["/bin/sh", "-c", "x"])),
     ] {
-        let world = World::new();
-        let holder = world.answers(0, vec![notice("a moment"), done("well done")]);
-        let ran = world.run(arguments);
+        let runtime = RuntimeDir::new();
+        let holder = runtime.answers(0, vec![notice("a moment"), done("well done")]);
+        let ran = runtime.run(arguments);
         // Who waits for a device has nothing more to be told.
         let said = match arguments[0] {
             "wait" => "nbd-ctl: a moment\n",
@@ -45,15 +45,15 @@ fn requests_are_what_was_typed() {
         ran.succeeded("", said);
         assert_eq!(holder.join().unwrap(), request);
     }
-    let world = World::new();
-    let holder = world.answers(0, vec![done("")]);
-    let mut command = world.command(&["upgrade", "nbd0"]);
+    let runtime = RuntimeDir::new();
+    let holder = runtime.answers(0, vec![done("")]);
+    let mut command = runtime.command(&["upgrade", "nbd0"]);
     Ran::from(command.env("NBD_HOLDER_PROGRAM", "/bin/true").output().unwrap()).succeeded("", "");
     assert_eq!(holder.join().unwrap(), Request::Upgrade { program: "/bin/true".into() });
-    let world = World::new();
-    let serve = world.executable("nbd-serve", "#!/bin/sh\n");
-    let holder = world.answers(0, vec![done("")]);
-    let mut command = world.command(&["replace", "nbd0", "file:a.img"]);
+    let runtime = RuntimeDir::new();
+    let serve = runtime.executable("nbd-serve", "#!/bin/sh\n");
+    let holder = runtime.answers(0, vec![done("")]);
+    let mut command = runtime.command(&["replace", "nbd0", "file:a.img"]);
     command.env("PATH", serve.parent().unwrap());
     Ran::from(command.output().unwrap()).succeeded("", "");
     let Request::Replace { program: Some(program) } = holder.join().unwrap() else {
@@ -73,11 +73,11 @@ fn settings_are_printed_as_they_are_now() {
             "{\"delay.read\":\"5ms\",\"error.rate\":\"0.01\"}\n",
         ),
     ] {
-        let world = World::new();
+        let runtime = RuntimeDir::new();
         let pair = |name: &str, value: &str| (name.to_string(), value.to_string());
         let settings = vec![pair("error.rate", "0.01"), pair("delay.read", "5ms")];
-        let holder = world.answers(0, vec![Response::Settings(settings)]);
-        world.run(arguments).succeeded(stdout, "");
+        let holder = runtime.answers(0, vec![Response::Settings(settings)]);
+        runtime.run(arguments).succeeded(stdout, "");
         let assignments = assignments.iter().map(ToString::to_string).collect();
         assert_eq!(holder.join().unwrap(), Request::Set { assignments });
     }
@@ -93,23 +93,23 @@ fn failures_have_their_exit_status() {
         (FailureKind::TimedOut, 5),
         (FailureKind::DataLost, 6),
     ] {
-        let world = World::new();
+        let runtime = RuntimeDir::new();
         let failure = Failure::new(kind, "nbd0: no: never");
-        let holder = world.answers(0, vec![Response::Failed(failure)]);
-        world.run(&["detach", "nbd0"]).failed(code, "nbd0: no: never");
+        let holder = runtime.answers(0, vec![Response::Failed(failure)]);
+        runtime.run(&["detach", "nbd0"]).failed(code, "nbd0: no: never");
         holder.join().unwrap();
     }
 }
 
 #[test]
 fn errors_peer_garbage() {
-    let world = World::new();
-    let holder = world.listen(0, |listener| {
+    let runtime = RuntimeDir::new();
+    let holder = runtime.listen(0, |listener| {
         let (mut stream, _) = listener.accept().unwrap();
         stream.write_all(b"SSH-2.0-OpenSSH_9.2\r\n").unwrap();
         drain(&stream);
     });
-    let ran = world.run(&["status", "nbd0"]);
+    let ran = runtime.run(&["status", "nbd0"]);
     holder.join().unwrap();
     assert_eq!(ran.code, Some(1), "{ran:?}");
     assert!(
@@ -122,13 +122,13 @@ fn errors_peer_garbage() {
 
 #[test]
 fn errors_peer_version() {
-    let world = World::new();
-    let holder = world.listen(0, |listener| {
+    let runtime = RuntimeDir::new();
+    let holder = runtime.listen(0, |listener| {
         let (mut stream, _) = listener.accept().unwrap();
         stream.write_all(b"nbd-hold\x63\0\0\0").unwrap();
         drain(&stream);
     });
-    let ran = world.run(&["detach", "nbd0"]);
+    let ran = runtime.run(&["detach", "nbd0"]);
     holder.join().unwrap();
     ran.failed(
         1,
@@ -139,9 +139,9 @@ fn errors_peer_version() {
 
 #[test]
 fn errors_peer_wrong_answer() {
-    let world = World::new();
-    let holder = world.answers(0, vec![Response::Status(Box::new(status("nbd0")))]);
-    world.run(&["restart", "nbd0"]).failed(
+    let runtime = RuntimeDir::new();
+    let holder = runtime.answers(0, vec![Response::Status(Box::new(status("nbd0")))]);
+    runtime.run(&["restart", "nbd0"]).failed(
         1,
         "nbd0: its holder gave an answer to another question; use programs of one release",
     );
@@ -150,27 +150,27 @@ fn errors_peer_wrong_answer() {
 
 #[test]
 fn errors_peer_hangs_up() {
-    let world = World::new();
+    let runtime = RuntimeDir::new();
     let text = "nbd0: its holder ended before it answered; see nbd-ctl logs nbd0";
-    let holder = world.answers(0, Vec::new());
-    world.run(&["detach", "nbd0"]).failed(1, text);
+    let holder = runtime.answers(0, Vec::new());
+    runtime.run(&["detach", "nbd0"]).failed(1, text);
     holder.join().unwrap();
-    let holder = world.listen(0, |listener| drop(listener.accept().unwrap()));
-    world.run(&["status", "nbd0"]).failed(1, text);
+    let holder = runtime.listen(0, |listener| drop(listener.accept().unwrap()));
+    runtime.run(&["status", "nbd0"]).failed(1, text);
     holder.join().unwrap();
 }
 
 #[test]
 fn errors_peer_silent() {
-    let world = World::new();
+    let runtime = RuntimeDir::new();
     let me = ProcessId::of(std::process::id() as i32).unwrap();
-    world.write_state(0, me, dead());
-    let holder = world.listen(0, |listener| {
+    runtime.write_state(0, me, dead());
+    let holder = runtime.listen(0, |listener| {
         let (stream, _) = listener.accept().unwrap();
         drain(&stream);
     });
     let start = Instant::now();
-    let ran = world.run(&["status", "nbd0"]);
+    let ran = runtime.run(&["status", "nbd0"]);
     let waited = start.elapsed();
     holder.join().unwrap();
     assert_eq!((ran.code, ran.stdout.as_str()), (Some(5), ""), "{ran:?}");
@@ -182,13 +182,13 @@ fn errors_peer_silent() {
 
 #[test]
 fn timeouts_are_kept() {
-    let world = World::new();
+    let runtime = RuntimeDir::new();
     for command in ["detach", "wait", "restart", "replace"] {
-        let holder = world.listen(0, |listener| {
+        let holder = runtime.listen(0, |listener| {
             let (stream, _) = listener.accept().unwrap();
             drain(&stream);
         });
-        let ran = world.run(&[command, "nbd0", "--timeout", "0.3"]);
+        let ran = runtime.run(&[command, "nbd0", "--timeout", "0.3"]);
         assert_eq!(ran.code, Some(5), "{ran:?}");
         assert!(ran.stderr.contains("no answer within 0.3 s"), "{ran:?}");
         holder.join().unwrap();
@@ -197,19 +197,19 @@ fn timeouts_are_kept() {
 
 #[test]
 fn ctrl_c_ends_a_wait() {
-    let world = World::new();
-    let holder = world.listen(0, |listener| {
+    let runtime = RuntimeDir::new();
+    let holder = runtime.listen(0, |listener| {
         let (stream, _) = listener.accept().unwrap();
         std::fs::write(listener_mark(&listener), "").unwrap();
         drain(&stream);
     });
-    let child = world
+    let child = runtime
         .command(&["wait", "nbd0"])
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    world.appears("run/nbd0/control.accepted");
+    runtime.appears("run/nbd0/control.accepted");
     signal(&child, Signal::SIGINT);
     Ran::from(child.wait_with_output().unwrap()).failed(
         130,
@@ -225,14 +225,14 @@ fn listener_mark(listener: &std::os::unix::net::UnixListener) -> std::path::Path
 
 #[test]
 fn waiting_for_gone_ends_with_the_folder() {
-    let world = World::new();
-    world.run(&["wait", "nbd0", "--for", "gone"]).succeeded("", "");
+    let runtime = RuntimeDir::new();
+    runtime.run(&["wait", "nbd0", "--for", "gone"]).succeeded("", "");
     let me = ProcessId::of(std::process::id() as i32).unwrap();
-    world.write_state(0, me, dead());
-    let registry = world.registry.clone();
+    runtime.write_state(0, me, dead());
+    let registry = runtime.registry.clone();
     let waits = Arc::new(AtomicBool::new(true));
     let still = Arc::clone(&waits);
-    let holder = world.listen(0, move |listener| {
+    let holder = runtime.listen(0, move |listener| {
         let (stream, _) = listener.accept().unwrap();
         std::thread::sleep(Duration::from_millis(200));
         drop(stream);
@@ -241,16 +241,16 @@ fn waiting_for_gone_ends_with_the_folder() {
         assert!(still.load(Ordering::SeqCst), "it did not wait for the folder");
         registry.remove(0).unwrap();
     });
-    world.run(&["wait", "nbd0", "--for", "gone"]).succeeded("", "");
+    runtime.run(&["wait", "nbd0", "--for", "gone"]).succeeded("", "");
     waits.store(false, Ordering::SeqCst);
     holder.join().unwrap();
 }
 
 #[test]
 fn waiting_for_gone_has_its_limit() {
-    let world = World::new();
-    let listener = world.listen(0, |listener| listener).join().unwrap();
-    world
+    let runtime = RuntimeDir::new();
+    let listener = runtime.listen(0, |listener| listener).join().unwrap();
+    runtime
         .run(&["wait", "nbd0", "--for", "gone", "--timeout", "0.2"])
         .failed(5, "nbd0: not gone within 0.2 s: nbd-ctl detach nbd0 takes it away");
     drop(listener);
@@ -258,8 +258,8 @@ fn waiting_for_gone_has_its_limit() {
 
 #[test]
 fn words_from_outside_cannot_move_the_cursor() {
-    let world = World::new();
-    let holder = world.answers(0, vec![done("a\x1b[2Jb")]);
-    world.run(&["restart", "nbd0"]).succeeded("", "nbd-ctl: a\\u{1b}[2Jb\n");
+    let runtime = RuntimeDir::new();
+    let holder = runtime.answers(0, vec![done("a\x1b[2Jb")]);
+    runtime.run(&["restart", "nbd0"]).succeeded("", "nbd-ctl: a\\u{1b}[2Jb\n");
     holder.join().unwrap();
 }

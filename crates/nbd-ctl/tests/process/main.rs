@@ -2,7 +2,7 @@
 //!
 //! | module | what belongs there |
 //! |---|---|
-//! | `world` | a runtime directory, the program, holders that follow a script |
+//! | `runtime_dir` | a runtime directory, the program, holders that follow a script |
 //! | `sample` | peers, processes and values to test with |
 //! | `arguments` | what is refused before anything is done |
 //! | `attach` | starting a holder, Ctrl-C |
@@ -18,6 +18,6 @@ mod arguments;
 mod attach;
 mod control;
 mod output;
+mod runtime_dir;
 mod sample;
 mod top;
-mod world;

@@ -9,8 +9,8 @@ use nbd_control::channel::GREETING;
 use nbd_control::control::{Request, Response};
 use nbd_control::status::Status;
 
+use crate::runtime_dir::{Ran, RuntimeDir};
 use crate::sample::{Sleeper, dead, drain, status};
-use crate::world::{Ran, World};
 
 fn answer(device: &str) -> Vec<Response> {
     vec![Response::Status(Box::new(status(device)))]
@@ -18,20 +18,20 @@ fn answer(device: &str) -> Vec<Response> {
 
 #[test]
 fn nothing_attached() {
-    let world = World::new();
-    world.run(&["list"]).succeeded("", "nbd-ctl: nothing is attached\n");
-    world.run(&["list", "--json"]).succeeded("[]\n", "");
-    world.run(&["status", "--json"]).succeeded("[]\n", "");
-    world.run(&["detach", "--all"]).succeeded("", "nbd-ctl: nothing is attached\n");
+    let runtime = RuntimeDir::new();
+    runtime.run(&["list"]).succeeded("", "nbd-ctl: nothing is attached\n");
+    runtime.run(&["list", "--json"]).succeeded("[]\n", "");
+    runtime.run(&["status", "--json"]).succeeded("[]\n", "");
+    runtime.run(&["detach", "--all"]).succeeded("", "nbd-ctl: nothing is attached\n");
     let elsewhere = ["--runtime-dir", "/nonexistent/run", "list"];
-    world.run(&elsewhere).succeeded("", "nbd-ctl: nothing is attached\n");
+    runtime.run(&elsewhere).succeeded("", "nbd-ctl: nothing is attached\n");
 }
 
 #[test]
 fn status_is_a_block_of_text() {
-    let world = World::new();
-    let holder = world.answers(0, answer("nbd0"));
-    let ran = world.run(&["status", "nbd0"]);
+    let runtime = RuntimeDir::new();
+    let holder = runtime.answers(0, answer("nbd0"));
+    let ran = runtime.run(&["status", "nbd0"]);
     assert_eq!(holder.join().unwrap(), Request::Status);
     assert_eq!((ran.code, ran.stderr.as_str()), (Some(0), ""));
     assert!(ran.stdout.starts_with("nbd0\n  path       /dev/nbd0\n"));
@@ -39,9 +39,9 @@ fn status_is_a_block_of_text() {
 
 #[test]
 fn status_as_json_is_the_status_and_its_kind() {
-    let world = World::new();
-    let holder = world.answers(0, answer("nbd0"));
-    let ran = world.run(&["status", "nbd0", "--json"]);
+    let runtime = RuntimeDir::new();
+    let holder = runtime.answers(0, answer("nbd0"));
+    let ran = runtime.run(&["status", "nbd0", "--json"]);
     holder.join().unwrap();
     let value: serde_json::Value = serde_json::from_str(&ran.stdout).unwrap();
     assert_eq!(value["entry"], "attached");
@@ -53,15 +53,15 @@ fn status_as_json_is_the_status_and_its_kind() {
 
 #[test]
 fn a_list_tells_of_all_and_asks_them_at_once() {
-    let world = World::new();
-    let sitter = Sleeper::new(&world.directory);
-    let first = world.answers(0, answer("nbd0"));
-    world.write_state(1, dead(), sitter.id());
-    world.write_state(2, dead(), dead());
+    let runtime = RuntimeDir::new();
+    let sitter = Sleeper::new(&runtime.directory);
+    let first = runtime.answers(0, answer("nbd0"));
+    runtime.write_state(1, dead(), sitter.id());
+    runtime.write_state(2, dead(), dead());
     let both_asked = Arc::new(Barrier::new(2));
     let silent = |index| {
         let both_asked = Arc::clone(&both_asked);
-        world.listen(index, move |listener| {
+        runtime.listen(index, move |listener| {
             let (mut stream, _) = listener.accept().unwrap();
             both_asked.wait();
             // Too little for an answer, and too much for somebody who has hung up.
@@ -70,7 +70,7 @@ fn a_list_tells_of_all_and_asks_them_at_once() {
         })
     };
     let others = [silent(3), silent(4)];
-    let ran = world.run(&["list", "--json"]);
+    let ran = runtime.run(&["list", "--json"]);
     first.join().unwrap();
     for other in others {
         other.join().unwrap();
@@ -97,17 +97,17 @@ fn a_list_tells_of_all_and_asks_them_at_once() {
     assert_eq!(value[1]["sitter_pid"], sitter.id().pid);
     let detail = value[4]["detail"].as_str().unwrap();
     assert!(detail.contains("no answer within 5 s"), "{detail}");
-    assert!(world.registry.folder(2).exists(), "list changes nothing");
+    assert!(runtime.registry.folder(2).exists(), "list changes nothing");
 }
 
 #[test]
 fn a_reader_that_has_seen_enough_is_no_failure() {
-    let world = World::new();
+    let runtime = RuntimeDir::new();
     for arguments in [&["list"][..], &["status", "--json"], &["status", "nbd0"]] {
-        let holder = world.answers(0, answer("nbd0"));
+        let holder = runtime.answers(0, answer("nbd0"));
         let (reader, writer) = std::io::pipe().unwrap();
         drop(reader);
-        let mut command = world.command(arguments);
+        let mut command = runtime.command(arguments);
         command.stdout(writer).stderr(Stdio::piped());
         let ran = Ran::from(command.spawn().unwrap().wait_with_output().unwrap());
         ran.succeeded("", "");
@@ -117,9 +117,9 @@ fn a_reader_that_has_seen_enough_is_no_failure() {
 
 #[test]
 fn output_that_cannot_be_written_is_a_failure() {
-    let world = World::new();
+    let runtime = RuntimeDir::new();
     let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
-    let mut command = world.command(&["list", "--json"]);
+    let mut command = runtime.command(&["list", "--json"]);
     command.stdout(full);
     Ran::from(command.stderr(Stdio::piped()).spawn().unwrap().wait_with_output().unwrap())
         .failed(1, "cannot write to standard output: No space left on device (os error 28)");

@@ -13,7 +13,7 @@ use nbd_control::process::ProcessId;
 use nbd_control::status::{BackendState, BackendStatus, Status, TotalsStatus};
 
 /// Longer than anything that a test waits for.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
+pub(crate) const EVENT_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Serves one connection with one request; who only looks whether somebody listens does not count.
 pub(crate) fn answer_one(listener: &UnixListener, responses: &[Response]) -> Request {
@@ -22,7 +22,7 @@ pub(crate) fn answer_one(listener: &UnixListener, responses: &[Response]) -> Req
         let Ok(mut channel) = Channel::new(stream) else {
             continue;
         };
-        let Ok(received) = channel.receive_within::<Request>(PATIENCE) else {
+        let Ok(received) = channel.receive_within::<Request>(EVENT_TIMEOUT) else {
             continue;
         };
         for response in responses {
@@ -113,7 +113,7 @@ pub(crate) fn status(device: &str) -> Status {
 /// Tries until there is something.
 #[track_caller]
 pub(crate) fn until<T>(mut attempt: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + EVENT_TIMEOUT;
     loop {
         if let Some(value) = attempt() {
             return value;

@@ -9,8 +9,8 @@ use nbd_control::latency::{Bucket, LatencyStatus};
 use nbd_control::status::Status;
 use nix::sys::signal::Signal;
 
+use crate::runtime_dir::RuntimeDir;
 use crate::sample::{answer_one, drain, signal, status, until};
-use crate::world::World;
 
 fn after_reads(reads: u64) -> Status {
     let mut status = status("nbd0");
@@ -24,8 +24,8 @@ fn after_reads(reads: u64) -> Status {
 #[test]
 fn one_interval_is_the_difference_of_two_looks() {
     for json in [false, true] {
-        let world = World::new();
-        let holder = world.listen(0, |listener| {
+        let runtime = RuntimeDir::new();
+        let holder = runtime.listen(0, |listener| {
             for reads in [1000, 1100] {
                 let answer = Response::Status(Box::new(after_reads(reads)));
                 assert_eq!(answer_one(&listener, &[answer]), Request::Status);
@@ -33,7 +33,7 @@ fn one_interval_is_the_difference_of_two_looks() {
         });
         let mut arguments = vec!["top", "--once", "--interval", "0.1", "nbd0"];
         arguments.extend(json.then_some("--json"));
-        let ran = world.run(&arguments);
+        let ran = runtime.run(&arguments);
         holder.join().unwrap();
         assert_eq!((ran.code, ran.stderr.as_str()), (Some(0), ""));
         if json {
@@ -57,11 +57,11 @@ fn one_interval_is_the_difference_of_two_looks() {
 
 #[test]
 fn without_devices_there_is_nothing_to_show() {
-    let world = World::new();
+    let runtime = RuntimeDir::new();
     let hint = "nbd-ctl: nothing is attached: nbd-ctl attach file:disk.img\n";
-    world.run(&["top", "--once"]).succeeded("", hint);
-    world.run(&["top", "--once", "--json"]).succeeded("[]\n", hint);
-    world.run(&["top", "nbd3", "--once"]).failed(
+    runtime.run(&["top", "--once"]).succeeded("", hint);
+    runtime.run(&["top", "--once", "--json"]).succeeded("[]\n", hint);
+    runtime.run(&["top", "nbd3", "--once"]).failed(
         3,
         "nbd3: no such attached device (nothing is attached; see nbd-ctl attach --help)",
     );
@@ -69,29 +69,29 @@ fn without_devices_there_is_nothing_to_show() {
 
 #[test]
 fn what_is_no_terminal_is_told_what_to_use() {
-    let world = World::new();
-    world
+    let runtime = RuntimeDir::new();
+    runtime
         .run(&["top"])
         .failed(2, "top: needs a terminal: use nbd-ctl top --once, which prints lines");
     for wrong in [&["top", "--json"][..], &["top", "--interval", "0"], &["top", "sda"]] {
-        assert_eq!(world.run(wrong).code, Some(2), "{wrong:?}");
+        assert_eq!(runtime.run(wrong).code, Some(2), "{wrong:?}");
     }
 }
 
 #[test]
 fn a_silent_holder_has_a_line_and_an_exit_status() {
-    let world = World::new();
-    let holder = world.listen(0, |listener| {
+    let runtime = RuntimeDir::new();
+    let holder = runtime.listen(0, |listener| {
         for reads in [5, 6] {
             answer_one(&listener, &[Response::Status(Box::new(after_reads(reads)))]);
         }
     });
-    let silent = world.listen(1, |listener| {
+    let silent = runtime.listen(1, |listener| {
         for _ in 0..2 {
             drain(&listener.accept().unwrap().0);
         }
     });
-    let ran = world.run(&["top", "--once", "--interval", "0.1"]);
+    let ran = runtime.run(&["top", "--once", "--interval", "0.1"]);
     holder.join().unwrap();
     silent.join().unwrap();
     assert_eq!(ran.code, Some(5), "{ran:?}");
@@ -104,10 +104,10 @@ fn a_silent_holder_has_a_line_and_an_exit_status() {
 #[test]
 fn clients_that_hang_are_in_nobodys_way_and_not_endlessly_many() {
     const MOST: usize = 16;
-    let world = World::new();
-    let socket = world.directory.join("metrics");
+    let runtime = RuntimeDir::new();
+    let socket = runtime.directory.join("metrics");
     let listen = format!("unix:{}", socket.display());
-    let mut command = world.command(&["metrics", "--listen", &listen]);
+    let mut command = runtime.command(&["metrics", "--listen", &listen]);
     let mut child = command.stderr(Stdio::null()).spawn().unwrap();
     let connect = || until(|| UnixStream::connect(&socket).ok());
     let ask = || {

@@ -92,7 +92,8 @@ fn listener(fd: OwnedFd) -> io::Result<Listener> {
 /// really open.
 fn own(fd: RawFd) -> io::Result<OwnedFd> {
     let (sender, receiver) = UnixStream::pair()?;
-    let rights = [ControlMessage::ScmRights(&[fd])];
+    let descriptors = [fd];
+    let rights = [ControlMessage::ScmRights(&descriptors)];
     let payload = [IoSlice::new(&[0])];
     sendmsg::<()>(sender.as_raw_fd(), &payload, &rights, MsgFlags::empty(), None)?;
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];

@@ -11,7 +11,7 @@ use crate::testing::Scratch;
 
 const MOMENT: Duration = Duration::from_millis(20);
 /// Longer than anything that succeeds takes.
-const PATIENCE: Duration = Duration::from_secs(120);
+const EVENT_TIMEOUT: Duration = Duration::from_secs(120);
 
 fn bind(text: &str) -> Result<Listeners, ListenError> {
     Listeners::bind(&[text.parse().unwrap()])
@@ -26,7 +26,7 @@ fn visit(listeners: &Listeners, address: &Address) {
     let (stop, _stopper) = io::pipe().unwrap();
     thread::scope(|scope| {
         scope.spawn(|| {
-            let client = Socket::connect(address, PATIENCE).unwrap();
+            let client = Socket::connect(address, EVENT_TIMEOUT).unwrap();
             assert_eq!(client.receive(&mut [0; 8]).unwrap(), 1);
         });
         let socket = listeners.accept(stop.as_fd()).unwrap().unwrap();

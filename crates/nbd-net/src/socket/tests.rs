@@ -14,7 +14,7 @@ use crate::address::Address;
 use crate::testing::Scratch;
 
 /// Longer than anything that succeeds takes.
-const PATIENCE: Duration = Duration::from_secs(120);
+const EVENT_TIMEOUT: Duration = Duration::from_secs(120);
 const MOMENT: Duration = Duration::from_millis(20);
 
 fn pair() -> (Socket, UnixStream) {
@@ -70,7 +70,7 @@ fn a_full_socket_says_so_and_tells_when_there_is_room() {
         peer.read_exact(&mut bytes).unwrap();
         peer
     });
-    assert!(socket.wait_writable(Some(PATIENCE)).unwrap());
+    assert!(socket.wait_writable(Some(EVENT_TIMEOUT)).unwrap());
     reader.join().unwrap();
 }
 
@@ -86,7 +86,7 @@ fn shutdown_wakes_a_thread_that_receives() {
     assert_eq!(peer.read(&mut [0; 16]).unwrap(), 0);
     let error = socket.try_send(&[IoSlice::new(b"x")]).unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
-    assert!(socket.wait_writable(Some(PATIENCE)).unwrap());
+    assert!(socket.wait_writable(Some(EVENT_TIMEOUT)).unwrap());
 }
 
 #[test]
@@ -128,13 +128,13 @@ fn what_is_no_stream_socket_is_refused() {
 fn tcp_connects_to_any_address_of_a_host() {
     for (bound, host) in [("127.0.0.1:0", "localhost"), ("127.0.0.1:0", "127.0.0.1")] {
         let listener = TcpListener::bind(bound).unwrap();
-        let socket = Socket::connect(&tcp_address(&listener, host), PATIENCE).unwrap();
+        let socket = Socket::connect(&tcp_address(&listener, host), EVENT_TIMEOUT).unwrap();
         assert!(socket.peer().starts_with("127.0.0.1:"), "{}", socket.peer());
         assert!(getsockopt(&socket.fd, TcpNoDelay).unwrap());
         assert!(getsockopt(&socket.fd, KeepAlive).unwrap());
     }
     if let Ok(listener) = TcpListener::bind("[::1]:0") {
-        let socket = Socket::connect(&tcp_address(&listener, "::1"), PATIENCE).unwrap();
+        let socket = Socket::connect(&tcp_address(&listener, "::1"), EVENT_TIMEOUT).unwrap();
         assert!(socket.peer().starts_with("[::1]:"), "{}", socket.peer());
     }
 }
@@ -144,7 +144,7 @@ fn unix_sockets_have_names_of_both_kinds_and_large_buffers() {
     let scratch = Scratch::new();
     let path = scratch.path().join("socket");
     let _listener = UnixListener::bind(&path).unwrap();
-    let socket = Socket::connect(&Address::Unix(path), PATIENCE).unwrap();
+    let socket = Socket::connect(&Address::Unix(path), EVENT_TIMEOUT).unwrap();
     let user = scratch.path().metadata().unwrap().uid();
     assert_eq!(socket.peer(), format!("process {} of user {user}", std::process::id()));
     assert!(getsockopt(&socket.fd, sockopt::SndBuf).unwrap() > 200_000);
@@ -152,7 +152,7 @@ fn unix_sockets_have_names_of_both_kinds_and_large_buffers() {
     let name = format!("nbd-net-test-{}", std::process::id());
     let place = SocketAddr::from_abstract_name(&name);
     let _listener = UnixListener::bind_addr(&place.unwrap()).unwrap();
-    Socket::connect(&Address::Unix(format!("\0{name}").into()), PATIENCE).unwrap();
+    Socket::connect(&Address::Unix(format!("\0{name}").into()), EVENT_TIMEOUT).unwrap();
 }
 
 #[test]
@@ -168,7 +168,7 @@ fn errors_name_what_was_to_be_reached() {
         Address::Vsock { cid: 1, port: 9 },
     ];
     for address in cases {
-        let error = Socket::connect(&address, PATIENCE).unwrap_err();
+        let error = Socket::connect(&address, EVENT_TIMEOUT).unwrap_err();
         assert!(error.to_string().contains(&address.to_string()), "{error}");
         assert!(error.source().is_some());
     }

@@ -15,7 +15,7 @@ mod duplex;
 mod handshake;
 
 const MOMENT: Duration = Duration::from_millis(20);
-const PATIENCE: Duration = Duration::from_secs(120);
+const EVENT_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// How a test's connection is made.
 #[derive(Clone, Copy, Debug)]
@@ -35,7 +35,7 @@ fn sockets(transport: Transport) -> (Socket, Socket) {
             let listener = TcpListener::bind("127.0.0.1:0").unwrap();
             let port = listener.local_addr().unwrap().port();
             let address = Address::Tcp { host: "127.0.0.1".into(), port };
-            let client = Socket::connect(&address, PATIENCE).unwrap();
+            let client = Socket::connect(&address, EVENT_TIMEOUT).unwrap();
             (Socket::from_fd(listener.accept().unwrap().0.into()).unwrap(), client)
         }
     }
@@ -48,7 +48,7 @@ fn plain(transport: Transport) -> (Stream, Stream) {
 
 fn patient(socket: Socket) -> Stream {
     let mut stream = Stream::plain(socket);
-    stream.set_deadline(Some(Instant::now() + PATIENCE));
+    stream.set_deadline(Some(Instant::now() + EVENT_TIMEOUT));
     stream
 }
 

@@ -1,6 +1,7 @@
 //! fio's nbd engine, which verifies what it reads.
 
-use crate::world::{Server, output};
+use crate::programs::output;
+use crate::server::Server;
 
 /// Writes all of a range at random, in blocks of odd numbers of sectors, and reads it back.
 fn verify(server: &Server, export: &str, options: &[&str]) {

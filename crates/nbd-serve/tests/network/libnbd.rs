@@ -5,7 +5,9 @@ use std::fs;
 use nbd_net::testing::Scratch;
 use serde_json::Value;
 
-use crate::world::{Server, output, pattern, run, sparse};
+use crate::content::{pattern, sparse};
+use crate::programs::{output, run};
+use crate::server::Server;
 
 fn info(arguments: &[&str]) -> String {
     output("nbdinfo", arguments)

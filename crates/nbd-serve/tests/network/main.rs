@@ -1,11 +1,13 @@
-//! nbd-serve as a network server, against the clients that the world uses.
+//! nbd-serve as a network server, against the clients of other projects.
 //!
 //! They come with Debian's packages libnbd-bin, python3-libnbd, qemu-utils and fio (`scripts/setup`),
 //! and a test fails where one is missing.
 //!
 //! | module | what belongs there |
 //! |---|---|
-//! | `world` | a running server, and running other people's programs |
+//! | `server` | a running nbd-serve with a directory of its own |
+//! | `programs` | programs of other projects, run with a time limit |
+//! | `content` | what the served files contain |
 //! | `usage` | arguments and messages |
 //! | `service` | sockets, signals, one log line for each odd client |
 //! | `libnbd` | nbdinfo and nbdcopy |
@@ -19,14 +21,16 @@
 
 #![allow(clippy::unwrap_used, reason = "all of it is tests")]
 
+mod content;
 mod fio;
 mod libnbd;
 mod memory;
 mod odd;
 mod offers;
+mod programs;
 mod qemu;
+mod server;
 mod service;
 mod spans;
 mod tls;
 mod usage;
-mod world;

@@ -7,10 +7,11 @@ use std::time::{Duration, Instant};
 use nbd_proto::CommandType as Type;
 use nbd_server::testing::Outcome;
 
-use crate::world::{Server, pattern};
+use crate::content::pattern;
+use crate::server::Server;
 
 /// Only a hang takes as long.
-const PATIENCE: Duration = Duration::from_secs(120);
+const EVENT_TIMEOUT: Duration = Duration::from_secs(120);
 const CLIENTS: usize = 8;
 const REQUESTS: u64 = 4;
 const LENGTH: usize = 16 << 20;
@@ -35,7 +36,7 @@ fn greedy_reads(option: &str, least: u64) -> u64 {
     }
     let began = Instant::now();
     while peak(&server) < least {
-        assert!(began.elapsed() < PATIENCE, "only {} MiB", peak(&server));
+        assert!(began.elapsed() < EVENT_TIMEOUT, "only {} MiB", peak(&server));
         std::thread::sleep(Duration::from_millis(10));
     }
     std::thread::scope(|scope| {
@@ -79,7 +80,7 @@ fn whoever_stalls_has_no_memory_that_others_wait_for() {
     slow.send(&message[100_000..100_001]);
     let began = Instant::now();
     while quick.call(Type::READ, 0, 512) != Outcome::Data(0, data[..512].into()) {
-        assert!(began.elapsed() < PATIENCE, "what has come stays away from its place");
+        assert!(began.elapsed() < EVENT_TIMEOUT, "what has come stays away from its place");
     }
     quick.write(3, 32 << 20, &data);
     assert_eq!(quick.answer(0).outcome, Outcome::Done);

@@ -1,6 +1,8 @@
 //! Odd requests, sent by libnbd from Python. `nbdsh` is libnbd's own shell for such things.
 
-use crate::world::{Server, output, pattern};
+use crate::content::pattern;
+use crate::programs::output;
+use crate::server::Server;
 
 /// Runs a script with `h` connected to the export. Strict mode is off, in which libnbd would not
 /// even send what is wrong.

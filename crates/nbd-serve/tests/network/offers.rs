@@ -6,7 +6,8 @@ use std::process::{Child, Command, Stdio};
 use nbd_net::testing::Scratch;
 use serde_json::Value;
 
-use crate::world::{Server, output};
+use crate::programs::output;
+use crate::server::Server;
 
 /// What a server may offer, and how nbdkit's eval plugin says yes.
 const ABILITIES: [(&str, &str); 8] = [

@@ -5,7 +5,9 @@ use std::fs;
 use nbd_net::testing::Scratch;
 use serde_json::Value;
 
-use crate::world::{Server, output, run, sparse};
+use crate::content::sparse;
+use crate::programs::{output, run};
+use crate::server::Server;
 
 #[test]
 fn qemu_img_knows_the_image() {

@@ -12,7 +12,8 @@ use nbd_proto::handshake::ClientOptions;
 use nbd_server::testing::{Outcome, RawClient};
 use nix::sys::signal::Signal;
 
-use crate::world::{PROGRAM, Server, output};
+use crate::programs::output;
+use crate::server::{PROGRAM, Server};
 
 #[test]
 fn signals_end_it_in_order_and_the_socket_goes() {

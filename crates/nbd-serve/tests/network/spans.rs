@@ -9,11 +9,12 @@ use nbd_proto::handshake::ClientOptions;
 use nbd_proto::{CommandFlags, CommandType as Type, NbdError, SimpleReply};
 use nbd_server::testing::{Outcome, RawClient};
 
-use crate::world::{Server, pattern};
+use crate::content::pattern;
+use crate::server::Server;
 
 const SIZE: usize = 8 << 20;
 /// Only a hang takes as long.
-const PATIENCE: Duration = Duration::from_secs(60);
+const EVENT_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A file in memory, which is removed at the end.
 struct InMemory(PathBuf);
@@ -194,7 +195,7 @@ fn wait_for(path: &Path, offset: u64, data: &[u8]) {
     let began = Instant::now();
     let mut found = vec![0; data.len()];
     while file.read_exact_at(&mut found, offset).is_err() || found != data {
-        assert!(began.elapsed() < PATIENCE, "the beginning of a write never came");
+        assert!(began.elapsed() < EVENT_TIMEOUT, "the beginning of a write never came");
         std::thread::sleep(Duration::from_millis(1));
     }
 }

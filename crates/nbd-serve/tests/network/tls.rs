@@ -4,7 +4,8 @@ use std::path::Path;
 
 use nbd_net::testing::{Scratch, certificates};
 
-use crate::world::{PROGRAM, Server, output, run};
+use crate::programs::{output, run};
+use crate::server::{PROGRAM, Server};
 
 /// A server with these options that can secure connections, and the port on which it does.
 fn server(options: &[&str]) -> (Server, String) {
@@ -36,7 +37,7 @@ fn nbdinfo_and_nbdcopy_over_tls() {
     let words = output("nbdinfo", &[&uri]);
     assert!(words.contains("with TLS"), "{words}");
     let path = |name: &str| server.path(name).to_str().unwrap().to_owned();
-    let content = crate::world::pattern(64 << 20);
+    let content = crate::content::pattern(64 << 20);
     std::fs::write(path("source"), &content).unwrap();
     output("nbdcopy", &["--connections=4", &path("source"), &uri]);
     output("nbdcopy", &["--connections=4", &uri, &path("back")]);
@@ -177,7 +178,7 @@ fn qemu_img_over_tls() {
     let credentials = format!("tls-creds-x509,id=t,endpoint=client,dir={directory}");
     let image = format!("driver=nbd,host=localhost,port={port},tls-creds=t");
     let source = format!("driver=raw,file.filename={directory}/source");
-    std::fs::write(server.path("source"), crate::world::pattern(64 << 20)).unwrap();
+    std::fs::write(server.path("source"), crate::content::pattern(64 << 20)).unwrap();
     let file = format!("{directory}/source");
     let write = ["convert", "--object", &credentials, "-n", "--target-image-opts", "-f", "raw"];
     output("qemu-img", &[&write[..], &[&file, &image]].concat());

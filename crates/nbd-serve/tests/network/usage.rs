@@ -6,7 +6,7 @@ use std::process::Command;
 
 use nbd_net::testing::{Scratch, certificates};
 
-use crate::world::{PROGRAM, Server};
+use crate::server::{PROGRAM, Server};
 
 fn refused(arguments: &[&str], code: i32, words: &str) {
     let output = Command::new(PROGRAM).args(arguments).output().unwrap();

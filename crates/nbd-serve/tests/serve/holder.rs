@@ -18,7 +18,7 @@ use nbd_ledger::{Layout, Ledger};
 use nbd_proto::{CommandFlags, CommandType, NbdError, Request, SimpleReply};
 
 pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_nbd-serve");
-const PATIENCE: Duration = Duration::from_secs(120);
+const EVENT_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// A directory that is removed with all that is in it.
 pub(crate) struct Directory(PathBuf);
@@ -108,7 +108,7 @@ impl Holder {
         let listener = UnixListener::bind(directory.path("nbd0.join")).unwrap();
         let layout = Layout::with_lanes(1);
         let (lane, kernel) = UnixStream::pair().unwrap();
-        kernel.set_read_timeout(Some(PATIENCE)).unwrap();
+        kernel.set_read_timeout(Some(EVENT_TIMEOUT)).unwrap();
         Self {
             directory,
             listener,
@@ -161,7 +161,7 @@ impl Holder {
         let stream = inherited.unwrap_or_else(|| self.listener.accept().unwrap().0);
         let mut channel = Channel::new(stream).unwrap();
         let hello = loop {
-            match channel.receive_within(PATIENCE).unwrap().message {
+            match channel.receive_within(EVENT_TIMEOUT).unwrap().message {
                 FromBackend::Hello(hello) => break hello,
                 // One that takes over looks at what is stored first.
                 FromBackend::Examine => self.show_stored(&channel),
@@ -196,7 +196,7 @@ impl Holder {
         descriptors.extend(self.keepsakes.iter().map(|(_, kept)| kept.as_fd()));
         channel.send(&FromHolder::Grant(grant), &descriptors).unwrap();
         loop {
-            let received = channel.receive_within(PATIENCE).unwrap();
+            let received = channel.receive_within(EVENT_TIMEOUT).unwrap();
             match received.message {
                 FromBackend::Keep { name } => {
                     let kept = received.descriptors.into_iter().next().unwrap();

@@ -14,12 +14,12 @@ use nbd_proto::{CommandType, NbdError};
 use crate::holder::{Directory, Holder, PROGRAM};
 
 /// Only a hang takes so long.
-const LONG: Duration = Duration::from_secs(60);
+const EVENT_TIMEOUT: Duration = Duration::from_secs(60);
 
 fn wait_for(what: &str, mut is_true: impl FnMut() -> bool) {
     let began = Instant::now();
     while !is_true() {
-        assert!(began.elapsed() < LONG, "in vain: {what}");
+        assert!(began.elapsed() < EVENT_TIMEOUT, "in vain: {what}");
         std::thread::sleep(Duration::from_millis(5));
     }
 }

@@ -21,7 +21,7 @@ use report::{Report, Stall};
 const BLOCK: usize = 4096;
 const BLOCKS: u64 = 256;
 const DEPTH: usize = 16;
-const PATIENCE: Duration = Duration::from_secs(120);
+const EVENT_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// A small generator of numbers that can be repeated (splitmix64).
 struct Numbers(u64);
@@ -261,7 +261,7 @@ impl Scene {
             memory => memory.to_owned(),
         };
         let socket = holder.kernel();
-        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        socket.set_read_timeout(Some(EVENT_TIMEOUT)).unwrap();
         let kernel = Kernel::default();
         kernel.expected().flushes = !spec.starts_with("mem:");
         let server = holder.serve(&spec);
@@ -360,7 +360,7 @@ fn finish(
     threads: [std::thread::JoinHandle<()>; 2],
 ) -> Report {
     kernel.end();
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + EVENT_TIMEOUT;
     while !kernel.expected().pending.is_empty()
         && !threads[1].is_finished()
         && Instant::now() < deadline

@@ -19,7 +19,7 @@ fn send_all(sender: &mut Sender, head: &[u8], body: &[u8]) {
     let mut sent = 0;
     let wait = |sender: &Sender, error: io::Error| {
         assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
-        assert!(sender.socket().wait_writable(Some(PATIENCE)).unwrap());
+        assert!(sender.socket().wait_writable(Some(EVENT_TIMEOUT)).unwrap());
     };
     while sent < total {
         let parts = [
@@ -53,7 +53,7 @@ fn send_messages(sender: &Mutex<Sender>, id: u8) {
 
 /// Receives until the end and checks everything.
 fn check_messages(receiver: &mut Receiver, kind: &str) {
-    receiver.set_timeout(Some(PATIENCE)).unwrap();
+    receiver.set_timeout(Some(EVENT_TIMEOUT)).unwrap();
     let mut buffer = vec![0; 512 << 10];
     let mut bytes = Vec::new();
     let mut expected = [0u32; SENDERS as usize];
@@ -107,7 +107,7 @@ fn many_senders_and_a_receiver_on_both_ends_do_not_disturb_each_other() {
 fn close(sender: &mut Sender) {
     while let Err(error) = sender.close() {
         assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
-        assert!(sender.socket().wait_writable(Some(PATIENCE)).unwrap());
+        assert!(sender.socket().wait_writable(Some(EVENT_TIMEOUT)).unwrap());
     }
 }
 

@@ -4,11 +4,12 @@ use rustls::{Error as RustlsError, SupportedProtocolVersion};
 
 use super::*;
 
-struct World {
+/// A directory with certificates of every kind, and the servers and clients that load them.
+struct CertificateDir {
     scratch: Scratch,
 }
 
-impl World {
+impl CertificateDir {
     fn new() -> Self {
         let scratch = Scratch::new();
         certificates(scratch.path()).unwrap();
@@ -61,60 +62,64 @@ impl World {
 
 #[test]
 fn names_and_addresses_in_a_certificate_are_good() {
-    let world = World::new();
+    let certificate_dir = CertificateDir::new();
     for name in ["localhost", "127.0.0.1", "::1"] {
-        let server = world.server("", true, &TLS13);
-        let (left, right) = try_secured(Transport::Tcp, &server, &world.client(""), name);
+        let server = certificate_dir.server("", true, &TLS13);
+        let (left, right) = try_secured(Transport::Tcp, &server, &certificate_dir.client(""), name);
         assert!(left.unwrap().is_tls() && right.unwrap().is_tls());
     }
 }
 
 #[test]
 fn servers_of_the_wrong_kind_are_refused() {
-    let world = World::new();
-    world.assert_server_refused("", &world.client(""), "example.com");
-    world.assert_server_refused("", &world.client(""), "127.0.0.2");
-    world.assert_server_refused("other", &world.client(""), "localhost");
-    world.assert_server_refused("expired", &world.client(""), "localhost");
-    world.assert_server_refused("revoked", &world.client("revoked"), "localhost");
+    let certificate_dir = CertificateDir::new();
+    certificate_dir.assert_server_refused("", &certificate_dir.client(""), "example.com");
+    certificate_dir.assert_server_refused("", &certificate_dir.client(""), "127.0.0.2");
+    certificate_dir.assert_server_refused("other", &certificate_dir.client(""), "localhost");
+    certificate_dir.assert_server_refused("expired", &certificate_dir.client(""), "localhost");
+    certificate_dir.assert_server_refused(
+        "revoked",
+        &certificate_dir.client("revoked"),
+        "localhost",
+    );
 }
 
 #[test]
 fn clients_of_the_wrong_kind_are_refused() {
-    let world = World::new();
-    let ours = world.scratch.path();
-    world.assert_client_refused(&world.client("expired"), "");
+    let certificate_dir = CertificateDir::new();
+    let ours = certificate_dir.scratch.path();
+    certificate_dir.assert_client_refused(&certificate_dir.client("expired"), "");
     // What the clients think of the server must not get in the way.
     std::fs::copy(ours.join("ca-cert.pem"), ours.join("other/ca-cert.pem")).unwrap();
-    world.assert_client_refused(&world.client("other"), "");
+    certificate_dir.assert_client_refused(&certificate_dir.client("other"), "");
     let revoked = ours.join("revoked/ca-crl.pem");
     let list = std::fs::read(&revoked).unwrap();
     std::fs::remove_file(&revoked).unwrap();
-    let client = world.client("revoked");
+    let client = certificate_dir.client("revoked");
     std::fs::write(&revoked, list).unwrap();
-    world.assert_client_refused(&client, "revoked");
+    certificate_dir.assert_client_refused(&client, "revoked");
 }
 
 #[test]
 fn a_client_without_certificate_gets_in_where_none_is_asked_for() {
-    let world = World::new();
+    let certificate_dir = CertificateDir::new();
     for name in ["client-cert.pem", "client-key.pem"] {
-        std::fs::remove_file(world.scratch.path().join(name)).unwrap();
+        std::fs::remove_file(certificate_dir.scratch.path().join(name)).unwrap();
     }
-    let client = world.client("");
-    world.assert_client_refused(&client, "");
-    let server = world.server("", false, &TLS13);
+    let client = certificate_dir.client("");
+    certificate_dir.assert_client_refused(&client, "");
+    let server = certificate_dir.server("", false, &TLS13);
     let (left, right) = try_secured(Transport::Unix, &server, &client, "localhost");
     assert!(left.is_ok() && right.is_ok());
 }
 
 #[test]
 fn without_verification_every_server_is_accepted() {
-    let world = World::new();
+    let certificate_dir = CertificateDir::new();
     let careless = ClientTls::load(None, false).unwrap();
     for kind in ["", "other", "expired"] {
         for version in [&TLS12, &TLS13] {
-            let server = world.server(kind, false, version);
+            let server = certificate_dir.server(kind, false, version);
             let (left, right) = try_secured(Transport::Unix, &server, &careless, "example.com");
             assert!(left.is_ok() && right.is_ok());
         }
@@ -123,15 +128,15 @@ fn without_verification_every_server_is_accepted() {
 
 #[test]
 fn what_cannot_be_the_name_of_a_server_is_said_so() {
-    let world = World::new();
+    let certificate_dir = CertificateDir::new();
     let (_left, right) = plain(Transport::Unix);
-    let error = right.into_tls_client(&world.client(""), "no name").unwrap_err();
+    let error = right.into_tls_client(&certificate_dir.client(""), "no name").unwrap_err();
     assert!(matches!(error, TlsError::ServerName(_)), "{error}");
 }
 
 /// What becomes of a server's and of a client's handshake when the peer says this.
 fn answers_to(bytes: &[u8]) -> [TlsError; 2] {
-    let world = World::new();
+    let certificate_dir = CertificateDir::new();
     let run = |secure: &dyn Fn(Stream) -> Result<Stream, TlsError>| {
         let (left, mut right) = UnixStream::pair().unwrap();
         right.write_all(bytes).unwrap();
@@ -141,8 +146,8 @@ fn answers_to(bytes: &[u8]) -> [TlsError; 2] {
         right.read_to_end(&mut Vec::new()).unwrap();
         error
     };
-    let client = world.client("");
-    let server = world.server("", true, &TLS13);
+    let client = certificate_dir.client("");
+    let server = certificate_dir.server("", true, &TLS13);
     [
         run(&|stream| stream.into_tls_server(&server)),
         run(&|stream| stream.into_tls_client(&client, "localhost")),
@@ -165,8 +170,8 @@ fn peers_that_do_not_speak_tls_are_told_from_those_that_leave() {
 
 #[test]
 fn a_peer_that_sends_byte_after_byte_does_not_extend_the_deadline() {
-    let world = World::new();
-    let server = world.server("", true, &TLS13);
+    let certificate_dir = CertificateDir::new();
+    let server = certificate_dir.server("", true, &TLS13);
     let (left, mut right) = UnixStream::pair().unwrap();
     let started = Instant::now();
     let sloth = thread::spawn(move || {
@@ -180,15 +185,15 @@ fn a_peer_that_sends_byte_after_byte_does_not_extend_the_deadline() {
     stream.set_deadline(Some(started + 10 * MOMENT));
     let error = stream.into_tls_server(&server).unwrap_err();
     assert!(matches!(error, TlsError::TimedOut), "{error}");
-    assert!(started.elapsed() < PATIENCE / 4);
+    assert!(started.elapsed() < EVENT_TIMEOUT / 4);
     sloth.join().unwrap();
 }
 
 #[test]
 fn what_comes_right_behind_the_handshake_is_not_lost() {
-    let world = World::new();
-    let server = world.server("", true, &TLS13);
-    let client = world.client("");
+    let certificate_dir = CertificateDir::new();
+    let server = certificate_dir.server("", true, &TLS13);
+    let client = certificate_dir.client("");
     let (left, right) = plain(Transport::Unix);
     let sent: Vec<u8> = (0..1 << 20).map(|index| (index % 251) as u8).collect();
     let mut received = vec![0; sent.len()];
@@ -212,9 +217,9 @@ fn what_comes_right_behind_the_handshake_is_not_lost() {
 
 #[test]
 fn a_connection_is_not_secured_twice() {
-    let world = World::new();
-    let server = world.server("", true, &TLS13);
-    let (left, _) = try_secured(Transport::Unix, &server, &world.client(""), "localhost");
+    let certificate_dir = CertificateDir::new();
+    let server = certificate_dir.server("", true, &TLS13);
+    let (left, _) = try_secured(Transport::Unix, &server, &certificate_dir.client(""), "localhost");
     assert!(matches!(left.unwrap().into_tls_server(&server), Err(TlsError::Io(_))));
 }
 

@@ -66,7 +66,8 @@ fn step() -> impl Strategy<Value = Step> {
 /// What each sector may hold: the content that is durable, and all that came since, newest last.
 type Model = Vec<Vec<[u8; SECTOR]>>;
 
-struct World {
+/// An overlay on files, and what each of its sectors may hold after the next death.
+struct ModelledOverlay {
     directory: Directory,
     model: Model,
     /// The file of the diff when it was last flushed.
@@ -75,16 +76,17 @@ struct World {
     counter: u64,
 }
 
-impl World {
+impl ModelledOverlay {
     fn new() -> Self {
         let directory = Directory::new();
         let base: Vec<u8> = (0..SIZE).map(|at| (at / SECTOR) as u8 ^ 0x5a).collect();
         fs::write(directory.path("base"), &base).unwrap();
         let model = base.chunks(SECTOR).map(|sector| vec![sector.try_into().unwrap()]).collect();
-        let mut world = Self { directory, model, flushed: Vec::new(), overlay: None, counter: 0 };
-        world.open();
-        world.flushed = world.file();
-        world
+        let mut overlay_state =
+            Self { directory, model, flushed: Vec::new(), overlay: None, counter: 0 };
+        overlay_state.open();
+        overlay_state.flushed = overlay_state.file();
+        overlay_state
     }
 
     fn open(&mut self) {
@@ -212,30 +214,30 @@ proptest! {
 
     #[test]
     fn a_diff_survives_the_process_and_the_machine(steps in prop::collection::vec(step(), 1..30)) {
-        let mut world = World::new();
+        let mut overlay_state = ModelledOverlay::new();
         for step in &steps {
-            world.run(step);
-            world.check();
+            overlay_state.run(step);
+            overlay_state.check();
         }
         // The base is as it was.
-        let base = fs::read(world.directory.path("base")).unwrap();
+        let base = fs::read(overlay_state.directory.path("base")).unwrap();
         prop_assert!(base.iter().enumerate().all(|(at, byte)| *byte == (at / SECTOR) as u8 ^ 0x5a));
     }
 
     #[test]
     fn a_commit_makes_the_base_what_the_device_was(steps in prop::collection::vec(step(), 1..12)) {
-        let mut world = World::new();
-        steps.iter().for_each(|step| world.run(step));
-        world.overlay = None;
-        let (base, diff) = (world.directory.path("base"), world.directory.path("diff"));
+        let mut overlay_state = ModelledOverlay::new();
+        steps.iter().for_each(|step| overlay_state.run(step));
+        overlay_state.overlay = None;
+        let (base, diff) = (overlay_state.directory.path("base"), overlay_state.directory.path("diff"));
         commit::commit(spec(&base, &diff)).unwrap();
         let committed = fs::read(&base).unwrap();
-        for (sector, found) in world.model.iter().zip(committed.chunks(SECTOR)) {
+        for (sector, found) in overlay_state.model.iter().zip(committed.chunks(SECTOR)) {
             prop_assert_eq!(sector.last().unwrap(), found);
         }
         prop_assert_eq!(fs::metadata(&diff).unwrap().len(), 0);
-        world.open();
-        world.check();
+        overlay_state.open();
+        overlay_state.check();
     }
 }
 
@@ -243,24 +245,24 @@ proptest! {
 /// they stand for is there.
 #[test]
 fn a_flush_may_be_cut_short() {
-    let mut world = World::new();
+    let mut overlay_state = ModelledOverlay::new();
     for number in 0..60 {
-        world.run(&Step::Write { at: number * 8 + 1, sectors: 3, fua: false });
+        overlay_state.run(&Step::Write { at: number * 8 + 1, sectors: 3, fua: false });
     }
-    let begun = world.file();
-    world.overlay().flush().unwrap();
-    let ended = world.file();
+    let begun = overlay_state.file();
+    overlay_state.overlay().flush().unwrap();
+    let ended = overlay_state.file();
     let layout = Layout::of(SIZE as u64);
     // Torn in every place: the map is written in words, and words are written whole.
     for words in 0..=2 {
         let mut file = begun.clone();
         let end = layout.durable as usize + 8 * words;
         file[layout.durable as usize..end].copy_from_slice(&ended[layout.durable as usize..end]);
-        world.flushed = file.clone();
-        let model = world.model.clone();
-        fs::write(world.directory.path("diff"), &file).unwrap();
-        world.cut_power(0);
-        world.model = model;
+        overlay_state.flushed = file.clone();
+        let model = overlay_state.model.clone();
+        fs::write(overlay_state.directory.path("diff"), &file).unwrap();
+        overlay_state.cut_power(0);
+        overlay_state.model = model;
     }
 }
 
@@ -336,8 +338,8 @@ fn a_diff_that_is_half_made_is_finished() {
 
 #[test]
 fn writers_of_one_cluster_do_not_lose_each_others_data() {
-    let world = World::new();
-    let overlay = world.overlay();
+    let overlay_state = ModelledOverlay::new();
+    let overlay = overlay_state.overlay();
     for cluster in 0..32u64 {
         std::thread::scope(|scope| {
             for part in 0..8u64 {
@@ -359,8 +361,8 @@ fn writers_of_one_cluster_do_not_lose_each_others_data() {
 #[test]
 fn what_was_cut_off_of_base_or_diff_is_not_called_zero() {
     for cut in ["base", "diff"] {
-        let world = World::new();
-        let overlay = world.overlay();
+        let overlay_state = ModelledOverlay::new();
+        let overlay = overlay_state.overlay();
         let (length, size) = (8192, SIZE as u64);
         let offset = size - length;
         if cut == "diff" {
@@ -368,7 +370,7 @@ fn what_was_cut_off_of_base_or_diff_is_not_called_zero() {
         }
         overlay.extents(offset, length, false).unwrap();
         let mut options = File::options();
-        let file = options.read(true).write(true).open(world.directory.path(cut)).unwrap();
+        let file = options.read(true).write(true).open(overlay_state.directory.path(cut)).unwrap();
         let start = if cut == "diff" { format::read(&file).unwrap().data } else { 0 };
         file.set_len(start + offset).unwrap();
         let error = overlay.extents(offset, length, false).unwrap_err().to_string();

@@ -1,4 +1,5 @@
-//! A runtime directory of its own for each test, and holders that follow a script.
+//! A runtime directory of its own for each test: nbd-ctl runs in it, holders that follow a script
+//! listen in it, and it is removed with the test.
 
 use std::fs;
 use std::io::Write;
@@ -18,13 +19,13 @@ use nbd_control::registry::{Registry, State};
 
 use crate::sample::{answer_one, status, until};
 
-/// A runtime directory, gone with the test.
-pub(crate) struct World {
+/// A runtime directory, removed when it is dropped.
+pub(crate) struct RuntimeDir {
     pub(crate) directory: PathBuf,
     pub(crate) registry: Registry,
 }
 
-impl World {
+impl RuntimeDir {
     pub(crate) fn new() -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
@@ -166,7 +167,7 @@ impl World {
     }
 }
 
-impl Drop for World {
+impl Drop for RuntimeDir {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.directory);
     }

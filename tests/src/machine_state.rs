@@ -1,4 +1,5 @@
-//! All that an attach may change on a machine.
+//! What an attach changes on a machine: the registry, the driver's devices and our processes. A test
+//! takes it before and compares it after, to see that nothing has been left behind.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -8,44 +9,52 @@ use std::time::{Duration, Instant};
 use nbd_control::registry::DEFAULT_DIRECTORY;
 
 use crate::process::ours;
-use crate::wait::{LONG, patiently};
+use crate::sysfs::block_attribute;
+use crate::wait::{EVENT_TIMEOUT, scaled_timeout};
 
-/// The registry, the driver's devices and our processes.
+/// What the driver tells of a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct DeviceState {
+    bytes: u64,
+    is_connected: bool,
+    io_timeout_ms: u64,
+}
+
+/// The registry, the driver's devices and our processes, at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct World {
+pub struct MachineState {
     registry: Vec<String>,
-    /// Size, whether somebody has set it up, and `io_timeout`.
-    devices: BTreeMap<String, (u64, bool, u64)>,
+    devices: BTreeMap<String, DeviceState>,
     processes: Vec<(i32, String)>,
 }
 
-impl World {
-    /// As it is now.
+impl MachineState {
+    /// What it is now.
     #[must_use]
     pub fn now() -> Self {
         let mut registry = Vec::new();
-        list(Path::new(DEFAULT_DIRECTORY), &mut registry);
+        list_files(Path::new(DEFAULT_DIRECTORY), &mut registry);
         let names = fs::read_dir("/sys/block").expect("/sys/block").flatten();
         let names = names.filter_map(|entry| entry.file_name().into_string().ok());
         let devices = names
             .filter(|name| name.starts_with("nbd"))
             .map(|name| {
-                let device = (
-                    number(&name, "size").unwrap_or(0) * 512,
-                    number(&name, "pid").is_some(),
-                    number(&name, "queue/io_timeout").unwrap_or(0),
-                );
+                let device = DeviceState {
+                    bytes: block_attribute(&name, "size").unwrap_or(0) * 512,
+                    is_connected: block_attribute(&name, "pid").is_some(),
+                    io_timeout_ms: block_attribute(&name, "queue/io_timeout").unwrap_or(0),
+                };
                 (name, device)
             })
             .collect();
         Self { registry, devices, processes: ours() }
     }
 
-    /// Panics unless it is as before.
+    /// Panics unless the machine comes back to this state.
     #[track_caller]
-    pub fn is_unchanged(&self) {
+    pub fn assert_unchanged(&self) {
         // Processes may take a moment to be gone after nbd-ctl has returned.
-        let deadline = Instant::now() + patiently(LONG);
+        let deadline = Instant::now() + scaled_timeout(EVENT_TIMEOUT);
         loop {
             let now = Self::now();
             if now == *self {
@@ -61,8 +70,8 @@ impl World {
 
     /// Panics if anything is attached or runs.
     #[track_caller]
-    pub fn is_empty(&self) {
-        let free = |(size, connected, _): &(u64, bool, u64)| *size == 0 && !connected;
+    pub fn assert_nothing_attached(&self) {
+        let free = |device: &DeviceState| device.bytes == 0 && !device.is_connected;
         assert!(
             self.registry.is_empty()
                 && self.processes.is_empty()
@@ -72,15 +81,8 @@ impl World {
     }
 }
 
-/// An attribute of a device in /sys.
-#[must_use]
-pub fn number(device: &str, attribute: &str) -> Option<u64> {
-    let path = format!("/sys/block/{device}/{attribute}");
-    fs::read_to_string(path).ok()?.trim().parse().ok()
-}
-
 /// Everything but the lock, which stays for ever, and the logs of devices that are gone.
-fn list(directory: &Path, found: &mut Vec<String>) {
+fn list_files(directory: &Path, found: &mut Vec<String>) {
     let mut entries: Vec<_> = fs::read_dir(directory)
         .into_iter()
         .flatten()
@@ -92,6 +94,6 @@ fn list(directory: &Path, found: &mut Vec<String>) {
     entries.sort();
     for path in entries {
         found.push(path.display().to_string());
-        list(&path, found);
+        list_files(&path, found);
     }
 }

@@ -1,9 +1,9 @@
-//! A running server, and running other people's programs.
+//! A running nbd-serve that listens on a unix socket, with a directory of its own.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
@@ -16,9 +16,7 @@ use nix::unistd::Pid;
 
 pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_nbd-serve");
 /// Only a hang takes as long.
-const PATIENCE: Duration = Duration::from_secs(60);
-/// The same for other people's programs, in seconds.
-const LIMIT: &str = "120";
+const LINE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A running nbd-serve that listens on a unix socket.
 pub(crate) struct Server {
@@ -66,7 +64,7 @@ impl Server {
     pub(crate) fn line(&self, words: &str) -> String {
         let mut before = Vec::new();
         loop {
-            match self.lines.recv_timeout(PATIENCE) {
+            match self.lines.recv_timeout(LINE_TIMEOUT) {
                 Ok(line) if line.contains(words) => return line,
                 Ok(line) => before.push(line),
                 Err(error) => panic!("no line with {words:?} ({error}), only {before:#?}"),
@@ -118,46 +116,4 @@ impl Drop for Server {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
-}
-
-/// Exit code, stdout and stderr of another program.
-pub(crate) fn run(program: &str, arguments: &[&str]) -> (i32, String, String) {
-    let path = std::env::var("PATH").unwrap_or_default();
-    let output = Command::new("timeout")
-        .args([LIMIT, program])
-        .args(arguments)
-        // The Python that Debian's libnbd is for.
-        .env("PATH", format!("/usr/bin:{path}"))
-        .stdin(Stdio::null())
-        .output()
-        .unwrap_or_else(|error| panic!("timeout {program}: {error}"));
-    let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
-    let (stdout, stderr) = (text(&output.stdout), text(&output.stderr));
-    match output.status.code() {
-        Some(127) => panic!("{program} is not installed: run scripts/setup"),
-        Some(124) => panic!("{program} {arguments:?} hangs: {stdout}{stderr}"),
-        code => (code.unwrap_or(-1), stdout, stderr),
-    }
-}
-
-/// What a program prints that succeeds.
-pub(crate) fn output(program: &str, arguments: &[&str]) -> String {
-    let (code, stdout, stderr) = run(program, arguments);
-    assert_eq!(code, 0, "{program} {arguments:?}: {stdout}{stderr}");
-    stdout
-}
-
-/// Bytes of which no two neighbouring blocks are alike, and none is empty.
-pub(crate) fn pattern(length: usize) -> Vec<u8> {
-    (0..length).map(|at| ((at >> 9) as u8).wrapping_mul(31) ^ at as u8 | 1).collect()
-}
-
-/// Data, a hole and data again: 4 MiB at the beginning, the last one, and 11 MiB of nothing.
-pub(crate) fn sparse(path: &Path) -> Vec<u8> {
-    use std::os::unix::fs::FileExt;
-    let file = fs::File::create(path).unwrap();
-    file.set_len(16 << 20).unwrap();
-    file.write_all_at(&pattern(4 << 20), 0).unwrap();
-    file.write_all_at(&pattern(1 << 20), 15 << 20).unwrap();
-    fs::read(path).unwrap()
 }
