@@ -9,14 +9,17 @@
 //! | module | decides |
 //! |---|---|
 //! | [`ownership`] | which backend has the lanes |
+//! | [`backends`] | what is done about it |
 //! | [`attach`], [`detach`], [`take_down`], [`resize`], [`upgrade`] | the steps of one procedure each |
 //! | [`fail`] | when what is in flight is answered with EIO |
 //! | [`orders`] | what clients may order when, and who waits for what |
 //! | [`owner_exit`] | whether an owner's end was asked for, and what follows |
 //! | [`persist`] | when the state is written, and what waits for that |
 //! | [`users`] | whether anything uses the device |
+//! | [`view`] | what status and the event loop may know |
 
 pub(crate) mod attach;
+mod backends;
 pub(crate) mod detach;
 pub(crate) mod event;
 #[cfg(test)]
@@ -31,6 +34,7 @@ pub(crate) mod take_down;
 mod timers;
 pub(crate) mod upgrade;
 pub(crate) mod users;
+mod view;
 
 use std::time::{Duration, Instant};
 
@@ -39,7 +43,7 @@ use detach::Detach;
 use fail::FailOrder;
 use orders::{Orders, Waiting};
 use owner_exit::OwnerExit;
-use ownership::{Action, Kind, Ownership};
+use ownership::{Kind, Ownership};
 use persist::Durability;
 use resize::Resize;
 use take_down::TakeDown;
@@ -338,132 +342,6 @@ impl Core {
     fn after(&self, pause: Duration) -> Instant {
         self.now + pause
     }
-
-    fn apply(&mut self, event: &ownership::Event) {
-        let actions = self.ownership.apply(event);
-        self.perform(&actions);
-    }
-
-    fn perform(&mut self, actions: &[Action]) {
-        for action in actions {
-            self.act(action);
-        }
-    }
-
-    fn act(&mut self, action: &Action) {
-        match *action {
-            Action::Start => self.start_program(),
-            Action::StartAfter(pause) => self.start_after(pause),
-            Action::Grant(backend) => self.grant(backend),
-            Action::Refuse(backend, why) => self.command(Command::Refuse { backend, why }),
-            Action::KillOwner => self.command(Command::KillOwner),
-            Action::Dismiss(backend) => {
-                self.probe_is_gone(backend);
-                self.command(Command::Dismiss { backend });
-            }
-            Action::StartEioBackend => {
-                let backend = self.new_backend();
-                self.ownership.started_eio_backend(backend);
-                self.command(Command::StartEioBackend { backend });
-            }
-            Action::FailAborted => self.fail_aborted(),
-            Action::GiveUp => self.give_up(),
-            Action::ReplacementFailed => {
-                self.replacement = None;
-                self.reply_waiting(&[Wait::Start], &Reply::PresentBackendGoesOn);
-            }
-        }
-    }
-
-    fn start_program(&mut self) {
-        let backend = self.new_backend();
-        self.ownership.started(backend);
-        let program = self.replacement.as_mut().map(|replacement| {
-            replacement.backend = Some(backend);
-            replacement.program.clone()
-        });
-        let probe = self.join_probe(backend);
-        let examine = self.ownership.has_backend();
-        self.command(Command::StartProgram { backend, program, probe, examine });
-    }
-
-    fn start_after(&mut self, pause: Duration) {
-        self.timers.restart = Some(self.after(pause));
-        if self.replacement.take().is_some() {
-            self.note(Note::FormerProgramAgain);
-            self.reply_waiting(&[Wait::Start], &Reply::FormerProgramAgain);
-        }
-        self.note(Note::Retrying { pause });
-        if pause >= timers::TELLING_PAUSE {
-            self.reply_waiting(&[Wait::Start], &Reply::Retrying { pause });
-        }
-    }
-
-    fn give_up(&mut self) {
-        self.replacement = None;
-        if !self.attached {
-            self.attach_is_hopeless();
-            return;
-        }
-        self.note(Note::GaveUp);
-        self.reply_waiting(&[Wait::Start, Wait::Backend], &Reply::GaveUp);
-    }
-
-    fn hello(&mut self, backend: BackendId, takeover: bool, size: u64) {
-        if !self.probe_offers(backend, size) {
-            let why = ownership::Refusal::TooSmall { size };
-            return self.command(Command::Refuse { backend, why });
-        }
-        self.apply(&ownership::Event::Hello { backend, takeover });
-        if self.ownership.spare() == Some(backend) {
-            self.note(Note::SpareReady);
-        }
-    }
-
-    fn start_failed(&mut self, backend: BackendId, shortage: bool) {
-        use ownership::NotStarted;
-        self.probe_is_gone(backend);
-        match self.ownership.not_started(backend) {
-            NotStarted::Program => self.apply(&ownership::Event::StartFailed { shortage }),
-            NotStarted::EioBackend => {
-                self.timers.eio_pause = Some(self.after(timers::EIO_BACKEND_PAUSE));
-                self.apply(&ownership::Event::EioBackendFailed);
-            }
-            NotStarted::Spare | NotStarted::Unknown => {}
-        }
-    }
-
-    fn ready(&mut self, backend: BackendId) {
-        self.apply(&ownership::Event::Ready { backend });
-        if self.ownership.is_eio_backend(backend) {
-            self.timers.eio_since = Some(self.now);
-            self.note(Note::EioBackendReady);
-            return self.fail_answers();
-        }
-        if self.ownership.owner() != Some(backend) {
-            return;
-        }
-        self.timers.unserved_since = None;
-        if let Some(it) = self.replacement.take_if(|it| it.backend == Some(backend)) {
-            self.ownership.set_has_program();
-            self.command(Command::SetProgram { program: it.program });
-            self.persist();
-        }
-        self.note(Note::Recovered { backend });
-        self.reply_waiting(&[Wait::Start, Wait::Backend], &Reply::Served { backend });
-    }
-
-    /// Ends the lanes of a device that no backend can serve: what is in flight gets EIO.
-    fn fail_device(&mut self) {
-        if !self.attached {
-            return;
-        }
-        self.failed = Some(Failed::Damaged);
-        self.note(Note::DeviceFailed);
-        self.command(Command::EndLanes);
-        let all = [Wait::Start, Wait::Backend, Wait::Pause, Wait::Fail];
-        self.reply_waiting(&all, &Reply::DeviceFailed);
-    }
 }
 
 #[cfg(test)]
@@ -471,70 +349,5 @@ impl Core {
     /// Without what differs between states that are equal otherwise.
     fn at_rest(&self) -> Self {
         Self { last_id: 0, now: self.now, ..self.clone() }
-    }
-}
-
-/// What the event loop and those who ask may know of it.
-impl Core {
-    pub(crate) fn is_attached(&self) -> bool {
-        self.attached
-    }
-
-    pub(crate) fn failed(&self) -> Option<Failed> {
-        self.failed
-    }
-
-    pub(crate) fn end(&self) -> Option<&End> {
-        match &self.procedure {
-            Procedure::Ended(end) => Some(end),
-            _ => None,
-        }
-    }
-
-    /// The device is attached, and nothing but requests has to be dealt with.
-    pub(crate) fn is_idle(&self) -> bool {
-        self.procedure == Procedure::Idle && self.attached
-    }
-
-    /// What is left of a device that the driver has dropped is being taken down.
-    pub(crate) fn is_clearing(&self) -> bool {
-        matches!(&self.procedure, Procedure::TakeDown(down) if down.is_clearing())
-    }
-
-    pub(crate) fn is_replacing(&self) -> bool {
-        self.replacement.is_some()
-    }
-
-    pub(crate) fn is_failing_requests(&self) -> bool {
-        self.fail_order.is_some()
-    }
-
-    /// A backend waits for the lanes until the state that names it is written.
-    pub(crate) fn is_grant_waiting(&self) -> bool {
-        self.durability.pending_grant().is_some()
-    }
-
-    /// How soon the backend is started again.
-    pub(crate) fn restart_due(&self) -> Option<Instant> {
-        self.timers.restart
-    }
-
-    pub(crate) fn unserved_since(&self) -> Option<Instant> {
-        self.timers.unserved_since
-    }
-
-    /// How long the driver may be kept from setting the device up by those who have it open.
-    pub(crate) fn users_timeout(&self) -> Duration {
-        // Without a given device another one is there at once.
-        if self.config.given { attach::USERS_TIMEOUT } else { Duration::ZERO }
-    }
-
-    pub(crate) fn sitter(&self) -> Sitter {
-        self.driver.sitter
-    }
-
-    /// The driver's closing of a lane is worth knowing.
-    pub(crate) fn watches_lanes(&self) -> bool {
-        self.attached && self.failed.is_none() && !self.driver.dropped
     }
 }

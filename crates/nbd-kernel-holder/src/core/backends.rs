@@ -1,0 +1,134 @@
+//! What is done about backends: the actions of [`ownership`] as commands, and what backends say.
+
+use std::time::Duration;
+
+use super::ownership::{self, Action};
+use super::{BackendId, Command, Core, Failed, Note, Reply, Wait, timers};
+
+impl Core {
+    pub(super) fn apply(&mut self, event: &ownership::Event) {
+        let actions = self.ownership.apply(event);
+        self.perform(&actions);
+    }
+
+    pub(super) fn perform(&mut self, actions: &[Action]) {
+        for action in actions {
+            self.act(action);
+        }
+    }
+
+    fn act(&mut self, action: &Action) {
+        match *action {
+            Action::Start => self.start_program(),
+            Action::StartAfter(pause) => self.start_after(pause),
+            Action::Grant(backend) => self.grant(backend),
+            Action::Refuse(backend, why) => self.command(Command::Refuse { backend, why }),
+            Action::KillOwner => self.command(Command::KillOwner),
+            Action::Dismiss(backend) => {
+                self.probe_is_gone(backend);
+                self.command(Command::Dismiss { backend });
+            }
+            Action::StartEioBackend => {
+                let backend = self.new_backend();
+                self.ownership.started_eio_backend(backend);
+                self.command(Command::StartEioBackend { backend });
+            }
+            Action::FailAborted => self.fail_aborted(),
+            Action::GiveUp => self.give_up(),
+            Action::ReplacementFailed => {
+                self.replacement = None;
+                self.reply_waiting(&[Wait::Start], &Reply::PresentBackendGoesOn);
+            }
+        }
+    }
+
+    pub(super) fn start_program(&mut self) {
+        let backend = self.new_backend();
+        self.ownership.started(backend);
+        let program = self.replacement.as_mut().map(|replacement| {
+            replacement.backend = Some(backend);
+            replacement.program.clone()
+        });
+        let probe = self.join_probe(backend);
+        let examine = self.ownership.has_backend();
+        self.command(Command::StartProgram { backend, program, probe, examine });
+    }
+
+    fn start_after(&mut self, pause: Duration) {
+        self.timers.restart = Some(self.after(pause));
+        if self.replacement.take().is_some() {
+            self.note(Note::FormerProgramAgain);
+            self.reply_waiting(&[Wait::Start], &Reply::FormerProgramAgain);
+        }
+        self.note(Note::Retrying { pause });
+        if pause >= timers::TELLING_PAUSE {
+            self.reply_waiting(&[Wait::Start], &Reply::Retrying { pause });
+        }
+    }
+
+    fn give_up(&mut self) {
+        self.replacement = None;
+        if !self.attached {
+            self.attach_is_hopeless();
+            return;
+        }
+        self.note(Note::GaveUp);
+        self.reply_waiting(&[Wait::Start, Wait::Backend], &Reply::GaveUp);
+    }
+
+    pub(super) fn hello(&mut self, backend: BackendId, takeover: bool, size: u64) {
+        if !self.probe_offers(backend, size) {
+            let why = ownership::Refusal::TooSmall { size };
+            return self.command(Command::Refuse { backend, why });
+        }
+        self.apply(&ownership::Event::Hello { backend, takeover });
+        if self.ownership.spare() == Some(backend) {
+            self.note(Note::SpareReady);
+        }
+    }
+
+    pub(super) fn start_failed(&mut self, backend: BackendId, shortage: bool) {
+        use ownership::NotStarted;
+        self.probe_is_gone(backend);
+        match self.ownership.not_started(backend) {
+            NotStarted::Program => self.apply(&ownership::Event::StartFailed { shortage }),
+            NotStarted::EioBackend => {
+                self.timers.eio_pause = Some(self.after(timers::EIO_BACKEND_PAUSE));
+                self.apply(&ownership::Event::EioBackendFailed);
+            }
+            NotStarted::Spare | NotStarted::Unknown => {}
+        }
+    }
+
+    pub(super) fn ready(&mut self, backend: BackendId) {
+        self.apply(&ownership::Event::Ready { backend });
+        if self.ownership.is_eio_backend(backend) {
+            self.timers.eio_since = Some(self.now);
+            self.note(Note::EioBackendReady);
+            return self.fail_answers();
+        }
+        if self.ownership.owner() != Some(backend) {
+            return;
+        }
+        self.timers.unserved_since = None;
+        if let Some(it) = self.replacement.take_if(|it| it.backend == Some(backend)) {
+            self.ownership.set_has_program();
+            self.command(Command::SetProgram { program: it.program });
+            self.persist();
+        }
+        self.note(Note::Recovered { backend });
+        self.reply_waiting(&[Wait::Start, Wait::Backend], &Reply::Served { backend });
+    }
+
+    /// Ends the lanes of a device that no backend can serve: what is in flight gets EIO.
+    pub(super) fn fail_device(&mut self) {
+        if !self.attached {
+            return;
+        }
+        self.failed = Some(Failed::Damaged);
+        self.note(Note::DeviceFailed);
+        self.command(Command::EndLanes);
+        let all = [Wait::Start, Wait::Backend, Wait::Pause, Wait::Fail];
+        self.reply_waiting(&all, &Reply::DeviceFailed);
+    }
+}
