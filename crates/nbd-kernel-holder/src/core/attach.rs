@@ -234,19 +234,12 @@ impl Core {
                 }
                 _ => Attach::Connecting { until },
             },
-            Attach::FindingUsers { helper, until } => match event {
-                Event::HelperEnded { id, report } if *id == helper => {
-                    return Err(AttachError::Taken(match report {
-                        Report::Users(Ok(users)) => users.clone(),
-                        _ => Vec::new(),
-                    }));
+            Attach::FindingUsers { helper, mut until } => {
+                match self.found_users(helper, &mut until, event) {
+                    Some(users) => return Err(AttachError::Taken(users)),
+                    None => Attach::FindingUsers { helper, until },
                 }
-                _ if is_late(until) => {
-                    self.command(Command::LeaveHelper { id: helper });
-                    return Err(AttachError::Taken(Vec::new()));
-                }
-                _ => Attach::FindingUsers { helper, until },
-            },
+            }
             Attach::AwaitingSize { until } => match event {
                 _ if self.driver.sitter == Sitter::Gone => return Err(AttachError::GivenUpAtOnce),
                 Event::Seen { condition: Condition::Connected, holds: true } => {

@@ -86,6 +86,7 @@ pub(super) struct World {
     writing: Vec<(Revision, Option<BackendId>, bool)>,
     surveys: usize,
     becoming: bool,
+    left_scans: Vec<HelperId>,
     refused: Vec<BackendId>,
     helpers: BTreeMap<HelperId, HelperTask>,
     /// Orders, and whether they were answered.
@@ -144,7 +145,10 @@ impl World {
                 self.helpers.insert(*id, task.clone());
             }
             Command::LeaveHelper { id } => {
-                self.helpers.remove(id);
+                // A scan tells what it has found so far.
+                if self.helpers.remove(id) == Some(HelperTask::FindUsers) {
+                    self.left_scans.push(*id);
+                }
             }
             Command::StartSitter => self.sitter_sits = true,
             Command::LetSitterGo if !self.persisted_sitter => {
@@ -200,6 +204,10 @@ impl World {
             }
             return Some(outcomes);
         }
+        if let Some(id) = self.left_scans.first() {
+            let report = Report::Users(Ok(Vec::new()));
+            return Some(vec![Event::HelperEnded { id: *id, report }]);
+        }
         if self.becoming {
             // Otherwise there is nothing left to explore.
             return Some(vec![Event::NotBecome]);
@@ -243,6 +251,7 @@ impl World {
             Event::NotBecome => self.becoming = false,
             Event::HelperEnded { id, .. } => {
                 self.helpers.remove(id);
+                self.left_scans.retain(|left| left != id);
             }
             Event::SitterSaid(_) => self.sitter_said = true,
             Event::SitterGone => self.sitter_sits = false,

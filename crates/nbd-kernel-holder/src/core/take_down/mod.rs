@@ -1,0 +1,218 @@
+//! Taking a device down, whatever state it is in, within a bound: the lanes first, so that no process can
+//! block on them; then the [driver's](driver) side; then the [backends](leaving); then its entry.
+
+mod driver;
+mod leaving;
+
+use std::time::{Duration, Instant};
+
+use nbd_device_users::User;
+
+use super::attach::AttachError;
+use super::detach::{DetachError, Requester};
+use super::{
+    Command, Core, End, Event, Failed, HelperId, Note, Procedure, Refused, Reply, Report, Watch,
+};
+use driver::Releasing;
+use leaving::Leaving;
+
+/// How long the steps may take together. The last ones get a little time whatever the others took, so
+/// that all ends within 10 s.
+const TIMEOUT: Duration = Duration::from_millis(7500);
+/// How long each step may take before the next, harder one …
+const STEP_TIMEOUT: Duration = Duration::from_secs(2);
+/// … and the least time for it, whatever the steps before it took.
+const MIN_STEP_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// What the driver has made of a device that was taken down.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Released {
+    /// It is free.
+    Clear,
+    /// It has no connection any more, and is free when these users have closed it.
+    InUse(Vec<User>),
+}
+
+/// Why it is taken down.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Cause {
+    /// `given_up` requests are failed by that.
+    Detach {
+        requester: Requester,
+        given_up: usize,
+    },
+    Dropped,
+    /// The attach has come to nothing.
+    NotAttached(AttachError),
+}
+
+/// A device that is being taken down.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct TakeDown {
+    cause: Cause,
+    begun: Instant,
+    phase: Phase,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Phase {
+    Releasing(Releasing),
+    Leaving(Released, Leaving),
+}
+
+impl TakeDown {
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        match &self.phase {
+            Phase::Releasing(step) => step.deadline(),
+            Phase::Leaving(_, step) => Some(step.deadline(self.begun)),
+        }
+    }
+
+    pub(super) fn watches(&self) -> Vec<Watch> {
+        match &self.phase {
+            Phase::Releasing(step) => step.watch().into_iter().collect(),
+            Phase::Leaving(_, step) => step.watches(),
+        }
+    }
+
+    /// It is what another program has left of the device.
+    pub(super) fn is_clearing(&self) -> bool {
+        self.cause == Cause::Dropped
+    }
+}
+
+impl Core {
+    pub(super) fn begin_take_down(&mut self, cause: Cause) -> Procedure {
+        let given_up = match &cause {
+            Cause::Detach { given_up, .. } => *given_up,
+            Cause::Dropped | Cause::NotAttached(_) => 0,
+        };
+        if cause == Cause::Dropped {
+            self.note(Note::Dropped);
+        }
+        // The counts are the ledger's, which is let go of.
+        self.command(Command::NoteTotals { given_up });
+        let phase = Phase::Releasing(self.begin_release());
+        Procedure::TakeDown(TakeDown { cause, begun: self.now, phase })
+    }
+
+    pub(super) fn step_take_down(&mut self, down: TakeDown, event: &Event) -> Procedure {
+        let TakeDown { cause, begun, phase } = down;
+        let phase = match phase {
+            Phase::Releasing(step) => match self.step_release(step, begun + TIMEOUT, event) {
+                driver::Next::Step(step) => Phase::Releasing(step),
+                driver::Next::Stays(error) => return self.not_taken_down(cause, error),
+                driver::Next::Released(released) => {
+                    let is_detach = matches!(cause, Cause::Detach { .. });
+                    let step = self.begin_leaving_lanes(is_detach, begun);
+                    Phase::Leaving(released, step)
+                }
+            },
+            Phase::Leaving(released, step) => match self.step_leaving(step, begun, event) {
+                Some(step) => Phase::Leaving(released, step),
+                None => return self.taken_down(cause, released),
+            },
+        };
+        Procedure::TakeDown(TakeDown { cause, begun, phase })
+    }
+
+    /// The users of the device, once they are known: as far as they can be found until `until`.
+    pub(super) fn found_users(
+        &mut self,
+        helper: HelperId,
+        until: &mut Instant,
+        event: &Event,
+    ) -> Option<Vec<User>> {
+        match event {
+            Event::HelperEnded { id, report } if *id == helper => Some(match report {
+                Report::Users(Ok(users)) => users.clone(),
+                _ => Vec::new(),
+            }),
+            _ if self.now >= *until => {
+                // That makes it tell what it has found so far.
+                self.command(Command::LeaveHelper { id: helper });
+                *until += STEP_TIMEOUT;
+                None
+            }
+            _ => None,
+        }
+    }
+
+    fn taken_down(&mut self, cause: Cause, released: Released) -> Procedure {
+        let end = match cause {
+            Cause::Detach { .. } => {
+                self.note(Note::Detached(released.clone()));
+                self.command(Command::RemoveEntry);
+                if let Some(order) = self.orders.detach.take() {
+                    self.reply(order.client, Reply::Detached(released.clone()));
+                }
+                self.reply_all_waiting(&Reply::Refused(Refused::BeingDetached));
+                End::Detached(released)
+            }
+            Cause::Dropped => {
+                self.left_in_use(&released);
+                self.command(Command::RemoveEntry);
+                self.say_dropped();
+                End::Dropped
+            }
+            Cause::NotAttached(error) => {
+                self.left_in_use(&released);
+                self.command(Command::RemoveEntry);
+                self.say_not_attached();
+                End::NotAttached(error)
+            }
+        };
+        Procedure::Ended(end)
+    }
+
+    fn left_in_use(&mut self, released: &Released) {
+        if let Released::InUse(users) = released {
+            self.note(Note::Kept(users.clone()));
+        }
+    }
+
+    fn say_dropped(&mut self) {
+        if let Some(order) = self.orders.detach.take() {
+            self.reply(order.client, Reply::DetachedDropped);
+        }
+        self.reply_all_waiting(&Reply::Dropped);
+    }
+
+    fn say_not_attached(&mut self) {
+        let reply = Reply::Refused(Refused::NotAttachedYet);
+        if let Some(order) = self.orders.detach.take() {
+            self.reply(order.client, reply.clone());
+        }
+        self.reply_all_waiting(&reply);
+    }
+
+    /// The driver does not let go: the holder stays, with what it has, to try again; unless there is
+    /// nothing to stay for.
+    fn not_taken_down(&mut self, cause: Cause, error: DetachError) -> Procedure {
+        match cause {
+            Cause::Detach { requester, .. } => {
+                if error == DetachError::Stuck {
+                    self.failed = Some(Failed::Stuck);
+                    self.note(Note::Stuck);
+                }
+                self.attached = true;
+                self.refuse_detach(requester, error)
+            }
+            Cause::Dropped => {
+                self.note(Note::Left(error));
+                self.say_dropped();
+                Procedure::Ended(End::Dropped)
+            }
+            Cause::NotAttached(why) => {
+                self.note(Note::Left(error));
+                self.say_not_attached();
+                Procedure::Ended(End::NotAttached(why))
+            }
+        }
+    }
+}
+
+/// How long the next step may take.
+fn left(deadline: Instant, now: Instant) -> Duration {
+    deadline.saturating_duration_since(now).clamp(MIN_STEP_TIMEOUT, STEP_TIMEOUT)
+}
