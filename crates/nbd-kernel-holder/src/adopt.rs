@@ -76,6 +76,7 @@ pub(crate) fn adopt(
         "adopted from holder {}, which is gone",
         state.holder.pid
     );
+    holder.sockets.is_foreground = report.is_none();
     holder.sockets.report = report.take();
     Ok(holder)
 }
@@ -99,6 +100,8 @@ pub(crate) fn take_over(registry: Registry, fd: RawFd) -> Result<Holder, Failure
     let lock = inherit_lock(&registry, left.index, sockets.next())?;
     let mut holder = rebuild(registry, &state, lock)?;
     become_program::admit_signals();
+    // Of what came before that there is no signal any more.
+    holder.release_sitter();
     (holder.sockets.control, holder.sockets.join) = (control, join);
     holder.processes.orphans.extend(left.orphans.iter().filter_map(|pid| Process::open(*pid).ok()));
     let same = |backend: &ProcessId| ProcessId::of(backend.pid).as_ref() == Some(backend);

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use nbd_control::Channel;
 use nbd_control::attach_options::AttachOptions;
 use nbd_control::backend::ExportInfo;
-use nbd_control::control::Report;
+use nbd_control::control::{Failure, Report};
 use nbd_control::history::History;
 use nbd_control::process::ProcessId;
 use nbd_control::registry::{HolderLock, Registry};
@@ -131,6 +131,8 @@ pub(crate) struct Sockets {
     pub(crate) join: Option<UnixListener>,
     /// Of the program that waits for the attach.
     pub(crate) report: Option<Channel>,
+    /// There is none: this process was started by hand, or by a service manager.
+    pub(crate) is_foreground: bool,
     /// Until then no connection is accepted: descriptors or memory had run out.
     pub(crate) accept_backoff: Option<Instant>,
 }
@@ -186,6 +188,8 @@ pub(crate) struct Told {
     /// Why the device failed, the driver refused it, or its state could not be written.
     pub(crate) device_failure: Option<String>,
     pub(crate) setup: SetupFailure,
+    /// Why there is no device; nothing if it was the operator who wanted no more.
+    pub(crate) not_attached: Option<Failure>,
     pub(crate) save_error: Option<std::io::Error>,
     pub(crate) not_become: String,
 }

@@ -76,12 +76,11 @@ fn run(args: &Args) -> ExitCode {
     if let Some(index) = args.take_down {
         return take_down(args, index, report);
     }
-    let daemon = report.is_some();
     match start(args, report) {
         Ok(mut holder) => {
-            // The client that asked for an upgrade was told already, and others are not to notice.
-            if args.take_over.is_none() {
-                announce(&mut holder, daemon);
+            // A client that asked for an upgrade was told already, and an attach announces itself.
+            if args.adopt.is_some() {
+                holder.announce();
             }
             serve(&mut holder)
         }
@@ -187,6 +186,7 @@ fn start(args: &Args, mut report: Option<Channel>) -> Result<Holder, Stopped> {
         if report.is_some() {
             holder.redirect_output();
         }
+        holder.sockets.is_foreground = report.is_none();
         holder.sockets.report = report.take();
         holder.sockets.control = Some(picked.control);
         holder.feed(Event::Begin);
@@ -195,7 +195,7 @@ fn start(args: &Args, mut report: Option<Channel>) -> Result<Holder, Stopped> {
             return Ok(holder);
         };
         report = holder.sockets.report.take();
-        let Some(failure) = holder.not_attached(&error) else {
+        let Some(failure) = holder.told.not_attached.take() else {
             return Err(Stopped::Interrupted);
         };
         let is_taken = matches!(error, AttachError::Taken(_));
@@ -224,18 +224,6 @@ fn validate(args: &Args) -> Result<Settings, Failure> {
         patience: args.patience(),
         ..settings
     })
-}
-
-/// Tells the program that started us that the device can be used.
-fn announce(holder: &mut Holder, daemon: bool) {
-    let path = holder.device.path().display().to_string();
-    if !daemon {
-        println!("{path}");
-        nbd_control::service::ready(&format!("holds {path}"));
-        return;
-    }
-    holder.report(&Report::Ready { path });
-    holder.sockets.report = None;
 }
 
 /// Holds the device until it is detached or lost.

@@ -169,6 +169,8 @@ impl Core {
                 if let Some(id) = helper.filter(|_| interrupted) {
                     self.command(Command::LeaveHelper { id });
                 }
+                // With what is known now, and not of what the end brings.
+                self.note(Note::NotAttached(error.clone()));
                 self.begin_take_down(Cause::NotAttached(error))
             }
         }

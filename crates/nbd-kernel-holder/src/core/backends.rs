@@ -93,7 +93,7 @@ impl Core {
         match self.ownership.not_started(backend) {
             NotStarted::Program => self.apply(&ownership::Event::StartFailed { shortage }),
             NotStarted::EioBackend => {
-                self.timers.eio_pause = Some(self.after(timers::EIO_BACKEND_PAUSE));
+                self.pause_eio_backend();
                 self.apply(&ownership::Event::EioBackendFailed);
             }
             NotStarted::Spare | NotStarted::Unknown => {}
@@ -128,6 +128,7 @@ impl Core {
         self.failed = Some(Failed::Damaged);
         self.note(Note::DeviceFailed);
         self.command(Command::EndLanes);
+        self.apply(&ownership::Event::ShutDown);
         let all = [Wait::Start, Wait::Backend, Wait::Pause, Wait::Fail];
         self.reply_waiting(&all, &Reply::DeviceFailed);
     }

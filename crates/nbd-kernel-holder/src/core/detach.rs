@@ -75,7 +75,9 @@ pub(crate) enum Requester {
 /// A detach that is under way.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Detach {
-    pub(super) requester: Requester,
+    requester: Requester,
+    /// When it was begun, or when force took its place.
+    begun: Instant,
     step: Step,
 }
 
@@ -167,10 +169,13 @@ impl Core {
         let step = match (force, self.failed) {
             (true, _) => self.note_in_flight(),
             // There is nothing to write back to.
-            (false, Some(_)) => return self.take_down_detached(requester, 0),
+            (false, Some(_)) => return self.take_down_detached(requester, self.now, 0),
             (false, None) => Step::CheckingUsers(self.check_users()),
         };
-        Procedure::Detach(Detach { requester, step })
+        if requester == Requester::Signal {
+            self.note(Note::Stopping);
+        }
+        Procedure::Detach(Detach { requester, begun: self.now, step })
     }
 
     fn note_in_flight(&mut self) -> Step {
@@ -180,9 +185,11 @@ impl Core {
 
     pub(super) fn step_detach(&mut self, detach: Detach, event: &Event) -> Procedure {
         let is_new_force = self.is_forced() && !detach.is_by_force();
-        let Detach { mut requester, step } = detach;
+        let Detach { mut requester, mut begun, step } = detach;
         if is_new_force {
-            requester = Requester::Client;
+            // What was told to stop still is, if that fails.
+            self.orders.stop |= requester == Requester::Signal;
+            (requester, begun) = (Requester::Client, self.now);
         }
         let next = match step {
             Step::CheckingUsers(check) if is_new_force => self.force(check.helper()),
@@ -216,7 +223,7 @@ impl Core {
             },
             Step::Flushing(flushing) => match self.step_flush(flushing, event) {
                 Ok(step) => step,
-                Err(Disconnected) => return self.take_down_detached(requester, 0),
+                Err(Disconnected) => return self.take_down_detached(requester, begun, 0),
             },
             Step::Staying { helper, until, error } => {
                 match self.is_helper_over(helper, until, event) {
@@ -227,7 +234,9 @@ impl Core {
             Step::Noting => match event {
                 Event::Surveyed(survey) => match self.begin_answering(survey) {
                     Some(step) => step,
-                    None => return self.take_down_detached(requester, 0),
+                    None => {
+                        return self.take_down_detached(requester, begun, survey.in_flight);
+                    }
                 },
                 _ => Step::Noting,
             },
@@ -243,13 +252,15 @@ impl Core {
             }
             Step::AwaitingSizeChange { until, given_up } => match event {
                 Event::Seen { condition: Condition::NoSizeChange, holds: true } => {
-                    return self.take_down_detached(requester, given_up);
+                    return self.take_down_detached(requester, begun, given_up);
                 }
-                _ if self.now >= until => return self.take_down_detached(requester, given_up),
+                _ if self.now >= until => {
+                    return self.take_down_detached(requester, begun, given_up);
+                }
                 _ => Step::AwaitingSizeChange { until, given_up },
             },
         };
-        Procedure::Detach(Detach { requester, step: next })
+        Procedure::Detach(Detach { requester, begun, step: next })
     }
 
     /// Whether a helper process has reported, or was late and is left behind.
@@ -398,8 +409,14 @@ impl Core {
         Step::AwaitingSizeChange { until: self.after(SIZE_CHANGE_TIMEOUT), given_up }
     }
 
-    fn take_down_detached(&mut self, requester: Requester, given_up: usize) -> Procedure {
-        self.begin_take_down(Cause::Detach { requester, given_up })
+    fn take_down_detached(
+        &mut self,
+        requester: Requester,
+        begun: Instant,
+        given_up: usize,
+    ) -> Procedure {
+        let by_force = self.is_forced();
+        self.begin_take_down(Cause::Detach { requester, by_force, begun, given_up })
     }
 
     /// The device stays.

@@ -6,6 +6,7 @@ use std::time::Duration;
 use nbd_device_users::User;
 use nix::errno::Errno;
 
+use super::attach::AttachError;
 use super::detach::DetachError;
 use super::orders::{Order, Refused};
 use super::owner_exit::OwnerEnd;
@@ -336,6 +337,9 @@ pub(crate) enum Command {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Note {
     AwaitingJoin,
+    NotAttached(AttachError),
+    /// The process was told to stop, and does that.
+    Stopping,
     Attached,
     UdevLate,
     Retrying {

@@ -23,11 +23,14 @@ use std::collections::HashSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::{Duration, Instant};
 
+use super::ownership::Kind;
 use super::{Command, Core, Event, Order, Procedure};
 use world::{Fault, World};
 
 /// How long a detach by force may take, whatever hangs.
 const FORCE_LIMIT: Duration = Duration::from_secs(16);
+/// How many events may follow each other in a detach, or at one moment.
+const MAX_STEPS: usize = 200;
 
 /// The core and the world around it.
 #[derive(Clone)]
@@ -40,6 +43,8 @@ struct State {
 struct Found {
     states: usize,
     transitions: usize,
+    /// Of the detaches by force.
+    longest: Duration,
     /// What did not hold, and the events that led there.
     violation: Option<(String, Vec<String>)>,
 }
@@ -59,7 +64,7 @@ impl State {
         if *event == Event::Time {
             next.now = next.core.next_deadline().unwrap_or(next.now).max(next.now);
         }
-        next.world.happened(event);
+        next.world.happened(event, &next.core);
         next.feed(event, fault)?;
         next.follow_up(fault)
     }
@@ -86,31 +91,39 @@ impl State {
         let mut all = Vec::new();
         for event in outcomes {
             let mut next = self.clone();
-            next.world.happened(&event);
+            next.world.happened(&event, &next.core);
             next.feed(&event, fault)?;
             all.extend(next.follow_up(fault)?);
         }
         Ok(all)
     }
 
-    /// A detach by force ends, with all else hanging, or with a driver that lets go.
-    fn check_detach(&self, lets_go: bool, fault: Option<Fault>) -> Result<(), String> {
-        if !self.core.attached || self.core.is_forced() {
-            return Ok(());
+    /// A detach by force ends, with all else hanging, or with a driver that lets go. `outcome` is which of
+    /// the answers comes where several are possible at once.
+    fn check_detach(
+        &self,
+        lets_go: bool,
+        outcome: usize,
+        fault: Option<Fault>,
+    ) -> Result<Duration, String> {
+        let was_attached = self.core.attached || self.core.ownership.is_shutting_down();
+        if !was_attached || self.core.is_forced() || self.core.end().is_some() {
+            return Ok(Duration::ZERO);
         }
         let client = self.world.other_client();
         let mut state = self.clone();
-        let order = Event::Order { client, order: Order::Detach { force: true } };
-        let mut event = order;
+        let mut event = Event::Order { client, order: Order::Detach { force: true } };
         let deadline = state.now + FORCE_LIMIT;
+        let mut steps = 0;
         while !state.world.is_answered(client) {
-            state = state.after(&event, fault)?.swap_remove(0);
+            let mut outcomes = state.after(&event, fault)?;
+            state = outcomes.swap_remove(outcome.min(outcomes.len() - 1));
             let helpful = lets_go.then(|| state.world.helpful(&state.core)).flatten();
             event = helpful.unwrap_or(Event::Time);
-            if event == Event::Time && state.core.next_deadline().is_none_or(|due| due > deadline) {
-                if state.world.is_answered(client) {
-                    break;
-                }
+            steps += 1;
+            let has_deadline = state.core.next_deadline().is_some_and(|due| due <= deadline);
+            let is_over = event == Event::Time && !has_deadline;
+            if (is_over || steps > MAX_STEPS) && !state.world.is_answered(client) {
                 return Err(format!(
                     "a detach by force is not answered: {:?}",
                     state.core.procedure
@@ -119,8 +132,34 @@ impl State {
         }
         match lets_go && state.core.end().is_none() {
             true => Err(format!("the device is not gone: {:?}", state.core.procedure)),
-            false => Ok(()),
+            false => Ok(state.now - self.now),
         }
+    }
+
+    /// All of that.
+    fn check_detaches(&self, fault: Option<Fault>) -> Result<Duration, String> {
+        let mut longest = Duration::ZERO;
+        for outcome in 0..3 {
+            for lets_go in [true, false] {
+                longest = longest.max(self.check_detach(lets_go, outcome, fault)?);
+            }
+        }
+        Ok(longest)
+    }
+
+    /// No deadline stays that has passed, or the event loop would not rest.
+    fn check_deadlines(&self) -> Result<(), String> {
+        let mut state = self.clone();
+        for _ in 0..MAX_STEPS {
+            match state.core.next_deadline() {
+                Some(due) if due <= state.now => {
+                    let mut outcomes = state.after(&Event::Time, None)?;
+                    state = outcomes.swap_remove(0);
+                }
+                _ => return Ok(()),
+            }
+        }
+        Err(format!("a deadline that has passed stays: {:?}", state.core))
     }
 }
 
@@ -128,7 +167,7 @@ impl State {
 fn explore(first: State, depth: usize, fault: Option<Fault>) -> Found {
     let mut seen = HashSet::from([first.key()]);
     let mut layer = vec![(first, Vec::new())];
-    let mut transitions = 0;
+    let (mut transitions, mut longest) = (0, Duration::ZERO);
     for _ in 0..depth {
         let mut next_layer = Vec::new();
         for (state, path) in layer {
@@ -136,10 +175,10 @@ fn explore(first: State, depth: usize, fault: Option<Fault>) -> Found {
                 transitions += 1;
                 let mut path: Vec<String> = path.clone();
                 path.push(format!("{event:?}"));
-                let states = seen.len();
+                let (states, longest_yet) = (seen.len(), longest);
                 let found = |violation| {
                     let violation = Some((violation, path.clone()));
-                    Found { states, transitions, violation }
+                    Found { states, transitions, longest: longest_yet, violation }
                 };
                 let successors = match state.after(&event, fault) {
                     Ok(successors) => successors,
@@ -149,11 +188,10 @@ fn explore(first: State, depth: usize, fault: Option<Fault>) -> Found {
                     if !seen.insert(next.key()) || next.core.end().is_some() {
                         continue;
                     }
-                    let checked = next
-                        .check_detach(true, fault)
-                        .and_then(|()| next.check_detach(false, fault));
-                    if let Err(violation) = checked {
-                        return found(violation);
+                    let checked = next.check_detaches(fault);
+                    match checked.and_then(|took| next.check_deadlines().map(|()| took)) {
+                        Ok(took) => longest = longest.max(took),
+                        Err(violation) => return found(violation),
                     }
                     next_layer.push((next, path.clone()));
                 }
@@ -161,7 +199,7 @@ fn explore(first: State, depth: usize, fault: Option<Fault>) -> Found {
         }
         layer = next_layer;
     }
-    Found { states: seen.len(), transitions, violation: None }
+    Found { states: seen.len(), transitions, longest, violation: None }
 }
 
 /// An attached device that is served.
@@ -184,27 +222,82 @@ fn attaching(netlink: bool) -> State {
     state.after(&Event::Begin, None).expect("a beginning").swap_remove(0)
 }
 
-fn expect_none(name: &str, found: &Found) {
-    println!("{name}: {} states, {} transitions", found.states, found.transitions);
+/// An adopted device, whose backend lives and is paused or not.
+fn adopted(netlink: bool, is_paused: bool) -> State {
+    let now = Instant::now();
+    let mut core = world::core(netlink, now);
+    core.set_adopted(3, true);
+    let backend = core.new_backend();
+    core.adopt_owner(backend, Kind::Program, is_paused);
+    let state = State { core, world: World::of_adopted(backend), now };
+    let event = if is_paused { Event::AdoptedUnwanted } else { Event::StateChanged };
+    state.after(&event, None).expect("an adoption").swap_remove(0)
+}
+
+/// After an order, and so many events of a world where all goes well.
+fn ordered(state: &State, order: Order, events: usize) -> State {
+    let client = world::first_client();
+    let event = Event::Order { client, order };
+    let mut state = state.after(&event, None).expect("an order").swap_remove(0);
+    for _ in 0..events {
+        let event = state.world.helpful(&state.core).unwrap_or(Event::Time);
+        state = state.after(&event, None).expect("an event").swap_remove(0);
+    }
+    state
+}
+
+fn expect_none(name: &str, first: State, depth: usize) {
+    let found = explore(first, depth, None);
+    println!(
+        "{name}: {} states, {} transitions to a depth of {depth}; a detach by force takes {:?} at most",
+        found.states, found.transitions, found.longest
+    );
     if let Some((violation, path)) = &found.violation {
         panic!("{name}: {violation}\nafter:\n  {}", path.join("\n  "));
     }
 }
 
 #[test]
-fn nothing_that_may_happen_to_an_attached_device_breaks_a_promise() {
-    for netlink in [false, true] {
-        let found = explore(attached(netlink), depth(DEPTH), None);
-        expect_none(if netlink { "attached, netlink" } else { "attached, ioctl" }, &found);
-        assert!(found.states > 1000, "only {} states: the model is too small", found.states);
-    }
+fn nothing_that_may_happen_to_an_attached_device_breaks_a_promise_ioctl() {
+    expect_none("attached, ioctl", attached(false), depth(DEPTH));
+}
+
+#[test]
+fn nothing_that_may_happen_to_an_attached_device_breaks_a_promise_netlink() {
+    expect_none("attached, netlink", attached(true), depth(DEPTH));
 }
 
 #[test]
 fn nothing_that_may_happen_during_an_attach_breaks_a_promise() {
+    expect_none("attach, ioctl", attaching(false), depth(ATTACH_DEPTH));
+    expect_none("attach, netlink", attaching(true), depth(ATTACH_DEPTH));
+}
+
+#[test]
+fn nothing_that_may_happen_to_an_adopted_device_breaks_a_promise() {
+    expect_none("adopted", adopted(false, false), depth(DEPTH - 1));
+    expect_none("adopted, paused", adopted(true, true), depth(DEPTH - 1));
+}
+
+/// What is deeper than the explorations from the beginning come.
+#[test]
+fn nothing_that_may_happen_in_the_middle_of_an_order_breaks_a_promise() {
     for netlink in [false, true] {
-        let found = explore(attaching(netlink), depth(ATTACH_DEPTH), None);
-        expect_none(if netlink { "attach, netlink" } else { "attach, ioctl" }, &found);
+        let api = if netlink { "netlink" } else { "ioctl" };
+        let first = attached(netlink);
+        let detach = Order::Detach { force: false };
+        for events in [2, 3, 5] {
+            let name = format!("{events} events into a detach, {api}");
+            expect_none(&name, ordered(&first, detach.clone(), events), depth(DEPTH - 1));
+        }
+        let fail = Order::Fail { kill: true, in_flight: true };
+        expect_none(
+            &format!("answering with EIO, {api}"),
+            ordered(&first, fail, 3),
+            depth(DEPTH - 1),
+        );
+        let grow = Order::Resize { size: Some(2 * world::SIZE), force: false };
+        expect_none(&format!("growing, {api}"), ordered(&first, grow, 4), depth(DEPTH - 1));
     }
 }
 

@@ -200,6 +200,9 @@ impl Core {
     /// Takes what happened, and says what is to be done about it, in this order.
     pub(crate) fn handle(&mut self, event: &Event, now: Instant) -> Vec<Command> {
         self.now = now;
+        if matches!(self.procedure, Procedure::Ended(_)) {
+            return self.refuse_late(event);
+        }
         self.take(event);
         self.step(event);
         self.check_timers();
@@ -213,6 +216,9 @@ impl Core {
             Event::Hello { backend, takeover, size } => self.hello(backend, takeover, size),
             Event::Gone { backend } => {
                 self.probe_is_gone(backend);
+                if self.ownership.is_eio_backend_coming(backend) {
+                    self.pause_eio_backend();
+                }
                 self.apply(&ownership::Event::Gone { backend });
             }
             Event::StartFailed { backend, shortage } => self.start_failed(backend, shortage),
@@ -226,7 +232,7 @@ impl Core {
                 self.persist();
             }
             Event::StatePersisted { revision } => self.state_persisted(revision),
-            Event::StateNotPersisted { .. } => self.state_not_persisted(),
+            Event::StateNotPersisted { revision } => self.state_not_persisted(revision),
             Event::SitterGone => self.driver.sitter = Sitter::Gone,
             Event::LanesClosed => self.driver.dropped = true,
             Event::Order { client, ref order } => self.order(client, order),

@@ -2,7 +2,7 @@
 
 use super::fail::FailOrder;
 use super::ownership;
-use super::{ClientId, Command, Core, Note, Procedure, Program, Reply};
+use super::{ClientId, Command, Core, Event, Note, Procedure, Program, Reply};
 
 /// What a client orders.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -114,12 +114,12 @@ pub(super) struct ResizeOrder {
 impl Core {
     /// Why no order can be carried out now.
     pub(crate) fn why_not_now(&self) -> Option<Refused> {
-        if self.ownership.is_shutting_down() {
+        if self.failed.is_some() && self.attached {
+            Some(Refused::HasFailed)
+        } else if self.ownership.is_shutting_down() {
             Some(Refused::BeingDetached)
         } else if self.ownership.is_abandoned() {
             Some(Refused::GivenUp)
-        } else if self.failed.is_some() {
-            Some(Refused::HasFailed)
         } else if !self.attached {
             Some(Refused::NotAttachedYet)
         } else if self.fail_order.is_some() {
@@ -140,6 +140,13 @@ impl Core {
     pub(crate) fn why_not_beside_replacement(&self) -> Option<Refused> {
         let replacing = self.replacement.is_some().then_some(Refused::ReplacementUnderWay);
         self.why_not_now().or(replacing)
+    }
+
+    /// Why the size cannot be changed now.
+    pub(crate) fn why_no_resize(&self) -> Option<Refused> {
+        let detaching = self.orders.detach.is_some().then_some(Refused::BeingDetached);
+        let replacing = self.replacement.is_some().then_some(Refused::ReplacementUnderWay);
+        self.why_no_start().or(replacing).or(detaching)
     }
 
     pub(super) fn is_resizing(&self) -> bool {
@@ -195,6 +202,14 @@ impl Core {
         if let Some(order) = self.orders.resize.take() {
             self.reply(order.client, reply.clone());
         }
+    }
+
+    /// There is nothing left that could be ordered.
+    pub(super) fn refuse_late(&mut self, event: &Event) -> Vec<Command> {
+        if let Event::Order { client, .. } = *event {
+            self.refuse(client, Refused::BeingDetached);
+        }
+        std::mem::take(&mut self.out)
     }
 
     pub(super) fn order(&mut self, client: ClientId, order: &Order) {
@@ -331,9 +346,7 @@ impl Core {
     }
 
     fn order_resize(&mut self, client: ClientId, size: Option<u64>, force: bool) {
-        let detaching = self.orders.detach.is_some().then_some(Refused::BeingDetached);
-        let replacing = self.replacement.is_some().then_some(Refused::ReplacementUnderWay);
-        match self.why_no_start().or(replacing).or(detaching) {
+        match self.why_no_resize() {
             Some(why) => self.refuse(client, why),
             None => self.orders.resize = Some(ResizeOrder { client, size, force }),
         }

@@ -1,8 +1,10 @@
 //! The end of the backend that has the lanes: told by the driver or by us, or a loss that has to be made
 //! good.
 
+use std::time::Instant;
+
 use super::ownership::{self, Phase};
-use super::{BackendId, Core, Note, Reply, Wait, timers};
+use super::{BackendId, Core, Note, Reply, Wait};
 
 /// What is known of an owner's end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +26,8 @@ pub(super) struct OwnerExit {
     leaving: bool,
     /// The owner has ended because of that, most probably.
     departed: Option<OwnerEnd>,
+    /// When its lanes were ended, which tells it to end, too.
+    lanes_ended: Option<Instant>,
     /// An owner that the driver may have told to end, or still may, in a detach that was refused.
     told: Option<BackendId>,
 }
@@ -31,6 +35,10 @@ pub(super) struct OwnerExit {
 impl OwnerExit {
     pub(super) fn is_leaving(&self) -> bool {
         self.leaving
+    }
+
+    pub(super) fn lanes_ended(&self) -> Option<Instant> {
+        self.lanes_ended
     }
 
     pub(super) fn has_departed(&self) -> bool {
@@ -77,6 +85,10 @@ impl Core {
     fn was_told_to_end(&self, end: OwnerEnd) -> bool {
         let by_driver = self.owner_exit.leaving && !self.ownership.is_fencing();
         end.orderly && (self.ownership.is_shutting_down() || by_driver)
+    }
+
+    pub(super) fn note_end_of_lanes(&mut self) {
+        self.owner_exit.lanes_ended.get_or_insert(self.now);
     }
 
     pub(super) fn begin_leaving(&mut self) {
@@ -153,7 +165,7 @@ impl Core {
         if self.failed.is_some() {
             return;
         }
-        self.timers.eio_pause = Some(self.after(timers::EIO_BACKEND_PAUSE));
+        self.pause_eio_backend();
         self.apply(&ownership::Event::OwnerDead { clean: false, progressed: true });
         self.complete_fail();
         self.complete_pause();

@@ -33,6 +33,8 @@ struct Unsaved {
 pub(super) struct PendingGrant {
     backend: BackendId,
     revision: Revision,
+    /// The log tells that it waits.
+    is_told: bool,
 }
 
 impl Durability {
@@ -58,7 +60,7 @@ impl Core {
     pub(super) fn grant(&mut self, backend: BackendId) {
         self.command(Command::PrepareGrant { backend });
         let revision = self.persist();
-        self.durability.grant = Some(PendingGrant { backend, revision });
+        self.durability.grant = Some(PendingGrant { backend, revision, is_told: false });
     }
 
     pub(super) fn state_persisted(&mut self, revision: Revision) {
@@ -73,16 +75,16 @@ impl Core {
         }
     }
 
-    pub(super) fn state_not_persisted(&mut self) {
+    pub(super) fn state_not_persisted(&mut self, revision: Revision) {
         let pause = match &self.durability.unsaved {
             None => FIRST_PAUSE,
             Some(before) => (before.pause * 2).min(MAX_PAUSE),
         };
-        let is_first = self.durability.unsaved.is_none();
         self.durability.unsaved = Some(Unsaved { due: self.after(pause), pause });
-        if let Some(PendingGrant { backend, .. }) = self.durability.grant
-            && is_first
-        {
+        let grant = self.durability.grant.as_mut();
+        if let Some(grant) = grant.filter(|grant| grant.revision <= revision && !grant.is_told) {
+            grant.is_told = true;
+            let backend = grant.backend;
             self.note(Note::GrantWaits { backend });
         }
     }

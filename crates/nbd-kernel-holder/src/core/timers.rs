@@ -8,7 +8,7 @@ use super::{Command, Core, Note};
 /// From this pause on an operator who waits for a backend is told that there is none yet.
 pub(super) const TELLING_PAUSE: Duration = Duration::from_secs(1);
 /// The pause after an EIO backend that was lost.
-pub(super) const EIO_BACKEND_PAUSE: Duration = Duration::from_secs(1);
+const EIO_BACKEND_PAUSE: Duration = Duration::from_secs(1);
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Timers {
@@ -72,7 +72,13 @@ impl Core {
             self.timers.unserved_since.filter(|_| self.attached && self.failed.is_none())?;
         let due = since + self.config.loss_limit?;
         let due = self.timers.eio_pause.map_or(due, |pause| due.max(pause));
-        self.ownership.is_unserved().then_some(due)
+        let ends = self.ownership.is_abandoned() || self.ownership.is_shutting_down();
+        (self.ownership.is_unserved() && !ends).then_some(due)
+    }
+
+    /// An EIO backend has failed, and is not started again at once.
+    pub(super) fn pause_eio_backend(&mut self) {
+        self.timers.eio_pause = Some(self.after(EIO_BACKEND_PAUSE));
     }
 
     pub(super) fn note_unserved(&mut self) {

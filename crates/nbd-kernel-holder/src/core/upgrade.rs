@@ -140,7 +140,10 @@ impl Core {
                     Step::Becoming
                 }
             },
-            Step::Becoming if *event == Event::NotBecome => return Err(UpgradeError::NotBecome),
+            Step::Becoming if *event == Event::NotBecome => {
+                self.check_upgradable()?;
+                return Err(UpgradeError::NotBecome);
+            }
             Step::Becoming => Step::Becoming,
         })
     }

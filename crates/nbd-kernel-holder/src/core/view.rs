@@ -25,6 +25,11 @@ impl Core {
         self.procedure == Procedure::Idle && self.attached
     }
 
+    /// It is being taken down.
+    pub(crate) fn is_taking_down(&self) -> bool {
+        matches!(self.procedure, Procedure::TakeDown(_))
+    }
+
     /// What is left of a device that the driver has dropped is being taken down.
     pub(crate) fn is_clearing(&self) -> bool {
         matches!(&self.procedure, Procedure::TakeDown(down) if down.is_clearing())

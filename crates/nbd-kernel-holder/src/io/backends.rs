@@ -208,8 +208,16 @@ impl Holder {
 
     /// Gives the lanes away: the last owner is dead, and the state that names this one is written.
     pub(crate) fn grant(&mut self, id: BackendId) {
-        if let Some(Err(error)) = self.send_grant(id) {
-            self.backend_closed(id, &error);
+        match self.send_grant(id) {
+            Some(Ok(())) => {}
+            Some(Err(error)) => self.backend_closed(id, &error),
+            // It has closed its connection meanwhile: without the lanes it is of no use, and another one
+            // gets them when it is dead.
+            None => {
+                if let Some(backend) = self.processes.backends.get(&id) {
+                    backend.kill();
+                }
+            }
         }
     }
 

@@ -93,6 +93,9 @@ impl Holder {
         let mut before = SigSet::empty();
         let blocked = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut before));
         let taken = self.place.signals.take();
+        if taken.child {
+            self.release_sitter();
+        }
         let result = match taken.stop {
             true => Err("it was told to stop, and does that first".to_owned()),
             false => {

@@ -128,7 +128,7 @@ impl Holder {
 
     fn order_resize(&mut self, id: ClientId, size: Option<u64>, force: bool) {
         let wanted = size.map(|size| check_export(&ExportInfo { size, ..self.export() }));
-        if let (Some(Err(text)), None) = (wanted, self.core.why_not_now()) {
+        if let (Some(Err(text)), None) = (wanted, self.core.why_no_resize()) {
             let text = format!("{}: {text}", self.device.name());
             return self.answer(id, &Response::Failed(Failure::new(FailureKind::Usage, text)));
         }

@@ -69,6 +69,9 @@ impl Holder {
         let now = Instant::now();
         let wait = self.next_due().map(|due| due.saturating_duration_since(now));
         for source in self.wait(wait) {
+            if self.core.end().is_some() {
+                return;
+            }
             self.on_ready(source);
         }
         self.look();
@@ -232,17 +235,18 @@ impl Holder {
 
     pub(crate) fn take_signals(&mut self) {
         let signals = self.place.signals.take();
+        if signals.child {
+            self.release_sitter();
+        }
         if signals.stop {
-            if self.core.is_idle() {
-                nbd_control::service::stopping();
-            }
             self.feed(Event::Stop);
         }
-        if signals.child
-            && let Some(sitter) = self.sitting()
-        {
-            // Something sent it SIGSTOP, which no process can block and which has ended the ioctl.
-            // As its tracer we let it go on, so that it cleans up and ends.
+    }
+
+    /// Lets a sitter go on that something has sent SIGSTOP, which no process can block and which has ended
+    /// the ioctl: as its tracer we can, so that it cleans up and ends.
+    pub(crate) fn release_sitter(&self) {
+        if let Some(sitter) = self.sitting() {
             sitter::release_if_stopped(&sitter.process);
         }
     }
@@ -288,8 +292,8 @@ impl Holder {
         let closed = owner.closed_at.is_some_and(|at| at.elapsed() < DYING_TIMEOUT);
         let dead = owner.dead_since.is_some();
         let looks = self.core.ownership.is_fencing() || closed || dead;
-        let last = self.processes.fence_looked.unwrap_or_else(Instant::now);
-        looks.then_some(last + FENCE_INTERVAL)
+        let last = self.processes.fence_looked;
+        looks.then(|| last.map_or_else(Instant::now, |last| last + FENCE_INTERVAL))
     }
 
     fn check_fence(&mut self) {

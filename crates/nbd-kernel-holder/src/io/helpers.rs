@@ -54,14 +54,19 @@ impl Helper {
 
 impl Holder {
     pub(crate) fn start_helper(&mut self, id: HelperId, task: HelperTask) {
-        let is_scan = task == HelperTask::FindUsers;
+        let wanted = task.clone();
         match self.run_helper(task) {
             Ok(Some(helper)) => {
                 self.processes.helpers.insert(id, helper);
             }
             Ok(None) => self.feed(Event::HelperEnded { id, report: Report::Status(0) }),
             Err(error) => {
-                let report = match is_scan {
+                match wanted {
+                    HelperTask::SilenceTimeouts => self.timeouts_not_silenced(&error.to_string()),
+                    HelperTask::CompareLimits => self.tell_differences(None),
+                    _ => {}
+                }
+                let report = match wanted == HelperTask::FindUsers {
                     true => Report::Users(Err(UsersUnknown::NoHelper(error.to_string()))),
                     false => Report::Status(error.raw_os_error().unwrap_or(libc::EAGAIN)),
                 };

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use nbd_control::control::Failure;
+use nbd_control::control::{Failure, Report};
 
 use crate::core::{BackendId, Note};
 use crate::holder::Holder;
@@ -18,7 +18,12 @@ impl Holder {
                     "{name} waits for its backend: run `nbd-serve --join {name} SPEC`, or NBD_JOIN={name} PROGRAM"
                 ));
             }
-            Note::Attached => self.log_attached(),
+            Note::NotAttached(error) => self.told.not_attached = self.not_attached(&error),
+            Note::Stopping => nbd_control::service::stopping(),
+            Note::Attached => {
+                self.log_attached();
+                self.announce();
+            }
             Note::UdevLate => {
                 self.notice("udev has not settled; the device may be busy for a moment");
             }
@@ -166,6 +171,18 @@ impl Holder {
             "{} can be used",
             self.device.path().display()
         );
+    }
+
+    /// Tells the program that started us that the device can be used.
+    pub(crate) fn announce(&mut self) {
+        let path = self.device.path().display().to_string();
+        if self.sockets.is_foreground {
+            println!("{path}");
+            nbd_control::service::ready(&format!("holds {path}"));
+            return;
+        }
+        self.report(&Report::Ready { path });
+        self.sockets.report = None;
     }
 
     /// It is told as an event, beside the words, that an attach has begun.

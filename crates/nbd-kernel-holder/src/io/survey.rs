@@ -70,7 +70,7 @@ impl Holder {
             served: self.backend_state() == BackendState::Running,
             oldest_ms: self.in_flight().first().map_or(0, |oldest| oldest.age_ms),
             size: self.device.size(),
-            owner_stopped: self.is_owner_stopped(),
+            owner_stopped: self.owner().is_none() || self.is_owner_stopped(),
             owner_size: self.owner().and_then(|it| it.hello.as_ref()).map(|it| it.export.size),
         };
         if note {

@@ -65,7 +65,7 @@ impl Holder {
         let core = &self.core;
         let words = match core.detach_ordered() {
             _ if core.is_clearing() => "clearing away what the driver has dropped",
-            _ if core.ownership.is_shutting_down() => "detaching it: its backend is to end",
+            _ if core.is_taking_down() => "detaching it: its backend is to end",
             Some(true) => "detaching it by force",
             Some(false) => "detaching it: it writes back first",
             None if core.is_failing_requests() => "answering what is in flight with EIO",

@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use nbd_device_users::User;
 use nix::errno::Errno;
 
 use super::super::event::{Flushed, Resized, SetupRefused};
 use super::super::ownership::Ownership;
+use super::super::users::UsersUnknown;
 use super::super::{
     BackendId, ClientId, Command, Condition, Config, Core, End, Event, HelperId, HelperTask, Order,
     OwnerEnd, Report, Revision, Sitter, Survey,
@@ -14,7 +16,7 @@ use super::super::{
 use crate::args::RestartWhen;
 
 /// The size of the device, in bytes.
-const SIZE: u64 = 1 << 20;
+pub(super) const SIZE: u64 = 1 << 20;
 /// How many orders one exploration has, and how often a state cannot be written.
 const MAX_ORDERS: usize = 2;
 const MAX_FAILURES: usize = 1;
@@ -96,7 +98,9 @@ pub(super) struct World {
     lanes_ended: bool,
     joined: bool,
     failures: usize,
-    signals: usize,
+    stopped: bool,
+    lanes_closed: bool,
+    damaged: bool,
 }
 
 /// A core that is about to attach.
@@ -108,12 +112,29 @@ pub(super) fn core(netlink: bool, now: Instant) -> Core {
         given: true,
         exists: true,
         ready_timeout: Some(Duration::from_secs(30)),
-        loss_limit: None,
+        loss_limit: Some(Duration::from_secs(30)),
     };
     Core::new(config, ownership, now)
 }
 
+/// The number of a client that orders before the exploration begins.
+pub(super) fn first_client() -> ClientId {
+    ClientId(1999)
+}
+
 impl World {
+    /// The world of an adopted device.
+    pub(super) fn of_adopted(owner: BackendId) -> Self {
+        Self {
+            backends: BTreeMap::from([(owner, Stage::Serving)]),
+            persisted: Some(owner),
+            persisted_sitter: true,
+            sitter_sits: true,
+            sitter_said: true,
+            ..Self::default()
+        }
+    }
+
     /// Carries a command out; the error is a promise that it breaks.
     pub(super) fn carry_out(&mut self, command: &Command, core: &Core) -> Result<(), String> {
         match command {
@@ -222,7 +243,7 @@ impl World {
     }
 
     /// Notes what an event means here.
-    pub(super) fn happened(&mut self, event: &Event) {
+    pub(super) fn happened(&mut self, event: &Event, core: &Core) {
         match event {
             Event::Hello { backend, takeover, .. } => {
                 self.joined |= *takeover;
@@ -258,9 +279,16 @@ impl World {
             Event::Order { client, .. } => {
                 self.clients.insert(*client, false);
             }
-            Event::Stop | Event::StarterGone | Event::LanesClosed => self.signals += 1,
+            Event::ClientGone { client } => {
+                self.clients.insert(*client, true);
+            }
+            Event::Stop => self.stopped = true,
+            Event::StarterGone | Event::LanesClosed => self.lanes_closed = true,
+            Event::LedgerDamaged => self.damaged = true,
             Event::OwnerEnded(_) => {
-                self.backends.retain(|_, stage| !matches!(stage, Stage::Granted | Stage::Serving));
+                if let Some(owner) = core.ownership.owner() {
+                    self.backends.remove(&owner);
+                }
             }
             _ => {}
         }
@@ -274,7 +302,7 @@ impl World {
         }
         if !self.joined && core.attached {
             let backend = BackendId(1000);
-            events.push(Event::Hello { backend, takeover: true, size: SIZE });
+            events.push(Event::Hello { backend, takeover: true, size: 2 * SIZE });
         }
         for (&id, task) in &self.helpers {
             events
@@ -291,17 +319,26 @@ impl World {
         if self.sitter_sits {
             events.push(Event::SitterGone);
             if !self.sitter_said {
-                let refused = |busy| Err(SetupRefused { busy, set_up: false });
-                events.extend([Ok(()), refused(true), refused(false)].map(Event::SitterSaid));
+                let refused = |busy, set_up| Err(SetupRefused { busy, set_up });
+                let said =
+                    [Ok(()), refused(true, false), refused(true, true), refused(false, false)];
+                events.extend(said.map(Event::SitterSaid));
             }
         }
-        if self.signals == 0 {
+        if !self.stopped {
             events.push(Event::Stop);
+        }
+        if !self.lanes_closed {
             events.push(if core.attached { Event::LanesClosed } else { Event::StarterGone });
+        }
+        if !self.damaged && core.attached && core.ownership.is_ready() {
+            events.push(Event::LedgerDamaged);
         }
         if self.clients.len() < MAX_ORDERS {
             let client = ClientId(2000 + self.clients.len() as u64);
-            events.extend(orders().into_iter().map(|order| Event::Order { client, order }));
+            let may_record = core.why_not_beside_replacement().is_none();
+            let orders = orders().into_iter().filter(|order| may_record || *order != Order::Record);
+            events.extend(orders.map(|order| Event::Order { client, order }));
         }
         if core.next_deadline().is_some() {
             events.push(Event::Time);
@@ -312,7 +349,9 @@ impl World {
     fn possible_of(&self, core: &Core, backend: BackendId, stage: Stage) -> Vec<Event> {
         let is_owner = core.ownership.owner() == Some(backend);
         let hello = Event::Hello { backend, takeover: false, size: SIZE };
+        let grown = Event::Hello { backend, takeover: false, size: 2 * SIZE };
         let mut events = match stage {
+            Stage::Starting if core.is_resizing() => vec![hello, grown],
             Stage::Starting => vec![hello],
             Stage::Granted => vec![Event::Ready { backend }],
             Stage::Waiting | Stage::Serving => Vec::new(),
@@ -336,16 +375,20 @@ impl World {
         let possible = self.possible(core);
         let is_killed = core.ownership.is_fencing() || self.lanes_ended;
         let wanted = |event: &&Event| match event {
-            Event::Hello { takeover, .. } => !takeover && !self.lanes_ended,
+            Event::Hello { takeover, size, .. } => {
+                let wanted = if core.is_resizing() { 2 * SIZE } else { SIZE };
+                !takeover && !self.lanes_ended && *size == wanted
+            }
             Event::Ready { .. } => !self.lanes_ended,
-            Event::HelperEnded { report, .. } => !matches!(report, Report::Status(1..)),
+            Event::HelperEnded { report, .. } => is_good(report),
             Event::Seen { condition, holds } => *holds && *condition != Condition::OwnerStopped,
             Event::SitterSaid(Ok(())) => true,
-            Event::SitterGone => self.lanes_ended,
             Event::OwnerEnded(end) => is_killed && !end.orderly,
             _ => false,
         };
-        possible.iter().find(wanted).cloned()
+        // The driver first lets go of the sitter.
+        let sitter = possible.iter().find(|event| **event == Event::SitterGone && self.lanes_ended);
+        sitter.or_else(|| possible.iter().find(wanted)).cloned()
     }
 
     pub(super) fn other_client(&self) -> ClientId {
@@ -357,18 +400,36 @@ impl World {
     }
 }
 
+fn is_good(report: &Report) -> bool {
+    match report {
+        Report::Status(status) => *status == 0,
+        Report::Users(users) => users.as_ref().is_ok_and(Vec::is_empty),
+        Report::Flushed(flushed) => *flushed == Flushed::Disconnected,
+        Report::Resized(resized) => *resized == Resized::Done,
+        Report::Program(answer) => answer.is_ok(),
+    }
+}
+
 /// What a helper process may report, if it does.
 fn reports(task: &HelperTask) -> Vec<Report> {
     match task {
-        HelperTask::FindUsers => vec![Report::Users(Ok(Vec::new()))],
-        HelperTask::FlushAndDisconnect => {
-            [Flushed::Disconnected, Flushed::Busy, Flushed::Failed(Errno::EIO)]
-                .map(Report::Flushed)
-                .to_vec()
+        HelperTask::FindUsers => {
+            let user = |may_pass| User { what: String::new(), ends_with: None, may_pass };
+            let unknown = UsersUnknown::TimedOut(String::new());
+            let found = [Ok(Vec::new()), Ok(vec![user(true)]), Ok(vec![user(false)]), Err(unknown)];
+            found.map(Report::Users).to_vec()
         }
-        HelperTask::Resize { .. } => {
-            [Resized::Done, Resized::Failed(Errno::EIO)].map(Report::Resized).to_vec()
-        }
+        HelperTask::FlushAndDisconnect => [
+            Flushed::Disconnected,
+            Flushed::NotDisconnected,
+            Flushed::Busy,
+            Flushed::Failed(Errno::EIO),
+        ]
+        .map(Report::Flushed)
+        .to_vec(),
+        HelperTask::Resize { .. } => [Resized::Done, Resized::Needed, Resized::Failed(Errno::EIO)]
+            .map(Report::Resized)
+            .to_vec(),
         HelperTask::AskProgram { .. } => {
             vec![Report::Program(Ok(())), Report::Program(Err(String::new()))]
         }
@@ -386,6 +447,8 @@ fn orders() -> Vec<Order> {
         Order::WaitReady,
         Order::Upgrade { program: String::new() },
         Order::Fail { kill: true, in_flight: true },
+        Order::Fail { kill: false, in_flight: true },
+        Order::Record,
         Order::Pause { kill: true },
         Order::Resume,
         Order::Resize { size: Some(SIZE / 2), force: true },

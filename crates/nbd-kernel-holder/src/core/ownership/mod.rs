@@ -299,6 +299,11 @@ impl Ownership {
         }
     }
 
+    /// Whether a backend is the EIO backend on its way.
+    pub(crate) fn is_eio_backend_coming(&self, backend: BackendId) -> bool {
+        self.eio_backend == Some(backend)
+    }
+
     /// Whether the owner, which this backend is, answers with EIO only.
     pub(crate) fn is_eio_backend(&self, backend: BackendId) -> bool {
         self.owner.is_some_and(|it| it.backend == backend && it.kind == Kind::EioBackend)

@@ -60,7 +60,9 @@ pub(super) enum Releasing {
     AwaitingQuiet {
         until: Instant,
     },
-    AwaitingNoSizeChange,
+    AwaitingNoSizeChange {
+        until: Instant,
+    },
     FindingRemainingUsers {
         helper: HelperId,
         until: Instant,
@@ -85,7 +87,7 @@ pub(super) enum Next {
 impl Releasing {
     pub(super) fn deadline(&self) -> Option<Instant> {
         match *self {
-            Self::Surveying | Self::AwaitingNoSizeChange => None,
+            Self::Surveying => None,
             Self::TryingLock { until, .. }
             | Self::InterruptingSitter { until }
             | Self::Disconnecting { until, .. }
@@ -94,6 +96,7 @@ impl Releasing {
             | Self::FindingUsers { until, .. }
             | Self::AwaitingClose { until, .. }
             | Self::AwaitingQuiet { until }
+            | Self::AwaitingNoSizeChange { until }
             | Self::FindingRemainingUsers { until, .. } => Some(until),
         }
     }
@@ -103,7 +106,7 @@ impl Releasing {
             Self::InterruptingSitter { .. } => Condition::SitterParked,
             Self::AwaitingClear { .. } | Self::AwaitingClose { .. } => Condition::Clear,
             Self::AwaitingQuiet { .. } => Condition::Quiet,
-            Self::AwaitingNoSizeChange => Condition::NoSizeChange,
+            Self::AwaitingNoSizeChange { .. } => Condition::NoSizeChange,
             _ => return None,
         };
         Some(Watch { condition, interval: INTERVAL })
@@ -138,7 +141,7 @@ impl Core {
             AwaitingClear { .. } | FindingUsers { .. } | AwaitingClose { .. } => {
                 self.step_clear(step, deadline, event)
             }
-            AwaitingQuiet { .. } | AwaitingNoSizeChange | FindingRemainingUsers { .. } => {
+            AwaitingQuiet { .. } | AwaitingNoSizeChange { .. } | FindingRemainingUsers { .. } => {
                 self.step_remaining(step, left, event)
             }
         }
@@ -200,6 +203,7 @@ impl Core {
 
     fn end_lanes(&mut self, left: Duration) -> Next {
         self.command(Command::EndLanes);
+        self.note_end_of_lanes();
         self.drop_fail_order();
         self.apply(&ownership::Event::ShutDown);
         if self.driver.sitter == Sitter::None {
@@ -301,14 +305,18 @@ impl Core {
                 Releasing::AwaitingQuiet { .. },
                 Event::Seen { condition: Condition::Quiet, holds: true },
             ) => match self.driver.sitter {
-                Sitter::Gone => Next::Step(Releasing::AwaitingNoSizeChange),
+                Sitter::Gone => {
+                    Next::Step(Releasing::AwaitingNoSizeChange { until: self.after(left) })
+                }
                 Sitter::None | Sitter::Sits => Next::Stays(DetachError::Stuck),
             },
-            (Releasing::AwaitingQuiet { until }, _) if self.now >= until => {
+            (Releasing::AwaitingQuiet { until } | Releasing::AwaitingNoSizeChange { until }, _)
+                if self.now >= until =>
+            {
                 Next::Stays(DetachError::Stuck)
             }
             (
-                Releasing::AwaitingNoSizeChange,
+                Releasing::AwaitingNoSizeChange { .. },
                 Event::Seen { condition: Condition::NoSizeChange, holds },
             ) => match holds {
                 true => {

@@ -20,6 +20,7 @@ const DEAD_INTERVAL: Duration = Duration::from_millis(20);
 pub(super) enum Leaving {
     /// The owner may close its own connections.
     AwaitingOwner {
+        lanes_ended: Instant,
         in_order: bool,
         stopped: u32,
     },
@@ -34,9 +35,11 @@ pub(super) enum Leaving {
 }
 
 impl Leaving {
-    pub(super) fn deadline(&self, begun: Instant) -> Instant {
+    pub(super) fn deadline(&self) -> Instant {
         match *self {
-            Self::AwaitingOwner { in_order, .. } => begun + owner_timeout(in_order),
+            Self::AwaitingOwner { lanes_ended, in_order, .. } => {
+                lanes_ended + owner_timeout(in_order)
+            }
             Self::AwaitingProcesses { until } | Self::Restoring { until, .. } => until,
         }
     }
@@ -66,7 +69,8 @@ impl Core {
             return self.end_backends(begun);
         }
         let in_order = is_detach && self.owner_exit.is_leaving() && !self.is_forced();
-        Leaving::AwaitingOwner { in_order, stopped: 0 }
+        let lanes_ended = self.owner_exit.lanes_ended().unwrap_or(self.now);
+        Leaving::AwaitingOwner { lanes_ended, in_order, stopped: 0 }
     }
 
     fn end_backends(&mut self, begun: Instant) -> Leaving {
@@ -83,7 +87,7 @@ impl Core {
         event: &Event,
     ) -> Option<Leaving> {
         match step {
-            Leaving::AwaitingOwner { in_order, stopped } => {
+            Leaving::AwaitingOwner { lanes_ended, in_order, stopped } => {
                 let in_order = in_order && !self.is_forced();
                 let stopped = match event {
                     Event::Seen { condition: Condition::OwnerStopped, holds: true } => stopped + 1,
@@ -91,15 +95,15 @@ impl Core {
                     _ => stopped,
                 };
                 let gone = Event::Seen { condition: Condition::OwnerGone, holds: true };
-                let is_late = self.now >= begun + owner_timeout(in_order);
+                if *event == gone {
+                    return Some(self.end_backends(begun));
+                }
+                let is_late = self.now >= lanes_ended + owner_timeout(in_order);
                 if is_late || stopped >= STOPPED_LOOKS {
                     self.note(Note::OwnerKilledLate);
                     return Some(self.end_backends(begun));
                 }
-                match *event == gone {
-                    true => Some(self.end_backends(begun)),
-                    false => Some(Leaving::AwaitingOwner { in_order, stopped }),
-                }
+                Some(Leaving::AwaitingOwner { lanes_ended, in_order, stopped })
             }
             Leaving::AwaitingProcesses { until } => {
                 let dead = Event::Seen { condition: Condition::NoProcesses, holds: true };

@@ -36,9 +36,11 @@ pub(crate) enum Released {
 /// Why it is taken down.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Cause {
-    /// `given_up` requests are failed by that.
+    /// Ordered at `begun`; `given_up` requests are failed by that.
     Detach {
         requester: Requester,
+        by_force: bool,
+        begun: Instant,
         given_up: usize,
     },
     Dropped,
@@ -64,7 +66,7 @@ impl TakeDown {
     pub(super) fn deadline(&self) -> Option<Instant> {
         match &self.phase {
             Phase::Releasing(step) => step.deadline(),
-            Phase::Leaving(_, step) => Some(step.deadline(self.begun)),
+            Phase::Leaving(_, step) => Some(step.deadline()),
         }
     }
 
@@ -83,9 +85,9 @@ impl TakeDown {
 
 impl Core {
     pub(super) fn begin_take_down(&mut self, cause: Cause) -> Procedure {
-        let given_up = match &cause {
-            Cause::Detach { given_up, .. } => *given_up,
-            Cause::Dropped | Cause::NotAttached(_) => 0,
+        let (begun, given_up) = match cause {
+            Cause::Detach { begun, given_up, .. } => (begun, given_up),
+            Cause::Dropped | Cause::NotAttached(_) => (self.now, 0),
         };
         if cause == Cause::Dropped {
             self.note(Note::Dropped);
@@ -93,7 +95,7 @@ impl Core {
         // The counts are the ledger's, which is let go of.
         self.command(Command::NoteTotals { given_up });
         let phase = Phase::Releasing(self.begin_release());
-        Procedure::TakeDown(TakeDown { cause, begun: self.now, phase })
+        Procedure::TakeDown(TakeDown { cause, begun, phase })
     }
 
     pub(super) fn step_take_down(&mut self, down: TakeDown, event: &Event) -> Procedure {
@@ -190,13 +192,18 @@ impl Core {
     /// nothing to stay for.
     fn not_taken_down(&mut self, cause: Cause, error: DetachError) -> Procedure {
         match cause {
-            Cause::Detach { requester, .. } => {
+            Cause::Detach { requester, by_force, .. } => {
                 if error == DetachError::Stuck {
                     self.failed = Some(Failed::Stuck);
                     self.note(Note::Stuck);
                 }
                 self.attached = true;
-                self.refuse_detach(requester, error)
+                // One that came meanwhile could do more as long as the lanes are open.
+                let may_do_more = self.is_forced() && !by_force;
+                match may_do_more && error == DetachError::Unreachable {
+                    true => Procedure::Idle,
+                    false => self.refuse_detach(requester, error),
+                }
             }
             Cause::Dropped => {
                 self.note(Note::Left(error));

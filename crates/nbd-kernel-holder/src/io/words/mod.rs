@@ -177,6 +177,9 @@ impl Holder {
                 self.data.description
             ),
             Refusal::Taken => format!("{name}: another backend is about to take over"),
+            Refusal::ShuttingDown if self.core.failed().is_some() => {
+                self.refused_words(Refused::HasFailed)
+            }
             Refusal::ShuttingDown => format!("{name} is being detached"),
             Refusal::TooSmall { size } => format!("it has {}, and more is needed", Size(size)),
         }
