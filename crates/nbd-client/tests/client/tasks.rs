@@ -2,9 +2,7 @@
 
 use std::sync::{Arc, mpsc};
 
-use nbd_backend::{
-    AsyncBackend, Backend, Command, Completion, Durability, Extent, ProcessDurability, Task,
-};
+use nbd_backend::{AsyncBackend, Command, Completion, Durability, Extent, ProcessDurability, Task};
 use nbd_client::Remote;
 use nbd_proto::NbdError;
 
