@@ -22,7 +22,7 @@ const MAX_UNREAD_BYTES: u64 = 1 << 20;
 #[derive(Debug)]
 pub struct Inspector {
     pub(crate) map: Map,
-    file: std::fs::File,
+    pub(crate) file: std::fs::File,
 }
 
 /// A request in flight, as the ledger tells it.

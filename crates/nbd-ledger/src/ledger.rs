@@ -182,7 +182,7 @@ fn write_initial_state(file: &std::fs::File, layout: &Layout) -> io::Result<()> 
 #[derive(Debug)]
 pub struct Lane {
     ledger: Arc<Ledger>,
-    words: LaneWords,
+    pub(crate) words: LaneWords,
     index: u32,
     pub(crate) ring: Ring,
     socket: OwnedFd,

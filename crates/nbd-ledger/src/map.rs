@@ -277,3 +277,6 @@ impl TransmitArea {
         unsafe { std::slice::from_raw_parts_mut(self.bytes.start.as_ptr(), self.bytes.length) }
     }
 }
+
+#[cfg(test)]
+mod tests;
