@@ -157,11 +157,11 @@ fn a_backend_that_dies_while_its_path_leads_elsewhere_is_followed_once_the_file_
     fs::rename(&path, &kept).expect("a file put aside");
     let _image = files.image("disk.img", MIB);
     device.signal_backend(Signal::SIGKILL);
-    // More often than older holders tried.
+    // kernel_retry tells that there is no end of them.
     wait_until("failed tries", EVENT_TIMEOUT, || {
         let backend = device.status().backend;
         assert_ne!(backend.state, BackendState::Down, "{}", backend.detail);
-        backend.retry.is_some_and(|retry| retry.tries > 10)
+        backend.retry.is_some_and(|retry| retry.tries > 4)
     });
     let read = disk::start_read(&device.path(), 0);
     fs::rename(&kept, &path).expect("the file back in its place");

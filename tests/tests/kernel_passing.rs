@@ -14,7 +14,7 @@ use nbd_tests::{Api, disk, kernel_tests, report};
 
 const MIB: u64 = 1 << 20;
 /// How often a device is detached among readers.
-const ROUNDS: usize = 40;
+const ROUNDS: usize = 20;
 const READERS: usize = 3;
 const IN_USE: i32 = 4;
 

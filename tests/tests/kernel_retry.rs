@@ -16,8 +16,10 @@ use nbd_tests::{Api, kernel_tests};
 use nix::sys::signal::Signal::SIGKILL;
 
 const MIB: u64 = 1 << 20;
-/// The number of failures after which older holders gave up.
+/// The number of failures after which older holders gave up. The pauses before them add up to 20 s.
 const FORMER_LIMIT: u32 = 10;
+/// So many failures are an outage. The pauses before them add up to less than a second.
+const OUTAGE_TRIES: u32 = 5;
 
 kernel_tests!(
     a_backend_that_cannot_start_is_started_again_until_it_can,
@@ -81,7 +83,7 @@ fn a_backend_that_cannot_start_is_started_again_until_it_can(api: Api) {
     let device = serve.attach(api, &[], &files.spec("disk.img", MIB));
     serve.goes();
     device.signal_backend(SIGKILL);
-    let retry = tries(&device, FORMER_LIMIT + 2);
+    let retry = tries(&device, FORMER_LIMIT + 1);
     assert!(retry.cause.contains("serve: No such file"), "{}", retry.cause);
     let read = disk::start_read(&device.path(), 0);
 
@@ -115,7 +117,7 @@ fn a_restart_ends_the_pause_and_says_what_fails(api: Api) {
     let name = device.name();
     serve.goes();
     device.signal_backend(SIGKILL);
-    tries(&device, FORMER_LIMIT + 1);
+    tries(&device, FORMER_LIMIT - 2);
     let failed = ctl(["restart", &name]).fails_with(1);
     failed.says(&["does not come back", "No such file", "is started again in", "nbd-ctl why"]);
     // A replacement that fails is not what is started from then on.
@@ -132,14 +134,14 @@ fn a_holder_that_is_adopted_or_upgraded_in_an_outage_goes_on_trying(api: Api) {
     let device = serve.attach(api, &[], &files.spec("disk.img", MIB));
     serve.goes();
     device.signal_backend(SIGKILL);
-    tries(&device, FORMER_LIMIT - 2);
+    tries(&device, OUTAGE_TRIES);
     ctl(["upgrade", &device.name()]).succeeds();
-    tries(&device, FORMER_LIMIT - 2);
+    tries(&device, OUTAGE_TRIES);
     let holder = device.state().expect("a state").holder;
     assert!(nbd_tests::process::signal(holder.pid, SIGKILL));
     wait_until("its death", EVENT_TIMEOUT, || !holder.is_alive());
     ctl(["adopt", &device.name()]).succeeds();
-    tries(&device, FORMER_LIMIT - 2);
+    tries(&device, OUTAGE_TRIES);
     serve.comes();
     is_readable(&device.path());
     device.detach();
@@ -148,7 +150,7 @@ fn a_holder_that_is_adopted_or_upgraded_in_an_outage_goes_on_trying(api: Api) {
 fn adoption_keeps_the_restart_limit(api: Api) {
     let files = TempDir::new();
     let serve = Program::new(&files);
-    let limit = FORMER_LIMIT.to_string();
+    let limit = OUTAGE_TRIES.to_string();
     let device = serve.attach(api, &["--restart-limit", &limit], &files.spec("disk.img", MIB));
     let holder = device.state().expect("a state").holder;
     assert!(nbd_tests::process::signal(holder.pid, SIGKILL));

@@ -10,6 +10,23 @@
 //! | `repeats`, `summed` | what repeats is counted, and summed up each minute |
 //! | `lines`, `stderr` | an event as a line, and that nothing waits until it is read |
 //! | [`Allowance`] | so much at once, and so much a second |
+//!
+//! # Use
+//!
+//! ```
+//! use nbd_log::{Filter, Output};
+//!
+//! # fn main() -> Result<(), nbd_log::FilterError> {
+//! let filter: Filter = "warn,nbd_client=debug".parse()?;
+//! nbd_log::init("a-backend", Some(filter), Output::JournalOrStderr);
+//! tracing::warn!(device = "nbd0", event = "retrying", "the server does not answer");
+//! // What was counted and not yet written.
+//! nbd_log::finish();
+//! # Ok(())
+//! # }
+//! ```
+
+#![warn(clippy::missing_errors_doc, clippy::missing_panics_doc)]
 
 mod allowance;
 pub mod filter;

@@ -12,6 +12,47 @@
 //! | [`stream`] | a connection: first in turns with a deadline, then in both directions at once |
 //!
 //! Nothing here knows what the bytes mean, but for [`uri`], which knows that exports have names.
+//!
+//! # Use
+//!
+//! A handshake goes in turns, under one deadline; the transmission phase has a receiving thread and
+//! several that send.
+//!
+//! ```
+//! use std::io::IoSlice;
+//! use std::os::unix::net::UnixStream;
+//! use std::time::{Duration, Instant};
+//!
+//! use nbd_net::socket::Socket;
+//! use nbd_net::stream::Stream;
+//!
+//! # fn main() -> std::io::Result<()> {
+//! let (ours, theirs) = UnixStream::pair()?;
+//! let mut client = Stream::plain(Socket::from_fd(ours.into())?);
+//! let mut server = Stream::plain(Socket::from_fd(theirs.into())?);
+//! server.set_deadline(Some(Instant::now() + Duration::from_secs(10)));
+//! client.write_all(b"NBDMAGIC")?;
+//! let mut magic = [0; 8];
+//! server.read_exact(&mut magic)?;
+//! assert_eq!(&magic, b"NBDMAGIC");
+//!
+//! let (mut receiver, _) = client.split();
+//! let (_, mut sender) = server.split();
+//! sender.send(&[IoSlice::new(b"a reply")])?;
+//! let mut reply = [0; 16];
+//! assert_eq!(receiver.receive(&mut reply)?, 7);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Invariants
+//!
+//! - Nothing waits without a limit but [`Listeners::accept`](listener::Listeners::accept), which a
+//!   descriptor ends, and a receiver that was given none.
+//! - Sending under a lock never waits: [`Sender::send`](stream::Sender::send) says that there is no room.
+//! - No signal comes of a peer that is gone.
+
+#![warn(clippy::missing_errors_doc, clippy::missing_panics_doc)]
 
 pub mod address;
 pub mod descriptors;

@@ -42,6 +42,10 @@ enum Source {
 impl Listener {
     /// Listens. One [`Listen`] may become several listeners: a host has several addresses, and a
     /// service manager passes several sockets. Only the owner may connect to a unix socket.
+    ///
+    /// # Errors
+    ///
+    /// As for [`bind_with_mode`](Self::bind_with_mode).
     pub fn bind(listen: &Listen) -> Result<Vec<Self>, ListenError> {
         Self::bind_with_mode(listen, 0o600)
     }
@@ -51,6 +55,11 @@ impl Listener {
     /// The socket of a server that is gone is replaced, and ours is removed when the listener is
     /// dropped. What [`Listen::Stdin`] and [`Listen::Activated`] name is taken over: it is found
     /// once only, and stdin and stdout are the null device afterwards.
+    ///
+    /// # Errors
+    ///
+    /// A [`ListenError`] that names the place: it is in use, this process may not listen there, the host has no
+    /// address, or nothing was inherited where [`Listen::Stdin`] or [`Listen::Activated`] expects it.
     pub fn bind_with_mode(listen: &Listen, mode: u32) -> Result<Vec<Self>, ListenError> {
         match listen {
             Listen::Unix(path) => Ok(vec![unix::bind(path, mode)?]),

@@ -43,6 +43,11 @@ pub struct Socket {
 impl Socket {
     /// Takes a connected stream socket and prepares it: it blocks, does not delay small TCP
     /// segments, notices dead hosts, and has room for large messages.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidInput` if `fd` is a socket of another type; `NotConnected` if it has no peer; those of
+    /// getsockopt(2), setsockopt(2) and fcntl(2), as for a descriptor that is no socket.
     pub fn from_fd(fd: OwnedFd) -> io::Result<Self> {
         if getsockopt(&fd, sockopt::SockType)? != SockType::Stream {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no stream socket"));
@@ -93,6 +98,10 @@ impl Socket {
     }
 
     /// How long [`receive`](Self::receive) waits, `None` for ever.
+    ///
+    /// # Errors
+    ///
+    /// Those of setsockopt(2).
     pub fn set_receive_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
         let timeout = timeout.map_or(TimeVal::zero(), time_value);
         Ok(setsockopt(&self.fd, sockopt::ReceiveTimeout, &timeout)?)
@@ -100,6 +109,10 @@ impl Socket {
 
     /// Waits for bytes and returns how many came, 0 at the end of the stream. `TimedOut` if none
     /// came within the timeout that was set.
+    ///
+    /// # Errors
+    ///
+    /// `TimedOut`, and those of recv(2), as `ConnectionReset`.
     pub fn receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
         match self.receive_with(buffer, MsgFlags::empty()) {
             Err(Errno::EAGAIN) => Err(io::ErrorKind::TimedOut.into()),
@@ -108,6 +121,10 @@ impl Socket {
     }
 
     /// The same into several buffers, one after the other.
+    ///
+    /// # Errors
+    ///
+    /// As for [`receive`](Self::receive).
     pub fn receive_parts(&self, parts: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
         loop {
             match recvmsg::<()>(self.raw(), parts, None, MsgFlags::empty()) {
@@ -119,6 +136,10 @@ impl Socket {
     }
 
     /// Receives what is there; `WouldBlock` if that is nothing.
+    ///
+    /// # Errors
+    ///
+    /// `WouldBlock`, and those of recv(2).
     pub fn try_receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
         Ok(self.receive_with(buffer, MsgFlags::MSG_DONTWAIT)?)
     }
@@ -134,6 +155,10 @@ impl Socket {
 
     /// Sends as many bytes as there is room for and returns their number; `WouldBlock` if that is
     /// none.
+    ///
+    /// # Errors
+    ///
+    /// `WouldBlock`, `BrokenPipe` if the peer is gone, and the others of sendmsg(2).
     pub fn try_send(&self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
         let parts = &parts[..parts.len().min(MOST_SLICES)];
         let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
@@ -147,12 +172,20 @@ impl Socket {
 
     /// Waits until [`try_send`](Self::try_send) would not block, `None` for ever. `false` if that
     /// takes longer. A broken connection counts as writable: sending tells what is wrong.
+    ///
+    /// # Errors
+    ///
+    /// Those of poll(2).
     pub fn wait_writable(&self, timeout: Option<Duration>) -> io::Result<bool> {
         self.wait(PollFlags::POLLOUT, timeout)
     }
 
     /// Waits until [`receive`](Self::receive) would not block, `None` for ever. `false` if that
     /// takes longer. The end of the stream counts as readable.
+    ///
+    /// # Errors
+    ///
+    /// Those of poll(2).
     pub fn wait_readable(&self, timeout: Option<Duration>) -> io::Result<bool> {
         self.wait(PollFlags::POLLIN, timeout)
     }

@@ -57,6 +57,10 @@ impl Stream {
     }
 
     /// Waits for bytes and returns how many came, 0 at the end of the stream.
+    ///
+    /// # Errors
+    ///
+    /// `TimedOut` once the deadline is over; those of recv(2); `InvalidData` if TLS finds something wrong.
     pub fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let (socket, deadline) = (&self.socket, self.deadline);
         let receive = |room: &mut [u8]| receive_by(socket, deadline, room);
@@ -67,6 +71,10 @@ impl Stream {
     }
 
     /// Waits for exactly so many bytes; `UnexpectedEof` if the stream ends before.
+    ///
+    /// # Errors
+    ///
+    /// `UnexpectedEof`, and those of [`read`](Self::read).
     pub fn read_exact(&mut self, mut buffer: &mut [u8]) -> io::Result<()> {
         while !buffer.is_empty() {
             match self.read(buffer)? {
@@ -78,6 +86,11 @@ impl Stream {
     }
 
     /// Sends all of the bytes.
+    ///
+    /// # Errors
+    ///
+    /// `TimedOut` once the deadline is over, `BrokenPipe` if the peer is gone, and the others of sendmsg(2).
+    /// How many bytes were sent is not known then.
     pub fn write_all(&mut self, mut bytes: &[u8]) -> io::Result<()> {
         while !bytes.is_empty() {
             let part = [IoSlice::new(bytes)];
@@ -118,6 +131,11 @@ impl Stream {
     ///
     /// Bytes that the caller has read and not consumed by now came in the clear; somebody between
     /// the two ends may have put them there. The caller must refuse such a connection.
+    ///
+    /// # Errors
+    ///
+    /// A [`TlsError`]: the peer has no certificate that is trusted, or refuses ours; it speaks no TLS; the
+    /// connection fails or the deadline is over.
     pub fn into_tls_server(self, tls: &ServerTls) -> Result<Self, TlsError> {
         let connection = ServerConnection::new(Arc::clone(&tls.config))?;
         self.secure(connection.into())
@@ -131,6 +149,11 @@ impl Stream {
     ///
     /// With TLS 1.3 a server looks at our certificate after we are done: what it has against it
     /// is the error of the first [`read`](Self::read).
+    ///
+    /// # Errors
+    ///
+    /// [`TlsError::ServerName`] if `server_name` is neither a host name nor an address; otherwise as for
+    /// [`into_tls_server`](Self::into_tls_server).
     pub fn into_tls_client(self, tls: &ClientTls, server_name: &str) -> Result<Self, TlsError> {
         let name = ServerName::try_from(server_name.to_owned())
             .map_err(|_| TlsError::ServerName(server_name.to_owned()))?;

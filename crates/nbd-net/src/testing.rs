@@ -21,6 +21,10 @@ const REVOKED: u64 = 4711;
 /// In it are three more such directories: `other`, of another authority, `expired`, of the same
 /// authority with certificates whose time is over, and `revoked`, of the same authority with
 /// certificates that its `ca-crl.pem` revokes.
+///
+/// # Errors
+///
+/// Those of writing a file there.
 pub fn certificates(directory: &Path) -> io::Result<()> {
     let ours = Authority::new("nbd test authority")?;
     ours.fill(directory, Validity::Current)?;
@@ -148,6 +152,10 @@ impl Drop for Scratch {
 /// Has a socket's peer find that this machine has vanished: from now on, whatever comes is thrown away
 /// before the socket hears of it, so nothing is acknowledged, and nothing is reset.
 #[allow(unsafe_code)]
+///
+/// # Errors
+///
+/// Those of the system calls, as where the process may not.
 pub fn vanish(socket: BorrowedFd<'_>) -> io::Result<()> {
     // Takes none of the bytes of each packet.
     let code = libc::BPF_RET | libc::BPF_K;

@@ -48,6 +48,11 @@ pub struct ClientTls {
 impl ServerTls {
     /// Reads `server-cert.pem` and `server-key.pem` in a directory, and with `verify_peer` also
     /// `ca-cert.pem`: then clients need a certificate that is signed by one of these authorities.
+    ///
+    /// # Errors
+    ///
+    /// A [`CredentialsError`] that names the file: it is missing, unreadable, no PEM, or key and certificate
+    /// do not fit each other.
     pub fn load(directory: &Path, verify_peer: bool) -> Result<Self, CredentialsError> {
         Self::load_versions(directory, verify_peer, ALL_VERSIONS)
     }
@@ -84,6 +89,10 @@ impl ClientTls {
     /// Without `verify`, **any** server is accepted, and so is anybody who pretends to be it and
     /// reads and changes everything on the way. The connection is then safe from mere listeners
     /// only.
+    ///
+    /// # Errors
+    ///
+    /// As for [`ServerTls::load`]; also if the system trusts no authority and no directory is given.
     pub fn load(directory: Option<&Path>, verify: bool) -> Result<Self, CredentialsError> {
         Self::load_versions(directory, verify, ALL_VERSIONS)
     }

@@ -32,7 +32,7 @@ fn receive(ring: &Ring, offset: u64, bytes: &[u8]) {
     let window = ring.window(offset, bytes.len() as u64);
     // SAFETY: the window has room for the bytes, and no slice of it exists.
     unsafe {
-        std::ptr::copy_nonoverlapping(bytes.as_ptr(), window.iov_base.cast(), window.iov_len)
+        std::ptr::copy_nonoverlapping(bytes.as_ptr(), window.iov_base.cast(), window.iov_len);
     };
 }
 

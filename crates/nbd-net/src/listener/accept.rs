@@ -35,6 +35,10 @@ impl Listeners {
     }
 
     /// Listens in all of these places, see [`Listener::bind`].
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Listener::bind`] for the first place where it fails; listeners made before are closed.
     pub fn bind(listens: &[Listen]) -> Result<Self, ListenError> {
         let mut listeners = Vec::new();
         for listen in listens {
@@ -53,6 +57,10 @@ impl Listeners {
     ///
     /// A lack of descriptors or memory is waited out, with a line on stderr; what fails with a
     /// single connection is ignored.
+    ///
+    /// # Errors
+    ///
+    /// Those of poll(2) and accept(2) that are neither a lack nor the fault of a single connection.
     pub fn accept(&self, stop: BorrowedFd<'_>) -> io::Result<Option<Socket>> {
         if let Some(socket) = self.listeners.iter().find_map(Listener::take_connection) {
             return Ok(Some(socket));

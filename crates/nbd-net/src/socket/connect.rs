@@ -71,6 +71,11 @@ impl StdError for Attempts {}
 impl Socket {
     /// Connects. `timeout` is for all attempts together where a host has several addresses;
     /// looking up its name comes on top.
+    ///
+    /// # Errors
+    ///
+    /// A [`ConnectError`] that names the address: its name is not found, or no address of it accepts the
+    /// connection in time.
     pub fn connect(address: &Address, timeout: Duration) -> Result<Self, ConnectError> {
         let failed = |source| ConnectError::Failed { address: address.clone(), source };
         match address {

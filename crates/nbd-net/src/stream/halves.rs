@@ -37,6 +37,10 @@ impl Receiver {
     }
 
     /// How long [`receive`](Self::receive) waits, `None` for ever.
+    ///
+    /// # Errors
+    ///
+    /// Those of setsockopt(2).
     pub fn set_timeout(&mut self, timeout: Option<Duration>) -> io::Result<()> {
         self.socket.set_receive_timeout(timeout)
     }
@@ -46,6 +50,10 @@ impl Receiver {
     ///
     /// A secured connection also ends where the peer closes it without a farewell of TLS: whether
     /// something is missing is for the protocol inside to tell.
+    ///
+    /// # Errors
+    ///
+    /// `TimedOut`, those of recv(2), and `InvalidData` if TLS finds something wrong.
     pub fn receive(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let socket = &self.socket;
         match &mut self.secured {
@@ -77,6 +85,10 @@ impl Sender {
     ///
     /// A secured connection may have taken bytes and not have sent all of them:
     /// [`flush`](Self::flush) tells and sends them.
+    ///
+    /// # Errors
+    ///
+    /// `WouldBlock`, `BrokenPipe` if the peer is gone, and the others of sendmsg(2).
     pub fn send(&mut self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
         match &self.layer {
             None => self.socket.try_send(parts),
@@ -85,6 +97,10 @@ impl Sender {
     }
 
     /// Sends what was taken; `WouldBlock` if something is left. Never waits.
+    ///
+    /// # Errors
+    ///
+    /// As for [`send`](Self::send).
     pub fn flush(&mut self) -> io::Result<()> {
         match &self.layer {
             None => Ok(()),
@@ -94,6 +110,10 @@ impl Sender {
 
     /// Tells the peer that nothing more comes. `WouldBlock` if there is no room to say so; then
     /// it may be tried again. Receiving goes on.
+    ///
+    /// # Errors
+    ///
+    /// As for [`send`](Self::send).
     pub fn close(&mut self) -> io::Result<()> {
         if let Some(layer) = &self.layer {
             layer.close(&self.socket)?;
