@@ -155,7 +155,7 @@ impl Core {
         }
     }
 
-    pub(super) fn step_attach(&mut self, attach: Attach, event: &Event) -> Procedure {
+    pub(super) fn step_attach(&mut self, attach: &Attach, event: &Event) -> Procedure {
         let interrupted = std::mem::take(&mut self.orders.stop) || *event == Event::StarterGone;
         let helper = attach.helper();
         let next = match interrupted {
@@ -178,12 +178,39 @@ impl Core {
 
     fn next_attach(
         &mut self,
-        attach: Attach,
+        attach: &Attach,
+        event: &Event,
+    ) -> Result<Option<Attach>, AttachError> {
+        use Attach::{
+            AwaitingBackend, AwaitingSize, ComparingLimits, Connecting, FindingUsers, Persisting,
+            PersistingAttached, PersistingTimeout, Reading, SettlingUdev, SilencingNew,
+            SilencingTimeouts,
+        };
+        match attach {
+            AwaitingBackend { .. } | SilencingTimeouts { .. } | Persisting { .. } => {
+                self.attach_backend(attach, event)
+            }
+            Connecting { .. } | FindingUsers { .. } | AwaitingSize { .. } => {
+                self.attach_driver(attach, event)
+            }
+            SilencingNew { .. } | ComparingLimits { .. } | PersistingTimeout { .. } => {
+                self.attach_queue(attach, event)
+            }
+            Reading { .. } | SettlingUdev { .. } | PersistingAttached { .. } => {
+                self.attach_users(attach, event)
+            }
+        }
+    }
+
+    /// A backend is ready before the driver knows of the device.
+    fn attach_backend(
+        &mut self,
+        attach: &Attach,
         event: &Event,
     ) -> Result<Option<Attach>, AttachError> {
         let now = self.now;
         let is_late = |until: Instant| now >= until;
-        Ok(Some(match attach {
+        Ok(Some(match attach.clone() {
             Attach::AwaitingBackend { until, hopeless } => match event {
                 Event::LanesNotMade => return Err(AttachError::NotPrepared),
                 _ if hopeless => return Err(AttachError::NoBackend),
@@ -215,6 +242,19 @@ impl Core {
                     Attach::Connecting { until: self.after(self.connect_timeout()) }
                 }
             },
+            other => other,
+        }))
+    }
+
+    /// The driver sets it up.
+    fn attach_driver(
+        &mut self,
+        attach: &Attach,
+        event: &Event,
+    ) -> Result<Option<Attach>, AttachError> {
+        let now = self.now;
+        let is_late = |until: Instant| now >= until;
+        Ok(Some(match attach.clone() {
             Attach::Connecting { until } => match event {
                 Event::SitterNotStarted => return Err(AttachError::SitterNotStarted),
                 Event::SitterSaid(Ok(())) => {
@@ -255,6 +295,17 @@ impl Core {
                 _ if is_late(until) => return Err(AttachError::WrongSize),
                 _ => Attach::AwaitingSize { until },
             },
+            other => other,
+        }))
+    }
+
+    /// The queue is as it shall be before the first read.
+    fn attach_queue(
+        &mut self,
+        attach: &Attach,
+        event: &Event,
+    ) -> Result<Option<Attach>, AttachError> {
+        Ok(Some(match attach.clone() {
             Attach::SilencingNew { helper, until } => match self.silenced(helper, until, event) {
                 true => self.compare_limits(),
                 false => Attach::SilencingNew { helper, until },
@@ -273,6 +324,19 @@ impl Core {
                     Attach::Reading { helper, until: self.after(self.read_timeout()) }
                 }
             },
+            other => other,
+        }))
+    }
+
+    /// It can be read, and is told.
+    fn attach_users(
+        &mut self,
+        attach: &Attach,
+        event: &Event,
+    ) -> Result<Option<Attach>, AttachError> {
+        let now = self.now;
+        let is_late = |until: Instant| now >= until;
+        Ok(Some(match attach.clone() {
             Attach::Reading { helper, until } => match event {
                 Event::HelperEnded { id, report } if *id == helper => match report {
                     Report::Status(0) => {
@@ -310,6 +374,7 @@ impl Core {
                     return Ok(None);
                 }
             },
+            other => other,
         }))
     }
 

@@ -28,7 +28,7 @@ use super::{Command, Core, Event, Order, Procedure};
 use world::{Fault, World};
 
 /// How long a detach by force may take, whatever hangs.
-const FORCE_LIMIT: Duration = Duration::from_secs(16);
+const FORCE_LIMIT: Duration = Duration::from_secs(10);
 /// How many events may follow each other in a detach, or at one moment.
 const MAX_STEPS: usize = 200;
 
@@ -303,8 +303,8 @@ fn nothing_that_may_happen_in_the_middle_of_an_order_breaks_a_promise() {
 
 /// How many events follow each other. Every further one makes it four times as long; NBD_EXPLORE_DEPTH
 /// in the environment is another number for both.
-const DEPTH: usize = 5;
-const ATTACH_DEPTH: usize = 8;
+const DEPTH: usize = 4;
+const ATTACH_DEPTH: usize = 7;
 
 fn depth(usual: usize) -> usize {
     let wanted = std::env::var("NBD_EXPLORE_DEPTH").ok();

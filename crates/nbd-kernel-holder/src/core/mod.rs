@@ -247,7 +247,7 @@ impl Core {
     fn step(&mut self, event: &Event) {
         let procedure = std::mem::replace(&mut self.procedure, Procedure::Idle);
         self.procedure = match procedure {
-            Procedure::Attach(attach) => self.step_attach(attach, event),
+            Procedure::Attach(attach) => self.step_attach(&attach, event),
             Procedure::Detach(detach) => self.step_detach(detach, event),
             Procedure::TakeDown(down) => self.step_take_down(down, event),
             Procedure::Resize(resize) => self.step_resize(resize, event),

@@ -6,6 +6,7 @@ use nbd_control::control::{Failure, Report};
 
 use crate::core::{BackendId, Note};
 use crate::holder::Holder;
+use crate::io::backend_process::BackendProcess;
 use crate::io::words::{DROPPED, describe_errno, words_for};
 use crate::view::outage::Subject;
 
@@ -33,7 +34,7 @@ impl Holder {
                 self.warn(&format!("the former program is started again: {last}"));
             }
             Note::GaveUp => {
-                self.log_error("gave-up", |last| format!("giving up on the backend: {last}"))
+                self.log_error("gave-up", |last| format!("giving up on the backend: {last}"));
             }
             Note::SpareReady => {
                 if self.told.complaints.clear(Subject::Spare) {
@@ -56,7 +57,7 @@ impl Holder {
             }
             Note::GrantWaits { backend } => {
                 let process = self.processes.backends.get(&backend);
-                let pid = process.and_then(|it| it.pid()).unwrap_or(0);
+                let pid = process.and_then(BackendProcess::pid).unwrap_or(0);
                 self.warn(&format!(
                     "backend {pid} gets the lanes when the state that names it is written"
                 ));
@@ -199,7 +200,7 @@ impl Holder {
 
     fn log_recovered(&mut self, backend: BackendId) {
         let process = self.processes.backends.get(&backend);
-        let pid = process.and_then(|it| it.pid()).unwrap_or(0);
+        let pid = process.and_then(BackendProcess::pid).unwrap_or(0);
         if !self.core.is_attached() || self.is_on_probation() {
             return;
         }

@@ -167,9 +167,8 @@ impl World {
             }
             Command::LeaveHelper { id } => {
                 // A scan tells what it has found so far.
-                if self.helpers.remove(id) == Some(HelperTask::FindUsers) {
-                    self.left_scans.push(*id);
-                }
+                let is_scan = self.helpers.remove(id) == Some(HelperTask::FindUsers);
+                self.left_scans.extend(is_scan.then_some(*id));
             }
             Command::StartSitter => self.sitter_sits = true,
             Command::LetSitterGo if !self.persisted_sitter => {
@@ -180,9 +179,9 @@ impl World {
             Command::Survey { .. } => self.surveys += 1,
             Command::BecomeProgram { .. } => self.becoming = true,
             Command::Reply { client, reply } => {
-                if self.clients.insert(*client, true) != Some(false) {
-                    return Err(format!("{client:?} is answered twice, now with {reply:?}"));
-                }
+                let was_open = self.clients.insert(*client, true) == Some(false);
+                let twice = || format!("{client:?} is answered twice, now with {reply:?}");
+                return if was_open { Ok(()) } else { Err(twice()) };
             }
             _ => {}
         }
