@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use nbd_control::registry::DEFAULT_DIRECTORY;
 
-use crate::process::ours;
+use crate::process::{is_helper, ours};
 use crate::sysfs::block_attribute;
 use crate::wait::{EVENT_TIMEOUT, scaled_timeout};
 
@@ -25,6 +25,7 @@ struct DeviceState {
 pub struct MachineState {
     registry: Vec<String>,
     devices: BTreeMap<String, DeviceState>,
+    /// Without the helpers of holders, which come and go.
     processes: Vec<(i32, String)>,
 }
 
@@ -47,7 +48,8 @@ impl MachineState {
                 (name, device)
             })
             .collect();
-        Self { registry, devices, processes: ours() }
+        let processes = ours().into_iter().filter(|(pid, _)| !is_helper(*pid)).collect();
+        Self { registry, devices, processes }
     }
 
     /// Panics unless the machine comes back to this state.
@@ -57,12 +59,13 @@ impl MachineState {
         let deadline = Instant::now() + scaled_timeout(EVENT_TIMEOUT);
         loop {
             let now = Self::now();
-            if now == *self {
+            let helpers: Vec<_> = ours().into_iter().filter(|(pid, _)| is_helper(*pid)).collect();
+            if now == *self && helpers.is_empty() {
                 return;
             }
             assert!(
                 Instant::now() < deadline,
-                "something was left behind:\nbefore {self:?}\nnow {now:?}"
+                "something was left behind:\nbefore {self:?}\nnow {now:?}\nhelpers {helpers:?}"
             );
             std::thread::sleep(Duration::from_millis(20));
         }

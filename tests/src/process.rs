@@ -20,6 +20,15 @@ pub fn ours() -> Vec<(i32, String)> {
     found
 }
 
+/// Whether a process is a helper of a holder, for a call that may block. It may take a moment longer to end
+/// than what it was for.
+#[must_use]
+pub fn is_helper(pid: i32) -> bool {
+    let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    let task = name.trim().strip_prefix("nbd").and_then(|rest| rest.split_once('-'));
+    task.is_some_and(|(number, task)| number.parse::<u32>().is_ok() && task != "sitter")
+}
+
 /// Those of our processes that this one has started.
 #[must_use]
 pub fn children(parent: i32) -> Vec<i32> {

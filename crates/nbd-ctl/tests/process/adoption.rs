@@ -232,9 +232,9 @@ fn a_damaged_state_is_left_alone() {
 /// A device is not adopted with a default in place of what its holder was told.
 #[test]
 fn a_state_with_an_unknown_value_is_left_alone_and_names_file_field_and_value() {
-    let world = World::new();
-    world.write_state(0, dead(), ProcessId::of(std::process::id().cast_signed()).unwrap());
-    let file = world.registry.folder(0).join("state.json");
+    let runtime = RuntimeDir::new();
+    runtime.write_state(0, dead(), ProcessId::of(std::process::id().cast_signed()).unwrap());
+    let file = runtime.registry.folder(0).join("state.json");
     let known = fs::read_to_string(&file).unwrap();
     for (field, from, to) in [("kernel_api", "ioctl", "telepathy"), ("restart", "always", "often")]
     {
@@ -242,7 +242,7 @@ fn a_state_with_an_unknown_value_is_left_alone_and_names_file_field_and_value() 
         assert!(known.contains(&from), "{known}");
         fs::write(&file, known.replace(&from, &to)).unwrap();
         for command in ["adopt", "status", "detach"] {
-            let ran = world.run(&[command, "nbd0"]);
+            let ran = runtime.run(&[command, "nbd0"]);
             assert_eq!(ran.code, Some(1), "{ran:?}");
             assert!(ran.stderr.contains(&format!("{}: {to}: ", file.display())), "{ran:?}");
         }

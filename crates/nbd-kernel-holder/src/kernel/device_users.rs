@@ -1,6 +1,7 @@
 //! Who uses a device, found out by a forked process: there may be thousands of processes to look at,
 //! and some of what the kernel tells about a process it tells only under a lock of that process.
 
+use std::ffi::CString;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
@@ -38,6 +39,7 @@ pub(crate) fn scan(device: &Device, ours: &[i32]) -> io::Result<(Process, Scan)>
 
 fn tell(child: &UnixStream, device: &str, ours: &[i32]) -> io::Result<()> {
     nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
+    nix::sys::prctl::set_name(&CString::new(format!("{device}-users"))?)?;
     keep_only(&[(child.as_fd(), CHANNEL)])?;
     let channel = Channel::new(inherited(CHANNEL)?.into()).map_err(io::Error::other)?;
     let mut sent = Ok(());
