@@ -49,54 +49,30 @@ pub(crate) enum AttachError {
 /// An attach that is under way.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Attach {
-    AwaitingBackend {
-        until: Option<Instant>,
-        hopeless: bool,
-    },
+    /// A backend is started, or is to join.
+    AwaitingBackend { until: Option<Instant>, hopeless: bool },
     /// Before the first request, where the device exists already.
-    SilencingTimeouts {
-        helper: HelperId,
-        until: Instant,
-    },
+    SilencingTimeouts { helper: HelperId, until: Instant },
     /// The state that names the sitter is written before it goes.
-    Persisting {
-        revision: Revision,
-    },
-    Connecting {
-        until: Instant,
-    },
-    FindingUsers {
-        helper: HelperId,
-        until: Instant,
-    },
-    AwaitingSize {
-        until: Instant,
-    },
+    Persisting { revision: Revision },
+    /// The sitter tells the driver.
+    Connecting { until: Instant },
+    /// The driver does not take a device that is open: by what?
+    FindingUsers { helper: HelperId, until: Instant },
+    /// The size is to show.
+    AwaitingSize { until: Instant },
     /// The same for a device that netlink has made.
-    SilencingNew {
-        helper: HelperId,
-        until: Instant,
-    },
-    ComparingLimits {
-        helper: HelperId,
-        until: Instant,
-    },
+    SilencingNew { helper: HelperId, until: Instant },
+    /// The kernel may have kept limits of an earlier export.
+    ComparingLimits { helper: HelperId, until: Instant },
     /// With the timeout, which a device that was just made did not have before.
-    PersistingTimeout {
-        revision: Revision,
-    },
-    Reading {
-        helper: HelperId,
-        until: Instant,
-    },
+    PersistingTimeout { revision: Revision },
+    /// As the first user will.
+    Reading { helper: HelperId, until: Instant },
     /// udev opens a device when it appears; what uses it at the same moment gets EBUSY.
-    SettlingUdev {
-        helper: HelperId,
-        until: Instant,
-    },
-    PersistingAttached {
-        revision: Revision,
-    },
+    SettlingUdev { helper: HelperId, until: Instant },
+    /// From here on another holder can adopt it.
+    PersistingAttached { revision: Revision },
 }
 
 impl Attach {

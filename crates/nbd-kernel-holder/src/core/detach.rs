@@ -83,38 +83,24 @@ pub(crate) struct Detach {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Step {
+    /// Nothing may use the device.
     CheckingUsers(UsersCheck),
     /// udev is told to look away.
-    Leaving {
-        helper: HelperId,
-        until: Instant,
-    },
+    Leaving { helper: HelperId, until: Instant },
+    /// What is dirty is written back, and the driver is told to disconnect.
     Flushing(Flushing),
     /// What has come since it was looked at.
     CheckingAgain(UsersCheck),
     /// It stays, and udev is told to watch it again.
-    Staying {
-        helper: HelperId,
-        until: Instant,
-        error: DetachError,
-    },
+    Staying { helper: HelperId, until: Instant, error: DetachError },
     /// By force: what is in flight is noted.
     Noting,
     /// The backend may answer by itself.
-    Draining {
-        until: Instant,
-        given_up: usize,
-    },
+    Draining { until: Instant, given_up: usize },
     /// The EIO backend answers.
-    Abandoning {
-        until: Instant,
-        enough: Option<Instant>,
-        given_up: usize,
-    },
-    AwaitingSizeChange {
-        until: Instant,
-        given_up: usize,
-    },
+    Abandoning { until: Instant, enough: Option<Instant>, given_up: usize },
+    /// The driver may go on with that only now.
+    AwaitingSizeChange { until: Instant, given_up: usize },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

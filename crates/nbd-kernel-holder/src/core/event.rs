@@ -37,24 +37,13 @@ pub(crate) enum Event {
     /// The device is reserved: attach it.
     Begin,
     /// A backend has introduced itself acceptably, with an export of so many bytes.
-    Hello {
-        backend: BackendId,
-        takeover: bool,
-        size: u64,
-    },
+    Hello { backend: BackendId, takeover: bool, size: u64 },
     /// A backend that does not own the lanes is gone.
-    Gone {
-        backend: BackendId,
-    },
+    Gone { backend: BackendId },
     /// A backend could not even be started; `shortage`: for want of memory, descriptors or space.
-    StartFailed {
-        backend: BackendId,
-        shortage: bool,
-    },
+    StartFailed { backend: BackendId, shortage: bool },
     /// The owner has recovered and is serving.
-    Ready {
-        backend: BackendId,
-    },
+    Ready { backend: BackendId },
     /// The owner has answered, or has stayed for long enough: its predecessors' failures are over.
     Stable,
     /// No thread of the owner can run any more.
@@ -70,39 +59,27 @@ pub(crate) enum Event {
     /// Something has changed that the state tells.
     StateChanged,
     /// The state that [`Command::PersistState`] wanted written is.
-    StatePersisted {
-        revision: Revision,
-    },
+    StatePersisted { revision: Revision },
     /// It is not.
-    StateNotPersisted {
-        revision: Revision,
-    },
+    StateNotPersisted { revision: Revision },
     /// A helper process has reported.
-    HelperEnded {
-        id: HelperId,
-        report: Report,
-    },
+    HelperEnded { id: HelperId, report: Report },
     /// The sitter could not be forked, or not be told to go.
     SitterNotStarted,
     /// The sitter is about to sit, or the driver has refused; `busy`: as the device is in use.
     SitterSaid(Result<(), SetupRefused>),
+    /// The sitter has ended.
     SitterGone,
     /// The driver has closed a lane.
     LanesClosed,
     /// What [`Core::watches`](super::Core::watches) wanted looked at.
-    Seen {
-        condition: Condition,
-        holds: bool,
-    },
+    Seen { condition: Condition, holds: bool },
     /// The answer to [`Command::Survey`].
     Surveyed(Survey),
-    Order {
-        client: ClientId,
-        order: Order,
-    },
-    ClientGone {
-        client: ClientId,
-    },
+    /// A client orders something.
+    Order { client: ClientId, order: Order },
+    /// A client has closed its connection.
+    ClientGone { client: ClientId },
     /// The process is told to stop.
     Stop,
     /// The program that wants the device attached has gone away.
@@ -248,149 +225,143 @@ pub(crate) struct Survey {
 pub(crate) enum Command {
     /// Start a backend: this program, or the device's own. `probe`: it is asked for its present size;
     /// `examine`: another one lives.
-    StartProgram {
-        backend: BackendId,
-        program: Option<Program>,
-        probe: bool,
-        examine: bool,
-    },
-    StartSpare {
-        backend: BackendId,
-    },
-    StartEioBackend {
-        backend: BackendId,
-    },
+    StartProgram { backend: BackendId, program: Option<Program>, probe: bool, examine: bool },
+    /// Start the device's program as the spare.
+    StartSpare { backend: BackendId },
+    /// Start what answers with EIO.
+    StartEioBackend { backend: BackendId },
     /// Make what it will be granted, if it is the first one.
-    PrepareGrant {
-        backend: BackendId,
-    },
+    PrepareGrant { backend: BackendId },
     /// Give it the lanes.
-    Grant {
-        backend: BackendId,
-    },
-    Refuse {
-        backend: BackendId,
-        why: Refusal,
-    },
+    Grant { backend: BackendId },
+    /// Tell it that it is not wanted, and forget it; [`Event::Gone`] follows.
+    Refuse { backend: BackendId, why: Refusal },
     /// Forget it, and kill it if it is ours.
-    Dismiss {
-        backend: BackendId,
-    },
+    Dismiss { backend: BackendId },
+    /// Kill the process that has the lanes.
     KillOwner,
     /// Kill all that are left.
     KillBackends,
     /// This is the device's program from now on.
-    SetProgram {
-        program: Program,
-    },
+    SetProgram { program: Program },
     /// Write the state down; [`Event::StatePersisted`] or [`Event::StateNotPersisted`] follows.
-    PersistState {
-        revision: Revision,
-    },
+    PersistState { revision: Revision },
     /// The export has this size from now on.
-    SetSize {
-        size: u64,
-    },
-    StartHelper {
-        id: HelperId,
-        task: HelperTask,
-    },
+    SetSize { size: u64 },
+    /// Start a helper process; [`Event::HelperEnded`] follows.
+    StartHelper { id: HelperId, task: HelperTask },
     /// Kill it, and do not wait for it: it may sit in an uninterruptible call.
-    LeaveHelper {
-        id: HelperId,
-    },
+    LeaveHelper { id: HelperId },
     /// Open the socket at which backends join, and write down what udev should know.
     OpenJoin,
+    /// No backend joins any more.
     CloseJoin,
     /// Fork it; it waits for the next command.
     StartSitter,
+    /// The state names it: it may set the device up.
     LetSitterGo,
     /// It shall not go, and ends.
     DismissSitter,
     /// Nothing in the driver is its doing.
     ForgetSitter,
+    /// It cannot be told otherwise.
     KillSitter,
+    /// Shut them down for driver and backend.
     EndLanes,
     /// Note what is in flight if `note`, and look: [`Event::Surveyed`] follows.
-    Survey {
-        note: bool,
-    },
+    Survey { note: bool },
     /// Remember the counts for the words about the end.
-    NoteTotals {
-        given_up: usize,
-    },
+    NoteTotals { given_up: usize },
     /// Remove the device's entry from the registry.
     RemoveEntry,
-    Reply {
-        client: ClientId,
-        reply: Reply,
-    },
+    /// Answer a client's order.
+    Reply { client: ClientId, reply: Reply },
+    /// Tell the log, and the operator who waits for an attach.
     Note(Note),
     /// `execve(2)`; back here only if that fails, with [`Event::NotBecome`].
-    BecomeProgram {
-        client: ClientId,
-        program: String,
-    },
+    BecomeProgram { client: ClientId, program: String },
 }
 
 /// What the log, or the operator who waits for an attach, is told.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Note {
+    /// There is no program to start.
     AwaitingJoin,
+    /// The attach has come to nothing, and is undone.
     NotAttached(AttachError),
     /// The process was told to stop, and does that.
     Stopping,
+    /// The device can be used.
     Attached,
+    /// udev has not looked at it in time.
     UdevLate,
-    Retrying {
-        pause: Duration,
-    },
+    /// The program is started again after a pause.
+    Retrying { pause: Duration },
+    /// The new program has failed.
     FormerProgramAgain,
+    /// The operator has set a limit.
     GaveUp,
+    /// It may have failed before.
     SpareReady,
+    /// Requests are answered with EIO.
     EioBackendReady,
-    Recovered {
-        backend: BackendId,
-    },
+    /// A backend serves.
+    Recovered { backend: BackendId },
+    /// No backend can serve it.
     DeviceFailed,
-    GrantWaits {
-        backend: BackendId,
-    },
+    /// Its state cannot be written.
+    GrantWaits { backend: BackendId },
+    /// What is in flight is to be answered with EIO.
     Failing,
     /// All that was noted is answered with EIO.
     RequestsFailed,
+    /// The killed backend does not die.
     FailWithdrawn,
+    /// There has been no backend for as long as the operator allows.
     Unserved,
+    /// By order.
     Paused,
+    /// By order.
     Resumed,
     /// The owner's end was asked for.
     OwnerEndedAsTold,
+    /// The device is given up.
     OwnerEndedGivenUp,
     /// It was not.
     OwnerLost,
+    /// Requests are not answered with EIO any more.
     EioBackendEnded,
+    /// Written back, but the driver would not disconnect.
     NotDisconnected,
+    /// It does not let go of the sitter.
     DriverSlow,
+    /// It does not end by itself.
     OwnerKilledLate,
+    /// Killed processes are not dead yet.
     ProcessesLate,
-    TimeoutsNotRestored {
-        status: Option<i32>,
-    },
+    /// An errno, or nothing if the kernel is slow.
+    TimeoutsNotRestored { status: Option<i32> },
+    /// Not all in flight was answered with EIO in time.
     Unanswered,
+    /// It is gone.
     Detached(Released),
+    /// The driver has dropped it.
     Dropped,
     /// The driver does not let go of it.
     Stuck,
     /// What could not be taken down after that, or after an attach that failed.
     Left(DetachError),
+    /// The driver keeps it for these.
     Kept(Vec<User>),
+    /// The process was told to stop, and the device stays.
     NotStopped(DetachError),
+    /// A backend is asked for its size.
     ProbeStarted,
-    Resized {
-        size: u64,
-        before: u64,
-    },
+    /// The kernel shows the new size.
+    Resized { size: u64, before: u64 },
+    /// It keeps its size.
     NotResized(ResizeError),
+    /// The present holder goes on.
     NotUpgraded(UpgradeError),
 }
 

@@ -7,33 +7,23 @@ use super::{ClientId, Command, Core, Event, Note, Procedure, Program, Reply};
 /// What a client orders.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Order {
-    Detach {
-        force: bool,
-    },
+    /// Take the device down; `force`: whatever uses it and whatever is in flight.
+    Detach { force: bool },
     /// Start the backend anew, or another program in its place.
-    Restart {
-        program: Option<Program>,
-    },
+    Restart { program: Option<Program> },
     /// Answer once there is a backend.
     WaitReady,
-    Upgrade {
-        program: String,
-    },
+    /// Become this program.
+    Upgrade { program: String },
     /// Answer what is in flight with EIO. `alive`: the backend may still answer it; `in_flight`: there is
     /// something to answer.
-    Fail {
-        kill: bool,
-        in_flight: bool,
-    },
-    Pause {
-        kill: bool,
-    },
+    Fail { kill: bool, in_flight: bool },
+    /// Let no backend serve; `kill`: also one that came from outside.
+    Pause { kill: bool },
+    /// Let backends serve again.
     Resume,
     /// Change the size; nothing for what the backend has by now.
-    Resize {
-        size: Option<u64>,
-        force: bool,
-    },
+    Resize { size: Option<u64>, force: bool },
     /// A recording was set up: let it begin.
     Record,
 }

@@ -38,33 +38,35 @@ const UDEV_TIMEOUT: Duration = Duration::from_secs(3);
 pub(crate) enum ResizeError {
     /// There is no backend that could answer, or a request has waited for so many milliseconds.
     Stalled(Option<u64>),
+    /// A detach by force came.
     BeingDetached,
     /// A backend that came from outside is not asked for its size.
     Joined,
     /// The storage is smaller than that.
-    TooSmall {
-        offered: u64,
-        wanted: u64,
-    },
+    TooSmall { offered: u64, wanted: u64 },
     /// The backend that was to come has failed.
     NoBackend,
+    /// No backend has taken over in time.
     ProbeLate,
-    InUse {
-        users: Vec<User>,
-        size: u64,
-    },
+    /// These would lose what is beyond `size`.
+    InUse { users: Vec<User>, size: u64 },
+    /// It cannot be told whether it is used.
     UseUnknown(UsersUnknown),
+    /// The larger size cannot be written down.
     NotSaved,
     /// An earlier change still waits in the driver.
     EarlierChange,
+    /// What was in flight is not answered.
     NotAnswered,
+    /// The kernel itself uses it.
     Claimed,
     /// What is on it needs more.
-    Needed {
-        size: u64,
-    },
+    Needed { size: u64 },
+    /// The driver refuses.
     Driver(Errno),
+    /// The driver has not done it in time, and may still do it.
     DriverLate,
+    /// The kernel shows another size than was set.
     OtherSize,
 }
 
@@ -90,43 +92,26 @@ pub(crate) struct Resize {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Step {
+    /// Is the device served?
     Surveying,
-    Probing {
-        until: Instant,
-    },
-    CheckingUsers {
-        check: UsersCheck,
-        size: u64,
-    },
+    /// A backend looks at its storage and takes over.
+    Probing { until: Instant },
+    /// Nothing may use what a smaller size takes away.
+    CheckingUsers { check: UsersCheck, size: u64 },
     /// A larger size is written down first, so that every successor from now on has enough.
-    Persisting {
-        revision: Revision,
-        size: u64,
-    },
-    Noting {
-        size: u64,
-    },
+    Persisting { revision: Revision, size: u64 },
+    /// What is in flight now is to be answered first.
+    Noting { size: u64 },
     /// Newer drivers wait, under their lock, for all that is in flight, and let nothing new in: what
     /// waits for a backend that does not answer then waits for ever, and a detach with it. So all
     /// that was sent before must be answered; a backend that answers that answers the rest, too.
-    Answering {
-        until: Instant,
-        size: u64,
-    },
-    Telling {
-        helper: HelperId,
-        until: Instant,
-        size: u64,
-    },
-    AwaitingSize {
-        until: Instant,
-        size: u64,
-    },
-    SettlingUdev {
-        helper: HelperId,
-        until: Instant,
-        size: u64,
-    },
+    Answering { until: Instant, size: u64 },
+    /// The driver is told.
+    Telling { helper: HelperId, until: Instant, size: u64 },
+    /// The size is to show.
+    AwaitingSize { until: Instant, size: u64 },
+    /// udev looks at the device again.
+    SettlingUdev { helper: HelperId, until: Instant, size: u64 },
 }
 
 impl Resize {

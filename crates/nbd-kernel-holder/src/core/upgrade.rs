@@ -18,20 +18,19 @@ const SETTLE_TIMEOUT: Duration = Duration::from_secs(10);
 pub(crate) enum UpgradeError {
     /// The new program has not said that it can take over.
     CannotTakeOver(String),
-    CheckLate {
-        program: String,
-    },
+    /// It has not said so in time.
+    CheckLate { program: String },
     /// It cannot be run, not even for a question: an errno.
-    CannotRun {
-        program: String,
-        errno: i32,
-    },
+    CannotRun { program: String, errno: i32 },
+    /// Something else is under way.
     Refused(Refused),
     /// A backend is about to serve the device, or a detach was ordered.
     Unsettled,
+    /// The process was told to stop.
     Stopping,
     /// The sitter had what is handed on.
     NoSitter,
+    /// What the new program would read cannot be written.
     NotSaved,
     /// The new program cannot be executed.
     NotBecome,
@@ -47,16 +46,11 @@ pub(crate) struct Upgrade {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
     /// The new program looks at what it would take over, before anything is given up for it.
-    Checking {
-        helper: HelperId,
-        until: Instant,
-    },
-    Settling {
-        until: Instant,
-    },
-    Persisting {
-        revision: Revision,
-    },
+    Checking { helper: HelperId, until: Instant },
+    /// A backend is on its way.
+    Settling { until: Instant },
+    /// The new program reads the state.
+    Persisting { revision: Revision },
     /// What comes back from that is why it did not.
     Becoming,
 }

@@ -24,49 +24,26 @@ pub(super) enum Releasing {
     /// Counting what has to be answered.
     Surveying,
     /// Finding out whether the driver holds its lock.
-    TryingLock {
-        helper: HelperId,
-        until: Instant,
-        unanswered: bool,
-    },
+    TryingLock { helper: HelperId, until: Instant, unanswered: bool },
     /// A signal has the driver fail what is in flight without its lock, but only as long as the lanes are
     /// open: otherwise the ioctl returns by itself, and waits for the lock.
-    InterruptingSitter {
-        until: Instant,
-    },
+    InterruptingSitter { until: Instant },
     /// Telling the driver to disconnect.
-    Disconnecting {
-        helper: HelperId,
-        until: Instant,
-        then: Then,
-    },
-    AwaitingSitter {
-        until: Instant,
-        is_last: bool,
-    },
-    AwaitingClear {
-        until: Instant,
-    },
-    FindingUsers {
-        helper: HelperId,
-        until: Instant,
-    },
+    Disconnecting { helper: HelperId, until: Instant, then: Then },
+    /// The ioctl returns, or the sitter is dead.
+    AwaitingSitter { until: Instant, is_last: bool },
+    /// The driver clears the device.
+    AwaitingClear { until: Instant },
+    /// Who keeps it open?
+    FindingUsers { helper: HelperId, until: Instant },
     /// Users that have seen its end only have to close it, unless they are lasting ones.
-    AwaitingClose {
-        until: Instant,
-        lasting: bool,
-    },
+    AwaitingClose { until: Instant, lasting: bool },
     /// Whether the driver itself still waits for something.
-    AwaitingQuiet {
-        until: Instant,
-    },
-    AwaitingNoSizeChange {
-        until: Instant,
-    },
-    FindingRemainingUsers {
-        helper: HelperId,
-        until: Instant,
-    },
+    AwaitingQuiet { until: Instant },
+    /// A change of the size keeps the lock of the driver.
+    AwaitingNoSizeChange { until: Instant },
+    /// For the answer.
+    FindingRemainingUsers { helper: HelperId, until: Instant },
 }
 
 /// What follows when the driver was told.

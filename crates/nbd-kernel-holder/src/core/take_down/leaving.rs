@@ -19,19 +19,11 @@ const DEAD_INTERVAL: Duration = Duration::from_millis(20);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Leaving {
     /// The owner may close its own connections.
-    AwaitingOwner {
-        lanes_ended: Instant,
-        in_order: bool,
-        stopped: u32,
-    },
-    AwaitingProcesses {
-        until: Instant,
-    },
+    AwaitingOwner { lanes_ended: Instant, in_order: bool, stopped: u32 },
+    /// All that were killed are to be dead.
+    AwaitingProcesses { until: Instant },
     /// A store to `queue/` may wait for requests that nothing answers.
-    Restoring {
-        helper: HelperId,
-        until: Instant,
-    },
+    Restoring { helper: HelperId, until: Instant },
 }
 
 impl Leaving {

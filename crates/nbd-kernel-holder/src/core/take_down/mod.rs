@@ -37,12 +37,8 @@ pub(crate) enum Released {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Cause {
     /// Ordered at `begun`; `given_up` requests are failed by that.
-    Detach {
-        requester: Requester,
-        by_force: bool,
-        begun: Instant,
-        given_up: usize,
-    },
+    Detach { requester: Requester, by_force: bool, begun: Instant, given_up: usize },
+    /// The driver has closed the lanes.
     Dropped,
     /// The attach has come to nothing.
     NotAttached(AttachError),
