@@ -150,6 +150,29 @@ impl Detach {
     }
 }
 
+impl Step {
+    /// The helper process that is under way.
+    fn helper(&self) -> Option<HelperId> {
+        match self {
+            Self::CheckingUsers(check) | Self::CheckingAgain(check) => check.helper(),
+            Self::Leaving { helper, .. } | Self::Staying { helper, .. } => Some(*helper),
+            Self::Flushing(flushing) => Some(flushing.helper),
+            _ => None,
+        }
+    }
+}
+
+/// What follows from an event.
+enum Next {
+    Step(Step),
+    /// The device stays.
+    Refused(DetachError),
+    /// `given_up` requests are failed by that.
+    TakeDown {
+        given_up: usize,
+    },
+}
+
 impl Core {
     pub(super) fn begin_detach(&mut self, requester: Requester, force: bool) -> Procedure {
         let step = match (force, self.failed) {
@@ -177,13 +200,33 @@ impl Core {
             self.orders.stop |= requester == Requester::Signal;
             (requester, begun) = (Requester::Client, self.now);
         }
-        let next = match step {
-            Step::CheckingUsers(check) if is_new_force => self.force(check.helper()),
-            Step::CheckingAgain(check) if is_new_force => self.force(check.helper()),
-            Step::Leaving { helper, .. } | Step::Staying { helper, .. } if is_new_force => {
-                self.force(Some(helper))
-            }
-            Step::Flushing(Flushing { helper, .. }) if is_new_force => self.force(Some(helper)),
+        let next = match step.helper() {
+            helper if is_new_force => Next::Step(self.force(helper)),
+            _ => self.next_detach(step, event),
+        };
+        match next {
+            Next::Step(step) => Procedure::Detach(Detach { requester, begun, step }),
+            Next::Refused(error) => self.refuse_detach(requester, error),
+            Next::TakeDown { given_up } => self.take_down_detached(requester, begun, given_up),
+        }
+    }
+
+    fn next_detach(&mut self, step: Step, event: &Event) -> Next {
+        match step {
+            Step::CheckingUsers(_)
+            | Step::Leaving { .. }
+            | Step::Flushing(_)
+            | Step::CheckingAgain(_)
+            | Step::Staying { .. } => self.step_in_order(step, event),
+            Step::Noting
+            | Step::Draining { .. }
+            | Step::Abandoning { .. }
+            | Step::AwaitingSizeChange { .. } => self.step_by_force(step, event),
+        }
+    }
+
+    fn step_in_order(&mut self, step: Step, event: &Event) -> Next {
+        Next::Step(match step {
             Step::CheckingUsers(check) => match self.step_users(check, event) {
                 Checked::NotYet(check) => Step::CheckingUsers(check),
                 Checked::Unused => {
@@ -191,10 +234,10 @@ impl Core {
                     Step::Leaving { helper, until: self.after(UDEV_TIMEOUT) }
                 }
                 Checked::Used(users) => {
-                    return self.refuse_detach(requester, DetachError::InUse(users));
+                    return Next::Refused(DetachError::InUse(users));
                 }
                 Checked::Unknown(why) => {
-                    return self.refuse_detach(requester, DetachError::UseUnknown(why));
+                    return Next::Refused(DetachError::UseUnknown(why));
                 }
             },
             Step::CheckingAgain(check) => match self.step_users(check, event) {
@@ -209,19 +252,25 @@ impl Core {
             },
             Step::Flushing(flushing) => match self.step_flush(flushing, event) {
                 Ok(step) => step,
-                Err(Disconnected) => return self.take_down_detached(requester, begun, 0),
+                Err(Disconnected) => return Next::TakeDown { given_up: 0 },
             },
             Step::Staying { helper, until, error } => {
                 match self.is_helper_over(helper, until, event) {
-                    true => return self.refuse_detach(requester, error),
+                    true => return Next::Refused(error),
                     false => Step::Staying { helper, until, error },
                 }
             }
+            other => other,
+        })
+    }
+
+    fn step_by_force(&mut self, step: Step, event: &Event) -> Next {
+        Next::Step(match step {
             Step::Noting => match event {
                 Event::Surveyed(survey) => match self.begin_answering(survey) {
                     Some(step) => step,
                     None => {
-                        return self.take_down_detached(requester, begun, survey.in_flight);
+                        return Next::TakeDown { given_up: survey.in_flight };
                     }
                 },
                 _ => Step::Noting,
@@ -238,15 +287,15 @@ impl Core {
             }
             Step::AwaitingSizeChange { until, given_up } => match event {
                 Event::Seen { condition: Condition::NoSizeChange, holds: true } => {
-                    return self.take_down_detached(requester, begun, given_up);
+                    return Next::TakeDown { given_up };
                 }
                 _ if self.now >= until => {
-                    return self.take_down_detached(requester, begun, given_up);
+                    return Next::TakeDown { given_up };
                 }
                 _ => Step::AwaitingSizeChange { until, given_up },
             },
-        };
-        Procedure::Detach(Detach { requester, begun, step: next })
+            other => other,
+        })
     }
 
     /// Whether a helper process has reported, or was late and is left behind.

@@ -171,8 +171,27 @@ impl Core {
         step: Step,
         event: &Event,
     ) -> Result<Option<Step>, ResizeError> {
-        let now = self.now;
-        let is_late = |until: Instant| now >= until;
+        match step {
+            Step::Surveying
+            | Step::Probing { .. }
+            | Step::CheckingUsers { .. }
+            | Step::Persisting { .. } => self.prepare_resize(order, before, step, event),
+            Step::Noting { .. }
+            | Step::Answering { .. }
+            | Step::Telling { .. }
+            | Step::AwaitingSize { .. }
+            | Step::SettlingUdev { .. } => self.tell_size(order, before, step, event),
+        }
+    }
+
+    /// Before the driver is told.
+    fn prepare_resize(
+        &mut self,
+        order: ResizeOrder,
+        before: u64,
+        step: Step,
+        event: &Event,
+    ) -> Result<Option<Step>, ResizeError> {
         Ok(Some(match step {
             Step::Surveying => match event {
                 Event::Surveyed(survey) => return self.plan(order, before, survey),
@@ -208,6 +227,21 @@ impl Core {
                     return Err(ResizeError::NotSaved);
                 }
             },
+            other => other,
+        }))
+    }
+
+    /// The driver is told, and shows it.
+    fn tell_size(
+        &mut self,
+        order: ResizeOrder,
+        before: u64,
+        step: Step,
+        event: &Event,
+    ) -> Result<Option<Step>, ResizeError> {
+        let now = self.now;
+        let is_late = |until: Instant| now >= until;
+        Ok(Some(match step {
             Step::Noting { size } => match event {
                 Event::Surveyed(Survey { size_change: true, .. }) => {
                     return Err(self.revert(before, size, ResizeError::EarlierChange));
@@ -279,6 +313,7 @@ impl Core {
                 self.reply(order.client, Reply::Resized { size, before });
                 return Ok(None);
             }
+            other => other,
         }))
     }
 
