@@ -19,8 +19,8 @@ pub(crate) enum Order {
     Upgrade {
         program: String,
     },
-    /// Answer what is in flight with EIO. `alive`: the backend may still answer it; `in_flight`: there is
-    /// something to answer.
+    /// Answer what is in flight with EIO. `kill`: a backend that lives, and may still answer it, is
+    /// killed; `in_flight`: there is something to answer.
     Fail {
         kill: bool,
         in_flight: bool,

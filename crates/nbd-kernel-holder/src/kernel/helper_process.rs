@@ -1,5 +1,5 @@
-//! HelperProcesss: system calls on the device that may block for ever, run in forked processes that can
-//! be left behind. The exit status is the errno of what failed, or 0.
+//! Helper processes: system calls on the device that may block for ever, run in forked processes that
+//! can be left behind. The exit status is the errno of what failed, or 0.
 
 use std::ffi::CString;
 use std::fs::{self, File, OpenOptions};

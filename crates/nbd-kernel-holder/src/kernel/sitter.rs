@@ -35,8 +35,8 @@ pub(crate) const STORED_FDS: RawFd = 40;
 pub(crate) const MAX_STORED_FDS: usize = 16;
 /// The first pipe from which the log is read.
 pub(crate) const LOG_PIPES: RawFd = 90;
-/// How many pipes: the owner's, its spare's or successor's, the stand-in's, and one for what a
-/// former program has left behind.
+/// How many pipes: the owner's, its spare's or successor's, the EIO backend's, and one for what
+/// a former program has left behind.
 pub(crate) const MAX_LOG_PIPES: usize = 4;
 const KERNEL_ENDS: RawFd = 64;
 const PROGRESS: RawFd = 80;
