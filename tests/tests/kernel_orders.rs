@@ -230,7 +230,7 @@ fn on_backend_loss_fail_fails_requests_until_there_is_a_backend(api: Api) {
     device.detach();
 }
 
-/// The stand-in is killed again and again while it answers. A reply that the driver does not
+/// The EIO backend is killed again and again while it answers. A reply that the driver does not
 /// expect would end the connection and leave its words in the kernel's log.
 fn a_lost_stand_in_loses_no_answer_and_gives_none_twice(api: Api) {
     let files = TempDir::new();

@@ -96,7 +96,7 @@ fn run(args: &Args) -> ExitCode {
     }
 }
 
-/// Which events are wanted: whoever adopts a device goes by what its holder was told.
+/// Which events are wanted: a holder that adopts a device goes by what the one before was told.
 fn filter(args: &Args) -> Option<Filter> {
     args.filter().or_else(|| {
         let state = Registry::new(args.runtime_dir.clone()).read_state(args.adopt?).ok()??;

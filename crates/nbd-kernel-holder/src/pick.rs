@@ -15,7 +15,7 @@ use crate::kernel::{Device, DeviceError, device_count};
 
 /// How long a device that was given by name may take to become free: the last user's teardown,
 /// or udev's look at it.
-const TEARDOWN: Duration = Duration::from_secs(2);
+const FREE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A device that is reserved in the registry.
 #[derive(Debug)]
@@ -89,7 +89,7 @@ fn busy(error: &DeviceError) -> Failure {
 }
 
 fn wait_for(registry: &Registry, index: u32, api: KernelApi) -> Result<Device, Failure> {
-    let deadline = Instant::now() + TEARDOWN;
+    let deadline = Instant::now() + FREE_TIMEOUT;
     loop {
         match check(registry, index, api) {
             Err(DeviceError::Busy(..)) if Instant::now() < deadline => {
@@ -183,13 +183,13 @@ fn registered(registry: &Registry, index: u32) -> Option<String> {
 /// done.
 fn restore_timeouts(device: &Device, milliseconds: u64) -> Option<String> {
     let restored = helper_process::restore_timeouts(device, milliseconds);
-    let mut errand = match restored {
-        Ok(errand) => errand,
+    let mut helper = match restored {
+        Ok(helper) => helper,
         Err(error) => return Some(format!("no process can be started for it: {error}")),
     };
     // Whether the kernel takes the value is of no importance to the next user, who sets another.
-    let done = errand.wait(TEARDOWN).is_some();
-    let pid = errand.process.pid;
+    let done = helper.wait(FREE_TIMEOUT).is_some();
+    let pid = helper.process.pid;
     (!done).then(|| {
         format!("the kernel still waits for requests of its last user (process {pid} hangs in it)")
     })

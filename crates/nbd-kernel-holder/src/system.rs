@@ -91,7 +91,7 @@ pub(crate) fn inherited(fd: RawFd) -> io::Result<OwnedFd> {
     if flags < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: open, named by the parent on our command line, known to nobody else in here.
+    // SAFETY: open, named by the parent on our command line, known to nothing else in here.
     unsafe {
         libc::fcntl(fd, libc::F_SETFD, flags | libc::FD_CLOEXEC);
         Ok(OwnedFd::from_raw_fd(fd))

@@ -26,13 +26,13 @@ use crate::kernel::{Device, USUAL_TIMEOUT, check_driver};
 use crate::system::Process;
 
 /// How long writing back may take.
-const FLUSH_LIMIT: Duration = Duration::from_secs(60);
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a backend may take to end by itself once its lanes are at their end.
-const LEAVE_LIMIT: Duration = Duration::from_secs(15);
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long each other step may take.
-const STEP_LIMIT: Duration = Duration::from_secs(2);
+const STEP_TIMEOUT: Duration = Duration::from_secs(2);
 /// No descriptor tells of changes in /sys.
-const TICK: Duration = Duration::from_millis(10);
+const SYSFS_INTERVAL: Duration = Duration::from_millis(10);
 
 fn failure(kind: FailureKind, device: &Device, text: &str) -> Failure {
     Failure::new(kind, format!("{}: {text}", device.name()))
@@ -50,11 +50,11 @@ pub(crate) fn take_down(registry: &Registry, index: u32, force: bool) -> Result<
     if remains.connected && check_driver().is_ok() {
         disconnect(&device, &remains, force || remains.backend.is_none())?;
     }
-    let limit = if force { STEP_LIMIT } else { LEAVE_LIMIT };
+    let limit = if force { STEP_TIMEOUT } else { LEAVE_TIMEOUT };
     end(&device, remains.backend, limit)?;
     // Where it is not known, it most probably was the default of a queue.
     let milliseconds = state.and_then(|state| state.io_timeout).unwrap_or(USUAL_TIMEOUT);
-    if run(helper_process::restore_timeouts(&device, milliseconds), STEP_LIMIT) != Some(0) {
+    if run(helper_process::restore_timeouts(&device, milliseconds), STEP_TIMEOUT) != Some(0) {
         tracing::warn!(device = %device.name(), "queue/io_timeout is not what it was");
     }
     let _registry_lock = lock_registry(registry, &device)?;
@@ -149,16 +149,16 @@ fn disconnect(device: &Device, remains: &Remains, force: bool) -> Result<(), Fai
     }
     if device.setup_pid().is_some() {
         // What comes of it is seen below.
-        let _ = run(helper_process::disconnect_now(device, KernelApi::Netlink), STEP_LIMIT);
+        let _ = run(helper_process::disconnect_now(device, KernelApi::Netlink), STEP_TIMEOUT);
     }
-    let deadline = Instant::now() + STEP_LIMIT;
+    let deadline = Instant::now() + STEP_TIMEOUT;
     while !device.is_clear() {
         if Instant::now() >= deadline {
             let text = "the driver has not let go of it: a process may have it open; see the \
                         kernel log, and try again";
             return Err(failure(FailureKind::TimedOut, device, text));
         }
-        std::thread::sleep(TICK);
+        std::thread::sleep(SYSFS_INTERVAL);
     }
     Ok(())
 }
@@ -199,7 +199,7 @@ fn flush(device: &Device) -> Result<(), Failure> {
     check_unused(device)?;
     let force = format!("`nbd-ctl detach --force {}`", device.name());
     let helper = helper_process::flush_and_disconnect(device, KernelApi::Netlink);
-    match run(helper, FLUSH_LIMIT).map(flushed) {
+    match run(helper, FLUSH_TIMEOUT).map(flushed) {
         Some(Flushed::Disconnected | Flushed::NotDisconnected) => Ok(()),
         Some(Flushed::Busy) => {
             let text = "it is in use by the kernel (mounted, swap, or part of another device)";
@@ -240,7 +240,7 @@ fn end(device: &Device, process: Option<ProcessId>, limit: Duration) -> Result<(
     }
     // A process that is gone by now is what is wanted.
     let _ = process.kill();
-    match ends_within(&process, STEP_LIMIT) {
+    match ends_within(&process, STEP_TIMEOUT) {
         true => Ok(()),
         false => {
             let text = format!("process {} was killed and is not dead yet: try again", id.pid);
@@ -262,7 +262,7 @@ fn ends_within(process: &Process, limit: Duration) -> bool {
         let mut fds = [PollFd::new(process.pidfd.as_fd(), PollFlags::POLLIN)];
         let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
         if poll(&mut fds, timeout).is_err() {
-            std::thread::sleep(TICK);
+            std::thread::sleep(SYSFS_INTERVAL);
         }
     }
 }

@@ -15,8 +15,8 @@ pub(crate) enum Order {
     WaitReady,
     /// Become this program.
     Upgrade { program: String },
-    /// Answer what is in flight with EIO. `alive`: the backend may still answer it; `in_flight`: there is
-    /// something to answer.
+    /// Answer what is in flight with EIO. `kill`: a backend that lives, and may still answer it, is
+    /// killed; `in_flight`: there is something to answer.
     Fail { kill: bool, in_flight: bool },
     /// Let no backend serve; `kill`: also one that came from outside.
     Pause { kill: bool },

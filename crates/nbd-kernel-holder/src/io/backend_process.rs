@@ -13,7 +13,7 @@ use crate::system::Process;
 
 /// How long the last threads of a dead process may be on their way out before its end is told without
 /// being known.
-const EXIT_LIMIT: Duration = Duration::from_secs(1);
+const EXIT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A connection of a backend, and the process behind it.
 #[derive(Debug)]
@@ -157,7 +157,7 @@ impl BackendProcess {
         let told = told.and_then(|code| Ending::of(WaitStatus::from_raw(process.pid, code)));
         let kept = process.has_ended() || process::is_traced(pid);
         let since = *self.dead_since.get_or_insert_with(Instant::now);
-        if told.is_none() && self.is_own_child() && !kept && since.elapsed() < EXIT_LIMIT {
+        if told.is_none() && self.is_own_child() && !kept && since.elapsed() < EXIT_TIMEOUT {
             return None;
         }
         Some(told.unwrap_or(Ending::Unknown))

@@ -4,7 +4,7 @@
 //! its sitter, and the main process of a service. The new program then does what one does that
 //! adopts the device, with the state that is written down and the sitter's copies of all
 //! descriptors; if it dies of that, the next nbd-ctl adopts the device as ever. Sockets and
-//! connections are handed on besides ([`Handover`]), so that nobody is turned away meanwhile.
+//! connections are handed on besides ([`Handover`]), so that no client is turned away meanwhile.
 
 use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};

@@ -35,7 +35,7 @@ pub(crate) fn create(count: u32) -> io::Result<(Vec<OwnedFd>, Vec<OwnedFd>)> {
     Ok((ours, kernels))
 }
 
-/// Ends a lane at once for both sides, whoever else holds a copy.
+/// Ends a lane at once for both sides, whatever else holds a copy.
 pub(crate) fn end(lane: BorrowedFd<'_>) {
     // Not connected any more: then it has ended already.
     let _ = shutdown(lane.as_raw_fd(), Shutdown::Both);

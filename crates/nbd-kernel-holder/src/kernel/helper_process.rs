@@ -1,5 +1,5 @@
-//! HelperProcesss: system calls on the device that may block for ever, run in forked processes that can
-//! be left behind. The exit status is the errno of what failed, or 0.
+//! Helper processes: system calls on the device that may block for ever, run in forked processes that
+//! can be left behind. The exit status is the errno of what failed, or 0.
 
 use std::ffi::CString;
 use std::fs::{self, File, OpenOptions};
@@ -165,7 +165,7 @@ pub(crate) fn test_read(device: &Device, block_size: u32) -> io::Result<HelperPr
 }
 
 /// Writes back what the page cache holds and disconnects, with the device opened exclusively all
-/// the time, so that nobody can mount it in between.
+/// the time, so that nothing can mount it in between.
 pub(crate) fn flush_and_disconnect(device: &Device, api: KernelApi) -> io::Result<HelperProcess> {
     start(device, "detach", || {
         let flushed = open(device, libc::O_EXCL).and_then(|file| file.sync_all().map(|()| file));
@@ -240,8 +240,8 @@ pub(crate) fn compare_limits(device: &Device, export: ExportInfo) -> io::Result<
 /// What a helper process that tells the driver another size is called.
 pub(crate) const RESIZE: &str = "resize";
 
-/// Tells the driver another size. With `guard` only if nobody uses the device, and nothing on it
-/// reaches beyond that size; nobody can mount it meanwhile.
+/// Tells the driver another size. With `guard` only if nothing uses the device, and nothing on it
+/// reaches beyond that size; nothing can mount it meanwhile.
 pub(crate) fn resize(
     device: &Device,
     api: KernelApi,

@@ -21,7 +21,7 @@ use thiserror::Error;
 /// for; a backend may sit at a breakpoint for a day.
 const IO_TIMEOUT: u64 = i32::MAX as u64;
 
-/// `io_timeout` of a queue that nobody has changed: 30 s.
+/// `io_timeout` of a queue that was never changed: 30 s.
 pub(crate) const USUAL_TIMEOUT: u64 = 30_000;
 
 /// An NBD device, attached or not.

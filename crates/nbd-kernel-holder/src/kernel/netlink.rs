@@ -58,7 +58,7 @@ const SOCK_FD: u16 = 1;
 const CONTROLLER_VERSION: u8 = 2;
 /// How long to wait for an answer, in seconds. The kernel has handled a request before sending
 /// it returns, so an answer is there at once or was lost.
-const ANSWER_LIMIT: i64 = 30;
+const ANSWER_TIMEOUT_S: i64 = 30;
 /// Room for any answer: a refusal repeats the whole request.
 const ANSWER_SIZE: usize = 32 * 1024;
 /// The driver prints the identifier into one page of sysfs and does not check that it fits.
@@ -78,7 +78,7 @@ pub(crate) struct Connect<'a> {
     pub(crate) block_size: u32,
     /// Transmission flags.
     pub(crate) flags: u64,
-    /// Who may reconfigure the device: whoever gives the same one.
+    /// A program may reconfigure the device if it gives the same one.
     pub(crate) identifier: &'a str,
 }
 
@@ -243,9 +243,9 @@ fn open_socket() -> Result<OwnedFd, Errno> {
         SockFlag::SOCK_CLOEXEC,
         SockProtocol::NetlinkGeneric,
     )?;
-    // A connected socket takes messages from nobody but its peer, the kernel.
+    // A connected socket takes messages from its peer, the kernel, only.
     connect(netlink.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
-    setsockopt(&netlink, ReceiveTimeout, &TimeVal::new(ANSWER_LIMIT, 0))?;
+    setsockopt(&netlink, ReceiveTimeout, &TimeVal::new(ANSWER_TIMEOUT_S, 0))?;
     Ok(netlink)
 }
 

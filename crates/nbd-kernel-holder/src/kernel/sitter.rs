@@ -35,8 +35,8 @@ pub(crate) const STORED_FDS: RawFd = 40;
 pub(crate) const MAX_STORED_FDS: usize = 16;
 /// The first pipe from which the log is read.
 pub(crate) const LOG_PIPES: RawFd = 90;
-/// How many pipes: the owner's, its spare's or successor's, the stand-in's, and one for what a
-/// former program has left behind.
+/// How many pipes: the owner's, its spare's or successor's, the EIO backend's, and one for what
+/// a former program has left behind.
 pub(crate) const MAX_LOG_PIPES: usize = 4;
 const KERNEL_ENDS: RawFd = 64;
 const PROGRESS: RawFd = 80;
@@ -121,7 +121,7 @@ pub(crate) fn start(setup: &Setup<'_>) -> std::io::Result<Sitter> {
     })
 }
 
-/// Lets nobody else trace a sitter that has lost its holder: a debugger or strace that attaches
+/// Keeps others from tracing a sitter that has lost its holder: a debugger or strace that attaches
 /// would interrupt the ioctl. A tracer that asks for nothing disturbs nothing, not even by dying.
 /// Only SIGCONT, which is nothing to a sitter that asked to be traced when it was started, interrupts
 /// one that was seized.
@@ -176,7 +176,7 @@ fn child(setup: &Setup<'_>, write: &OwnedFd, wait: &OwnedFd) -> u8 {
         return 1;
     }
     if setup.api == KernelApi::Ioctl {
-        // By the holder, so that nobody else can; it sees from outside whether this worked.
+        // By the holder, so that no other process can; it sees from outside whether this worked.
         let _ = ptrace::traceme();
     }
     // The end of the pipe: the holder is dead, or could not write down who we are.
@@ -244,7 +244,7 @@ impl Seat {
         match self {
             Self::Ioctl(device) => {
                 let result = ioctl::do_it(device.as_fd());
-                // It returns with requests still in flight; this fails them, so that nobody
+                // It returns with requests still in flight; this fails them, so that no process
                 // waits for ever.
                 let _ = ioctl::clear_sock(device.as_fd());
                 u8::from(result.is_err())
@@ -262,7 +262,7 @@ fn connect_ioctl(setup: &Setup<'_>, sockets: &[OwnedFd]) -> Result<OwnedFd, Setu
     let flags = OFlag::O_RDWR | OFlag::O_CLOEXEC;
     let device = open(&path, flags, Mode::empty()).map_err(at("open the device"))?;
     let (first, more) = sockets.split_first().ok_or(SetupError::unexpected("count lanes"))?;
-    // If this fails the device is somebody else's, and nothing of ours is to be cleared.
+    // If this fails the device is another program's, and nothing of ours is to be cleared.
     ioctl::set_sock(device.as_fd(), first.as_fd()).map_err(at("NBD_SET_SOCK"))?;
     match set_up(setup, device.as_fd(), more) {
         Ok(()) => Ok(device),
@@ -322,7 +322,7 @@ fn report(mut progress: File, error: &SetupError) {
     let _ = write!(progress, "{} {}", error.errno as i32, error.step);
 }
 
-/// The last word; whoever waits for it also waits for the pipe's end.
+/// The last word; what waits for it also waits for the pipe's end.
 fn report_ok(mut progress: File) {
     let _ = progress.write_all(b"ok");
 }

@@ -1,5 +1,5 @@
 //! A backend that does not come back: what the log, the status and waiting operators are told while
-//! the supervisor has it started again and again.
+//! the core has it started again and again.
 
 use std::collections::BTreeMap;
 use std::io;

@@ -52,7 +52,7 @@ impl State {
 }
 
 impl Process {
-    /// `Transmitter::pump`, one turn of its loop.
+    /// `Transmitter::send_from`, one turn of its loop.
     fn pump(&mut self, sent: u32, length: u32) {
         self.transmit_epoch ^= 1;
         let record = self.transmit_epoch;

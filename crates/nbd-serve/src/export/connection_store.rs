@@ -1,6 +1,6 @@
-//! Where connections are kept for a successor: in messages that nobody receives.
+//! Where connections are kept for a successor: in messages that no process receives.
 //!
-//! The holder takes keepsakes only until the device is attached, but connections come and go. So
+//! The holder takes stored descriptors only until the device is attached, but connections come and go. So
 //! what it keeps is a socket pair. A descriptor that must outlive this process is sent into it: the
 //! kernel keeps what is under way for as long as somebody has both ends, and that is the holder,
 //! and the sitter when the holder has died as well. A successor receives it from the other end.

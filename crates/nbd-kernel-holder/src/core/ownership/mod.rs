@@ -42,9 +42,9 @@ pub(crate) enum Event {
     Due,
     /// The operator wants a new backend, and replaces a living one.
     Restart,
-    /// The operator wants nobody to have the lanes.
+    /// The operator wants no backend to have the lanes.
     Pause,
-    /// And now somebody again.
+    /// And now one again.
     Resume,
     /// What is in flight is to be answered with EIO, at the cost of an owner that lives.
     Fail,
@@ -318,7 +318,7 @@ impl Ownership {
             .is_some_and(|owner| owner.ready && !owner.dying && owner.kind != Kind::EioBackend)
     }
 
-    /// Whether nobody is about to be given the lanes or to lose them.
+    /// Whether no backend is about to be given the lanes or to lose them.
     pub(crate) fn is_settled(&self) -> bool {
         use Phase::{Down, Paused, Running, Waiting};
         let serving = self.starting.is_some_and(|(_, purpose)| purpose == Purpose::Serve);
@@ -501,7 +501,7 @@ impl Ownership {
         }
     }
 
-    /// The lanes for whoever waits for them; the candidate is wanted more than the spare.
+    /// The lanes for a backend that waits for them; the candidate is wanted more than the spare.
     fn grant_waiting(&mut self) -> Vec<Action> {
         if let Some((backend, program)) = self.candidate.take() {
             let mut actions = self.grant(backend, Kind::of_backend(program));

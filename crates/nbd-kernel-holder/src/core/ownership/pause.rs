@@ -1,4 +1,4 @@
-//! What the operator orders, and the EIO backend: nobody touches the lanes in another way than any
+//! What the operator orders, and the EIO backend: the lanes are touched in no other way than any
 //! backend does, by being granted them after their owner is dead.
 //!
 //! While the device is *held*, paused or failing, no backend is granted the lanes. Those that
@@ -21,7 +21,7 @@ impl Ownership {
         self.owner.is_none() && self.eio_backend.is_none() && !self.is_held()
     }
 
-    /// Whether somebody who executes requests has the lanes.
+    /// Whether a backend that executes requests has the lanes.
     pub(crate) fn has_backend(&self) -> bool {
         self.owner.is_some_and(|owner| owner.kind != Kind::EioBackend)
     }

@@ -1,9 +1,9 @@
-//! The end of a device: nobody is granted the lanes any more, and nobody is started.
+//! The end of a device: no backend is granted the lanes or started any more.
 
 use super::{Action, BackendId, Event, Ownership, Refusal};
 
 impl Ownership {
-    /// Sends everybody away but the owner, who sees the end of its lanes.
+    /// Sends all away but the owner, which sees the end of its lanes.
     pub(super) fn shut_down(&mut self) -> Vec<Action> {
         self.shutting_down = true;
         let eio_backend = self.eio_backend.take().map(Action::Dismiss);
@@ -27,7 +27,7 @@ impl Ownership {
         self.shutting_down
     }
 
-    /// What follows from an event then: nothing, but that whoever comes is too late.
+    /// What follows from an event then: nothing, but that a backend that comes is too late.
     pub(super) fn apply_shutdown(&mut self, event: &Event) -> Vec<Action> {
         match *event {
             Event::Hello { backend, .. } => vec![refuse(backend)],

@@ -19,7 +19,7 @@ fn serving(when: RestartWhen) -> Ownership {
     ownership
 }
 
-/// Nobody serves, and nobody is started.
+/// No backend serves, and none is started.
 fn waiting() -> Ownership {
     let mut ownership = serving(RestartWhen::Never);
     assert_eq!(ownership.apply(&DEAD), []);

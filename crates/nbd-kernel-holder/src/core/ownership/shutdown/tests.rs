@@ -47,7 +47,7 @@ fn whoever_waited_is_sent_away() {
     ownership.apply(&hello(2, false));
     ownership.apply(&hello(3, true));
     let actions = ownership.apply(&Event::ShutDown);
-    // Ours is killed, somebody else's is told.
+    // Ours is killed, one from outside is told.
     assert_eq!(
         actions,
         [Action::Dismiss(BackendId(2)), Action::Refuse(BackendId(3), Refusal::ShuttingDown)]
