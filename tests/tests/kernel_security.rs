@@ -195,7 +195,7 @@ fn group_members_can_read_status_and_change_nothing(api: Api) {
     ];
     let backend = device.backend();
     for order in orders {
-        member(order).fails_with(1).says(&["its group may look; for orders it takes root"]);
+        member(order).fails_with(1).says(&["permission denied: this command requires root"]);
     }
     assert_eq!(device.backend(), backend);
     let outsider = as_nobody("--clear-groups", &["status", &name]);

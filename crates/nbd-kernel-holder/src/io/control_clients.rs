@@ -80,7 +80,7 @@ impl Holder {
         let is_read_only = self.clients.get(&id).is_none_or(|client| client.is_read_only);
         if is_read_only && !received.message.only_looks() {
             let name = self.device.name();
-            let text = format!("{name}: its group may look; for orders it takes root");
+            let text = format!("{name}: permission denied: this command requires root");
             return self.answer(id, &Response::Failed(Failure::new(FailureKind::Other, text)));
         }
         match received.message {
