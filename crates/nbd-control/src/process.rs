@@ -1,5 +1,7 @@
 //! Naming a process for longer than it lives.
 
+use std::io;
+
 use serde::{Deserialize, Serialize};
 
 /// A process, told from a later one with the same pid by its start time.
@@ -25,6 +27,19 @@ impl ProcessId {
     #[must_use]
     pub fn of(pid: i32) -> Option<Self> {
         stat(pid).map(|stat| Self { pid, start_time: stat.start_time })
+    }
+
+    /// Names the process that has this pid now, if there is one.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be told: there are no descriptors or no memory left to read /proc.
+    pub fn read(pid: i32) -> io::Result<Option<Self>> {
+        match std::fs::read_to_string(format!("/proc/{pid}/stat")) {
+            Ok(text) => Ok(parse_stat(&text).map(|stat| Self { pid, start_time: stat.start_time })),
+            Err(error) if is_gone(&error) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// Whether this very process still runs (a zombie does not).
@@ -91,17 +106,29 @@ fn related(status: &str, field: &str) -> Option<i32> {
 
 /// Whether no thread of `pid` can run any more: each is a zombie or gone. Unlike a readable
 /// pidfd this also holds for a killed process that a stopped debugger has not let go of.
+///
+/// What cannot be read for want of descriptors or memory counts as alive: whatever follows from a death
+/// waits until it is certain.
 #[must_use]
 pub fn is_dead(pid: i32) -> bool {
-    let Ok(tasks) = std::fs::read_dir(format!("/proc/{pid}/task")) else {
-        return true;
+    let tasks = match std::fs::read_dir(format!("/proc/{pid}/task")) {
+        Ok(tasks) => tasks,
+        Err(error) => return is_gone(&error),
     };
-    tasks.flatten().all(|task| {
-        let text = std::fs::read_to_string(task.path().join("stat"));
-        let state = text.ok().as_deref().and_then(parse_stat).map(|stat| stat.state);
-        matches!(state, None | Some('Z' | 'X' | 'x'))
+    let mut tasks = tasks.map(|task| task.map(|task| task.path().join("stat")));
+    tasks.all(|path| match path.and_then(std::fs::read_to_string) {
+        Ok(text) => parse_stat(&text).is_some_and(|stat| matches!(stat.state, 'Z' | 'X' | 'x')),
+        Err(error) => is_gone(&error),
     })
 }
+
+/// Whether an error of /proc says that a process or thread is not there any more.
+fn is_gone(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(ESRCH)
+}
+
+/// `ESRCH` of Linux: /proc answers with it where the process ends while it is read.
+const ESRCH: i32 = 3;
 
 #[cfg(test)]
 mod tests {

@@ -11,7 +11,7 @@ use nbd_control::Channel;
 use nbd_control::backend::{ExportInfo, Hello};
 use nbd_control::control::{Failure, FailureKind, Response};
 use nbd_control::handover::Handover;
-use nbd_control::process::ProcessId;
+use nbd_control::process::{ProcessId, is_dead};
 use nbd_control::registry::{HolderLock, Registry, State};
 use nbd_ledger::{Inspector, Layout, layout};
 use nix::fcntl::{Flock, FlockArg};
@@ -65,7 +65,7 @@ pub(crate) fn adopt(
     shield_sitter(&holder);
     let end = "lost while there was no holder";
     let left = Left { process: BackendProcess::new(None, None), joined: false, end };
-    adopt_backend(&mut holder, &state, left);
+    adopt_backend(&mut holder, &state, left)?;
     // Who it is was written by the claim; what has changed since is tried again.
     holder.feed(Event::StateChanged);
     tracing::info!(
@@ -113,7 +113,7 @@ pub(crate) fn take_over(registry: Registry, fd: RawFd) -> Result<Holder, Failure
         export: state.export,
         takeover: false,
     });
-    adopt_backend(&mut holder, &state, Left { process, joined: left.joined, end: "ended" });
+    adopt_backend(&mut holder, &state, Left { process, joined: left.joined, end: "ended" })?;
     holder.feed(Event::StateChanged);
     greet(&mut holder, client);
     Ok(holder)
@@ -291,17 +291,26 @@ fn copy_descriptors(holder: &mut Holder, sitter: &Process, state: &State) -> std
 }
 
 /// A backend that lives goes on; for a dead one the usual policy holds.
-fn adopt_backend(holder: &mut Holder, state: &State, left: Left) {
+///
+/// # Errors
+///
+/// It cannot be told whether it lives, so no other one must be given the lanes.
+fn adopt_backend(holder: &mut Holder, state: &State, left: Left) -> Result<(), Failure> {
     let Left { process: mut backend, joined, end } = left;
     let id = holder.core.new_backend();
-    // One that has died as our child is to be reaped, and tells how it ended.
-    let known = |id: &ProcessId| backend.child.is_some() || id.is_alive();
-    let alive = state.backend.filter(known);
-    let process = alive.and_then(|alive| Process::open(alive.pid).ok());
+    let is_child = backend.child.is_some();
+    let opened = state.backend.map(|backend| open_backend(backend, is_child)).transpose();
+    let process = opened.map_err(|error| {
+        let pid = state.backend.map_or(0, |backend| backend.pid);
+        let name = holder.device.name();
+        other(format!(
+            "{name} is not adopted: its backend (pid {pid}) cannot be looked at: {error}"
+        ))
+    })?;
     let from_outside = joined || holder.settings.program.is_empty();
     let kind = if from_outside { Kind::Joined } else { Kind::Program };
     holder.core.adopt_owner(id, kind, state.paused);
-    match process {
+    match process.flatten() {
         Some(process) => {
             holder.log_sink.attribute(id, process.pid.as_raw());
             backend.process = Some(process);
@@ -318,4 +327,17 @@ fn adopt_backend(holder: &mut Holder, state: &State, left: Left) {
             holder.feed(Event::AdoptedDead);
         }
     }
+    Ok(())
+}
+
+/// The backend that a state names, unless it is dead. One that has died as our child is to be reaped, and
+/// tells how it ended.
+fn open_backend(backend: ProcessId, is_child: bool) -> std::io::Result<Option<Process>> {
+    let process = match Process::open(backend.pid) {
+        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(None),
+        opened => opened?,
+    };
+    // After it was opened the pid is not given to another one.
+    let is_same = ProcessId::read(backend.pid)? == Some(backend);
+    Ok(Some(process).filter(|_| is_same && (is_child || !is_dead(backend.pid))))
 }

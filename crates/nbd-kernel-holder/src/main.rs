@@ -164,7 +164,7 @@ fn start(args: &Args, mut report: Option<Channel>) -> Result<Holder, Stopped> {
         return adopt::adopt(registry, index, &mut report)
             .map_err(|failure| Stopped::Failed(failure, report));
     }
-    let mut avoid = Vec::new();
+    let (mut avoid, is_foreground) = (Vec::new(), report.is_none());
     loop {
         let picked = match pick::pick(&registry, args.device, settings.api, &avoid) {
             Ok(picked) => picked,
@@ -186,7 +186,7 @@ fn start(args: &Args, mut report: Option<Channel>) -> Result<Holder, Stopped> {
         if report.is_some() {
             holder.redirect_output();
         }
-        holder.sockets.is_foreground = report.is_none();
+        holder.sockets.is_foreground = is_foreground;
         holder.sockets.report = report.take();
         holder.sockets.control = Some(picked.control);
         holder.feed(Event::Begin);
@@ -198,6 +198,10 @@ fn start(args: &Args, mut report: Option<Channel>) -> Result<Holder, Stopped> {
         let Some(failure) = holder.told.not_attached.take() else {
             return Err(Stopped::Interrupted);
         };
+        // What wanted the device may have gone away while it was not to be had.
+        if holder.core.is_told_to_stop() || (report.is_none() && !is_foreground) {
+            return Err(Stopped::Interrupted);
+        }
         let is_taken = matches!(error, AttachError::Taken(_));
         if !is_taken || args.device.is_some() || avoid.len() >= MAX_PICKS {
             return Err(Stopped::Failed(failure, report));

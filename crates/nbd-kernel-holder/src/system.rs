@@ -9,6 +9,8 @@ use std::process::Command;
 
 use crate::io::sandbox::SandboxPlan;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::waitpid;
 use nix::unistd::{ForkResult, Gid, Pid, Uid, fork};
 
 /// A child process, or one that is none of ours, and a descriptor that tells of its death.
@@ -105,13 +107,24 @@ pub(crate) fn fork_child(child: impl FnOnce() -> u8) -> io::Result<Process> {
     // SAFETY: single-threaded, see above, so no lock can be held by a thread that does not exist
     // in the child.
     match unsafe { fork() }? {
-        ForkResult::Parent { child } => Process::open(child.as_raw()),
+        ForkResult::Parent { child } => open_child(child),
         ForkResult::Child => {
             let status = child();
             // SAFETY: ends the process without running the parent's exit handlers a second time.
             unsafe { libc::_exit(i32::from(status)) }
         }
     }
+}
+
+/// Opens a child of this process that was just started. Without a descriptor nothing would watch it, and so it
+/// is killed and reaped if there is none left.
+pub(crate) fn open_child(child: Pid) -> io::Result<Process> {
+    Process::open(child.as_raw()).inspect_err(|_| {
+        let ended = kill(child, Signal::SIGKILL).and_then(|()| waitpid(child, None).map(drop));
+        if let Err(errno) = ended {
+            tracing::warn!("process {child}, which cannot be watched, is left: {errno}");
+        }
+    })
 }
 
 /// Puts `descriptors` under the numbers that come with them and closes all others but 0 to 2.

@@ -7,8 +7,8 @@ use nbd_device_users::User;
 use super::event::SetupRefused;
 use super::take_down::Cause;
 use super::{
-    Command, Condition, Core, Event, HelperId, HelperTask, Note, Procedure, Report, Revision,
-    Sitter, Watch,
+    Command, Condition, Core, Event, HelperId, HelperTask, Note, Procedure, Reply, Report,
+    Revision, Sitter, Wait, Watch,
 };
 
 /// How long the driver may take to set a device up.
@@ -50,7 +50,7 @@ pub(crate) enum AttachError {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Attach {
     /// A backend is started, or is to join.
-    AwaitingBackend { until: Option<Instant>, hopeless: bool },
+    AwaitingBackend { until: Option<Instant> },
     /// Before the first request, where the device exists already.
     SilencingTimeouts { helper: HelperId, until: Instant },
     /// The state that names the sitter is written before it goes.
@@ -78,7 +78,7 @@ pub(crate) enum Attach {
 impl Attach {
     pub(super) fn deadline(&self) -> Option<Instant> {
         match *self {
-            Self::AwaitingBackend { until, .. } => until,
+            Self::AwaitingBackend { until } => until,
             Self::SilencingTimeouts { until, .. }
             | Self::Connecting { until }
             | Self::FindingUsers { until, .. }
@@ -121,28 +121,25 @@ impl Core {
             false => self.note(Note::AwaitingJoin),
         }
         let until = self.config.ready_timeout.map(|limit| self.after(limit));
-        self.procedure = Procedure::Attach(Attach::AwaitingBackend { until, hopeless: false });
-    }
-
-    /// The first failure before the device exists is the last.
-    pub(super) fn attach_is_hopeless(&mut self) {
-        if let Procedure::Attach(Attach::AwaitingBackend { hopeless, .. }) = &mut self.procedure {
-            *hopeless = true;
-        }
+        self.procedure = Procedure::Attach(Attach::AwaitingBackend { until });
     }
 
     pub(super) fn step_attach(&mut self, attach: &Attach, event: &Event) -> Procedure {
         let interrupted = std::mem::take(&mut self.orders.stop) || *event == Event::StarterGone;
         let helper = attach.helper();
-        let next = match interrupted {
-            true => Err(AttachError::Interrupted),
-            false => self.next_attach(attach, event),
+        let next = if interrupted {
+            Err(AttachError::Interrupted)
+        } else if self.hopeless {
+            // The first failure before the device exists is the last.
+            Err(AttachError::NoBackend)
+        } else {
+            self.next_attach(attach, event)
         };
         match next {
             Ok(Some(attach)) => Procedure::Attach(attach),
             Ok(None) => Procedure::Idle,
             Err(error) => {
-                if let Some(id) = helper.filter(|_| interrupted) {
+                if let Some(id) = helper.filter(|_| interrupted || self.hopeless) {
                     self.command(Command::LeaveHelper { id });
                 }
                 // With what is known now, and not of what the end brings.
@@ -187,15 +184,14 @@ impl Core {
         let now = self.now;
         let is_late = |until: Instant| now >= until;
         Ok(Some(match attach.clone() {
-            Attach::AwaitingBackend { until, hopeless } => match event {
+            Attach::AwaitingBackend { until } => match event {
                 Event::LanesNotMade => return Err(AttachError::NotPrepared),
-                _ if hopeless => return Err(AttachError::NoBackend),
                 _ if self.ownership.is_ready() => self.connect()?,
                 _ if until.is_some_and(is_late) => {
                     let limit = self.config.ready_timeout.unwrap_or_default();
                     return Err(AttachError::BackendLate(limit));
                 }
-                _ => Attach::AwaitingBackend { until, hopeless },
+                _ => Attach::AwaitingBackend { until },
             },
             Attach::SilencingTimeouts { helper, until } => {
                 match self.silenced(helper, until, event) {
@@ -347,6 +343,9 @@ impl Core {
                 Some(false) => return Err(AttachError::NotSaved),
                 Some(true) => {
                     self.note(Note::Attached);
+                    if let Some(backend) = self.ownership.owner() {
+                        self.reply_waiting(&[Wait::Backend], &Reply::Served { backend });
+                    }
                     return Ok(None);
                 }
             },

@@ -66,10 +66,32 @@ impl Core {
         }
     }
 
+    /// The new program is gone without having served: another backend was faster, or it has died before
+    /// the owner.
+    pub(super) fn check_replacement(&mut self) {
+        let is_lost = |it: &mut super::Replacement| {
+            it.backend.is_some_and(|backend| !self.ownership.has(backend))
+        };
+        if self.replacement.take_if(is_lost).is_some() {
+            self.reply_waiting(&[Wait::Start], &Reply::ReplacementLost);
+        }
+    }
+
+    /// A client waits for a backend that was ordered, and none will come by itself.
+    pub(super) fn check_waiting_for_start(&mut self) {
+        use ownership::Phase::{Down, Paused, Waiting};
+        if self.attached
+            && self.failed.is_none()
+            && matches!(self.ownership.phase(), Waiting | Down | Paused)
+        {
+            self.reply_waiting(&[Wait::Start], &Reply::NoBackendComes);
+        }
+    }
+
     fn give_up(&mut self) {
         self.replacement = None;
         if !self.attached {
-            self.attach_is_hopeless();
+            self.hopeless = true;
             return;
         }
         self.note(Note::GaveUp);

@@ -451,6 +451,8 @@ impl Core {
         given_up: usize,
     ) -> Procedure {
         let by_force = self.is_forced();
+        // One in order may take its time to write back.
+        let begun = if by_force { begun } else { self.now };
         self.begin_take_down(Cause::Detach { requester, by_force, begun, given_up })
     }
 

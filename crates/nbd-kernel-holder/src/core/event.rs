@@ -384,6 +384,8 @@ pub(crate) enum Reply {
     NotResized(ResizeError),
     NotUpgraded(UpgradeError),
     PresentBackendGoesOn,
+    ReplacementLost,
+    NoBackendComes,
     FormerProgramAgain,
     Retrying { pause: Duration },
     GaveUp,

@@ -148,6 +148,32 @@ impl State {
         Ok(longest)
     }
 
+    /// Where all goes well every order is answered, but for those that wait for a backend.
+    fn check_settles(&self, fault: Option<Fault>) -> Result<(), String> {
+        let mut state = self.clone();
+        let mut event = state.world.helpful(&state.core).unwrap_or(Event::Time);
+        for _ in 0..MAX_STEPS {
+            if state.is_settled() {
+                return Ok(());
+            }
+            state = state.after(&event, fault)?.swap_remove(0);
+            let helpful = state.world.helpful(&state.core);
+            event = match (helpful, state.core.next_deadline()) {
+                (Some(event), _) => event,
+                (None, Some(_)) => Event::Time,
+                (None, None) => break,
+            };
+        }
+        match state.is_settled() {
+            true => Ok(()),
+            false => Err(format!("an order is not answered where all goes well: {:?}", state.core)),
+        }
+    }
+
+    fn is_settled(&self) -> bool {
+        self.core.end().is_some() || self.world.open_orders(&self.core) == 0
+    }
+
     /// No deadline stays that has passed, or the event loop would not rest.
     fn check_deadlines(&self) -> Result<(), String> {
         let mut state = self.clone();
@@ -190,7 +216,8 @@ fn explore(first: State, depth: usize, fault: Option<Fault>) -> Found {
                         continue;
                     }
                     let checked = next.check_detaches(fault);
-                    match checked.and_then(|took| next.check_deadlines().map(|()| took)) {
+                    let checked = checked.and_then(|took| next.check_deadlines().map(|()| took));
+                    match checked.and_then(|took| next.check_settles(fault).map(|()| took)) {
                         Ok(took) => longest = longest.max(took),
                         Err(violation) => return found(violation),
                     }
@@ -325,6 +352,8 @@ fn every_planted_fault_is_found() {
         (Fault::SecondHolder, attaching(false)),
         (Fault::ForceNotAnswered, attached(false)),
         (Fault::SpareDuringShutdown, attached(false)),
+        (Fault::NoWordOfNone, attached(false)),
+        (Fault::AnsweredTwice, attached(false)),
     ];
     for (fault, first) in faults {
         let found = explore(first, ATTACH_DEPTH, Some(fault));

@@ -143,6 +143,8 @@ pub(crate) struct Core {
     waiting: Waiting,
     fail_order: Option<FailOrder>,
     probe: Option<resize::Probe>,
+    /// The backend of an attach has failed, which is the end of it.
+    hopeless: bool,
     replacement: Option<Replacement>,
     owner_exit: OwnerExit,
     last_id: u64,
@@ -174,6 +176,7 @@ impl Core {
             waiting: Waiting::default(),
             fail_order: None,
             probe: None,
+            hopeless: false,
             replacement: None,
             owner_exit: OwnerExit::default(),
             last_id: 0,
@@ -206,6 +209,8 @@ impl Core {
         self.take(event);
         self.step(event);
         self.check_timers();
+        self.check_replacement();
+        self.check_waiting_for_start();
         self.begin_next();
         std::mem::take(&mut self.out)
     }

@@ -73,6 +73,14 @@ impl Waiting {
     }
 }
 
+#[cfg(test)]
+impl Waiting {
+    /// Whether a client waits for a backend, however long that takes.
+    pub(super) fn is_for_backend(&self, client: ClientId) -> bool {
+        self.0.contains(&(client, Wait::Backend))
+    }
+}
+
 /// Orders that are carried out one after the other.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Orders {
@@ -206,6 +214,7 @@ impl Core {
         match order {
             Order::Detach { force } => self.order_detach(client, *force),
             Order::Restart { program } => self.order_restart(client, program.clone()),
+            Order::WaitReady if self.failed.is_some() => self.refuse(client, Refused::HasFailed),
             Order::WaitReady => match self.ownership.owner() {
                 Some(backend) if self.ownership.is_ready() && self.attached => {
                     self.reply(client, Reply::Served { backend });
@@ -300,6 +309,7 @@ impl Core {
         if let Some(why) = self.why_not_now().or(not_paused) {
             return self.refuse(client, why);
         }
+        self.reply_waiting(&[Wait::Pause], &Reply::Refused(Refused::NotPaused));
         self.await_for(client, Wait::Start);
         // From now on it counts how long there is none.
         self.timers.unserved_since = Some(self.now);

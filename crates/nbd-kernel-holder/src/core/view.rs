@@ -9,6 +9,16 @@ impl Core {
         self.attached
     }
 
+    /// Requests are executed.
+    pub(crate) fn is_served(&self) -> bool {
+        self.attached && self.failed.is_none() && self.ownership.is_ready()
+    }
+
+    /// The process is to end, and has not begun to.
+    pub(crate) fn is_told_to_stop(&self) -> bool {
+        self.orders.stop
+    }
+
     pub(crate) fn failed(&self) -> Option<Failed> {
         self.failed
     }

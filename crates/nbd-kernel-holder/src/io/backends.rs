@@ -377,23 +377,32 @@ impl Holder {
         }
     }
 
+    /// Backends that have not introduced themselves, with when they are to have.
+    fn silent_backends(&self) -> impl Iterator<Item = (BackendId, Instant)> + '_ {
+        let limit = self.settings.patience.filter(|_| self.core.is_attached());
+        let silent = self.processes.backends.iter().filter(|(_, backend)| {
+            let is_adopted = backend.channel.is_none() && backend.process.is_some();
+            !is_adopted && backend.hello.is_none()
+        });
+        silent.filter_map(move |(id, backend)| Some((*id, backend.since + limit?)))
+    }
+
+    pub(crate) fn next_overdue(&self) -> Option<Instant> {
+        self.silent_backends().map(|(_, due)| due).min()
+    }
+
     /// A program that does not introduce itself in time is as good as dead.
     pub(crate) fn drop_overdue_program(&mut self) {
-        let Some(limit) = self.settings.patience.filter(|_| self.core.is_attached()) else {
+        let now = Instant::now();
+        let Some((id, _)) = self.silent_backends().find(|(_, due)| *due <= now) else {
             return;
         };
-        let overdue = self.processes.backends.iter().find(|(_, backend)| {
-            let adopted = backend.channel.is_none() && backend.process.is_some();
-            !adopted && backend.hello.is_none() && backend.since.elapsed() > limit
-        });
-        if let Some((&id, _)) = overdue {
-            let seconds = limit.as_secs();
-            let text = format!("the backend did not introduce itself within {seconds} s");
-            let text = self.with_last_words(id, &text);
-            self.backend_failed(id, text);
-            self.drop_backend(id);
-            self.feed(Event::Gone { backend: id });
-        }
+        let seconds = self.settings.patience.unwrap_or_default().as_secs();
+        let text = format!("the backend did not introduce itself within {seconds} s");
+        let text = self.with_last_words(id, &text);
+        self.backend_failed(id, text);
+        self.drop_backend(id);
+        self.feed(Event::Gone { backend: id });
     }
 }
 

@@ -15,6 +15,11 @@ use crate::io::backend_process::check_export;
 use crate::io::listen::peer_uid;
 use crate::system::peer_groups;
 
+/// Most clients at a time …
+const MAX_CLIENTS: usize = 64;
+/// … and most of them that may only look, so that they do not keep out those that may order.
+const MAX_READERS: usize = 32;
+
 /// A connected nbd-ctl.
 #[derive(Debug)]
 pub(crate) struct Client {
@@ -41,6 +46,10 @@ impl Holder {
         let is_owner = peer_uid(&stream).is_some_and(|uid| uid == 0 || uid == me);
         if !is_owner && !self.is_member(&stream) {
             return;
+        }
+        let readers = self.clients.values().filter(|client| client.is_read_only).count();
+        if self.clients.len() >= MAX_CLIENTS || (!is_owner && readers >= MAX_READERS) {
+            return self.warn("a client is not let in: too many are connected");
         }
         if let Ok(channel) = Channel::new(stream) {
             let id = self.core.new_client();
@@ -98,7 +107,7 @@ impl Holder {
             }
             Request::Restart => self.order(id, Order::Restart { program: None }),
             Request::Replace { program } => self.order(id, Order::Restart { program }),
-            Request::WaitReady if self.core.ownership.is_ready() && self.core.is_attached() => {
+            Request::WaitReady if self.core.is_served() => {
                 let text = format!("{} is being served", self.device.name());
                 self.answer(id, &Response::Done { text });
             }

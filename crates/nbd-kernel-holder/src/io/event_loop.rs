@@ -78,7 +78,7 @@ impl Holder {
         self.take_findings();
         let now = Instant::now();
         self.sockets.accept_backoff.take_if(|until| *until <= now);
-        if self.fence_due().is_some_and(|due| due <= now) {
+        if self.fence_due(now).is_some_and(|due| due <= now) {
             self.processes.fence_looked = Some(now);
             self.check_fence();
         }
@@ -102,7 +102,8 @@ impl Holder {
             self.core.next_deadline(),
             watch,
             scan.then_some(now + SCAN_INTERVAL),
-            self.fence_due(),
+            self.fence_due(now),
+            self.next_overdue(),
             self.sockets.accept_backoff,
             self.next_close(),
             self.outage_due(),
@@ -287,13 +288,13 @@ impl Holder {
 
     /// When to look whether the owner has died unannounced: a debugger can hold back the last threads
     /// of a process that it traces, and with them the pidfd's word.
-    fn fence_due(&self) -> Option<Instant> {
+    fn fence_due(&self, now: Instant) -> Option<Instant> {
         let owner = self.owner()?;
         let closed = owner.closed_at.is_some_and(|at| at.elapsed() < DYING_TIMEOUT);
         let dead = owner.dead_since.is_some();
         let looks = self.core.ownership.is_fencing() || closed || dead;
         let last = self.processes.fence_looked;
-        looks.then(|| last.map_or_else(Instant::now, |last| last + FENCE_INTERVAL))
+        looks.then(|| last.map_or(now, |last| last + FENCE_INTERVAL))
     }
 
     fn check_fence(&mut self) {

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use nbd_control::service;
 use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::unistd::Pid;
 
 use crate::core::users::UsersUnknown;
 use crate::core::{Event, HelperId, HelperTask, Report};
@@ -19,7 +20,7 @@ use crate::io::words::describe_errno;
 use crate::kernel::device_users::{self, Scan};
 use crate::kernel::helper_process::{self, HelperProcess};
 use crate::kernel::limits::DIFFERENCES;
-use crate::system::Process;
+use crate::system::{Process, open_child};
 
 /// How often what a scan has found is taken from its helper, so that it never waits for room.
 pub(crate) const SCAN_INTERVAL: Duration = Duration::from_millis(20);
@@ -143,7 +144,7 @@ impl Holder {
             .stdout(answer.try_clone()?)
             .stderr(answer.try_clone()?)
             .spawn()?;
-        Ok((Process::open(child.id().cast_signed())?, answer))
+        Ok((open_child(Pid::from_raw(child.id().cast_signed()))?, answer))
     }
 
     /// Takes what scans have found so far.

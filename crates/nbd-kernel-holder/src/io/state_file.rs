@@ -1,5 +1,7 @@
 //! What the holder writes down for its successor.
 
+use std::io;
+
 use nbd_control::attach_options::AttachOptions;
 use nbd_control::process::ProcessId;
 use nbd_control::registry::State;
@@ -10,7 +12,10 @@ use crate::holder::Holder;
 impl Holder {
     /// Writes down what another holder needs in order to adopt the device, and tells the core.
     pub(crate) fn persist_state(&mut self, revision: Revision) {
-        let written = self.state().map_or(Ok(()), |state| self.place.registry.write_state(&state));
+        let state = self.state();
+        let written = state.and_then(|state| {
+            state.map_or(Ok(()), |state| self.place.registry.write_state(&state))
+        });
         match written {
             Ok(()) => {
                 if self.told.save_error.take().is_some() {
@@ -46,15 +51,22 @@ impl Holder {
     }
 
     /// Nothing as long as there is nothing to adopt.
-    fn state(&self) -> Option<State> {
-        let (sitter, export) = (self.processes.sitter.as_ref()?, self.data.export?);
+    ///
+    /// # Errors
+    ///
+    /// The owner lives, most probably, and cannot be named so that another holder would know it.
+    fn state(&self) -> io::Result<Option<State>> {
+        let (Some(sitter), Some(export)) = (&self.processes.sitter, self.data.export) else {
+            return Ok(None);
+        };
+        let backend = self.owner_pid().map(ProcessId::read).transpose()?.flatten();
         let owner = self.owner();
-        Some(State {
+        Ok(Some(State {
             version: State::VERSION,
             index: self.device.index,
             holder: self.place.me,
             sitter: sitter.id,
-            backend: self.owner_pid().and_then(ProcessId::of),
+            backend,
             program: self.settings.program.clone(),
             description: self.data.description.clone(),
             export,
@@ -72,6 +84,6 @@ impl Holder {
             stand_in: owner.is_some_and(|backend| backend.answers_eio),
             log_level: self.settings.log_level.clone(),
             history: self.told.history.clone(),
-        })
+        }))
     }
 }

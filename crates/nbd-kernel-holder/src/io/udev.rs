@@ -10,8 +10,10 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use nix::unistd::Pid;
+
 use crate::holder::Holder;
-use crate::system::Process;
+use crate::system::{Process, open_child};
 
 const RULES: &str = "udev/rules.d/59-nbd-ctl.rules";
 const FOLDERS: [&str; 4] = ["/etc", "/run", "/usr/lib", "/lib"];
@@ -56,7 +58,7 @@ pub(crate) fn settle(limit: Duration) -> Option<Process> {
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .spawn();
-    command.and_then(|child| Process::open(child.id().cast_signed())).ok()
+    command.and_then(|child| open_child(Pid::from_raw(child.id().cast_signed()))).ok()
 }
 
 fn runs() -> bool {

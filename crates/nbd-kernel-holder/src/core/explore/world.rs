@@ -11,7 +11,7 @@ use super::super::ownership::Ownership;
 use super::super::users::UsersUnknown;
 use super::super::{
     BackendId, ClientId, Command, Condition, Config, Core, End, Event, HelperId, HelperTask, Order,
-    OwnerEnd, Report, Revision, Sitter, Survey,
+    OwnerEnd, Reply, Report, Revision, Sitter, Survey,
 };
 use crate::args::RestartWhen;
 
@@ -34,6 +34,10 @@ pub(super) enum Fault {
     ForceNotAnswered,
     /// The end of the device does not end the wish for a spare.
     SpareDuringShutdown,
+    /// A client that waits for a backend is not told that none comes.
+    NoWordOfNone,
+    /// Each answer is given twice.
+    AnsweredTwice,
 }
 
 /// Changes the core's decision as the fault would.
@@ -65,6 +69,16 @@ pub(super) fn plant(fault: Fault, core: &mut Core, commands: &mut Vec<Command>) 
             core.ownership.started_spare(backend);
             commands.push(Command::StartSpare { backend });
         }
+        Fault::NoWordOfNone => {
+            let is_word =
+                |it: &Command| matches!(it, Command::Reply { reply: Reply::NoBackendComes, .. });
+            commands.retain(|command| !is_word(command));
+        }
+        Fault::AnsweredTwice => {
+            let replies = commands.iter().filter(|it| matches!(it, Command::Reply { .. }));
+            let again: Vec<_> = replies.cloned().collect();
+            commands.extend(again);
+        }
         Fault::GrantBeforeDeath | Fault::SpareDuringShutdown => {}
     }
 }
@@ -76,6 +90,15 @@ enum Stage {
     Waiting,
     Granted,
     Serving,
+}
+
+/// What became of an order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Asked {
+    Open,
+    Answered,
+    /// The client does not listen any more.
+    Gone,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -91,8 +114,7 @@ pub(super) struct World {
     left_scans: Vec<HelperId>,
     refused: Vec<BackendId>,
     helpers: BTreeMap<HelperId, HelperTask>,
-    /// Orders, and whether they were answered.
-    clients: BTreeMap<ClientId, bool>,
+    clients: BTreeMap<ClientId, Asked>,
     sitter_sits: bool,
     sitter_said: bool,
     lanes_ended: bool,
@@ -148,6 +170,9 @@ impl World {
             }
             Command::Grant { backend } => return self.grant(*backend),
             Command::Refuse { backend, .. } => {
+                if matches!(self.backends.get(backend), Some(Stage::Granted | Stage::Serving)) {
+                    return Err(format!("{backend:?} is refused although it has the lanes"));
+                }
                 self.backends.remove(backend);
                 self.refused.push(*backend);
             }
@@ -179,9 +204,13 @@ impl World {
             Command::Survey { .. } => self.surveys += 1,
             Command::BecomeProgram { .. } => self.becoming = true,
             Command::Reply { client, reply } => {
-                let was_open = self.clients.insert(*client, true) == Some(false);
+                let asked = self.clients.get_mut(client);
                 let twice = || format!("{client:?} is answered twice, now with {reply:?}");
-                return if was_open { Ok(()) } else { Err(twice()) };
+                match asked {
+                    Some(asked @ Asked::Open) => *asked = Asked::Answered,
+                    Some(Asked::Gone) => {}
+                    Some(Asked::Answered) | None => return Err(twice()),
+                }
             }
             _ => {}
         }
@@ -206,7 +235,7 @@ impl World {
     }
 
     pub(super) fn check_end(&self, end: &End) -> Result<(), String> {
-        match self.clients.iter().find(|(_, answered)| !**answered) {
+        match self.clients.iter().find(|(_, asked)| **asked == Asked::Open) {
             Some((client, _)) => Err(format!("{client:?} is not answered at the end ({end:?})")),
             None => Ok(()),
         }
@@ -276,10 +305,10 @@ impl World {
             Event::SitterSaid(_) => self.sitter_said = true,
             Event::SitterGone => self.sitter_sits = false,
             Event::Order { client, .. } => {
-                self.clients.insert(*client, false);
+                self.clients.insert(*client, Asked::Open);
             }
             Event::ClientGone { client } => {
-                self.clients.insert(*client, true);
+                self.clients.insert(*client, Asked::Gone);
             }
             Event::Stop => self.stopped = true,
             Event::StarterGone | Event::LanesClosed => self.lanes_closed = true,
@@ -310,7 +339,15 @@ impl World {
         for watch in core.watches() {
             let condition = watch.condition;
             let may_fail = [Condition::OwnerStopped, Condition::NoSizeChange].contains(&condition);
-            events.push(Event::Seen { condition, holds: true });
+            let may_hold = match condition {
+                Condition::OwnerGone => {
+                    core.ownership.owner().is_none_or(|owner| !self.backends.contains_key(&owner))
+                }
+                _ => true,
+            };
+            if may_hold {
+                events.push(Event::Seen { condition, holds: true });
+            }
             if may_fail {
                 events.push(Event::Seen { condition, holds: false });
             }
@@ -338,6 +375,11 @@ impl World {
             let may_record = core.why_not_beside_replacement().is_none();
             let orders = orders().into_iter().filter(|order| may_record || *order != Order::Record);
             events.extend(orders.map(|order| Event::Order { client, order }));
+        }
+        for (&client, asked) in &self.clients {
+            if *asked == Asked::Open {
+                events.push(Event::ClientGone { client });
+            }
         }
         if core.next_deadline().is_some() {
             events.push(Event::Time);
@@ -390,12 +432,18 @@ impl World {
         sitter.or_else(|| possible.iter().find(wanted)).cloned()
     }
 
+    /// How many orders are open that do not wait for a backend however long that takes.
+    pub(super) fn open_orders(&self, core: &Core) -> usize {
+        let open = self.clients.iter().filter(|(_, asked)| **asked == Asked::Open);
+        open.filter(|(client, _)| !core.waiting.is_for_backend(**client)).count()
+    }
+
     pub(super) fn other_client(&self) -> ClientId {
         ClientId(3000)
     }
 
     pub(super) fn is_answered(&self, client: ClientId) -> bool {
-        self.clients.get(&client) == Some(&true)
+        self.clients.get(&client) == Some(&Asked::Answered)
     }
 }
 

@@ -299,6 +299,18 @@ impl Ownership {
         }
     }
 
+    /// Whether a backend has the lanes, waits for them or is on its way.
+    pub(crate) fn has(&self, backend: BackendId) -> bool {
+        let known = [
+            self.owner(),
+            self.starting.map(|(backend, _)| backend),
+            self.candidate.map(|(backend, _)| backend),
+            self.spare,
+            self.eio_backend,
+        ];
+        known.contains(&Some(backend))
+    }
+
     /// Whether a backend is the EIO backend on its way.
     pub(crate) fn is_eio_backend_coming(&self, backend: BackendId) -> bool {
         self.eio_backend == Some(backend)

@@ -11,7 +11,8 @@ use nbd_device_users::User;
 use super::attach::AttachError;
 use super::detach::{DetachError, Requester};
 use super::{
-    Command, Core, End, Event, Failed, HelperId, Note, Procedure, Refused, Reply, Report, Watch,
+    Command, Core, End, Event, Failed, HelperId, HelperTask, Note, Procedure, Refused, Reply,
+    Report, Watch,
 };
 use driver::Releasing;
 use leaving::Leaving;
@@ -194,14 +195,25 @@ impl Core {
                     self.note(Note::Stuck);
                 }
                 self.attached = true;
+                if error == DetachError::Unreachable && self.owner_exit.is_leaving() {
+                    self.stop_leaving(true);
+                    // Nothing waits for that.
+                    self.start_helper(HelperTask::TellUdev { leaving: false });
+                }
                 // One that came meanwhile could do more as long as the lanes are open.
                 let may_do_more = self.is_forced() && !by_force;
                 match may_do_more && error == DetachError::Unreachable {
-                    true => Procedure::Idle,
+                    true => {
+                        self.orders.stop |= requester == Requester::Signal;
+                        Procedure::Idle
+                    }
                     false => self.refuse_detach(requester, error),
                 }
             }
             Cause::Dropped => {
+                if let Some(order) = self.orders.detach.take() {
+                    self.reply(order.client, Reply::NotDetached(error.clone()));
+                }
                 self.note(Note::Left(error));
                 self.say_dropped();
                 Procedure::Ended(End::Dropped)

@@ -101,6 +101,13 @@ impl Holder {
                 let Failure { kind, text } = self.not_upgraded(error);
                 Err(failed(kind, format!("{name}: {text}")))
             }
+            Reply::ReplacementLost if self.core.ownership.has_backend() => other(format!(
+                "{name}: the new program is not used: another backend serves the device"
+            )),
+            Reply::ReplacementLost => other(format!("{name}: the new program has failed: {last}")),
+            Reply::NoBackendComes => {
+                other(format!("{name}: no backend serves it: {last}; see `nbd-ctl why {name}`"))
+            }
             Reply::PresentBackendGoesOn => other(format!("the present backend goes on: {last}")),
             Reply::FormerProgramAgain => {
                 other(format!("the former program is started again: {last}"))
