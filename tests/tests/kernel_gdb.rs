@@ -11,7 +11,8 @@ use nbd_tests::kernel_log::KernelLog;
 use nbd_tests::random::Random;
 use nbd_tests::temp::TempDir;
 use nbd_tests::wait::{EVENT_TIMEOUT, wait_for};
-use nbd_tests::{Api, kernel_tests};
+use nbd_tests::{Api, kernel_tests, process};
+use nix::sys::signal::Signal::{SIGCONT, SIGKILL, SIGSTOP};
 
 const MIB: u64 = 1 << 20;
 const BLOCK: usize = 4096;
@@ -21,6 +22,7 @@ kernel_tests!(
     a_debugger_comes_and_goes_under_verified_load,
     a_debugger_that_is_killed_lets_a_stopped_backend_go_on,
     breakpoints_that_a_killed_debugger_left_behind_cost_a_backend_and_no_request,
+    a_backend_that_is_killed_under_a_stopped_debugger_is_replaced,
 );
 
 /// The system call by which `nbd-serve` writes to a file.
@@ -167,5 +169,25 @@ fn breakpoints_that_a_killed_debugger_left_behind_cost_a_backend_and_no_request(
     assert_eq!((status.backend.restarts, status.totals.errors), (1, 0));
     let loss = status.last_recovery.expect("a loss");
     assert!(loss.cause.contains("SIGTRAP"), "{loss:?}");
+    device.detach();
+}
+
+/// The debugger keeps the dead threads, and with them the word of the pidfd. The holder has killed no
+/// backend before, so it has had no reason yet to look at one.
+fn a_backend_that_is_killed_under_a_stopped_debugger_is_replaced(api: Api) {
+    let files = TempDir::new();
+    let device = Device::attach(api, ["--no-spare", &files.spec("disk.img", 8 * MIB)]);
+    let backend = device.backend();
+    let gdb = Gdb::attach(backend);
+    let read = start_read(&device.path(), MIB);
+    wait_for("the request in the status", EVENT_TIMEOUT, || {
+        (device.status().in_flight.len() == 1).then_some(())
+    });
+    assert!(process::signal(gdb.pid(), SIGSTOP));
+    assert!(process::signal(backend, SIGKILL));
+    read.finish(PROGRAM_TIMEOUT).succeeds();
+    assert_ne!(device.wait_running().backend.pid, Some(backend));
+    assert!(process::signal(gdb.pid(), SIGCONT));
+    gdb.kill();
     device.detach();
 }
