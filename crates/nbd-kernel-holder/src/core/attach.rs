@@ -99,6 +99,13 @@ impl Attach {
         awaits.then_some(Watch { condition, interval: INTERVAL })
     }
 
+    /// A driver that refuses closes the lanes, which ends the backend: what the sitter has to say of it comes
+    /// first.
+    fn awaits_driver(&self) -> bool {
+        use Attach::{AwaitingSize, Connecting, FindingUsers};
+        matches!(self, Connecting { .. } | FindingUsers { .. } | AwaitingSize { .. })
+    }
+
     /// The helper process that is under way.
     fn helper(&self) -> Option<HelperId> {
         match *self {
@@ -129,7 +136,7 @@ impl Core {
         let helper = attach.helper();
         let next = if interrupted {
             Err(AttachError::Interrupted)
-        } else if self.hopeless {
+        } else if self.hopeless && !attach.awaits_driver() {
             // The first failure before the device exists is the last.
             Err(AttachError::NoBackend)
         } else {
