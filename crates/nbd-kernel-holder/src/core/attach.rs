@@ -47,7 +47,7 @@ pub(crate) enum AttachError {
 }
 
 /// An attach that is under way.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Attach {
     /// A backend is started, or is to join.
     AwaitingBackend { until: Option<Instant> },
@@ -131,7 +131,7 @@ impl Core {
         self.procedure = Procedure::Attach(Attach::AwaitingBackend { until });
     }
 
-    pub(super) fn step_attach(&mut self, attach: &Attach, event: &Event) -> Procedure {
+    pub(super) fn step_attach(&mut self, attach: Attach, event: &Event) -> Procedure {
         let interrupted = std::mem::take(&mut self.orders.stop) || *event == Event::StarterGone;
         let helper = attach.helper();
         let next = if interrupted {
@@ -158,7 +158,7 @@ impl Core {
 
     fn next_attach(
         &mut self,
-        attach: &Attach,
+        attach: Attach,
         event: &Event,
     ) -> Result<Option<Attach>, AttachError> {
         use Attach::{
@@ -185,16 +185,14 @@ impl Core {
     /// A backend is ready before the driver knows of the device.
     fn attach_backend(
         &mut self,
-        attach: &Attach,
+        attach: Attach,
         event: &Event,
     ) -> Result<Option<Attach>, AttachError> {
-        let now = self.now;
-        let is_late = |until: Instant| now >= until;
-        Ok(Some(match attach.clone() {
+        Ok(Some(match attach {
             Attach::AwaitingBackend { until } => match event {
                 Event::LanesNotMade => return Err(AttachError::NotPrepared),
                 _ if self.ownership.is_ready() => self.connect()?,
-                _ if until.is_some_and(is_late) => {
+                _ if until.is_some_and(|until| self.is_late(until)) => {
                     let limit = self.config.ready_timeout.unwrap_or_default();
                     return Err(AttachError::BackendLate(limit));
                 }
@@ -228,12 +226,10 @@ impl Core {
     /// The driver sets it up.
     fn attach_driver(
         &mut self,
-        attach: &Attach,
+        attach: Attach,
         event: &Event,
     ) -> Result<Option<Attach>, AttachError> {
-        let now = self.now;
-        let is_late = |until: Instant| now >= until;
-        Ok(Some(match attach.clone() {
+        Ok(Some(match attach {
             Attach::Connecting { until } => match event {
                 Event::SitterNotStarted => return Err(AttachError::SitterNotStarted),
                 Event::SitterSaid(Ok(())) => {
@@ -250,7 +246,7 @@ impl Core {
                     Attach::FindingUsers { helper, until: self.after(QUEUE_TIMEOUT) }
                 }
                 Event::SitterSaid(Err(_)) => return Err(AttachError::DriverRefused),
-                _ if is_late(until) => {
+                _ if self.is_late(until) => {
                     return Err(AttachError::DriverLate(self.connect_timeout()));
                 }
                 _ => Attach::Connecting { until },
@@ -271,7 +267,7 @@ impl Core {
                         Attach::SilencingNew { helper, until: self.after(QUEUE_TIMEOUT) }
                     }
                 }
-                _ if is_late(until) => return Err(AttachError::WrongSize),
+                _ if self.is_late(until) => return Err(AttachError::WrongSize),
                 _ => Attach::AwaitingSize { until },
             },
             other => other,
@@ -281,10 +277,10 @@ impl Core {
     /// The queue is as it shall be before the first read.
     fn attach_queue(
         &mut self,
-        attach: &Attach,
+        attach: Attach,
         event: &Event,
     ) -> Result<Option<Attach>, AttachError> {
-        Ok(Some(match attach.clone() {
+        Ok(Some(match attach {
             Attach::SilencingNew { helper, until } => match self.silenced(helper, until, event) {
                 true => self.compare_limits(),
                 false => Attach::SilencingNew { helper, until },
@@ -310,12 +306,10 @@ impl Core {
     /// It can be read, and is told.
     fn attach_users(
         &mut self,
-        attach: &Attach,
+        attach: Attach,
         event: &Event,
     ) -> Result<Option<Attach>, AttachError> {
-        let now = self.now;
-        let is_late = |until: Instant| now >= until;
-        Ok(Some(match attach.clone() {
+        Ok(Some(match attach {
             Attach::Reading { helper, until } => match event {
                 Event::HelperEnded { id, report } if *id == helper => match report {
                     Report::Status(0) => {
@@ -327,7 +321,7 @@ impl Core {
                     Report::Status(status) => return Err(AttachError::ReadFailed(*status)),
                     _ => return Err(AttachError::ReadFailed(0)),
                 },
-                _ if is_late(until) => {
+                _ if self.is_late(until) => {
                     self.command(Command::LeaveHelper { id: helper });
                     return Err(AttachError::ReadLate(self.read_timeout()));
                 }

@@ -98,7 +98,7 @@ enum Step {
     /// The backend may answer by itself.
     Draining { until: Instant, given_up: usize },
     /// The EIO backend answers.
-    Abandoning { until: Instant, enough: Option<Instant>, given_up: usize },
+    Abandoning { until: Instant, given_up: usize },
     /// The driver may go on with that only now.
     AwaitingSizeChange { until: Instant, given_up: usize },
 }
@@ -113,27 +113,29 @@ struct Flushing {
 }
 
 impl Detach {
-    pub(super) fn deadline(&self, now: Instant) -> Option<Instant> {
+    /// From `enough` on, if that is known, only what was noted has to be answered.
+    pub(super) fn deadline(&self, now: Instant, enough: Option<Instant>) -> Option<Instant> {
         match &self.step {
             Step::CheckingUsers(check) | Step::CheckingAgain(check) => Some(check.deadline()),
             Step::Leaving { until, .. } | Step::Staying { until, .. } => Some(*until),
             Step::Flushing(flushing) => Some(flushing.look.min(flushing.until)),
             Step::Noting => None,
             Step::Draining { until, .. } | Step::AwaitingSizeChange { until, .. } => Some(*until),
-            Step::Abandoning { until, enough, .. } => {
+            Step::Abandoning { until, .. } => {
+                // Once it has passed it is no deadline any more, but what is watched.
                 let enough = enough.filter(|enough| *enough > now);
                 Some(enough.map_or(*until, |enough| enough.min(*until)))
             }
         }
     }
 
-    pub(super) fn watch(&self, now: Instant) -> Option<Watch> {
+    pub(super) fn watch(&self, now: Instant, enough: Option<Instant>) -> Option<Watch> {
         let condition = match self.step {
             Step::Draining { .. } => Condition::NotedAnswered,
-            Step::Abandoning { enough: Some(enough), .. } if now >= enough => {
-                Condition::NotedAnswered
-            }
-            Step::Abandoning { enough: Some(_), .. } => Condition::NotedAnsweredAndQuiet,
+            Step::Abandoning { .. } => match now >= enough? {
+                true => Condition::NotedAnswered,
+                false => Condition::NotedAnsweredAndQuiet,
+            },
             Step::AwaitingSizeChange { .. } => Condition::NoSizeChange,
             _ => return None,
         };
@@ -141,7 +143,7 @@ impl Detach {
     }
 
     /// It is by force by now.
-    pub(crate) fn is_by_force(&self) -> bool {
+    fn is_by_force(&self) -> bool {
         use Step::{Abandoning, AwaitingSizeChange, Draining, Noting};
         matches!(
             self.step,
@@ -279,40 +281,21 @@ impl Core {
                 Event::Seen { condition: Condition::NotedAnswered, holds: true } => {
                     self.await_size_change(given_up)
                 }
-                _ if self.now >= until => self.abandon(given_up),
+                _ if self.is_late(until) => self.abandon(given_up),
                 _ => Step::Draining { until, given_up },
             },
-            Step::Abandoning { until, enough, given_up } => {
-                self.step_abandon(until, enough, given_up, event)
-            }
+            Step::Abandoning { until, given_up } => self.step_abandon(until, given_up, event),
             Step::AwaitingSizeChange { until, given_up } => match event {
                 Event::Seen { condition: Condition::NoSizeChange, holds: true } => {
                     return Next::TakeDown { given_up };
                 }
-                _ if self.now >= until => {
+                _ if self.is_late(until) => {
                     return Next::TakeDown { given_up };
                 }
                 _ => Step::AwaitingSizeChange { until, given_up },
             },
             other => other,
         })
-    }
-
-    /// Whether a helper process has reported, or was late and is left behind.
-    pub(super) fn is_helper_over(
-        &mut self,
-        helper: HelperId,
-        until: Instant,
-        event: &Event,
-    ) -> bool {
-        match event {
-            Event::HelperEnded { id, .. } if *id == helper => true,
-            _ if self.now >= until => {
-                self.command(Command::LeaveHelper { id: helper });
-                true
-            }
-            _ => false,
-        }
     }
 
     /// A detach by force takes the place of one in order.
@@ -410,33 +393,28 @@ impl Core {
         self.drop_fail_order();
         self.apply(&ownership::Event::Abandon);
         self.bury_departed();
-        let enough = self.timers.eio_since.map(|since| since + GRACE);
-        Step::Abandoning { until: self.after(ANSWER_TIMEOUT), enough, given_up }
+        Step::Abandoning { until: self.after(ANSWER_TIMEOUT), given_up }
     }
 
-    fn step_abandon(
-        &mut self,
-        until: Instant,
-        mut enough: Option<Instant>,
-        given_up: usize,
-        event: &Event,
-    ) -> Step {
-        match (event, self.timers.eio_since) {
-            (Event::Seen { condition, holds: true }, Some(since)) => {
-                let all = *condition == Condition::NotedAnsweredAndQuiet;
-                let noted = *condition == Condition::NotedAnswered && self.now >= since + GRACE;
-                if all || noted {
-                    return self.await_size_change(given_up);
-                }
-            }
-            (_, since) => enough = since.map(|since| since + GRACE),
+    /// When the EIO backend has answered for long enough that only what was noted counts.
+    pub(super) fn eio_is_enough(&self) -> Option<Instant> {
+        self.timers.eio_since.map(|since| since + GRACE)
+    }
+
+    fn step_abandon(&mut self, until: Instant, given_up: usize, event: &Event) -> Step {
+        let enough = self.eio_is_enough().is_some_and(|enough| self.is_late(enough));
+        let is_answered = match event {
+            Event::Seen { condition: Condition::NotedAnsweredAndQuiet, holds } => *holds,
+            Event::Seen { condition: Condition::NotedAnswered, holds } => *holds && enough,
+            _ => false,
+        };
+        if !is_answered && !self.is_late(until) {
+            return Step::Abandoning { until, given_up };
         }
-        if self.now >= until {
+        if !is_answered {
             self.note(Note::Unanswered);
-            return self.await_size_change(given_up);
         }
-        // Once it has passed it is no deadline any more, but what is watched.
-        Step::Abandoning { until, enough, given_up }
+        self.await_size_change(given_up)
     }
 
     /// It could go on only now.

@@ -215,6 +215,8 @@ pub(crate) struct Survey {
     pub(crate) oldest_ms: u64,
     /// What the kernel shows, in bytes.
     pub(crate) size: u64,
+    /// What the state says, in bytes.
+    pub(crate) written_size: u64,
     pub(crate) owner_stopped: bool,
     /// What the owner's export has, in bytes.
     pub(crate) owner_size: Option<u64>,

@@ -252,7 +252,7 @@ impl Core {
     fn step(&mut self, event: &Event) {
         let procedure = std::mem::replace(&mut self.procedure, Procedure::Idle);
         self.procedure = match procedure {
-            Procedure::Attach(attach) => self.step_attach(&attach, event),
+            Procedure::Attach(attach) => self.step_attach(attach, event),
             Procedure::Detach(detach) => self.step_detach(detach, event),
             Procedure::TakeDown(down) => self.step_take_down(down, event),
             Procedure::Resize(resize) => self.step_resize(resize, event),
@@ -296,7 +296,7 @@ impl Core {
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
         let procedure = match &self.procedure {
             Procedure::Attach(attach) => attach.deadline(),
-            Procedure::Detach(detach) => detach.deadline(self.now),
+            Procedure::Detach(detach) => detach.deadline(self.now, self.eio_is_enough()),
             Procedure::TakeDown(down) => down.deadline(),
             Procedure::Resize(resize) => resize.deadline(),
             Procedure::Upgrade(upgrade) => upgrade.deadline(),
@@ -312,7 +312,7 @@ impl Core {
     pub(crate) fn watches(&self) -> Vec<Watch> {
         let procedure = match &self.procedure {
             Procedure::Attach(attach) => attach.watch(),
-            Procedure::Detach(detach) => detach.watch(self.now),
+            Procedure::Detach(detach) => detach.watch(self.now, self.eio_is_enough()),
             Procedure::TakeDown(down) => return down.watches(),
             Procedure::Resize(resize) => resize.watch(),
             _ => None,
@@ -352,6 +352,22 @@ impl Core {
 
     fn after(&self, pause: Duration) -> Instant {
         self.now + pause
+    }
+
+    fn is_late(&self, until: Instant) -> bool {
+        self.now >= until
+    }
+
+    /// Whether a helper process has reported, or was late and is left behind.
+    fn is_helper_over(&mut self, helper: HelperId, until: Instant, event: &Event) -> bool {
+        match event {
+            Event::HelperEnded { id, .. } if *id == helper => true,
+            _ if self.is_late(until) => {
+                self.command(Command::LeaveHelper { id: helper });
+                true
+            }
+            _ => false,
+        }
     }
 }
 

@@ -147,7 +147,7 @@ impl Core {
         self.why_no_start().or(replacing).or(detaching)
     }
 
-    pub(super) fn is_resizing(&self) -> bool {
+    pub(crate) fn is_resizing(&self) -> bool {
         self.orders.resize.is_some()
     }
 
@@ -159,10 +159,6 @@ impl Core {
     /// A detach was ordered, and whether it is by force.
     pub(crate) fn detach_ordered(&self) -> Option<bool> {
         self.orders.detach.map(|order| order.force)
-    }
-
-    pub(crate) fn resize_ordered(&self) -> bool {
-        self.is_resizing()
     }
 
     pub(super) fn reply(&mut self, client: ClientId, reply: Reply) {

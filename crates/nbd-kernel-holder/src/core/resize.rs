@@ -85,9 +85,17 @@ pub(crate) struct Probe {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Resize {
     order: ResizeOrder,
-    /// The size of the device.
-    before: u64,
+    sizes: Sizes,
     step: Step,
+}
+
+/// The sizes before, in bytes. They differ while an earlier change is still to be done by the driver.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Sizes {
+    /// What the kernel shows.
+    shown: u64,
+    /// What is written down, which every backend has to have.
+    written: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -143,16 +151,16 @@ impl Resize {
 impl Core {
     pub(super) fn begin_resize(&mut self, order: ResizeOrder) -> Procedure {
         self.command(Command::Survey { note: false });
-        Procedure::Resize(Resize { order, before: 0, step: Step::Surveying })
+        Procedure::Resize(Resize { order, sizes: Sizes::default(), step: Step::Surveying })
     }
 
     pub(super) fn step_resize(&mut self, resize: Resize, event: &Event) -> Procedure {
-        let Resize { order, mut before, step } = resize;
+        let Resize { order, mut sizes, step } = resize;
         if let (Step::Surveying, Event::Surveyed(survey)) = (&step, event) {
-            before = survey.size;
+            sizes = Sizes { shown: survey.size, written: survey.written_size };
         }
-        match self.next_resize(order, before, step, event) {
-            Ok(Some(step)) => Procedure::Resize(Resize { order, before, step }),
+        match self.next_resize(order, sizes, step, event) {
+            Ok(Some(step)) => Procedure::Resize(Resize { order, sizes, step }),
             Ok(None) => Procedure::Idle,
             Err(error) => {
                 self.probe = None;
@@ -167,7 +175,7 @@ impl Core {
     fn next_resize(
         &mut self,
         order: ResizeOrder,
-        before: u64,
+        sizes: Sizes,
         step: Step,
         event: &Event,
     ) -> Result<Option<Step>, ResizeError> {
@@ -175,12 +183,12 @@ impl Core {
             Step::Surveying
             | Step::Probing { .. }
             | Step::CheckingUsers { .. }
-            | Step::Persisting { .. } => self.prepare_resize(order, before, step, event),
+            | Step::Persisting { .. } => self.prepare_resize(order, sizes, step, event),
             Step::Noting { .. }
             | Step::Answering { .. }
             | Step::Telling { .. }
             | Step::AwaitingSize { .. }
-            | Step::SettlingUdev { .. } => self.tell_size(order, before, step, event),
+            | Step::SettlingUdev { .. } => self.tell_size(order, sizes, step, event),
         }
     }
 
@@ -188,13 +196,13 @@ impl Core {
     fn prepare_resize(
         &mut self,
         order: ResizeOrder,
-        before: u64,
+        sizes: Sizes,
         step: Step,
         event: &Event,
     ) -> Result<Option<Step>, ResizeError> {
         Ok(Some(match step {
             Step::Surveying => match event {
-                Event::Surveyed(survey) => return self.plan(order, before, survey),
+                Event::Surveyed(survey) => return self.plan(order, sizes, survey),
                 _ => Step::Surveying,
             },
             Step::Probing { until } => match self.probed(until)? {
@@ -204,7 +212,7 @@ impl Core {
                     if let Some(wanted) = order.size.filter(|wanted| offered < *wanted) {
                         return Err(ResizeError::TooSmall { offered, wanted });
                     }
-                    return self.choose(order, before, order.size.unwrap_or(offered));
+                    return self.choose(order, sizes, order.size.unwrap_or(offered));
                 }
             },
             Step::CheckingUsers { check, .. } if self.is_forced() => {
@@ -223,7 +231,7 @@ impl Core {
                 None => Step::Persisting { revision, size },
                 Some(true) => self.note_before_telling(size),
                 Some(false) => {
-                    self.command(Command::SetSize { size: before });
+                    self.command(Command::SetSize { size: sizes.written });
                     return Err(ResizeError::NotSaved);
                 }
             },
@@ -235,31 +243,29 @@ impl Core {
     fn tell_size(
         &mut self,
         order: ResizeOrder,
-        before: u64,
+        sizes: Sizes,
         step: Step,
         event: &Event,
     ) -> Result<Option<Step>, ResizeError> {
-        let now = self.now;
-        let is_late = |until: Instant| now >= until;
         Ok(Some(match step {
             Step::Noting { size } => match event {
                 Event::Surveyed(Survey { size_change: true, .. }) => {
-                    return Err(self.revert(before, size, ResizeError::EarlierChange));
+                    return Err(self.revert(sizes, size, ResizeError::EarlierChange));
                 }
                 Event::Surveyed(_) => Step::Answering { until: self.after(ANSWER_TIMEOUT), size },
                 _ => Step::Noting { size },
             },
             Step::Answering { until, size } => match event {
                 _ if self.is_forced() => {
-                    return Err(self.revert(before, size, ResizeError::BeingDetached));
+                    return Err(self.revert(sizes, size, ResizeError::BeingDetached));
                 }
                 Event::Seen { condition: Condition::NotedAnswered, holds: true } => {
-                    let guard = size < before && !order.force;
+                    let guard = size < sizes.shown && !order.force;
                     let helper = self.start_helper(HelperTask::Resize { size, guard });
                     Step::Telling { helper, until: self.after(DRIVER_TIMEOUT), size }
                 }
-                _ if is_late(until) => {
-                    return Err(self.revert(before, size, ResizeError::NotAnswered));
+                _ if self.is_late(until) => {
+                    return Err(self.revert(sizes, size, ResizeError::NotAnswered));
                 }
                 _ => Step::Answering { until, size },
             },
@@ -274,11 +280,11 @@ impl Core {
             Step::Telling { helper, until, size } => match event {
                 Event::HelperEnded { id, report } if *id == helper => {
                     if let Some(error) = told(report, size) {
-                        return Err(self.revert(before, size, error));
+                        return Err(self.revert(sizes, size, error));
                     }
                     Step::AwaitingSize { until: self.after(DRIVER_TIMEOUT), size }
                 }
-                _ if is_late(until) => {
+                _ if self.is_late(until) => {
                     // It may still be done, so a larger size stays written down.
                     self.command(Command::LeaveHelper { id: helper });
                     return Err(ResizeError::DriverLate);
@@ -289,7 +295,7 @@ impl Core {
                 Event::Seen { condition: Condition::SizeIs(seen), holds: true }
                     if *seen == size =>
                 {
-                    if size < before {
+                    if size < sizes.shown {
                         self.command(Command::SetSize { size });
                         self.persist();
                     }
@@ -298,8 +304,8 @@ impl Core {
                     let until = self.after(limit + Duration::from_secs(1));
                     Step::SettlingUdev { helper, until, size }
                 }
-                _ if is_late(until) => {
-                    return Err(self.revert(before, size, ResizeError::OtherSize));
+                _ if self.is_late(until) => {
+                    return Err(self.revert(sizes, size, ResizeError::OtherSize));
                 }
                 _ => Step::AwaitingSize { until, size },
             },
@@ -309,6 +315,7 @@ impl Core {
                     return Ok(Some(Step::SettlingUdev { helper, until, size }));
                 }
                 self.orders.resize = None;
+                let before = sizes.shown;
                 self.note(Note::Resized { size, before });
                 self.reply(order.client, Reply::Resized { size, before });
                 return Ok(None);
@@ -321,7 +328,7 @@ impl Core {
     fn plan(
         &mut self,
         order: ResizeOrder,
-        before: u64,
+        sizes: Sizes,
         survey: &Survey,
     ) -> Result<Option<Step>, ResizeError> {
         if !survey.served {
@@ -330,12 +337,12 @@ impl Core {
         if survey.oldest_ms > MAX_AGE_MS {
             return Err(ResizeError::Stalled(Some(survey.oldest_ms)));
         }
-        let least = order.size.unwrap_or(before + 1);
+        let least = order.size.unwrap_or(sizes.shown + 1);
         match order.size {
-            Some(size) if size <= before => self.choose(order, before, size),
+            Some(size) if size <= sizes.shown => self.choose(order, sizes, size),
             _ if self.ownership.has_joined() => match survey.owner_size {
                 Some(size) if size >= least => {
-                    self.choose(order, before, order.size.unwrap_or(size))
+                    self.choose(order, sizes, order.size.unwrap_or(size))
                 }
                 _ => Err(ResizeError::Joined),
             },
@@ -393,7 +400,7 @@ impl Core {
             Some(offered) if offered < probe.least => Ok(Some(offered)),
             Some(offered) if serves => Ok(Some(offered)),
             _ if probe.is_gone || probe.backend.is_none() => Err(ResizeError::NoBackend),
-            _ if self.now >= until => Err(ResizeError::ProbeLate),
+            _ if self.is_late(until) => Err(ResizeError::ProbeLate),
             _ => Ok(None),
         }
     }
@@ -401,10 +408,10 @@ impl Core {
     fn choose(
         &mut self,
         order: ResizeOrder,
-        before: u64,
+        sizes: Sizes,
         size: u64,
     ) -> Result<Option<Step>, ResizeError> {
-        Ok(match size.cmp(&before) {
+        Ok(match size.cmp(&sizes.shown) {
             Ordering::Equal => {
                 self.orders.resize = None;
                 self.reply(order.client, Reply::SizeAlready { size });
@@ -424,10 +431,11 @@ impl Core {
         Step::Noting { size }
     }
 
-    /// The driver keeps its size.
-    fn revert(&mut self, before: u64, size: u64, error: ResizeError) -> ResizeError {
-        if size > before {
-            self.command(Command::SetSize { size: before });
+    /// The driver keeps its size. What is written down is what it was, and no less: an earlier change may
+    /// still be done.
+    fn revert(&mut self, sizes: Sizes, size: u64, error: ResizeError) -> ResizeError {
+        if size > sizes.shown {
+            self.command(Command::SetSize { size: sizes.written });
             self.persist();
         }
         error
@@ -446,3 +454,6 @@ fn told(report: &Report, size: u64) -> Option<ResizeError> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

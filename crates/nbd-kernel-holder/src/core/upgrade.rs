@@ -117,7 +117,7 @@ impl Core {
                     }
                     self.settle(self.after(SETTLE_TIMEOUT))?
                 }
-                _ if self.now >= until => {
+                _ if self.is_late(until) => {
                     self.command(Command::LeaveHelper { id: helper });
                     return Err(UpgradeError::CheckLate { program: order.program.clone() });
                 }
@@ -163,7 +163,7 @@ impl Core {
         if self.ownership.is_settled() && !self.is_grant_waiting() {
             return Ok(Step::Persisting { revision: self.persist() });
         }
-        match self.now >= until {
+        match self.is_late(until) {
             true => Err(UpgradeError::Unsettled),
             false => Ok(Step::Settling { until }),
         }

@@ -88,12 +88,12 @@ impl Core {
                 }
             },
             // The answer of a helper that is late is what it has found so far.
-            (Step::Scanning { helper, until }, _) if self.now >= until => {
+            (Step::Scanning { helper, until }, _) if self.is_late(until) => {
                 self.command(super::Command::LeaveHelper { id: helper });
                 let until = until + SCAN_TIMEOUT;
                 Checked::NotYet(UsersCheck { give_up, step: Step::Scanning { helper, until } })
             }
-            (Step::Pausing { until }, _) if self.now >= until => {
+            (Step::Pausing { until }, _) if self.is_late(until) => {
                 Checked::NotYet(UsersCheck { give_up, step: self.scan_users() })
             }
             (step, _) => Checked::NotYet(UsersCheck { give_up, step }),

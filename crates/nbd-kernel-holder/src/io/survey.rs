@@ -62,19 +62,22 @@ impl Holder {
 
     /// Tells the core how the device is.
     pub(crate) fn survey(&mut self, note: bool) {
-        let requests = self.requests_in_flight();
+        // What has come just now has an age, too.
+        self.note_arrivals();
+        let requests = self.in_flight();
         let survey = Survey {
             in_flight: requests.len(),
             waiting: self.device.waiting() > 0,
             size_change: self.size_change().is_some(),
             served: self.backend_state() == BackendState::Running,
-            oldest_ms: self.in_flight().first().map_or(0, |oldest| oldest.age_ms),
+            oldest_ms: requests.first().map_or(0, |oldest| oldest.age_ms),
             size: self.device.size(),
+            written_size: self.export().size,
             owner_stopped: self.owner().is_none() || self.is_owner_stopped(),
             owner_size: self.owner().and_then(|it| it.hello.as_ref()).map(|it| it.export.size),
         };
         if note {
-            self.data.noted = requests;
+            self.data.noted = self.requests_in_flight();
             self.told.errors_before = self.totals().errors;
         }
         self.feed(Event::Surveyed(survey));

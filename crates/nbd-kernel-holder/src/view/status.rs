@@ -70,7 +70,7 @@ impl Holder {
             Some(false) => "detaching it: it writes back first",
             None if core.is_failing_requests() => "answering what is in flight with EIO",
             None if core.is_replacing() => "replacing its backend",
-            None if core.resize_ordered() => "resizing it",
+            None if core.is_resizing() => "resizing it",
             None => return None,
         };
         Some(words.into())

@@ -176,7 +176,7 @@ pub(crate) struct Ownership {
     eio_backend: Option<BackendId>,
     /// Nobody is granted the lanes.
     paused: bool,
-    /// Nobody but the EIO backend is.
+    /// Only the EIO backend is.
     failing: bool,
     /// No backend is granted them any more, only the EIO backend.
     abandoned: bool,

@@ -137,7 +137,7 @@ impl Core {
                 Event::HelperEnded { id, .. } if *id == helper => {
                     self.interrupt_sitter(unanswered, left)
                 }
-                _ if self.now >= until => {
+                _ if self.is_late(until) => {
                     self.command(Command::LeaveHelper { id: helper });
                     Next::Stays(DetachError::Unreachable)
                 }
@@ -146,7 +146,7 @@ impl Core {
             Releasing::InterruptingSitter { until } => {
                 let parked = Event::Seen { condition: Condition::SitterParked, holds: true };
                 let is_gone = self.driver.sitter == Sitter::Gone;
-                match *event == parked || is_gone || self.now >= until {
+                match *event == parked || is_gone || self.is_late(until) {
                     true => self.end_lanes(left),
                     false => Next::Step(step),
                 }
@@ -223,7 +223,7 @@ impl Core {
                 self.await_sitter(then == Then::KillSitterAgain, left)
             }
             Releasing::AwaitingSitter { until, is_last } => {
-                let is_late = self.now >= until;
+                let is_late = self.is_late(until);
                 if self.driver.sitter == Sitter::Gone || (is_late && is_last) {
                     return Releasing::AwaitingClear { until: self.after(left) };
                 }
@@ -257,7 +257,7 @@ impl Core {
                 }
             }
             _ if *event == clear => return Next::Released(Released::Clear),
-            Releasing::AwaitingClear { until } if self.now >= until => {
+            Releasing::AwaitingClear { until } if self.is_late(until) => {
                 match (is_gone, self.config.netlink) {
                     (false, _) => Releasing::AwaitingQuiet { until: self.after(left) },
                     // A sitter that was killed has not cleared it.
@@ -265,7 +265,7 @@ impl Core {
                     (true, true) => self.find_users(left),
                 }
             }
-            Releasing::AwaitingClose { until, lasting } if self.now >= until => {
+            Releasing::AwaitingClose { until, lasting } if self.is_late(until) => {
                 match lasting || self.now + CLOSE_TIMEOUT >= deadline {
                     true => Releasing::AwaitingQuiet { until: self.after(left) },
                     false => self.find_users(left),
@@ -288,7 +288,7 @@ impl Core {
                 Sitter::None | Sitter::Sits => Next::Stays(DetachError::Stuck),
             },
             (Releasing::AwaitingQuiet { until } | Releasing::AwaitingNoSizeChange { until }, _)
-                if self.now >= until =>
+                if self.is_late(until) =>
             {
                 Next::Stays(DetachError::Stuck)
             }

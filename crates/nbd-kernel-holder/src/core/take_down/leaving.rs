@@ -100,7 +100,7 @@ impl Core {
             Leaving::AwaitingProcesses { until } => {
                 let dead = Event::Seen { condition: Condition::NoProcesses, holds: true };
                 if *event != dead {
-                    if self.now < until {
+                    if !self.is_late(until) {
                         return Some(step);
                     }
                     self.note(Note::ProcessesLate);

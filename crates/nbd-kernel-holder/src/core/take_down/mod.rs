@@ -127,7 +127,7 @@ impl Core {
                 Report::Users(Ok(users)) => users.clone(),
                 _ => Vec::new(),
             }),
-            _ if self.now >= *until => {
+            _ if self.is_late(*until) => {
                 // That makes it tell what it has found so far.
                 self.command(Command::LeaveHelper { id: helper });
                 *until += STEP_TIMEOUT;
