@@ -17,6 +17,8 @@
 //!
 //! That these are not empty words is shown by faults that are planted into the core: each is found.
 
+mod canonical;
+mod faults;
 mod world;
 
 use std::collections::HashSet;
@@ -26,7 +28,9 @@ use std::time::{Duration, Instant};
 
 use super::ownership::Kind;
 use super::{Command, Core, Event, Order, Procedure};
-use world::{Fault, World};
+use canonical::canonical;
+use faults::{Fault, plant};
+use world::World;
 
 /// How long a detach by force may take, whatever hangs.
 const FORCE_LIMIT: Duration = Duration::from_secs(10);
@@ -55,7 +59,7 @@ impl State {
     fn key(&self) -> u64 {
         let mut hasher = DefaultHasher::new();
         let text = format!("{:?}{:?}", self.core.at_rest(), self.world);
-        world::canonical(&text, self.now).hash(&mut hasher);
+        canonical(&text, self.now).hash(&mut hasher);
         hasher.finish()
     }
 
@@ -73,7 +77,7 @@ impl State {
     fn feed(&mut self, event: &Event, fault: Option<Fault>) -> Result<(), String> {
         let mut commands = self.core.handle(event, self.now);
         if let Some(fault) = fault {
-            world::plant(fault, &mut self.core, &mut commands);
+            plant(fault, &mut self.core, &mut commands);
         }
         for command in &commands {
             self.world.carry_out(command, &self.core)?;

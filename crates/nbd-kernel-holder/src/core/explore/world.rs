@@ -11,7 +11,7 @@ use super::super::ownership::Ownership;
 use super::super::users::UsersUnknown;
 use super::super::{
     BackendId, ClientId, Command, Condition, Config, Core, End, Event, HelperId, HelperTask, Order,
-    OwnerEnd, Reply, Report, Revision, Sitter, Survey,
+    OwnerEnd, Report, Revision, Sitter, Survey,
 };
 use crate::args::RestartWhen;
 
@@ -20,68 +20,6 @@ pub(super) const SIZE: u64 = 1 << 20;
 /// How many orders one exploration has, and how often a state cannot be written.
 const MAX_ORDERS: usize = 2;
 const MAX_FAILURES: usize = 1;
-
-/// A fault that is planted into the core.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Fault {
-    /// A killed owner counts as dead.
-    GrantBeforeDeath,
-    /// A grant does not wait for the state.
-    GrantBeforePersisted,
-    /// The sitter goes before the state names it.
-    SecondHolder,
-    /// The client of a detach by force is forgotten.
-    ForceNotAnswered,
-    /// The end of the device does not end the wish for a spare.
-    SpareDuringShutdown,
-    /// A client that waits for a backend is not told that none comes.
-    NoWordOfNone,
-    /// Each answer is given twice.
-    AnsweredTwice,
-}
-
-/// Changes the core's decision as the fault would.
-pub(super) fn plant(fault: Fault, core: &mut Core, commands: &mut Vec<Command>) {
-    match fault {
-        Fault::GrantBeforeDeath if commands.contains(&Command::KillOwner) => {
-            let dead = super::super::ownership::Event::OwnerDead { clean: false, progressed: true };
-            core.apply(&dead);
-            commands.append(&mut core.out);
-        }
-        Fault::GrantBeforePersisted => {
-            if let Some(backend) = commands.iter().find_map(|command| match command {
-                Command::PrepareGrant { backend } => Some(*backend),
-                _ => None,
-            }) {
-                commands.push(Command::Grant { backend });
-            }
-        }
-        Fault::SecondHolder => {
-            if let Some(at) = commands.iter().position(|it| *it == Command::StartSitter) {
-                commands.insert(at + 1, Command::LetSitterGo);
-            }
-        }
-        Fault::ForceNotAnswered => {
-            core.orders.detach.take_if(|order| order.force && !core.attached);
-        }
-        Fault::SpareDuringShutdown if commands.contains(&Command::EndLanes) => {
-            let backend = core.new_backend();
-            core.ownership.started_spare(backend);
-            commands.push(Command::StartSpare { backend });
-        }
-        Fault::NoWordOfNone => {
-            let is_word =
-                |it: &Command| matches!(it, Command::Reply { reply: Reply::NoBackendComes, .. });
-            commands.retain(|command| !is_word(command));
-        }
-        Fault::AnsweredTwice => {
-            let replies = commands.iter().filter(|it| matches!(it, Command::Reply { .. }));
-            let again: Vec<_> = replies.cloned().collect();
-            commands.extend(again);
-        }
-        Fault::GrantBeforeDeath | Fault::SpareDuringShutdown => {}
-    }
-}
 
 /// How far a backend has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -503,59 +441,4 @@ fn orders() -> Vec<Order> {
         Order::Resize { size: Some(SIZE * 2), force: false },
         Order::Resize { size: None, force: false },
     ]
-}
-
-/// A text in which numbers of backends, clients, helpers and states, and moments, are told as seen from
-/// now.
-pub(super) fn canonical(text: &str, now: Instant) -> String {
-    let now = moment(&format!("{now:?}"));
-    let mut known: Vec<(&str, &str)> = Vec::new();
-    let mut latest = None;
-    let mut out = String::with_capacity(text.len());
-    let mut rest = text;
-    while let Some((at, kind)) = first_of(rest) {
-        out.push_str(&rest[..at + kind.len()]);
-        let inner = &rest[at + kind.len()..];
-        let end = inner.find([')', '}']).unwrap_or(inner.len());
-        let (number, after) = inner.split_at(end);
-        match kind {
-            "Instant {" => {
-                let offset = moment(number).saturating_sub(now) / 1_000_000;
-                out.push_str(&offset.to_string());
-            }
-            "Revision(" => {
-                let revision: u64 = number.parse().unwrap_or(0);
-                let latest = *latest.get_or_insert(revision);
-                out.push_str(&latest.wrapping_sub(revision).to_string());
-            }
-            _ => {
-                let place = known.iter().position(|it| *it == (kind, number));
-                let place = place.unwrap_or_else(|| {
-                    known.push((kind, number));
-                    known.len() - 1
-                });
-                out.push_str(&place.to_string());
-            }
-        }
-        rest = after;
-    }
-    out.push_str(rest);
-    out
-}
-
-fn first_of(text: &str) -> Option<(usize, &'static str)> {
-    let kinds = ["BackendId(", "ClientId(", "HelperId(", "Revision(", "Instant {"];
-    kinds.iter().filter_map(|kind| text.find(kind).map(|at| (at, *kind))).min()
-}
-
-/// The nanoseconds of an instant, as its debug form has them.
-fn moment(text: &str) -> i128 {
-    let numbers: Vec<i128> = text
-        .split(|digit: char| !digit.is_ascii_digit())
-        .filter_map(|number| number.parse().ok())
-        .collect();
-    match numbers[..] {
-        [seconds, nanoseconds] => seconds * 1_000_000_000 + nanoseconds,
-        _ => panic!("an instant of another form: {text}"),
-    }
 }

@@ -14,6 +14,7 @@ mod abandon;
 mod pause;
 mod retry;
 mod shutdown;
+mod succession;
 #[cfg(test)]
 mod tests;
 
@@ -174,7 +175,7 @@ pub(crate) struct Ownership {
     spare_failures: u32,
     /// The EIO backend on its way.
     eio_backend: Option<BackendId>,
-    /// Nobody is granted the lanes.
+    /// No backend is granted the lanes.
     paused: bool,
     /// Only the EIO backend is.
     failing: bool,
@@ -187,7 +188,7 @@ pub(crate) struct Ownership {
     /// Those of them that were the backend's own fault, which a limit is for.
     failures: u32,
     restarts: u64,
-    /// Nobody is granted the lanes any more.
+    /// None is granted them any more.
     shutting_down: bool,
 }
 
@@ -497,69 +498,5 @@ impl Ownership {
         }
         self.count_failure(shortage);
         self.again()
-    }
-
-    fn owner_dead(&mut self, clean: bool, progressed: bool) -> Vec<Action> {
-        let Some(owner) = self.owner.take() else { return Vec::new() };
-        if owner.kind == Kind::EioBackend {
-            return self.eio_backend_dead();
-        }
-        if self.is_held() {
-            return self.dead_while_held(owner, clean, progressed);
-        }
-        match self.candidate.is_some() {
-            true => self.grant_waiting(),
-            false => self.choose_successor(owner, clean, progressed),
-        }
-    }
-
-    /// The lanes for a backend that waits for them; the candidate is wanted more than the spare.
-    fn grant_waiting(&mut self) -> Vec<Action> {
-        if let Some((backend, program)) = self.candidate.take() {
-            let mut actions = self.grant(backend, Kind::of_backend(program));
-            if !program {
-                let starting = self.starting.take().map(|(backend, _)| backend);
-                let unwanted = [self.spare.take(), starting].into_iter().flatten();
-                actions.extend(unwanted.map(Action::Dismiss));
-            }
-            return actions;
-        }
-        match self.spare.take() {
-            Some(spare) => self.grant(spare, Kind::Program),
-            None => Vec::new(),
-        }
-    }
-
-    /// Nobody waits for the lanes of a backend that has died: what the policy says.
-    fn choose_successor(&mut self, owner: Owner, clean: bool, progressed: bool) -> Vec<Action> {
-        let stays_down = owner.kind != Kind::Program
-            || match self.when {
-                RestartWhen::Never => true,
-                RestartWhen::OnFailure => clean,
-                RestartWhen::Always => false,
-            };
-        let replacing = self.starting.is_some_and(|(_, purpose)| purpose == Purpose::Serve);
-        if self.attached && stays_down && !replacing {
-            let idle = self.spare.take().or(self.starting.take().map(|(backend, _)| backend));
-            return idle.map(Action::Dismiss).into_iter().collect();
-        }
-        match owner.ready && progressed {
-            true => self.forget_failures(),
-            false => self.count_failure(false),
-        }
-        if self.starting.is_some() {
-            // It is on its way, whatever it was started for.
-            return Vec::new();
-        }
-        match self.spare.take() {
-            Some(spare) if self.tries == 0 => self.grant(spare, Kind::Program),
-            Some(spare) => {
-                // It would be as short-lived as the last one; the pause comes first.
-                let mut actions = vec![Action::Dismiss(spare)];
-                actions.extend(self.again());
-                actions
-            }
-            None => self.again(),
-        }
     }
 }
