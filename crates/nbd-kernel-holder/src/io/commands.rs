@@ -2,6 +2,7 @@
 //! What comes of it is an event.
 
 use std::fs::File;
+use std::io;
 use std::os::fd::AsFd;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -15,11 +16,22 @@ use crate::core::{BackendId, Command, Event, Program};
 use crate::holder::Holder;
 use crate::io::backend_process::BackendProcess;
 use crate::io::lanes;
-use crate::io::program::{self, BuildId, Start};
+use crate::io::program::{self, BuildId, Start, Started};
 use crate::io::sandbox::SandboxPlan;
 use crate::kernel::sitter::{self, Setup};
 use crate::view::outage::{Subject, is_shortage};
 use crate::view::status::monotonic;
+
+/// What a program is started as.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Role {
+    /// `probe`: it is asked for its present size; `examine`: another one lives.
+    Backend {
+        probe: bool,
+        examine: bool,
+    },
+    EioBackend,
+}
 
 impl Holder {
     /// Tells the core what has happened, and does what it wants done.
@@ -91,83 +103,82 @@ impl Holder {
         examine: bool,
     ) {
         let program = program.unwrap_or_else(|| self.settings.program.clone());
-        if let Err(error) = self.launch(backend, &program, probe, examine) {
-            let name = program.first().cloned().unwrap_or_default();
+        let name = program.first().cloned().unwrap_or_default();
+        let role = Role::Backend { probe, examine };
+        if let Some(error) = self.launch(backend, &program, role) {
             self.note_failure(format!("cannot start {name}: {error}"));
-            self.feed(Event::StartFailed { backend, shortage: is_shortage(&error) });
+            self.start_failed(backend, &error);
         }
     }
 
     fn start_spare(&mut self, backend: BackendId) {
         let program = self.settings.program.clone();
-        if let Err(error) = self.launch(backend, &program, false, true) {
+        let role = Role::Backend { probe: false, examine: true };
+        if let Some(error) = self.launch(backend, &program, role) {
             self.complain(Subject::Spare, &format!("cannot start a spare backend: {error}"));
-            self.feed(Event::StartFailed { backend, shortage: is_shortage(&error) });
+            self.start_failed(backend, &error);
         }
     }
 
-    fn launch(
+    fn start_eio_backend(&mut self, backend: BackendId) {
+        let program = ["/proc/self/exe", "--stand-in"].map(String::from);
+        if let Some(error) = self.launch(backend, &program, Role::EioBackend) {
+            let text = format!("cannot start what answers with EIO: {error}");
+            self.complain(Subject::EioBackend, &text);
+            self.told.last_failure = text;
+            self.start_failed(backend, &error);
+        }
+    }
+
+    fn start_failed(&mut self, backend: BackendId, error: &io::Error) {
+        self.feed(Event::StartFailed { backend, shortage: is_shortage(error) });
+    }
+
+    /// Starts a program; the result is why it could not be.
+    fn launch(&mut self, id: BackendId, program: &[String], role: Role) -> Option<io::Error> {
+        match self.start(id, program, role) {
+            Ok(process) => {
+                let pid = process.pid();
+                tracing::debug!(device = %self.device.name(), pid, ?program, "a backend is started");
+                self.processes.backends.insert(id, process);
+                None
+            }
+            Err(error) => Some(error),
+        }
+    }
+
+    fn start(
         &mut self,
         id: BackendId,
         program: &[String],
-        grows: bool,
-        examines: bool,
-    ) -> std::io::Result<()> {
+        role: Role,
+    ) -> io::Result<BackendProcess> {
         let build = BuildId::of(program);
+        let answers_eio = role == Role::EioBackend;
+        let (grows, examines) = match role {
+            Role::Backend { probe, examine } => (probe, examine),
+            Role::EioBackend => (false, false),
+        };
         // Another program has to show that it fits; the present one's storage may have grown.
-        let attached = self.data.export.filter(|_| program == self.settings.program);
+        let is_known = answers_eio || program == self.settings.program;
         let directory = self.place.registry.directory();
-        let sandbox = self.settings.sandbox;
-        let sandbox = sandbox.map(|sandbox| SandboxPlan::new(sandbox, directory)).transpose()?;
+        let sandbox = self.settings.sandbox.filter(|_| !answers_eio);
         let how = Start {
             user: self.backend_user(),
-            attached,
+            attached: self.data.export.filter(|_| is_known),
             grows,
             examines,
             survive_shutdown: self.settings.survive_shutdown,
+            sandbox: sandbox.map(|sandbox| SandboxPlan::new(sandbox, directory)).transpose()?,
             log: self.open_log(id)?,
-            sandbox,
         };
-        let started = program::start(program, how)?;
-        let pid = started.process.pid.as_raw();
-        tracing::debug!(device = %self.device.name(), pid, ?program, "a backend is started");
-        let mut process = BackendProcess::new(Some(started.channel), Some(started.process));
-        process.build = build;
-        self.processes.backends.insert(id, process);
-        Ok(())
-    }
-
-    fn start_eio_backend(&mut self, id: BackendId) {
-        let program = ["/proc/self/exe", "--stand-in"].map(String::from);
-        let started = self.open_log(id).and_then(|log| {
-            let how = Start {
-                user: self.backend_user(),
-                attached: self.data.export,
-                grows: false,
-                examines: false,
-                survive_shutdown: self.settings.survive_shutdown,
-                log,
-                sandbox: None,
-            };
-            program::start(&program, how)
-        });
-        match started {
-            Ok(started) => {
-                let mut process = BackendProcess::new(Some(started.channel), Some(started.process));
-                process.answers_eio = true;
-                self.processes.backends.insert(id, process);
-            }
-            Err(error) => {
-                let text = format!("cannot start what answers with EIO: {error}");
-                self.complain(Subject::EioBackend, &text);
-                self.told.last_failure = text;
-                self.feed(Event::StartFailed { backend: id, shortage: is_shortage(&error) });
-            }
-        }
+        let Started { channel, process } = program::start(program, how)?;
+        let process = BackendProcess::new(Some(channel), Some(process));
+        Ok(BackendProcess { build, answers_eio, ..process })
     }
 
     /// Stdout and stderr of a program that is about to be started.
-    fn open_log(&mut self, id: BackendId) -> std::io::Result<File> {
+    fn open_log(&mut self, id: BackendId) -> io::Result<File> {
         let user = self.backend_user();
         let backends = &self.processes.backends;
         self.log_sink.open_for(id, user, |backend| backends.contains_key(&backend))
