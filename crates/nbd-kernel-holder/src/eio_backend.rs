@@ -10,11 +10,21 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use nbd_backend::{
-    AsyncBackend, Backend, Completion, Endpoint, Geometry, HolderConnection, Task, chain,
+    AsyncBackend, Backend, Capabilities, Completion, Endpoint, Geometry, HolderConnection, Task,
+    chain,
 };
 use nbd_proto::NbdError;
 
 struct EioBackend(Geometry);
+
+impl EioBackend {
+    /// The driver may send trims and zeroes that the device does not offer. They come here as well, and are
+    /// not substituted by writes: a failed write with FUA is remembered like a failed flush.
+    fn new(attached: Geometry) -> Self {
+        let capabilities = Capabilities { trim: true, write_zeroes: true, ..attached.capabilities };
+        Self(Geometry { capabilities, ..attached })
+    }
+}
 
 impl Backend for EioBackend {
     fn geometry(&self) -> Geometry {
@@ -57,8 +67,8 @@ pub(crate) fn run() -> ExitCode {
 fn serve() -> Result<(), Box<dyn Error>> {
     let holder = HolderConnection::connect(&Endpoint::from_environment()?)?;
     let export = holder.attached().ok_or("only a holder starts this")?;
-    let backend = EioBackend(Geometry::of(&export));
-    let session = holder.hello("stand-in: EIO", &backend.geometry(), false)?;
-    session.serve(Arc::new(backend))?;
+    let attached = Geometry::of(&export);
+    let session = holder.hello("stand-in: EIO", &attached, false)?;
+    session.serve(Arc::new(EioBackend::new(attached)))?;
     Ok(())
 }
