@@ -65,9 +65,10 @@ pub trait MappedBackend: Send + Sync {
     ///
     /// # Errors
     ///
-    /// If they may be lost, because the file was truncated meanwhile.
+    /// If they may be lost, because the file was truncated meanwhile. A backend that lends ranges to
+    /// receive into has to say; without a word of it the bytes are taken for lost.
     fn check_received(&self) -> io::Result<()> {
-        Ok(())
+        Err(io::ErrorKind::Unsupported.into())
     }
 
     /// Hints that a range is read or written next, so that the processor can fetch it from memory

@@ -150,7 +150,8 @@ impl MappedBackend for Layered {
     }
 
     fn check_received(&self) -> io::Result<()> {
-        self.inner.as_mapped().map_or(Ok(()), MappedBackend::check_received)
+        let inner = self.inner.as_mapped().ok_or(io::ErrorKind::Unsupported)?;
+        inner.check_received()
     }
 
     fn prefetch(&self, offset: u64, length: u32) {

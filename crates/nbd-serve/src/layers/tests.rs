@@ -2,7 +2,7 @@ use std::io;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use nbd_backend::{Backend, Command, Geometry, ZeroOptions};
+use nbd_backend::{AsyncBackend, Backend, Command, Geometry, Task, ZeroOptions};
 use nbd_control::settings;
 
 use super::layered::Layered;
@@ -141,6 +141,43 @@ fn subrange_lends_its_part_and_a_layer_with_a_hook_lends_nothing() {
     let witness = Arc::new(Witness(Mutex::default()));
     let layer = Layered::with(memory, Box::new(witness));
     assert!(layer.as_mapped().is_none());
+}
+
+/// Takes tasks and never finishes them.
+struct Remote(Geometry);
+
+impl Backend for Remote {
+    fn geometry(&self) -> Geometry {
+        self.0
+    }
+
+    fn read_at(&self, _buffer: &mut [u8], _offset: u64) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    fn write_at(&self, _data: &[u8], _offset: u64, _fua: bool) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    fn as_async(&self) -> Option<&dyn AsyncBackend> {
+        Some(self)
+    }
+}
+
+impl AsyncBackend for Remote {
+    fn submit_async(&self, _task: Box<dyn Task>) {}
+}
+
+/// A task knows its own offset, and no hook.
+#[test]
+fn tasks_pass_a_layer_only_where_it_changes_nothing_about_them() {
+    let geometry = synthetic::pattern(MemorySpec { size: SIZE, block: 512 });
+    let part = Geometry { size: 4096, ..geometry };
+    let remote = || Arc::new(Remote(geometry));
+    assert!(Layered::subrange(remote(), part, 0).as_async().is_some());
+    assert!(Layered::subrange(remote(), part, 4096).as_async().is_none());
+    let witness = Arc::new(Witness(Mutex::default()));
+    assert!(Layered::with(remote(), Box::new(witness)).as_async().is_none());
 }
 
 /// What it was asked, and what it lets through.

@@ -85,7 +85,8 @@ impl Connection {
             }
         }
         let mapped = self.export.backend().as_mapped();
-        let kept = mapped.map_or(Ok(()), MappedBackend::check_received);
+        let unsaid = || Err(std::io::ErrorKind::Unsupported.into());
+        let kept = mapped.map_or_else(unsaid, MappedBackend::check_received);
         let done = kept.map_err(|error| reply_error(&command, &error)).and(done);
         self.stage(&mut self.lock().send_buffer, to, done);
         Ok(())
