@@ -207,11 +207,12 @@ fn lanes<'de, D: Deserializer<'de>>(from: D) -> Result<u32, D::Error> {
 }
 
 /// One crash does not tell which of several requests has caused it.
+fn check_poison_limit(limit: Option<u32>) -> Result<u32, &'static str> {
+    limit.filter(|limit| *limit != 1).ok_or("use 0 for never, or a number from 2 on")
+}
+
 fn poison_limit<'de, D: Deserializer<'de>>(from: D) -> Result<u32, D::Error> {
-    match u32::deserialize(from)? {
-        1 => Err(Error::custom("use 0 for never, or a number from 2 on")),
-        limit => Ok(limit),
-    }
+    check_poison_limit(Some(u32::deserialize(from)?)).map_err(Error::custom)
 }
 
 fn ready_timeout<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u32>, D::Error> {

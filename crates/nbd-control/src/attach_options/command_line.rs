@@ -3,7 +3,7 @@
 use clap::{Args, Command, FromArgMatches};
 use serde_json::Value;
 
-use super::AttachOptions;
+use super::{AttachOptions, check_poison_limit};
 
 impl Default for AttachOptions {
     /// What an empty command line means.
@@ -49,8 +49,6 @@ pub(super) fn default_lanes() -> u32 {
     processors.min(4) as u32
 }
 
-/// One crash does not tell which of several requests has caused it.
-pub(super) fn poison_limit(text: &str) -> Result<u32, String> {
-    let limit = text.parse().ok().filter(|limit| *limit != 1);
-    limit.ok_or_else(|| "use 0 for never, or a number from 2 on".into())
+pub(super) fn poison_limit(text: &str) -> Result<u32, &'static str> {
+    check_poison_limit(text.parse().ok())
 }
