@@ -99,7 +99,8 @@ pub(crate) fn take_over(registry: Registry, fd: RawFd) -> Result<Holder, Failure
     let client = left.client.then(channel).flatten();
     let lock = inherit_lock(&registry, left.index, sockets.next())?;
     let mut holder = rebuild(registry, &state, lock)?;
-    become_program::admit_signals();
+    become_program::admit_signals()
+        .map_err(|errno| other(format!("{name}: signals stay blocked: {errno}")))?;
     // Of what came before that there is no signal any more.
     holder.release_sitter();
     (holder.sockets.control, holder.sockets.join) = (control, join);

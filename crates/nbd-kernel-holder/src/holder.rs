@@ -185,7 +185,7 @@ pub(crate) struct Told {
     /// Requests that were answered with EIO by the last order.
     pub(crate) failed_requests: u64,
     pub(crate) errors_before: u64,
-    /// Why the device failed, the driver refused it, or its state could not be written.
+    /// Why the device failed.
     pub(crate) device_failure: Option<String>,
     pub(crate) setup: SetupFailure,
     /// Why there is no device; nothing if it was the operator who wanted no more.

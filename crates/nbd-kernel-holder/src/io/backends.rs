@@ -99,6 +99,7 @@ impl Holder {
         if let Some(channel) =
             self.processes.backends.get(&id).and_then(|backend| backend.channel.as_ref())
         {
+            // It may have gone; it is forgotten either way, and the reason is in the log.
             let _ = channel.send(&FromHolder::Refusal { reason: reason.into() }, &[]);
         }
         self.drop_backend(id);

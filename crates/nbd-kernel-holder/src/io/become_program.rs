@@ -158,6 +158,10 @@ impl Holder {
 }
 
 /// From here on signals arrive; see [`Holder::exec`].
-pub(crate) fn admit_signals() {
-    let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None);
+///
+/// # Errors
+///
+/// The kernel refuses, and the process could not be told to stop.
+pub(crate) fn admit_signals() -> nix::Result<()> {
+    sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)
 }

@@ -117,7 +117,7 @@ impl HelperProcess {
     }
 }
 
-/// Forks. What the child inherits it lets go of, or an task that hangs would keep the holder's
+/// Forks. What the child inherits it lets go of, or a task that hangs would keep the holder's
 /// sockets open after its death; and it does nothing more once the holder is dead. Its name, like
 /// `nbd0-resize`, tells people and holders what it is that hangs.
 fn start<T: Into<Outcome>>(

@@ -41,7 +41,7 @@ pub(crate) trait ExportPlan: fmt::Debug {
     fn keepsakes(&self, place: &str, names: &mut Vec<String>);
 
     /// Checks that it fits what the predecessor left, which still uses it.
-    fn examine(&mut self, _estate: &mut FdScope<'_>) -> Result<(), ExportError> {
+    fn examine(&mut self, _fds: &mut FdScope<'_>) -> Result<(), ExportError> {
         Ok(())
     }
 

@@ -23,7 +23,7 @@ pub(crate) fn layout(path: &Path) -> Result<Option<Layout>, CowError> {
     }
 }
 
-/// Locks a diff that nobody has served before, and makes it if there is none.
+/// Locks a diff that was never served before, and makes it if there is none.
 pub(crate) fn first(path: &Path, size: u64, read_only: bool) -> Result<File, CowError> {
     let mut options = File::options();
     // What differs has the same secrets as the whole.
@@ -37,7 +37,7 @@ pub(crate) fn first(path: &Path, size: u64, read_only: bool) -> Result<File, Cow
     Ok(file)
 }
 
-/// Makes an empty file a diff, and finishes one that somebody has only begun to make.
+/// Makes an empty file a diff, and finishes one that was only begun.
 fn make(file: &File, path: &Path, size: u64) -> io::Result<()> {
     let length = file.metadata()?.len();
     if length == 0 {
