@@ -66,7 +66,7 @@ fn a_detach_among_passing_readers_goes_through_or_changes_nothing(api: Api) {
 
 /// Opening a device that is being disconnected reads its partition table, and all that open or close
 /// it wait for that; but the backend has been told to end. strace keeps the process that told it so
-/// from closing the device at once.
+/// from closing the device at once, and makes the holder's own looks slow, which it has to bear.
 fn a_detach_goes_through_when_a_reader_comes_after_the_backend_was_told_to_end(api: Api) {
     let files = TempDir::new();
     let device = Device::attach(api, [files.spec("disk.img", MIB)]);

@@ -107,7 +107,9 @@ enum Step {
 struct Flushing {
     helper: HelperId,
     until: Instant,
-    look: Instant,
+    /// When to look again; nothing while a look is under way. Counted from its answer: with looks that
+    /// take longer than the interval the event loop would come to nothing else.
+    look: Option<Instant>,
     /// Since when no backend answers.
     unserved: Option<Instant>,
 }
@@ -118,7 +120,9 @@ impl Detach {
         match &self.step {
             Step::CheckingUsers(check) | Step::CheckingAgain(check) => Some(check.deadline()),
             Step::Leaving { until, .. } | Step::Staying { until, .. } => Some(*until),
-            Step::Flushing(flushing) => Some(flushing.look.min(flushing.until)),
+            Step::Flushing(Flushing { look, until, .. }) => {
+                Some(look.map_or(*until, |look| look.min(*until)))
+            }
             Step::Noting => None,
             Step::Draining { until, .. } | Step::AwaitingSizeChange { until, .. } => Some(*until),
             Step::Abandoning { until, .. } => {
@@ -312,7 +316,7 @@ impl Core {
         let helper = self.start_helper(HelperTask::FlushAndDisconnect);
         let served = self.ownership.is_ready();
         let limit = if served { FLUSH_TIMEOUT } else { FLUSH_UNSERVED_TIMEOUT };
-        let look = self.after(FLUSH_INTERVAL);
+        let look = Some(self.after(FLUSH_INTERVAL));
         Step::Flushing(Flushing { helper, until: self.after(limit), look, unserved: None })
     }
 
@@ -327,6 +331,7 @@ impl Core {
                 }
                 let since = it.unserved.unwrap_or(self.now);
                 it.unserved = (!served).then_some(since);
+                it.look = Some(self.after(FLUSH_INTERVAL));
             }
             _ => {}
         }
@@ -336,8 +341,7 @@ impl Core {
             self.command(Command::LeaveHelper { id: it.helper });
             return Ok(self.stay(DetachError::NotAnswered));
         }
-        if self.now >= it.look {
-            it.look = self.after(FLUSH_INTERVAL);
+        if it.look.take_if(|look| *look <= self.now).is_some() {
             self.command(Command::Survey { note: false });
         }
         Ok(Step::Flushing(it))
@@ -452,3 +456,6 @@ impl Core {
 
 /// The driver was told to disconnect.
 struct Disconnected;
+
+#[cfg(test)]
+mod tests;

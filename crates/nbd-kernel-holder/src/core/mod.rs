@@ -25,6 +25,8 @@ pub(crate) mod event;
 #[cfg(test)]
 mod explore;
 pub(crate) mod fail;
+#[cfg(test)]
+mod fixture;
 pub(crate) mod orders;
 mod owner_exit;
 pub(crate) mod ownership;

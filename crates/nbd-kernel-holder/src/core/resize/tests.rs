@@ -1,38 +1,8 @@
-use std::time::Instant;
-
-use super::super::ownership::Ownership;
-use super::super::{ClientId, Config, Order, OwnerEnd};
+use super::super::fixture::{CLIENT, feed, served};
+use super::super::{Order, OwnerEnd};
 use super::*;
-use crate::args::RestartWhen;
 
 const GIB: u64 = 1 << 30;
-const CLIENT: ClientId = ClientId(100);
-
-/// An attached device with a backend.
-fn served() -> Core {
-    let config =
-        Config { netlink: false, given: true, exists: true, ready_timeout: None, loss_limit: None };
-    let ownership = Ownership::new(RestartWhen::OnFailure, None, true);
-    let mut core = Core::new(config, ownership, Instant::now());
-    core.set_adopted(0, true);
-    let backend = core.new_backend();
-    core.adopt_owner(backend, ownership::Kind::Program, false);
-    core
-}
-
-/// Handles an event, and the state being written wherever that is wanted.
-fn feed(core: &mut Core, event: &Event) -> Vec<Command> {
-    let mut all = core.handle(event, Instant::now());
-    let mut at = 0;
-    while let Some(command) = all.get(at) {
-        at += 1;
-        if let Command::PersistState { revision } = *command {
-            let event = Event::StatePersisted { revision };
-            all.extend(core.handle(&event, Instant::now()));
-        }
-    }
-    all
-}
 
 /// Lets a backend with an export of this size take over.
 fn take_over(core: &mut Core, started: &[Command], size: u64) -> Vec<Command> {
