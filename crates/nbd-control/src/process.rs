@@ -1,7 +1,9 @@
 //! Naming a process for longer than it lives.
 
 use std::io;
+use std::time::Duration;
 
+use nix::unistd::{SysconfVar, sysconf};
 use serde::{Deserialize, Serialize};
 
 /// A process, told from a later one with the same pid by its start time.
@@ -11,6 +13,22 @@ pub struct ProcessId {
     pub pid: i32,
     /// Field `starttime` of /proc/PID/stat.
     pub start_time: u64,
+}
+
+/// How long after boot a process was started, to a clock tick.
+#[must_use]
+pub fn started(pid: i32) -> Option<Duration> {
+    let ticks_per_second = sysconf(SysconfVar::CLK_TCK).ok().flatten()?.cast_unsigned();
+    let ticks = stat(pid)?.start_time;
+    Some(Duration::from_secs_f64(ticks as f64 / ticks_per_second as f64))
+}
+
+/// Whether a process runs with a user's id, be it the real, the effective or the saved one.
+#[must_use]
+pub fn has_user(pid: i32, uid: u32) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let ids = status.lines().find_map(|line| line.strip_prefix("Uid:")).unwrap_or_default();
+    ids.split_ascii_whitespace().any(|id| id.parse() == Ok(uid))
 }
 
 /// The parts of /proc/PID/stat that we use.
@@ -133,6 +151,17 @@ const ESRCH: i32 = 3;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn user_and_age_of_a_process_are_known() {
+        let pid = std::process::id().cast_signed();
+        assert!(has_user(pid, nix::unistd::geteuid().as_raw()) && !has_user(pid, 4_000_000_000));
+        let uptime = std::fs::read_to_string("/proc/uptime").unwrap();
+        let uptime: f64 = uptime.split(' ').next().unwrap().parse().unwrap();
+        assert!(started(pid).unwrap().as_secs_f64() <= uptime + 0.02);
+        assert!(started(pid).unwrap() >= started(1).unwrap());
+        assert_eq!((started(-1), has_user(-1, 0)), (None, false));
+    }
 
     #[test]
     fn a_name_with_parentheses_does_not_confuse_the_parser() {

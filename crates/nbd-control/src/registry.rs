@@ -276,20 +276,14 @@ impl Registry {
         gone(fs::remove_dir_all(self.folder(index)))
     }
 
-    /// Moves the log out of its folder, which keeps it from others than root and the group that may
-    /// look.
+    /// Moves the log out of its folder, which keeps it from others than root.
     fn keep_log(&self, index: u32) -> io::Result<()> {
         let log = self.log(index);
         if fs::metadata(&log)?.len() == 0 {
             return Ok(());
         }
-        let folder = fs::metadata(self.folder(index))?;
-        let group_may_look = folder.mode() & 0o010 != 0;
-        if group_may_look {
-            std::os::unix::fs::chown(&log, None, Some(folder.gid()))?;
-        }
-        let mode = if group_may_look { 0o640 } else { 0o600 };
-        fs::set_permissions(&log, fs::Permissions::from_mode(mode))?;
+        // Earlier builds made it readable for all who got into the folder.
+        fs::set_permissions(&log, fs::Permissions::from_mode(0o600))?;
         fs::rename(&log, self.last_log(index))
     }
 

@@ -14,9 +14,29 @@ pub fn printable(text: &str, kept: &[char]) -> String {
     shown
 }
 
+/// Most characters of a text that [`one_line`] leaves.
+const MAX_CHARS: usize = 1024;
+
+/// The text as one line of bounded length.
+#[must_use]
+pub fn one_line(text: &str) -> String {
+    let mut line: String = text.chars().take(MAX_CHARS).collect();
+    if line.len() < text.len() {
+        line.push('…');
+    }
+    printable(&line, &[])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_line_has_an_end() {
+        assert_eq!(one_line("as it is"), "as it is");
+        assert_eq!(one_line("two\nlines"), r"two\nlines");
+        assert_eq!(one_line(&"ü".repeat(2000)), "ü".repeat(MAX_CHARS) + "…");
+    }
 
     #[test]
     fn no_control_character_is_left_but_those_that_are_wanted() {

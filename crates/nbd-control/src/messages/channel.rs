@@ -4,23 +4,26 @@
 //! that come frames: the payload's length and the number of descriptors that belong to it, both
 //! little-endian u32, then the payload ([`wire`]). The descriptors travel as
 //! SCM_RIGHTS with the first byte of their frame.
+//!
+//! No byte of a later frame is taken from the socket before its turn, so `poll(2)` tells of it.
 
-use std::collections::VecDeque;
-use std::io::{self, IoSlice, IoSliceMut};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+mod ancillary;
+#[cfg(test)]
+mod tests;
+
+use std::io::{self, ErrorKind, IoSlice};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{
-    ControlMessage, ControlMessageOwned, MsgFlags, UnixCredentials, recvmsg, sendmsg, setsockopt,
-    sockopt,
-};
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg, setsockopt, sockopt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use thiserror::Error;
 
 use super::wire;
+pub use ancillary::Sender;
 
 /// First bytes of either direction.
 pub const GREETING: [u8; 8] = *b"nbd-hold";
@@ -31,6 +34,12 @@ pub const MAX_FRAME_DESCRIPTORS: usize = 32;
 
 const GREETING_BYTES: usize = 12;
 const FRAME_HEADER_BYTES: usize = 8;
+/// Most that is read at once.
+const READ_BYTES: usize = 16384;
+/// How long a peer may not read what it is sent.
+const SEND_TIMEOUT: Duration = Duration::from_secs(1);
+/// What a socket holds for a peer that is slow: more than the longest message takes there.
+const SEND_BUFFER_BYTES: usize = 2 * wire::MAX_MESSAGE_BYTES;
 
 /// Why a conversation ended.
 #[derive(Debug, Error)]
@@ -41,6 +50,9 @@ pub enum ChannelError {
     /// No complete message came in time.
     #[error("no answer within {:.1} s", .0.as_secs_f64())]
     TimedOut(Duration),
+    /// The peer leaves what it was sent unread, and there is no room for more.
+    #[error("the peer does not read what it is sent")]
+    Unread,
     /// The peer is not one of our programs.
     #[error("the peer does not speak our protocol (it sent {0:02x?})")]
     NotOurs(Vec<u8>),
@@ -70,10 +82,14 @@ impl From<nix::Error> for ChannelError {
 #[derive(Debug)]
 pub struct Channel {
     stream: UnixStream,
+    /// What has come of the greeting, and then of the frame that is being received.
     bytes: Vec<u8>,
-    descriptors: VecDeque<OwnedFd>,
+    descriptors: Vec<OwnedFd>,
     greeted: bool,
-    sender: Option<UnixCredentials>,
+    sender: Option<Sender>,
+    max_descriptors: usize,
+    /// How long a peer may take to read what it is sent is up to it, within [`SEND_TIMEOUT`].
+    waits: bool,
 }
 
 /// A received message and what came with it.
@@ -96,26 +112,52 @@ impl Channel {
     pub fn new(stream: UnixStream) -> Result<Self, ChannelError> {
         let mut greeting = GREETING.to_vec();
         greeting.extend_from_slice(&VERSION.to_le_bytes());
-        match send_all(&stream, &greeting, &[]) {
+        match send_all(&stream, &greeting, &[], true) {
             // A peer that is gone may have left its last words, which are still to be read.
             Ok(()) | Err(ChannelError::Closed) => {}
             Err(error) => return Err(error),
         }
-        Ok(Self {
-            stream,
-            bytes: Vec::new(),
-            descriptors: VecDeque::new(),
-            greeted: false,
-            sender: None,
-        })
+        Ok(Self { greeted: false, ..Self::resume(stream) })
     }
 
     /// Goes on with a conversation that another program of this process had begun and that was
     /// [at rest](Self::is_at_rest).
     #[must_use]
     pub fn resume(stream: UnixStream) -> Self {
-        let (bytes, descriptors) = (Vec::new(), VecDeque::new());
-        Self { stream, bytes, descriptors, greeted: true, sender: None }
+        Self {
+            stream,
+            bytes: Vec::new(),
+            descriptors: Vec::new(),
+            greeted: true,
+            sender: None,
+            max_descriptors: MAX_FRAME_DESCRIPTORS,
+            waits: true,
+        }
+    }
+
+    /// How many descriptors may come with a message, at most [`MAX_FRAME_DESCRIPTORS`]. With 0 none gets into this
+    /// process: to close one can take as long as its sender likes.
+    pub fn set_max_descriptors(&mut self, count: usize) {
+        self.max_descriptors = count.min(MAX_FRAME_DESCRIPTORS);
+    }
+
+    /// From now on sending never waits: a peer that has not read what it was sent before is given up.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses the room for that.
+    pub fn never_wait(&mut self) -> Result<(), ChannelError> {
+        // Only root is given more than the usual.
+        setsockopt(&self.stream, sockopt::SndBufForce, &SEND_BUFFER_BYTES)
+            .or_else(|_| setsockopt(&self.stream, sockopt::SndBuf, &SEND_BUFFER_BYTES))?;
+        self.waits = false;
+        Ok(())
+    }
+
+    /// The stream, without what has come of a message.
+    #[must_use]
+    pub fn into_stream(self) -> UnixStream {
+        self.stream
     }
 
     /// Whether the peer has introduced itself and no message is half received.
@@ -129,19 +171,19 @@ impl Channel {
     ///
     /// The kernel refuses the option: the stream is no unix socket.
     pub fn identify_senders(&self) -> Result<(), ChannelError> {
-        Ok(setsockopt(&self.stream, sockopt::PassCred, &true)?)
+        Ok(ancillary::identify_senders(self.stream.as_fd())?)
     }
 
-    /// Process, user and group of the sender of the last bytes received, as the kernel saw them.
-    pub fn sender(&self) -> Option<UnixCredentials> {
-        self.sender
+    /// The sender of the last bytes received, as the kernel saw it.
+    pub fn sender(&self) -> Option<&Sender> {
+        self.sender.as_ref()
     }
 
     /// Sends a message. It either goes out whole or the channel is of no more use.
     ///
     /// # Errors
     ///
-    /// The peer has closed, or reads nothing for a second; the message is longer than
+    /// The peer has closed, or does not read; the message is longer than
     /// [`wire::MAX_MESSAGE_BYTES`]; a system call failed.
     pub fn send<T: Serialize>(
         &self,
@@ -153,7 +195,7 @@ impl Channel {
         frame.extend_from_slice(&(payload.len() as u32).to_le_bytes());
         frame.extend_from_slice(&(descriptors.len() as u32).to_le_bytes());
         frame.extend_from_slice(&payload);
-        send_all(&self.stream, &frame, descriptors)
+        send_all(&self.stream, &frame, descriptors, self.waits)
     }
 
     /// The next message, if all of it is here. Never waits.
@@ -166,17 +208,19 @@ impl Channel {
         &mut self,
     ) -> Result<Option<Received<T>>, ChannelError> {
         loop {
-            if let Some(received) = self.next_frame()? {
-                return Ok(Some(received));
+            let missing = self.missing()?;
+            if missing == 0 {
+                return self.take_frame().map(Some);
             }
-            match self.fill() {
+            match self.fill(missing) {
                 Ok(()) => {}
-                Err(nix::Error::EAGAIN) => return Ok(None),
-                Err(nix::Error::EINTR) => {}
-                Err(nix::Error::ECONNRESET | nix::Error::EPIPE) => {
-                    return Err(ChannelError::Closed);
-                }
-                Err(errno) => return Err(errno.into()),
+                Err(ChannelError::System(error)) => match error.kind() {
+                    ErrorKind::WouldBlock => return Ok(None),
+                    ErrorKind::Interrupted => {}
+                    ErrorKind::ConnectionReset => return Err(ChannelError::Closed),
+                    _ => return Err(error.into()),
+                },
+                Err(other) => return Err(other),
             }
         }
     }
@@ -222,10 +266,23 @@ impl Channel {
         }
     }
 
-    fn next_frame<T: DeserializeOwned>(&mut self) -> Result<Option<Received<T>>, ChannelError> {
-        if !self.greeted && !self.check_greeting()? {
-            return Ok(None);
+    /// How many bytes have to come next, for the greeting, the header of a frame or all of it; 0 if it is here.
+    fn missing(&mut self) -> Result<usize, ChannelError> {
+        if !self.greeted {
+            let missing = self.check_greeting()?;
+            if missing > 0 {
+                return Ok(missing);
+            }
         }
+        let missing = match self.header()? {
+            None => FRAME_HEADER_BYTES - self.bytes.len(),
+            Some((length, _)) => FRAME_HEADER_BYTES + length - self.bytes.len(),
+        };
+        Ok(missing)
+    }
+
+    /// Length of the payload and number of descriptors.
+    fn header(&self) -> Result<Option<(usize, usize)>, ChannelError> {
         let Some(header) = self.bytes.first_chunk::<FRAME_HEADER_BYTES>() else {
             return Ok(None);
         };
@@ -233,58 +290,61 @@ impl Channel {
             u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]])
         };
         let (length, count) = (word(0) as usize, word(4) as usize);
-        if length > wire::MAX_MESSAGE_BYTES || count > MAX_FRAME_DESCRIPTORS {
+        if length > wire::MAX_MESSAGE_BYTES || count > self.max_descriptors {
             return Err(ChannelError::Malformed(format!("{length} bytes, {count} descriptors")));
         }
-        if self.bytes.len() < FRAME_HEADER_BYTES + length {
-            return Ok(None);
+        if self.descriptors.len() != count {
+            let come = self.descriptors.len();
+            return Err(ChannelError::Malformed(format!("{come} of {count} descriptors")));
         }
-        if self.descriptors.len() < count {
-            return Err(ChannelError::Malformed("descriptors are missing".into()));
-        }
-        let message = wire::decode(&self.bytes[FRAME_HEADER_BYTES..FRAME_HEADER_BYTES + length])
-            .map_err(ChannelError::Malformed)?;
-        self.bytes.drain(..FRAME_HEADER_BYTES + length);
-        let descriptors = self.descriptors.drain(..count).collect();
-        Ok(Some(Received { message, descriptors }))
+        Ok(Some((length, count)))
     }
 
-    fn check_greeting(&mut self) -> Result<bool, ChannelError> {
+    fn take_frame<T: DeserializeOwned>(&mut self) -> Result<Received<T>, ChannelError> {
+        let message =
+            wire::decode(&self.bytes[FRAME_HEADER_BYTES..]).map_err(ChannelError::Malformed)?;
+        self.bytes.clear();
+        Ok(Received { message, descriptors: std::mem::take(&mut self.descriptors) })
+    }
+
+    /// Takes the greeting when all of it is here; otherwise how much is missing.
+    fn check_greeting(&mut self) -> Result<usize, ChannelError> {
         let known = self.bytes.len().min(GREETING.len());
         if self.bytes[..known] != GREETING[..known] {
-            let shown = self.bytes.len().min(16);
-            return Err(ChannelError::NotOurs(self.bytes[..shown].to_vec()));
+            return Err(ChannelError::NotOurs(self.bytes.clone()));
         }
         let Some(greeting) = self.bytes.first_chunk::<GREETING_BYTES>() else {
-            return Ok(false);
+            return Ok(GREETING_BYTES - self.bytes.len());
         };
         let found = u32::from_le_bytes([greeting[8], greeting[9], greeting[10], greeting[11]]);
         if found != VERSION {
             return Err(ChannelError::Version { found });
         }
-        self.bytes.drain(..GREETING_BYTES);
+        self.bytes.clear();
         self.greeted = true;
-        Ok(true)
+        Ok(0)
     }
 
-    fn fill(&mut self) -> nix::Result<()> {
-        let mut buffer = [0u8; 16384];
-        let mut space = nix::cmsg_space!([RawFd; MAX_FRAME_DESCRIPTORS], UnixCredentials);
-        let mut slices = [IoSliceMut::new(&mut buffer)];
-        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC;
-        let fd = self.stream.as_raw_fd();
-        let message = recvmsg::<()>(fd, &mut slices, Some(&mut space), flags)?;
-        for part in message.cmsgs()? {
-            match part {
-                ControlMessageOwned::ScmRights(raw) => self.descriptors.extend(adopt(raw)),
-                ControlMessageOwned::ScmCredentials(sender) => self.sender = Some(sender),
-                _ => {}
-            }
+    /// Receives at most `wanted` bytes, without waiting.
+    fn fill(&mut self, wanted: usize) -> Result<(), ChannelError> {
+        if self.max_descriptors == 0 && ancillary::brings_descriptors(self.as_fd())? {
+            return Err(ChannelError::Malformed("descriptors that may not be sent".into()));
         }
-        let count = message.bytes;
+        let mut buffer = [0u8; READ_BYTES];
+        let buffer = &mut buffer[..wanted.min(READ_BYTES)];
+        let (count, ancillary) = ancillary::receive(self.stream.as_fd(), buffer)?;
+        self.descriptors.extend(ancillary.descriptors);
+        if ancillary.is_cut {
+            return Err(ChannelError::Malformed("there is no room for its descriptors".into()));
+        }
+        if self.descriptors.len() > self.max_descriptors {
+            let count = self.descriptors.len();
+            return Err(ChannelError::Malformed(format!("{count} descriptors")));
+        }
         if count == 0 {
-            return Err(nix::Error::EPIPE);
+            return Err(ChannelError::Closed);
         }
+        self.sender = ancillary.sender.or(self.sender.take());
         self.bytes.extend_from_slice(&buffer[..count]);
         Ok(())
     }
@@ -296,24 +356,13 @@ impl AsFd for Channel {
     }
 }
 
-/// Makes received descriptors ours, so that none leaks whatever follows.
-#[allow(unsafe_code)]
-fn adopt(raw: Vec<RawFd>) -> Vec<OwnedFd> {
-    raw.into_iter()
-        .map(|fd| {
-            // SAFETY: the kernel has just installed this descriptor in our table for this
-            // message, and nobody else knows its number.
-            unsafe { OwnedFd::from_raw_fd(fd) }
-        })
-        .collect()
-}
-
-/// Sends all bytes, with the descriptors at the first one. Messages are small against a socket's
-/// buffer; a peer that lets it fill up is given a second.
+/// Sends all bytes, with the descriptors at the first one. A peer that lets the socket's buffer fill up is
+/// given up, if we wait after [`SEND_TIMEOUT`].
 fn send_all(
     stream: &UnixStream,
     bytes: &[u8],
     descriptors: &[BorrowedFd<'_>],
+    waits: bool,
 ) -> Result<(), ChannelError> {
     let raw: Vec<RawFd> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
     let rights = [ControlMessage::ScmRights(&raw)];
@@ -326,9 +375,10 @@ fn send_all(
             Ok(count) => sent += count,
             Err(nix::Error::EINTR) => {}
             Err(nix::Error::EAGAIN) => {
-                let timeout = PollTimeout::from(1000u16);
-                if poll(&mut [PollFd::new(stream.as_fd(), PollFlags::POLLOUT)], timeout)? == 0 {
-                    return Err(ChannelError::TimedOut(Duration::from_secs(1)));
+                let timeout = PollTimeout::try_from(SEND_TIMEOUT).unwrap_or(PollTimeout::MAX);
+                let mut socket = [PollFd::new(stream.as_fd(), PollFlags::POLLOUT)];
+                if !waits || poll(&mut socket, timeout)? == 0 {
+                    return Err(ChannelError::Unread);
                 }
             }
             Err(nix::Error::EPIPE | nix::Error::ECONNRESET) => return Err(ChannelError::Closed),
@@ -336,115 +386,4 @@ fn send_all(
         }
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use std::io::{Read, Write};
-
-    use super::*;
-
-    fn pair() -> (Channel, Channel) {
-        let (left, right) = UnixStream::pair().unwrap();
-        (Channel::new(left).unwrap(), Channel::new(right).unwrap())
-    }
-
-    /// Longer than any message takes.
-    const MESSAGE_TIMEOUT: Duration = Duration::from_secs(120);
-
-    #[test]
-    fn a_message_arrives_with_its_descriptors() {
-        let (left, mut right) = pair();
-        let (mut reader, writer) = std::io::pipe().unwrap();
-        left.send(&("lane".to_string(), 7u32), &[writer.as_fd()]).unwrap();
-        drop(writer);
-        let received = right.receive_within::<(String, u32)>(MESSAGE_TIMEOUT).unwrap();
-        assert_eq!(received.message, ("lane".to_string(), 7));
-        std::fs::File::from(received.descriptors.into_iter().next().unwrap())
-            .write_all(b"x")
-            .unwrap();
-        let mut text = String::new();
-        reader.read_to_string(&mut text).unwrap();
-        assert_eq!(text, "x");
-    }
-
-    #[test]
-    fn messages_in_pieces_are_put_together() {
-        let (left, mut right) = pair();
-        left.send(&vec![1u8; 5000], &[]).unwrap();
-        left.send(&vec![2u8; 100_000], &[]).unwrap();
-        assert_eq!(
-            right.receive_within::<Vec<u8>>(MESSAGE_TIMEOUT).unwrap().message,
-            vec![1; 5000]
-        );
-        assert_eq!(
-            right.receive_within::<Vec<u8>>(MESSAGE_TIMEOUT).unwrap().message.len(),
-            100_000
-        );
-        assert!(right.try_receive::<Vec<u8>>().unwrap().is_none());
-    }
-
-    #[test]
-    fn a_conversation_goes_on_where_it_was_left_at_rest() {
-        let (left, mut right) = pair();
-        assert!(!right.is_at_rest(), "nobody has introduced themselves");
-        left.send(&1u32, &[]).unwrap();
-        left.send(&2u32, &[]).unwrap();
-        assert_eq!(right.receive_within::<u32>(MESSAGE_TIMEOUT).unwrap().message, 1);
-        assert!(!right.is_at_rest(), "the second message is here");
-        assert_eq!(right.receive_within::<u32>(MESSAGE_TIMEOUT).unwrap().message, 2);
-        assert!(right.is_at_rest());
-
-        let (mut left, right) = (Channel::resume(left.stream), Channel::resume(right.stream));
-        right.send(&3u32, &[]).unwrap();
-        // Its greeting was not read before.
-        left.greeted = false;
-        assert_eq!(left.receive_within::<u32>(MESSAGE_TIMEOUT).unwrap().message, 3);
-    }
-
-    #[test]
-    fn garbage_instead_of_a_greeting_is_named() {
-        let (mut left, right) = UnixStream::pair().unwrap();
-        let mut right = Channel::new(right).unwrap();
-        left.write_all(b"GET / HTTP/1.0\r\n").unwrap();
-        let error = right.receive_within::<u32>(MESSAGE_TIMEOUT).unwrap_err();
-        assert!(matches!(error, ChannelError::NotOurs(_)), "{error}");
-    }
-
-    #[test]
-    fn another_version_is_named() {
-        let (mut left, right) = UnixStream::pair().unwrap();
-        let mut right = Channel::new(right).unwrap();
-        left.write_all(b"nbd-hold\x63\0\0\0").unwrap();
-        let error = right.receive_within::<u32>(MESSAGE_TIMEOUT).unwrap_err();
-        assert!(matches!(error, ChannelError::Version { found: 99 }), "{error}");
-    }
-
-    #[test]
-    fn a_frame_that_claims_too_much_is_refused() {
-        let (mut left, right) = UnixStream::pair().unwrap();
-        let mut right = Channel::new(right).unwrap();
-        left.write_all(b"nbd-hold\x01\0\0\0\xff\xff\xff\x7f\0\0\0\0").unwrap();
-        let error = right.receive_within::<u32>(MESSAGE_TIMEOUT).unwrap_err();
-        assert!(matches!(error, ChannelError::Malformed(_)), "{error}");
-    }
-
-    #[test]
-    fn a_closed_peer_is_told_from_a_silent_one() {
-        let (left, mut right) = pair();
-        let silent = right.receive_within::<u32>(Duration::from_millis(1)).unwrap_err();
-        assert!(matches!(silent, ChannelError::TimedOut(_)), "{silent}");
-        drop(left);
-        let closed = right.receive_within::<u32>(MESSAGE_TIMEOUT).unwrap_err();
-        assert!(matches!(closed, ChannelError::Closed), "{closed}");
-    }
-
-    #[test]
-    fn the_kernel_names_the_sender() {
-        let (left, mut right) = pair();
-        right.identify_senders().unwrap();
-        left.send(&1u32, &[]).unwrap();
-        right.receive_within::<u32>(MESSAGE_TIMEOUT).unwrap();
-        assert_eq!(right.sender().unwrap().pid(), std::process::id() as i32);
-    }
 }

@@ -19,7 +19,14 @@ const CONFIG: Configuration<LittleEndian, Fixint, Limit<MAX_MESSAGE_BYTES>> =
 ///
 /// The value would be longer than [`MAX_MESSAGE_BYTES`].
 pub fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, String> {
-    bincode::serde::encode_to_vec(value, CONFIG).map_err(|error| error.to_string())
+    let bytes = bincode::serde::encode_to_vec(value, CONFIG).map_err(|error| error.to_string())?;
+    // The limit of the configuration is for decoding only.
+    match bytes.len() <= MAX_MESSAGE_BYTES {
+        true => Ok(bytes),
+        false => {
+            Err(format!("{} bytes, and a message has at most {MAX_MESSAGE_BYTES}", bytes.len()))
+        }
+    }
 }
 
 /// The value of some bytes, all of which must be used.

@@ -1,0 +1,167 @@
+//! What comes with the bytes of a unix stream: descriptors, and what the kernel says of their sender.
+//!
+//! Received here and not by nix, which hands out nothing once a message was cut off and so leaks the
+//! descriptors that came before the cut; and which does not know `SCM_PIDFD`.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use nix::libc::{self, c_int, c_void, msghdr};
+use nix::sys::socket::{UnixCredentials, getsockopt, setsockopt, sockopt};
+
+/// `SCM_PIDFD` of the kernel's `linux/socket.h`, since 6.5: the sender's process.
+const SCM_PIDFD: c_int = 4;
+/// Room for all that can come with one message: 253 descriptors (`SCM_MAX_FD`), credentials, a pidfd.
+const ROOM_BYTES: usize = 2048;
+
+/// Who has sent something, as the kernel saw it.
+#[derive(Debug)]
+pub struct Sender {
+    /// Process, user and group.
+    pub credentials: UnixCredentials,
+    /// A pidfd of the process, from kernels since 6.5. Without it another process may have that number by now.
+    pub process: Option<OwnedFd>,
+}
+
+/// What came with some bytes.
+#[derive(Debug, Default)]
+pub(super) struct Ancillary {
+    pub(super) descriptors: Vec<OwnedFd>,
+    pub(super) sender: Option<Sender>,
+    /// The table of descriptors is full, so some are lost.
+    pub(super) is_cut: bool,
+}
+
+/// Asks the kernel to vouch for the sender of all that is received from now on.
+pub(super) fn identify_senders(stream: BorrowedFd<'_>) -> nix::Result<()> {
+    setsockopt(&stream, sockopt::PassCred, &true)?;
+    let on: c_int = 1;
+    // SAFETY: the option is one int, which outlives the call.
+    let result = unsafe {
+        let (level, option, length) =
+            (libc::SOL_SOCKET, libc::SO_PASSPIDFD, size_of::<c_int>() as libc::socklen_t);
+        libc::setsockopt(stream.as_raw_fd(), level, option, (&raw const on).cast(), length)
+    };
+    match nix::Error::result(result) {
+        // A kernel before 6.5.
+        Err(nix::Error::ENOPROTOOPT) => Ok(()),
+        result => result.map(drop),
+    }
+}
+
+/// Whether the kernel vouches for senders' processes themselves.
+pub(super) fn passes_pidfd(stream: BorrowedFd<'_>) -> bool {
+    let (mut on, mut length): (c_int, _) = (0, size_of::<c_int>() as libc::socklen_t);
+    // SAFETY: the kernel stores one int and its length, to local variables.
+    let result = unsafe {
+        let (level, option) = (libc::SOL_SOCKET, libc::SO_PASSPIDFD);
+        let place = (&raw mut on).cast();
+        libc::getsockopt(stream.as_raw_fd(), level, option, place, &raw mut length)
+    };
+    result == 0 && on != 0
+}
+
+/// Receives without waiting; nothing if the peer has closed.
+pub(super) fn receive(stream: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<(usize, Ancillary)> {
+    let mut room = [0u64; ROOM_BYTES / 8];
+    let flags = libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC;
+    let (count, header) = recvmsg(stream, buffer, &mut room, ROOM_BYTES, flags)?;
+    let mut ancillary = take(&header);
+    ancillary.is_cut = header.msg_flags & libc::MSG_CTRUNC != 0;
+    Ok((count, ancillary))
+}
+
+/// Whether descriptors come with the next byte, which stays where it is. None of them is installed: whatever
+/// they are, closing them is then not ours to do.
+pub(super) fn brings_descriptors(stream: BorrowedFd<'_>) -> io::Result<bool> {
+    // Exactly what the kernel wants to say besides, so that anything more is cut off.
+    let space = |wanted: bool, bytes: usize| match wanted {
+        // SAFETY: plain arithmetic.
+        true => unsafe { libc::CMSG_SPACE(bytes as libc::c_uint) as usize },
+        false => 0,
+    };
+    let credentials = getsockopt(&stream, sockopt::PassCred)?;
+    let process = passes_pidfd(stream);
+    let bytes = space(credentials, size_of::<libc::ucred>()) + space(process, size_of::<c_int>());
+    let mut room = [0u64; ROOM_BYTES / 8];
+    let flags = libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC | libc::MSG_PEEK;
+    match recvmsg(stream, &mut [0], &mut room, bytes, flags) {
+        Ok((_, header)) => {
+            // A pidfd of the sender may be among it.
+            drop(take(&header));
+            Ok(header.msg_flags & libc::MSG_CTRUNC != 0)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// `room_bytes` of `room` are for what comes with the bytes.
+fn recvmsg(
+    stream: BorrowedFd<'_>,
+    buffer: &mut [u8],
+    room: &mut [u64; ROOM_BYTES / 8],
+    room_bytes: usize,
+    flags: c_int,
+) -> io::Result<(usize, msghdr)> {
+    let mut slice =
+        libc::iovec { iov_base: buffer.as_mut_ptr().cast::<c_void>(), iov_len: buffer.len() };
+    // SAFETY: all fields are numbers and pointers, for which zero is a value.
+    let mut header: msghdr = unsafe { std::mem::zeroed() };
+    header.msg_iov = &raw mut slice;
+    header.msg_iovlen = 1;
+    header.msg_control = room.as_mut_ptr().cast();
+    header.msg_controllen = room_bytes.min(ROOM_BYTES) as _;
+    // SAFETY: the header names one slice and the room, which are as long as it says and outlive the call.
+    let count = unsafe { libc::recvmsg(stream.as_raw_fd(), &raw mut header, flags) };
+    match usize::try_from(count) {
+        Ok(count) => Ok((count, header)),
+        Err(_) => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Makes all ours that the kernel has just put into the room of `header`, so that no descriptor leaks
+/// whatever follows.
+fn take(header: &msghdr) -> Ancillary {
+    let mut ancillary = Ancillary::default();
+    let (mut credentials, mut process) = (None, None);
+    // SAFETY: the kernel has filled the room, which still exists, and `msg_controllen` says how far.
+    let mut part = unsafe { libc::CMSG_FIRSTHDR(header) };
+    while !part.is_null() {
+        // SAFETY: CMSG_FIRSTHDR and CMSG_NXTHDR give a header inside the room or null.
+        let (level, kind, bytes, data) = unsafe {
+            let bytes = ((*part).cmsg_len as usize).saturating_sub(libc::CMSG_LEN(0) as usize);
+            ((*part).cmsg_level, (*part).cmsg_type, bytes, libc::CMSG_DATA(part))
+        };
+        match (level, kind) {
+            (libc::SOL_SOCKET, libc::SCM_RIGHTS) => {
+                for index in 0..bytes / size_of::<c_int>() {
+                    // SAFETY: as many numbers as the part says it has.
+                    let number = unsafe { data.cast::<c_int>().add(index).read_unaligned() };
+                    ancillary.descriptors.extend(adopt(number));
+                }
+            }
+            (libc::SOL_SOCKET, libc::SCM_CREDENTIALS) if bytes >= size_of::<libc::ucred>() => {
+                // SAFETY: the part is as long as the structure, which is all numbers.
+                credentials = Some(unsafe { data.cast::<libc::ucred>().read_unaligned() });
+            }
+            (libc::SOL_SOCKET, SCM_PIDFD) if bytes >= size_of::<c_int>() => {
+                // SAFETY: the part has one number.
+                process = adopt(unsafe { data.cast::<c_int>().read_unaligned() });
+            }
+            _ => {}
+        }
+        // SAFETY: as CMSG_FIRSTHDR.
+        part = unsafe { libc::CMSG_NXTHDR(header, part) };
+    }
+    ancillary.sender =
+        credentials.map(|credentials| Sender { credentials: credentials.into(), process });
+    ancillary
+}
+
+/// A descriptor that was received. A negative number is the error for which there is none.
+fn adopt(number: RawFd) -> Option<OwnedFd> {
+    // SAFETY: the kernel has just installed it in our table for this message, and nobody else knows its
+    // number.
+    (number >= 0).then(|| unsafe { OwnedFd::from_raw_fd(number) })
+}
