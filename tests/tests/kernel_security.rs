@@ -2,7 +2,9 @@
 //! sandbox, and users who may only look.
 
 use std::fs;
+use std::path::Path;
 
+use nbd_control::registry::Registry;
 use nbd_tests::command::{Output, PROGRAM_TIMEOUT, run, start};
 use nbd_tests::ctl::{ctl, program, require_machine};
 use nbd_tests::device::Device;
@@ -138,6 +140,12 @@ fn a_backend_in_a_sandbox_stays_there(api: Api) {
     let noise = Random::by_clock().bytes(MIB as usize);
     disk::write(&device.path(), MIB, &noise);
     is_confined(device.backend());
+    // Nor does it have what would let it take all memory.
+    let limits = fs::read_to_string(format!("/proc/{}/limits", device.backend())).expect("limits");
+    let locked = limits.lines().find(|line| line.starts_with("Max locked memory"));
+    assert!(!locked.expect("a limit").contains("unlimited"), "{limits}");
+    let score = fs::read_to_string(format!("/proc/{}/oom_score_adj", device.backend()));
+    assert_eq!(score.expect("a score"), "0\n");
     let holder = device.state().expect("a state").holder;
     assert!(signal(holder.pid, SIGKILL));
     wait_until("the holder is dead", EVENT_TIMEOUT, || !holder.is_alive());
@@ -152,6 +160,8 @@ fn a_backend_in_a_sandbox_stays_there(api: Api) {
 
     let spec = format!("file:{disk}");
     ctl(["attach", "--sandbox", &spec]).fails_with(2).says(&["--sandbox needs --user"]);
+    let root = ["attach", "--user", "root", "--sandbox", &spec];
+    ctl(root).fails_with(2).says(&["--sandbox keeps nothing from root"]);
     let device = Device::attach(api, ["--user", "nobody", "--sandbox=network", &spec]);
     is_confined(device.backend());
     let backend = device.backend().to_string();
@@ -208,6 +218,23 @@ fn group_members_can_read_status_and_change_nothing(api: Api) {
     ctl(["adopt", &name]).succeeds();
     looks(&name);
     member(&["detach", &name]).fails_with(1);
+    // The words of backends are not among what the group may see, neither now nor afterwards.
+    let (log, last) =
+        (Registry::new(None).log(device.index()), Registry::new(None).last_log(device.index()));
+    let read = |path: &Path| {
+        run(
+            "setpriv",
+            [
+                "--reuid=nobody",
+                "--regid=nogroup",
+                "--groups=daemon",
+                "cat",
+                &path.display().to_string(),
+            ],
+        )
+    };
+    assert_ne!(read(&log).code, 0);
     device.detach();
+    assert_ne!(read(&last).code, 0);
     ctl(["attach", "--group", "nosuchgroup", "mem:8M"]).fails_with(2).says(&["no such group"]);
 }

@@ -221,6 +221,13 @@ fn validate(args: &Args) -> Result<Settings, Failure> {
     let options = AttachOptions { warm_spare: args.warm_spare, ..args.options.clone() };
     let settings = Settings::new(options);
     let settings = settings.map_err(|text| Failure::new(FailureKind::Usage, text))?;
+    if let Some((user, uid, _)) = settings.user.as_ref().filter(|_| settings.sandbox.is_some())
+        && uid.is_root()
+    {
+        let text =
+            format!("--sandbox keeps nothing from {user}, who is root: use --user with another");
+        return fail(FailureKind::Usage, text);
+    }
     Ok(Settings {
         program: args.program.clone(),
         name: args.name.clone(),

@@ -188,7 +188,8 @@ fn close_range(first: RawFd, last: RawFd) -> io::Result<()> {
 }
 
 /// Makes `fd` survive into the program that `command` starts, in a session of its own, as the
-/// given user, with the memory favours that a server of its machine's memory needs.
+/// given user. One that is trusted has the favours that a server of its machine's memory needs; one in a sandbox
+/// could take all memory by them.
 pub(crate) fn prepare_program(
     command: &mut Command,
     fd: RawFd,
@@ -203,8 +204,12 @@ pub(crate) fn prepare_program(
             libc::fcntl(fd, libc::F_SETFD, 0);
             libc::prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0);
             let all = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
-            libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const all);
+            if cell.is_none() {
+                libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const all);
+            }
         }
+        // Not ours to inherit: the holder is never killed for memory, a backend may be.
+        set_oom_score(if cell.is_none() { b"-500" } else { b"0" });
         if let Some(cell) = &cell {
             cell.enter()?;
         }
@@ -226,6 +231,19 @@ pub(crate) fn prepare_program(
     };
     // SAFETY: the closure allocates nothing and takes no lock.
     unsafe { command.pre_exec(child) };
+}
+
+/// How readily this process is killed when memory is short. Best effort; for a forked child.
+fn set_oom_score(score: &[u8]) {
+    // SAFETY: async-signal-safe system calls on a constant path, plain numbers and the given bytes.
+    unsafe {
+        let path = c"/proc/self/oom_score_adj";
+        let fd = libc::open(path.as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
+        if fd >= 0 {
+            libc::write(fd, score.as_ptr().cast(), score.len());
+            libc::close(fd);
+        }
+    }
 }
 
 /// The groups of a connected peer's process when it connected, its first one among them.

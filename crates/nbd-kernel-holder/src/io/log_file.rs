@@ -3,7 +3,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::AsFd;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::PathBuf;
 
 /// A log of this size becomes the older one, whose place it takes.
@@ -96,7 +96,8 @@ impl LogFile {
 
     fn open(&mut self) -> io::Result<&mut File> {
         let mut options = OpenOptions::new();
-        let file = options.create(true).append(true).open(&self.path)?;
+        // The words of backends are for nobody who may only look.
+        let file = options.create(true).append(true).mode(0o600).open(&self.path)?;
         if self.is_stderr {
             nix::unistd::dup2_stderr(file.as_fd())?;
         }

@@ -14,6 +14,7 @@ use nbd_control::backend::{
 };
 use nix::unistd::{Gid, Group, Uid, User};
 
+use crate::io::connections::guard;
 use crate::io::sandbox::SandboxPlan;
 use crate::system::{Process, prepare_program};
 
@@ -80,7 +81,7 @@ pub(crate) fn start(program: &[String], how: Start) -> io::Result<Started> {
         program.split_first().ok_or(io::Error::new(io::ErrorKind::InvalidInput, "no program"))?;
     let (ours, theirs) = UnixStream::pair()?;
     let theirs: OwnedFd = theirs.into();
-    let channel = Channel::new(ours).map_err(io::Error::other)?;
+    let channel = guard(ours).map_err(io::Error::other)?;
     channel.identify_senders().map_err(io::Error::other)?;
     let log = how.log;
     let mut command = Command::new(name);
@@ -117,7 +118,5 @@ pub(crate) fn start(program: &[String], how: Start) -> io::Result<Started> {
             return Err(error);
         }
     };
-    // Not ours to inherit: the holder is never killed for memory, a backend may be.
-    let _ = std::fs::write(format!("/proc/{}/oom_score_adj", child.id()), "-500");
     Ok(Started { process, channel })
 }
