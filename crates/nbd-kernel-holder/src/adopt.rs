@@ -22,6 +22,7 @@ use crate::core::ownership::Kind;
 use crate::holder::{Holder, Settings};
 use crate::io::backend_process::BackendProcess;
 use crate::io::become_program;
+use crate::io::connections::guard_resumed;
 use crate::io::control_clients::Client;
 use crate::io::listen::listen;
 use crate::io::recording::Recording;
@@ -94,9 +95,13 @@ pub(crate) fn take_over(registry: Registry, fd: RawFd) -> Result<Holder, Failure
     let mut sockets = descriptors.into_iter();
     let control = sockets.next().map(UnixListener::from);
     let join = sockets.next().map(UnixListener::from);
-    let mut channel = || sockets.next().map(|fd| Channel::resume(fd.into()));
-    let mut process = BackendProcess::new(left.backend.then(&mut channel).flatten(), None);
-    let client = left.client.then(channel).flatten();
+    let mut channel = |is_left: bool| {
+        let fd = if is_left { sockets.next() } else { None };
+        let channel = fd.map(|fd| guard_resumed(fd.into()));
+        channel.transpose().map_err(|error| other(format!("{name}: a connection: {error}")))
+    };
+    let mut process = BackendProcess::new(channel(left.backend)?, None);
+    let client = channel(left.client)?;
     let lock = inherit_lock(&registry, left.index, sockets.next())?;
     let mut holder = rebuild(registry, &state, lock)?;
     become_program::admit_signals()

@@ -170,6 +170,14 @@ pub(crate) struct Processes {
     pub(crate) fence_looked: Option<Instant>,
 }
 
+impl Processes {
+    /// How many backends have connected and not introduced themselves.
+    pub(crate) fn joining(&self) -> usize {
+        let silent = |it: &&BackendProcess| it.child.is_none() && it.hello.is_none();
+        self.backends.values().filter(silent).count()
+    }
+}
+
 /// What operators are told, and what that is made of.
 #[derive(Debug, Default)]
 pub(crate) struct Told {

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use nbd_proto::{CommandType, Request};
 
 use crate::audit;
-use crate::layout::{Header, Layout, SlotIndex, SlotState, TransmitRecord};
+use crate::layout::{Header, Layout, SLOTS, SlotIndex, SlotState, TransmitRecord};
 use crate::ledger::LedgerError;
 use crate::map::Map;
 use crate::receive;
@@ -196,9 +196,11 @@ impl Inspector {
     }
 }
 
+/// At most as many as a lane has slots: the driver sends no more without an answer, but a backend can write
+/// anything into its ring.
 fn requests_in(mut bytes: &[u8], mut position: u64) -> Vec<Unread> {
     let mut found = Vec::new();
-    while let Some(header) = bytes.first_chunk() {
+    while let Some(header) = bytes.first_chunk().filter(|_| found.len() < SLOTS as usize) {
         // A running backend moves the bytes meanwhile; what is left then is no request.
         let Ok(request) = Request::decode(header) else {
             break;

@@ -2,9 +2,11 @@
 
 use nbd_control::Channel;
 use nbd_control::backend::{ExportInfo, Hello};
+use nbd_control::channel::Sender;
 use nbd_control::process;
 use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::time::{ClockId, clock_gettime};
 use nix::unistd::Pid;
 use std::time::{Duration, Instant};
 
@@ -40,6 +42,10 @@ pub(crate) struct BackendProcess {
     pub(crate) answers_eio: bool,
     /// A look has found no thread of it alive, before the pidfd said so.
     pub(crate) seen_dead: bool,
+    /// Since boot, if it came from outside.
+    pub(crate) connected: Option<Duration>,
+    /// How many requests it has given up.
+    pub(crate) poisoned: u32,
 }
 
 /// How a process ended.
@@ -121,7 +127,37 @@ impl BackendProcess {
             build: None,
             answers_eio: false,
             seen_dead: false,
+            connected: None,
+            poisoned: 0,
         }
+    }
+
+    /// A process from outside that has connected.
+    pub(crate) fn joined(channel: Channel) -> Self {
+        let now = clock_gettime(ClockId::CLOCK_BOOTTIME).map(Duration::from);
+        Self { connected: Some(now.unwrap_or_default()), ..Self::new(Some(channel), None) }
+    }
+
+    /// The process that has sent what came last.
+    ///
+    /// Kernels before 6.5 tell its number only, which may be another's when it is opened here: one of another user,
+    /// or one that is younger than the connection. A child of ours that is not reaped keeps its number.
+    pub(crate) fn open_sender(&self, sender: &Sender) -> Result<Process, String> {
+        let (pid, uid) = (sender.credentials.pid(), sender.credentials.uid());
+        let failed = |error| format!("process {pid}: {error}");
+        if let Some(pidfd) = &sender.process {
+            let pidfd = pidfd.try_clone().map_err(failed)?;
+            return Ok(Process { pid: Pid::from_raw(pid), pidfd });
+        }
+        let process = Process::open(pid).map_err(failed)?;
+        let is_child = self.child.as_ref().is_some_and(|child| child.pid == process.pid);
+        let is_old_enough = self.connected.is_none_or(|connected| {
+            process::started(pid).is_some_and(|started| started <= connected)
+        });
+        let is_same = is_child || (process::has_user(pid, uid) && is_old_enough);
+        is_same
+            .then_some(process)
+            .ok_or(format!("process {pid} is not the one any more that spoke"))
     }
 
     pub(crate) fn pid(&self) -> Option<i32> {

@@ -4,13 +4,13 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use nbd_control::ChannelError;
-use nbd_control::backend::{ExportInfo, FromBackend, FromHolder, Grant, Hello};
-use nbd_control::channel::Received;
+use nbd_control::backend::{ExportInfo, FromBackend, FromHolder, Grant, Hello, Poison};
+use nbd_control::channel::{Received, Sender};
 use nbd_control::size::Size;
+use nbd_control::text::one_line;
 use nbd_ledger::{Inspector, Ledger, layout};
 use nbd_proto::TransmissionFlags;
 use nbd_record::CAPTURE_FD_NAME;
-use nix::sys::socket::UnixCredentials;
 
 use crate::core::{BackendId, Event};
 use crate::holder::Holder;
@@ -23,44 +23,62 @@ use crate::view::outage::Subject;
 /// How long a program that closed its connection may take to end.
 const REAP_TIMEOUT: Duration = Duration::from_millis(200);
 const MAX_NAME: usize = 32;
+/// Most messages of a process that has ended: more than a socket holds of the smallest.
+const MAX_LAST_MESSAGES: usize = 1024;
 
 impl Holder {
-    /// A backend has sent something, or closed.
+    /// A backend has sent something, or closed. One message is taken: others are served in between, however
+    /// much it sends.
     pub(crate) fn on_backend_readable(&mut self, id: BackendId) {
-        loop {
-            let Some(backend) = self.processes.backends.get_mut(&id) else {
+        self.receive_from_backend(id);
+    }
+
+    /// What a process that has ended had sent before.
+    pub(crate) fn hear_out(&mut self, id: BackendId) {
+        for _ in 0..MAX_LAST_MESSAGES {
+            if !self.receive_from_backend(id) {
                 return;
-            };
-            let Some(channel) = &mut backend.channel else {
-                return;
-            };
-            match channel.try_receive::<FromBackend>() {
-                Ok(None) => return,
-                Ok(Some(received)) => self.take_message(id, received),
-                Err(error) => return self.backend_closed(id, &error),
             }
         }
     }
 
+    /// Whether there was a message.
+    fn receive_from_backend(&mut self, id: BackendId) -> bool {
+        let is_owner = self.core.ownership.owner() == Some(id);
+        let backend = self.processes.backends.get_mut(&id);
+        let Some(channel) = backend.and_then(|backend| backend.channel.as_mut()) else {
+            return false;
+        };
+        // Descriptors come with what is kept only.
+        channel.set_max_descriptors(usize::from(is_owner));
+        match channel.try_receive::<FromBackend>() {
+            Ok(None) => return false,
+            Ok(Some(received)) => self.take_message(id, received),
+            Err(error) => self.backend_closed(id, &error),
+        }
+        true
+    }
+
     fn take_message(&mut self, id: BackendId, received: Received<FromBackend>) {
         let is_owner = self.core.ownership.owner() == Some(id);
-        match received.message {
+        let Received { message, descriptors } = received;
+        match message {
             // It has the lanes, so it must not be forgotten, whatever it says.
             FromBackend::Hello(_) | FromBackend::Examine if is_owner => {
                 self.warn("ignored: the backend introduced itself twice");
             }
             FromBackend::Hello(hello) => self.take_hello(id, hello),
             FromBackend::Keep { name } if is_owner => {
-                let mut descriptors = received.descriptors;
-                let answer = match self.keep(name, descriptors.pop()) {
+                let answer = match self.keep(name, descriptors.into_iter().next()) {
                     Ok(()) => FromHolder::Kept,
                     Err(reason) => FromHolder::Refusal { reason },
                 };
                 self.send(id, &answer);
             }
             FromBackend::Ready { replayed } if is_owner => self.take_ready(id, replayed),
-            FromBackend::Poisoned(poison) if is_owner => self.take_poison(&poison),
+            FromBackend::Poisoned(poison) if is_owner => self.hear_of_poison(id, &poison),
             FromBackend::Failed { reason, damaged } => {
+                let reason = one_line(&reason);
                 // Of one that was not granted the lanes it is told at its end.
                 if is_owner {
                     self.complain(Subject::Backend, &format!("the backend failed: {reason}"));
@@ -106,7 +124,20 @@ impl Holder {
         self.feed(Event::Gone { backend: id });
     }
 
-    fn take_hello(&mut self, id: BackendId, hello: Hello) {
+    /// A backend names what it gives up before it serves, and no more than can be in flight.
+    fn hear_of_poison(&mut self, id: BackendId, poison: &Poison) {
+        let most = self.data.layout.lanes * layout::SLOTS;
+        let is_recovering = !self.core.ownership.is_ready();
+        let backend = self.processes.backends.get_mut(&id);
+        let Some(backend) = backend.filter(|it| is_recovering && it.poisoned < most) else {
+            return self.complain(Subject::Backend, "ignored: the backend gives up too much");
+        };
+        backend.poisoned += 1;
+        self.take_poison(poison);
+    }
+
+    fn take_hello(&mut self, id: BackendId, mut hello: Hello) {
+        hello.description = one_line(&hello.description);
         match self.check_hello(id, &hello) {
             Err(reason) => self.refuse(id, &reason),
             Ok(process) => {
@@ -121,13 +152,14 @@ impl Holder {
     }
 
     /// The process that has spoken, if it may serve the device.
-    fn check_sender(&self, backend: &BackendProcess) -> Result<UnixCredentials, String> {
+    fn check_sender<'a>(&self, backend: &'a BackendProcess) -> Result<&'a Sender, String> {
         let sender = backend.channel.as_ref().and_then(nbd_control::Channel::sender);
         let sender = sender.ok_or("the kernel does not vouch for it")?;
         let user = self.settings.user.as_ref().map(|(_, uid, _)| uid.as_raw());
-        match sender.uid() == 0 || Some(sender.uid()) == user {
+        let uid = sender.credentials.uid();
+        match uid == 0 || Some(uid) == user {
             true => Ok(sender),
-            false => Err(format!("user {} may not serve this device", sender.uid())),
+            false => Err(format!("user {uid} may not serve this device")),
         }
     }
 
@@ -166,7 +198,7 @@ impl Holder {
             ));
         }
         if backend.answers_eio {
-            return open(sender.pid());
+            return backend.open_sender(sender);
         }
         check_export(&hello.export).map_err(|what| format!("{}: {what}", hello.description))?;
         let fits = |expected: &ExportInfo| {
@@ -191,7 +223,7 @@ impl Holder {
                 )
             });
         }
-        open(sender.pid())
+        backend.open_sender(sender)
     }
 
     /// The first backend decides what the device looks like.
@@ -319,16 +351,20 @@ impl Holder {
         let Some(backend) = self.processes.backends.get_mut(&id) else {
             return;
         };
-        backend.channel = None;
+        let channel = backend.channel.take();
         backend.closed_at = Some(Instant::now());
         backend.close_reason = Some(error.to_string());
         // The owner is dying, most probably: what counts is its process, see `check_fence`. Of others the
         // exit status is worth a short wait.
-        if !is_owner {
+        let is_gone = !is_owner && {
             backend.reap();
-            if backend.child.is_none() {
-                self.backend_gone(id);
-            }
+            backend.child.is_none()
+        };
+        if let Some(channel) = channel {
+            self.let_go(channel);
+        }
+        if is_gone {
+            self.backend_gone(id);
         }
     }
 
@@ -405,8 +441,4 @@ impl Holder {
         self.drop_backend(id);
         self.feed(Event::Gone { backend: id });
     }
-}
-
-fn open(pid: i32) -> Result<Process, String> {
-    Process::open(pid).map_err(|error| format!("process {pid}: {error}"))
 }

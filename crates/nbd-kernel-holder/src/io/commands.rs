@@ -198,17 +198,23 @@ impl Holder {
 
     /// Also one that is not our child.
     fn kill_backends(&mut self) {
-        for backend in std::mem::take(&mut self.processes.backends).into_values() {
+        for mut backend in std::mem::take(&mut self.processes.backends).into_values() {
             backend.kill();
+            if let Some(channel) = backend.channel.take() {
+                self.let_go(channel);
+            }
             self.processes.orphans.extend(backend.into_processes());
         }
     }
 
     /// Forgets a backend; its process, if it is one of ours, is killed and reaped in time.
     pub(crate) fn drop_backend(&mut self, id: BackendId) {
-        let Some(backend) = self.processes.backends.remove(&id) else {
+        let Some(mut backend) = self.processes.backends.remove(&id) else {
             return;
         };
+        if let Some(channel) = backend.channel.take() {
+            self.let_go(channel);
+        }
         if backend.child.is_some() {
             // A program may have been started by another one, like a shell.
             backend.kill();

@@ -3,15 +3,16 @@
 use std::fs::File;
 use std::os::unix::net::UnixStream;
 
-use nbd_control::Channel;
 use nbd_control::backend::ExportInfo;
 use nbd_control::channel::Received;
 use nbd_control::control::{Failure, FailureKind, Request, Response};
 use nbd_control::settings;
+use nbd_control::{Channel, ChannelError};
 
 use crate::core::{ClientId, Event, Order, Refused};
 use crate::holder::Holder;
 use crate::io::backend_process::check_export;
+use crate::io::connections::guard;
 use crate::io::listen::peer_uid;
 use crate::system::peer_groups;
 
@@ -45,13 +46,16 @@ impl Holder {
         let me = nix::unistd::geteuid().as_raw();
         let is_owner = peer_uid(&stream).is_some_and(|uid| uid == 0 || uid == me);
         if !is_owner && !self.is_member(&stream) {
-            return;
+            return self.let_go(Channel::resume(stream));
         }
         let readers = self.clients.values().filter(|client| client.is_read_only).count();
         if self.clients.len() >= MAX_CLIENTS || (!is_owner && readers >= MAX_READERS) {
+            self.let_go(Channel::resume(stream));
             return self.warn("a client is not let in: too many are connected");
         }
-        if let Ok(channel) = Channel::new(stream) {
+        if let Ok(mut channel) = guard(stream) {
+            // The capture file of a recording.
+            channel.set_max_descriptors(usize::from(is_owner));
             let id = self.core.new_client();
             self.clients.insert(id, Client { is_read_only: !is_owner, ..Client::new(channel) });
         }
@@ -66,21 +70,22 @@ impl Holder {
         peer_groups(stream).contains(&gid.as_raw())
     }
 
+    /// A client has sent something, or closed. One message is taken: others are served in between, however much
+    /// it sends.
     pub(crate) fn on_client_readable(&mut self, id: ClientId) {
-        loop {
-            let Some(client) = self.clients.get_mut(&id) else {
-                return;
-            };
-            match client.channel.try_receive::<Request>() {
-                Ok(None) => return,
-                Ok(Some(received)) => self.serve_client(id, received),
-                Err(nbd_control::ChannelError::Closed) => self.forget_client(id),
-                Err(error) => {
-                    self.warn(&format!("a control connection failed: {error}"));
-                    let failure = Failure::new(FailureKind::Other, error.to_string());
-                    self.answer(id, &Response::Failed(failure));
-                    self.forget_client(id);
-                }
+        let Some(client) = self.clients.get_mut(&id) else {
+            return;
+        };
+        match client.channel.try_receive::<Request>() {
+            Ok(None) => {}
+            Ok(Some(received)) => self.serve_client(id, received),
+            Err(ChannelError::Closed) => self.forget_client(id),
+            Err(error) => {
+                let text = format!("a control connection failed: {error}");
+                self.warn(&text);
+                let failure = Failure::new(FailureKind::Other, error.to_string());
+                self.answer(id, &Response::Failed(failure));
+                self.forget_client(id);
             }
         }
     }
@@ -176,13 +181,19 @@ impl Holder {
     /// Sends a client its answer.
     pub(crate) fn answer(&mut self, id: ClientId, response: &Response) {
         let channel = self.clients.get(&id).map(|client| &client.channel);
-        if channel.is_some_and(|channel| channel.send(response, &[]).is_err()) {
+        let sent = channel.map(|channel| channel.send(response, &[]));
+        if let Some(Err(ChannelError::Malformed(error))) = &sent {
+            self.warn(&format!("an answer cannot be sent: {error}"));
+        }
+        if matches!(sent, Some(Err(_))) {
             self.forget_client(id);
         }
     }
 
     fn forget_client(&mut self, id: ClientId) {
-        self.clients.remove(&id);
+        if let Some(client) = self.clients.remove(&id) {
+            self.let_go(client.channel);
+        }
         self.feed(Event::ClientGone { client: id });
     }
 }

@@ -13,6 +13,7 @@ use crate::core::event::SetupRefused;
 use crate::core::{BackendId, ClientId, Event, HelperId, Sitter};
 use crate::holder::Holder;
 use crate::io::backend_process::{BackendProcess, try_reap};
+use crate::io::connections::guard;
 use crate::io::helpers::{Helper, SCAN_INTERVAL};
 use crate::kernel::sitter::{self, SetupError};
 
@@ -23,6 +24,8 @@ const FENCE_INTERVAL: Duration = Duration::from_millis(20);
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 /// How long to wait if waiting itself is not possible.
 const POLL_BACKOFF: Duration = Duration::from_millis(10);
+/// Most connections of backends that have not introduced themselves.
+const MAX_JOINING: usize = 16;
 /// How long a backend that closed its connection is expected to be dying.
 const DYING_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -212,12 +215,18 @@ impl Holder {
         let Some(stream) = self.accepted(result) else {
             return;
         };
-        let channel = Channel::new(stream);
+        if self.processes.joining() >= MAX_JOINING {
+            self.let_go(Channel::resume(stream));
+            let text =
+                "a backend that joined is not let in: too many have not introduced themselves";
+            return self.warn(text);
+        }
+        let channel = guard(stream);
         let channel = channel.and_then(|channel| channel.identify_senders().map(|()| channel));
         match channel {
             Ok(channel) => {
                 let id = self.core.new_backend();
-                self.processes.backends.insert(id, BackendProcess::new(Some(channel), None));
+                self.processes.backends.insert(id, BackendProcess::joined(channel));
             }
             Err(error) => self.warn(&format!("a backend that joined failed: {error}")),
         }

@@ -5,6 +5,7 @@ pub(crate) mod backend_process;
 mod backends;
 pub(crate) mod become_program;
 mod commands;
+pub(crate) mod connections;
 pub(crate) mod control_clients;
 mod event_loop;
 pub(crate) mod helpers;

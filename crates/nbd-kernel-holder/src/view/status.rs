@@ -10,6 +10,7 @@ use nbd_control::status::{
 };
 use nbd_ledger::inspect::TotalsSnapshot;
 use nbd_ledger::latency::{self, HistogramSnapshot};
+use nbd_ledger::layout::SLOTS;
 use nbd_proto::Request;
 use nix::time::{ClockId, clock_gettime};
 
@@ -221,6 +222,7 @@ impl Holder {
         let age = |came: u64| now.saturating_sub(came) / 1_000_000;
         let mut found = Vec::new();
         for (lane, socket) in (0u32..).zip(&self.data.lanes) {
+            let before = found.len();
             for slot in inspector.in_flight(lane) {
                 let executing = slot.started_at != 0;
                 let stage = if executing { Stage::Executing } else { Stage::Queued };
@@ -237,6 +239,8 @@ impl Holder {
                 let came = self.told.ages.at(lane, unread.position).unwrap_or(now);
                 found.push(describe(lane, &unread.request, Stage::Unread, age(came)));
             }
+            // The driver has no more in flight, whatever the ledger says: an answer stays short.
+            found.truncate(before + SLOTS as usize);
         }
         found.sort_by_key(|request| std::cmp::Reverse(request.age_ms));
         found

@@ -4,11 +4,11 @@ use super::*;
 
 /// The helper process that was started for a task.
 fn helper(commands: &[Command], wanted: &HelperTask) -> HelperId {
-    let ids = commands.iter().filter_map(|command| match command {
+    let mut ids = commands.iter().filter_map(|command| match command {
         Command::StartHelper { id, task } if task == wanted => Some(*id),
         _ => None,
     });
-    ids.last().expect("a helper process for the task")
+    ids.next_back().expect("a helper process for the task")
 }
 
 /// A device that is written back and disconnected by the helper process that is returned.
