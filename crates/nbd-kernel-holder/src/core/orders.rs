@@ -71,6 +71,10 @@ impl Waiting {
     pub(super) fn forget(&mut self, client: ClientId) {
         self.0.retain(|(waiting, _)| *waiting != client);
     }
+
+    pub(super) fn has(&self, client: ClientId) -> bool {
+        self.0.iter().any(|(waiting, _)| *waiting == client)
+    }
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Core, End, Failed, Procedure, Sitter, attach};
+use super::{ClientId, Core, End, Failed, Procedure, Sitter, attach};
 
 impl Core {
     pub(crate) fn is_attached(&self) -> bool {
@@ -12,6 +12,11 @@ impl Core {
     /// Requests are executed.
     pub(crate) fn is_served(&self) -> bool {
         self.attached && self.failed.is_none() && self.ownership.is_ready()
+    }
+
+    /// A client, of those that may only look, is answered when something has come.
+    pub(crate) fn is_awaited_by(&self, client: ClientId) -> bool {
+        self.waiting.has(client)
     }
 
     /// The process is to end, and has not begun to.

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
 
 use nbd_control::backend::ExportInfo;
 use nbd_control::channel::Received;
@@ -21,18 +22,26 @@ const MAX_CLIENTS: usize = 64;
 /// … and most of them that may only look, so that they do not keep out those that may order.
 const MAX_READERS: usize = 32;
 
+/// How long a client may take for the rest of a message that it has begun.
+const REST_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// A connected nbd-ctl.
 #[derive(Debug)]
 pub(crate) struct Client {
     pub(crate) channel: Channel,
     /// It is a member of the group, and neither root nor us.
     is_read_only: bool,
+    /// When it connected, or had sent its last message.
+    heard: Instant,
+    /// Since when it owes the rest of a message, or its greeting.
+    begun: Option<Instant>,
 }
 
 impl Client {
     /// One that may give orders.
     pub(crate) fn new(channel: Channel) -> Self {
-        Self { channel, is_read_only: false }
+        let now = Instant::now();
+        Self { channel, is_read_only: false, heard: now, begun: Some(now) }
     }
 }
 
@@ -48,8 +57,7 @@ impl Holder {
         if !is_owner && !self.is_member(&stream) {
             return self.let_go(Channel::resume(stream));
         }
-        let readers = self.clients.values().filter(|client| client.is_read_only).count();
-        if self.clients.len() >= MAX_CLIENTS || (!is_owner && readers >= MAX_READERS) {
+        if self.clients.len() >= MAX_CLIENTS || (!is_owner && !self.has_room_for_reader()) {
             self.let_go(Channel::resume(stream));
             return self.warn("a client is not let in: too many are connected");
         }
@@ -70,15 +78,50 @@ impl Holder {
         peer_groups(stream).contains(&gid.as_raw())
     }
 
+    /// If there is none, who has been silent for longest makes room.
+    fn has_room_for_reader(&mut self) -> bool {
+        let readers = || self.clients.iter().filter(|(_, client)| client.is_read_only);
+        if readers().count() < MAX_READERS {
+            return true;
+        }
+        let silent = readers().filter(|(id, _)| !self.core.is_awaited_by(**id));
+        let silent = silent.min_by_key(|(_, client)| client.heard).map(|(id, _)| *id);
+        if let Some(id) = silent {
+            self.forget_client(id);
+        }
+        silent.is_some()
+    }
+
+    /// When the next client has to have sent the rest of what it has begun.
+    pub(crate) fn rest_due(&self) -> Option<Instant> {
+        self.clients.values().filter_map(|client| client.begun).min().map(|it| it + REST_TIMEOUT)
+    }
+
+    pub(crate) fn drop_overdue_clients(&mut self) {
+        let is_late = |begun: Instant| begun.elapsed() >= REST_TIMEOUT;
+        let late = self.clients.iter().filter(|(_, client)| client.begun.is_some_and(is_late));
+        for id in late.map(|(id, _)| *id).collect::<Vec<_>>() {
+            self.forget_client(id);
+        }
+    }
+
     /// A client has sent something, or closed. One message is taken: others are served in between, however much
     /// it sends.
     pub(crate) fn on_client_readable(&mut self, id: ClientId) {
         let Some(client) = self.clients.get_mut(&id) else {
             return;
         };
-        match client.channel.try_receive::<Request>() {
+        let received = client.channel.try_receive::<Request>();
+        client.begun = match client.channel.is_at_rest() {
+            true => None,
+            false => client.begun.or_else(|| Some(Instant::now())),
+        };
+        match received {
             Ok(None) => {}
-            Ok(Some(received)) => self.serve_client(id, received),
+            Ok(Some(received)) => {
+                client.heard = Instant::now();
+                self.serve_client(id, received);
+            }
             Err(ChannelError::Closed) => self.forget_client(id),
             Err(error) => {
                 let text = format!("a control connection failed: {error}");
@@ -180,12 +223,18 @@ impl Holder {
 
     /// Sends a client its answer.
     pub(crate) fn answer(&mut self, id: ClientId, response: &Response) {
-        let channel = self.clients.get(&id).map(|client| &client.channel);
-        let sent = channel.map(|channel| channel.send(response, &[]));
-        if let Some(Err(ChannelError::Malformed(error))) = &sent {
-            self.warn(&format!("an answer cannot be sent: {error}"));
-        }
-        if matches!(sent, Some(Err(_))) {
+        let Some(channel) = self.clients.get(&id).map(|client| &client.channel) else {
+            return;
+        };
+        let sent = match channel.send(response, &[]) {
+            // Nothing of it was sent.
+            Err(ChannelError::Malformed(error)) => {
+                let text = format!("the answer cannot be sent: {error}");
+                channel.send(&Response::Failed(Failure::new(FailureKind::Other, text)), &[])
+            }
+            sent => sent,
+        };
+        if sent.is_err() {
             self.forget_client(id);
         }
     }

@@ -90,6 +90,7 @@ impl Holder {
         }
         self.check_closed();
         self.drop_overdue_program();
+        self.drop_overdue_clients();
         self.check_outage();
         self.check_ages();
         nbd_log::write_summaries();
@@ -107,6 +108,7 @@ impl Holder {
             scan.then_some(now + SCAN_INTERVAL),
             self.fence_due(now),
             self.next_overdue(),
+            self.rest_due(),
             self.sockets.accept_backoff,
             self.next_close(),
             self.outage_due(),
