@@ -13,7 +13,7 @@ use crate::debug::record::Record;
 use crate::debug::replay::Replay;
 use crate::device::Device;
 use crate::error::Error;
-use crate::inspect::metrics::{Address, address};
+use crate::inspect::metrics::Listen;
 use crate::inspect::why::Target;
 use crate::program;
 
@@ -32,7 +32,7 @@ pub(crate) enum Action {
         fix: bool,
     },
     Metrics {
-        listen: Option<Address>,
+        listen: Option<Listen>,
     },
     Top {
         /// Empty for all.
@@ -148,10 +148,9 @@ impl Action {
             }
             Command::Attach(arguments) => Self::Attach(check_attach(by_name(arguments)?)?),
             Command::Doctor { json, fix } => Self::Doctor { json, fix },
-            Command::Metrics { listen } => {
-                let wrong = |text| Error::Usage(format!("--listen: {text}"));
-                let listen = listen.map(|text| address(&text).map_err(wrong)).transpose()?;
-                Self::Metrics { listen }
+            Command::Metrics { listen, host, group } => {
+                let listen = listen.map(|address| Listen::check(&address, host, group.as_deref()));
+                Self::Metrics { listen: listen.transpose().map_err(Error::Usage)? }
             }
             Command::Top(wanted) => {
                 let devices = wanted.device.iter().map(|name| name.parse());

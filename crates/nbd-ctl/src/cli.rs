@@ -82,16 +82,33 @@ Example:
     },
     /// Print what the holders have counted, as OpenMetrics text
     #[command(after_help = "\
-With --listen it answers GET /metrics by HTTP until Ctrl-C, up to 16 clients at the same time.
+With --listen it answers GET /metrics by HTTP until Ctrl-C.
+
+The text has the name of each device, what it serves (paths, URIs, command lines) and how much is read
+and written. TCP has no users: a port on a loopback address shows all of that to every user and
+container that can reach this machine's loopback, and to no other machine. A unix socket shows it to
+the user that has started this, and with --group to the members of a group. Use one if names are
+confidential; other machines want a proxy with authentication in front of it.
+
+Over TCP only requests for localhost, a loopback address or a --host are answered (others: 421), so
+that pages in a browser cannot read them. Up to 16 clients are connected at the same time; a further
+one takes the place of the oldest that is slow. Each has 5 s to ask and 5 s to take its answer.
 
 Example:
   nbd-ctl metrics
   nbd-ctl metrics --listen 9103
-  nbd-ctl metrics --listen unix:/run/nbd-metrics")]
+  nbd-ctl metrics --listen 9103 --host host.docker.internal
+  nbd-ctl metrics --listen unix:/run/nbd-metrics --group prometheus")]
     Metrics {
         /// Answer here: unix:PATH, a port, or a loopback address with a port.
         #[arg(long, value_name = "ADDRESS")]
         listen: Option<String>,
+        /// Also answer clients that ask by this name over TCP; may be repeated.
+        #[arg(long, value_name = "NAME", requires = "listen")]
+        host: Vec<String>,
+        /// Let members of this group connect to the unix socket [default: its owner only].
+        #[arg(long, value_name = "GROUP", requires = "listen")]
+        group: Option<String>,
     },
     /// Watch devices: requests, bandwidth, latency, who serves them
     #[command(after_help = "\

@@ -72,7 +72,7 @@ fn run() -> Result<(), Error> {
         Action::AttachAll { config } => attach::attach_all(&context, &config),
         Action::Doctor { json, fix } => doctor::doctor(&context, json, fix),
         Action::Metrics { listen: None } => metrics::metrics(&context),
-        Action::Metrics { listen: Some(address) } => metrics::serve(&context, &address),
+        Action::Metrics { listen: Some(listen) } => metrics::serve(&context, &listen),
         Action::Top { devices, wanted } => top::top(&context, devices, &wanted),
         Action::CheckConfig { file } => attach::check_config(&file),
         Action::Detach(wanted) => detach::detach(&context, &wanted),

@@ -9,7 +9,8 @@
 //! | `adoption` | devices whose holder is gone, stale entries |
 //! | `control` | requests and answers, and peers that misbehave |
 //! | `output` | list, status, JSON, broken pipes |
-//! | `top` | one interval; what `top` needs; metrics for many |
+//! | `top` | one interval; what `top` needs |
+//! | `metrics` | metrics by HTTP: whom they are told to, slow clients |
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -17,6 +18,7 @@ mod adoption;
 mod arguments;
 mod attach;
 mod control;
+mod metrics;
 mod output;
 mod runtime_dir;
 mod sample;

@@ -1,16 +1,11 @@
-//! One interval of `top`, what it needs, and metrics for many clients at once.
-
-use std::io::{Read, Write};
-use std::os::unix::net::UnixStream;
-use std::process::Stdio;
+//! One interval of `top`, and what it needs.
 
 use nbd_control::control::{Request, Response};
 use nbd_control::latency::{Bucket, LatencyStatus};
 use nbd_control::status::Status;
-use nix::sys::signal::Signal;
 
 use crate::runtime_dir::RuntimeDir;
-use crate::sample::{answer_one, drain, signal, status, until};
+use crate::sample::{answer_one, drain, status};
 
 fn after_reads(reads: u64) -> Status {
     let mut status = status("nbd0");
@@ -99,39 +94,4 @@ fn a_silent_holder_has_a_line_and_an_exit_status() {
     assert!(lines[1].starts_with("nbd0    running"), "{ran:?}");
     assert!(lines[2].starts_with("nbd1    no answer"), "{ran:?}");
     assert!(ran.stderr.starts_with("nbd-ctl: nbd1: no answer within 5 s"), "{ran:?}");
-}
-
-#[test]
-fn clients_that_hang_are_in_nobodys_way_and_not_endlessly_many() {
-    const MOST: usize = 16;
-    let runtime = RuntimeDir::new();
-    let socket = runtime.directory.join("metrics");
-    let listen = format!("unix:{}", socket.display());
-    let mut command = runtime.command(&["metrics", "--listen", &listen]);
-    let mut child = command.stderr(Stdio::null()).spawn().unwrap();
-    let connect = || until(|| UnixStream::connect(&socket).ok());
-    let ask = || {
-        let mut stream = connect();
-        // It may have been closed already.
-        let _ = stream.write_all(b"GET /metrics HTTP/1.1\r\n\r\n");
-        let mut answer = String::new();
-        let _ = stream.read_to_string(&mut answer);
-        answer
-    };
-    // Of the threads that have answered, the last may take a moment to end.
-    let answered = || until(|| ask().ends_with("# EOF\n").then_some(()));
-    let refused = |streams: &mut Vec<UnixStream>| {
-        until(|| {
-            streams.push(connect());
-            ask().is_empty().then_some(())
-        });
-    };
-    let mut stuck: Vec<_> = (1..MOST - 4).map(|_| connect()).collect();
-    answered();
-    refused(&mut stuck);
-    drop(stuck);
-    answered();
-    signal(&child, Signal::SIGINT);
-    assert!(child.wait().unwrap().success());
-    assert!(!socket.exists());
 }
