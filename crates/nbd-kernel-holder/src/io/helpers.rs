@@ -134,12 +134,13 @@ impl Holder {
     /// Starts a program that is to tell whether it could take over, and where it will have told.
     fn ask_program(&self, program: &str) -> io::Result<(Process, File)> {
         let answer = File::from(memfd_create(c"answer", MFdFlags::MFD_CLOEXEC)?);
-        let child = Command::new(program)
+        let mut command = Command::new(program);
+        service::withhold(&mut command);
+        let child = command
             .arg("--runtime-dir")
             .arg(self.place.registry.directory())
             .arg("--can-take-over")
             .arg(self.device.name())
-            .env_remove(service::SOCKET)
             .stdin(Stdio::null())
             .stdout(answer.try_clone()?)
             .stderr(answer.try_clone()?)

@@ -2,16 +2,16 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
-use nbd_control::Channel;
 use nbd_control::backend::{
     EXAMINE_VARIABLE, EXPORT_VARIABLE, ExportInfo, GROW_VARIABLE, HOLDER_FD,
 };
+use nbd_control::{Channel, service};
 use nix::unistd::{Gid, Group, Uid, User};
 
 use crate::io::connections::guard;
@@ -85,28 +85,11 @@ pub(crate) fn start(program: &[String], how: Start) -> io::Result<Started> {
     channel.identify_senders().map_err(io::Error::other)?;
     let log = how.log;
     let mut command = Command::new(name);
-    command
-        .args(arguments)
-        .env(HOLDER_FD, theirs.as_raw_fd().to_string())
-        .env_remove(EXPORT_VARIABLE)
-        .env_remove(GROW_VARIABLE)
-        .env_remove(EXAMINE_VARIABLE)
-        .env_remove(nbd_control::service::SOCKET)
-        .stdin(Stdio::null())
-        .stdout(log.try_clone()?)
-        .stderr(log);
+    command.args(arguments).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
     if how.survive_shutdown {
         command.arg0(format!("@{name}"));
     }
-    if let Some(export) = how.attached {
-        command.env(EXPORT_VARIABLE, export.to_variable());
-    }
-    if how.grows {
-        command.env(GROW_VARIABLE, "1");
-    }
-    if how.examines {
-        command.env(EXAMINE_VARIABLE, "1");
-    }
+    set_variables(&mut command, theirs.as_raw_fd(), how.attached, how.grows, how.examines);
     prepare_program(&mut command, theirs.as_raw_fd(), how.user, how.sandbox);
     let mut child = command.spawn()?;
     let process = match Process::open(child.id().cast_signed()) {
@@ -119,4 +102,50 @@ pub(crate) fn start(program: &[String], how: Start) -> io::Result<Started> {
         }
     };
     Ok(Started { process, channel })
+}
+
+/// Tells a backend what it is started for, and nothing that is for the holder.
+fn set_variables(
+    command: &mut Command,
+    holder: RawFd,
+    attached: Option<ExportInfo>,
+    grows: bool,
+    examines: bool,
+) {
+    service::withhold(command);
+    command
+        .env(HOLDER_FD, holder.to_string())
+        .env_remove(EXPORT_VARIABLE)
+        .env_remove(GROW_VARIABLE)
+        .env_remove(EXAMINE_VARIABLE);
+    if let Some(export) = attached {
+        command.env(EXPORT_VARIABLE, export.to_variable());
+    }
+    if grows {
+        command.env(GROW_VARIABLE, "1");
+    }
+    if examines {
+        command.env(EXAMINE_VARIABLE, "1");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A unit of systemd may pass sockets to the holder, with its pid. A backend that does not look whose
+    /// they are would take the first descriptor that it has for one.
+    #[test]
+    fn a_backend_hears_nothing_of_the_holders_service_manager() {
+        let mut command = Command::new("/usr/bin/env");
+        let kept = ["NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", GROW_VARIABLE];
+        command.envs(kept.map(|name| (name, "1")));
+        set_variables(&mut command, 7, None, false, true);
+        let told = String::from_utf8(command.output().unwrap().stdout).unwrap();
+        for name in kept {
+            assert!(!told.contains(&format!("{name}=")), "{told}");
+        }
+        assert!(told.contains(&format!("{HOLDER_FD}=7\n")), "{told}");
+        assert!(told.contains(&format!("{EXAMINE_VARIABLE}=1\n")), "{told}");
+    }
 }

@@ -10,6 +10,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use nbd_control::service;
 use nix::unistd::Pid;
 
 use crate::holder::Holder;
@@ -53,12 +54,14 @@ pub(crate) fn settle(limit: Duration) -> Option<Process> {
     if !runs() {
         return None;
     }
-    let command = Command::new("udevadm")
+    let mut command = Command::new("udevadm");
+    service::withhold(&mut command);
+    let child = command
         .args(["settle", &format!("--timeout={}", limit.as_secs())])
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .spawn();
-    command.and_then(|child| open_child(Pid::from_raw(child.id().cast_signed()))).ok()
+    child.and_then(|child| open_child(Pid::from_raw(child.id().cast_signed()))).ok()
 }
 
 fn runs() -> bool {
