@@ -34,6 +34,24 @@ pub fn certificates(directory: &Path) -> io::Result<()> {
     Authority::new("another nbd test authority")?.fill(&directory.join("other"), Validity::Current)
 }
 
+/// Makes such a directory with one certificate for both sides. Its RSA key, and that of the authority, have
+/// 2,432 bits, as GnuTLS's certtool made them for years.
+///
+/// # Errors
+///
+/// Those of writing a file there.
+pub fn certificates_of_2432_bits(directory: &Path) -> io::Result<()> {
+    const KEY: &str = include_str!("tls/keys/rsa-2432.pem");
+    const CERTIFICATE: &str = include_str!("tls/keys/rsa-2432-cert.pem");
+    const AUTHORITY: &str = include_str!("tls/keys/rsa-2432-ca.pem");
+    std::fs::create_dir_all(directory)?;
+    for role in ["server", "client"] {
+        std::fs::write(directory.join(format!("{role}-key.pem")), KEY)?;
+        std::fs::write(directory.join(format!("{role}-cert.pem")), CERTIFICATE)?;
+    }
+    std::fs::write(directory.join("ca-cert.pem"), AUTHORITY)
+}
+
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Validity {
     Current,

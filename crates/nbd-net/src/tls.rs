@@ -124,7 +124,7 @@ impl ClientTls {
 }
 
 fn provider() -> Arc<CryptoProvider> {
-    Arc::new(rustls::crypto::ring::default_provider())
+    Arc::new(rustls::crypto::aws_lc_rs::default_provider())
 }
 
 fn client_verifier(files: &Files<'_>) -> Result<Arc<dyn ClientCertVerifier>, CredentialsError> {

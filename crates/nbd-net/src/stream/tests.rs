@@ -9,7 +9,7 @@ use rustls::version::{TLS12, TLS13};
 
 use super::*;
 use crate::address::Address;
-use crate::testing::{Scratch, certificates};
+use crate::testing::{Scratch, certificates, certificates_of_2432_bits};
 
 mod duplex;
 mod handshake;

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use ring::rsa::KeyPair;
+use aws_lc_rs::rsa::KeyPair;
 use rustls::RootCertStore;
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
@@ -104,7 +104,7 @@ fn explain(error: pem::Error, path: &Path, what: &'static str) -> CredentialsErr
     }
 }
 
-/// Why a key cannot be used, and what to do about it. Only ring says more of an RSA key than that.
+/// Why a key cannot be used, and what to do about it. Only aws-lc-rs says more of an RSA key than that.
 fn unfit(key: &PrivateKeyDer<'_>) -> &'static str {
     let rsa = match key {
         PrivateKeyDer::Pkcs1(key) => KeyPair::from_der(key.secret_pkcs1_der()),
@@ -112,26 +112,20 @@ fn unfit(key: &PrivateKeyDer<'_>) -> &'static str {
         _ => return UNKNOWN_KEY,
     };
     match rsa.map_err(|rejected| rejected.to_string()) {
-        Err(why) if why.contains("MultipleOf512") => {
-            "it is an RSA key whose length is no multiple of 512 bits, as certtool made them for \
-             years (2,432 bits), and the cryptography in this program (ring) does not sign with \
-             such keys; make a key and a certificate anew, of 3072 bits (certtool --bits 3072) or \
-             with ECDSA"
-        }
         Err(why) if why.contains("TooSmall") => {
             "it is an RSA key of less than 2048 bits, which is not secure; make a key and a \
              certificate anew, of 3072 bits or with ECDSA"
         }
         Err(why) if why.contains("TooLarge") => {
-            "it is an RSA key of more than 4096 bits, which the cryptography in this program \
-             (ring) does not sign with; make a key and a certificate anew, of 4096 bits or with \
+            "it is an RSA key of more than 8192 bits, which the cryptography in this program \
+             (AWS-LC) does not sign with; make a key and a certificate anew, of 4096 bits or with \
              ECDSA"
         }
         _ => UNKNOWN_KEY,
     }
 }
 
-const UNKNOWN_KEY: &str = "it is damaged, or of another kind than RSA, ECDSA (P-256, P-384) and \
+const UNKNOWN_KEY: &str = "it is damaged, or of another kind than RSA, ECDSA (P-256, P-384, P-521) and \
     Ed25519; make a key and a certificate of one of these";
 
 /// A file that we may not see is no missing one.

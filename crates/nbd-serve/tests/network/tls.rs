@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use nbd_net::testing::{Scratch, certificates};
+use nbd_net::testing::{Scratch, certificates, certificates_of_2432_bits};
 
 use crate::programs::{output, run};
 use crate::server::{PROGRAM, Server};
@@ -42,6 +42,18 @@ fn nbdinfo_and_nbdcopy_over_tls() {
     output("nbdcopy", &["--connections=4", &path("source"), &uri]);
     output("nbdcopy", &["--connections=4", &uri, &path("back")]);
     assert!(std::fs::read(path("back")).unwrap() == content);
+    assert_eq!(server.stop(), [""; 0]);
+}
+
+/// Made by certtool, as the documents of other projects say. GnuTLS verifies for libnbd and qemu.
+#[test]
+fn rsa_keys_of_2432_bits_are_served_to_gnutls() {
+    let change = |directory: &Path| certificates_of_2432_bits(directory).unwrap();
+    let (server, port) = server_with(&["--tls-verify-peer"], change);
+    assert!(output("nbdinfo", &[&secured(&server, &port, "")]).contains("with TLS"));
+    for (code, words) in [qemu_img_info(&port, &server.path("")), our_client(&server, &port, "")] {
+        assert_eq!(code, 0, "{words}");
+    }
     assert_eq!(server.stop(), [""; 0]);
 }
 

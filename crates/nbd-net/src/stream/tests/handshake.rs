@@ -70,6 +70,19 @@ fn names_and_addresses_in_a_certificate_are_good() {
     }
 }
 
+/// ring signs only with lengths that are a multiple of 512 bits.
+#[test]
+fn rsa_keys_of_2432_bits_identify_both_sides() {
+    let scratch = Scratch::new();
+    certificates_of_2432_bits(scratch.path()).unwrap();
+    let client = ClientTls::load(Some(scratch.path()), true).unwrap();
+    for version in [&TLS12, &TLS13] {
+        let server = ServerTls::of_version(scratch.path(), true, version);
+        let (left, right) = try_secured(Transport::Unix, &server, &client, "localhost");
+        assert!(left.unwrap().is_tls() && right.unwrap().is_tls(), "{version:?}");
+    }
+}
+
 #[test]
 fn servers_of_the_wrong_kind_are_refused() {
     let certificate_dir = CertificateDir::new();
