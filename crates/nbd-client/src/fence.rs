@@ -38,14 +38,19 @@ pub fn fence(connection: OwnedFd, limit: Duration) -> io::Result<Fence> {
 }
 
 /// Fences the server process that a predecessor has started: asks it to end, kills it when the
-/// limit has passed, and waits until it is dead.
+/// limit has passed, and waits until it is dead. What stands in front of a shell with several programs
+/// kills these itself, and is only waited for.
 ///
 /// # Errors
 ///
 /// If `process` is no pidfd, or may not be signalled.
 #[expect(clippy::needless_pass_by_value, reason = "the process is over")]
 pub fn fence_child(process: OwnedFd, limit: Duration) -> io::Result<Fence> {
-    for signal in [Signal::TERM, Signal::KILL] {
+    let last = match system::is_supervisor(process.as_fd()) {
+        true => Signal::TERM,
+        false => Signal::KILL,
+    };
+    for signal in [Signal::TERM, last] {
         system::signal_process(process.as_fd(), signal)?;
         if wait_readable(process.as_fd(), Instant::now().checked_add(limit))? {
             return Ok(Fence::Closed);

@@ -1,6 +1,8 @@
 //! The system calls that neither std nor nix has in a safe form.
 #![allow(unsafe_code)]
 
+mod supervisor;
+
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
@@ -12,6 +14,8 @@ use nix::sys::signal::Signal;
 use nix::unistd::{Pid, getppid};
 use rustix::io::Errno;
 use rustix::process::{self, PidfdFlags};
+
+pub(crate) use supervisor::{is_supervisor, supervise};
 
 /// Has the process that `command` starts sent a SIGTERM when the thread that starts it ends.
 pub(crate) fn die_with_this_thread(command: &mut Command) {
@@ -53,8 +57,6 @@ pub(crate) fn keep_descriptors_from(command: &mut Command, limit: Option<u64>) {
 /// All descriptors behind the standard ones are closed by exec. Those that std needs are already.
 fn close_on_exec() {
     const FIRST_FD: libc::c_int = 3;
-    /// Where the kernel cannot do it at once (before 5.11), these are tried one by one.
-    const FALLBACK_FD_END: libc::c_int = 4096;
     // SAFETY: takes three numbers.
     let done = unsafe {
         libc::syscall(libc::SYS_close_range, FIRST_FD, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC)
@@ -62,10 +64,18 @@ fn close_on_exec() {
     if done == 0 {
         return;
     }
-    for descriptor in FIRST_FD..FALLBACK_FD_END {
+    for descriptor in FIRST_FD..fallback_fd_end() {
         // SAFETY: takes numbers; one that is not open is an error without effect.
         unsafe { libc::fcntl(descriptor, libc::F_SETFD, libc::FD_CLOEXEC) };
     }
+}
+
+/// Behind the highest descriptor that can be open, for kernels that cannot treat all at once (before
+/// 5.11): each is tried. The limit may have been raised for thousands of connections.
+fn fallback_fd_end() -> libc::c_int {
+    const MIN: libc::c_int = 4096;
+    let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(soft, _)| soft);
+    libc::c_int::try_from(limit).unwrap_or(libc::c_int::MAX).max(MIN)
 }
 
 /// A descriptor for a process, which must not have been waited for.

@@ -11,18 +11,15 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use nbd_control::service;
 use nbd_net::descriptors;
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
 use crate::connect::child_words::Words;
-use crate::connect::shell;
+use crate::connect::shell::{self, Line};
 use crate::fence::{self, Fence};
 use crate::system;
-
-/// What a service manager tells a service, and not what that starts.
-const SERVICE_VARIABLES: [&str; 5] =
-    ["NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "LISTEN_PIDFDID", "LISTEN_FDNAMES"];
 
 /// How the server is reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,7 +35,9 @@ pub(crate) enum SpawnMode {
 /// A running server.
 #[derive(Debug)]
 pub(crate) struct Server {
+    /// The server itself, or the supervisor of a shell that stays in front of it.
     child: Child,
+    is_supervised: bool,
     process: OwnedFd,
     transport: Transport,
     words: Words,
@@ -55,10 +54,17 @@ enum Transport {
 }
 
 impl Server {
-    /// Starts a server by the shell, which makes way for it where that [is possible](shell).
+    /// Starts a server by the shell, which makes way for it where that [is possible](shell). Elsewhere
+    /// shell and server have a [supervisor](system::supervise), which kills them `grace` after they
+    /// were asked to end.
     ///
     /// The server ends when the calling thread does.
-    pub(crate) fn start(text: &str, spawn_mode: SpawnMode, name: &str) -> io::Result<Self> {
+    pub(crate) fn start(
+        text: &str,
+        spawn_mode: SpawnMode,
+        name: &str,
+        grace: Duration,
+    ) -> io::Result<Self> {
         let (reader, writer) = io::pipe()?;
         let mut command = Command::new("/bin/sh");
         command.stdin(Stdio::null()).stdout(writer.try_clone()?).stderr(writer);
@@ -67,14 +73,15 @@ impl Server {
             command.env_remove(variable);
         }
         // Nor is it the service whose manager waits to hear that it is ready, or passes sockets.
-        for variable in SERVICE_VARIABLES {
-            command.env_remove(variable);
-        }
+        service::withhold(&mut command);
         // Signals of a terminal are for us, and what it starts is to end with it.
         command.process_group(0);
         system::die_with_this_thread(&mut command);
         system::keep_descriptors_from(&mut command, descriptors::original_limit());
-        let serve = shell::with_exec(text);
+        let Line { text: serve, keeps_shell } = shell::with_exec(text);
+        if keeps_shell {
+            system::supervise(&mut command, grace);
+        }
         let (transport, script) = match spawn_mode {
             SpawnMode::Stdio => {
                 let (ours, theirs) = UnixStream::pair()?;
@@ -107,7 +114,7 @@ impl Server {
         })?;
         let words = Words::default();
         words.pass_on(reader, name.into())?;
-        Ok(Self { child, process, transport, words })
+        Ok(Self { child, is_supervised: keeps_shell, process, transport, words })
     }
 
     /// Names the process for as long as it lives, and after that.
@@ -163,10 +170,11 @@ impl Server {
         Ok(())
     }
 
-    /// Ends the server and waits until it is dead.
+    /// Ends the server and waits until it is dead, and with it all that a supervisor answers for.
     pub(crate) fn stop(&mut self, limit: Duration) -> io::Result<Fence> {
         let group = Pid::from_raw(self.child.id() as i32);
-        for signal in [Signal::SIGTERM, Signal::SIGKILL] {
+        let last = if self.is_supervised { Signal::SIGTERM } else { Signal::SIGKILL };
+        for signal in [Signal::SIGTERM, last] {
             if self.ended()?.is_some() {
                 return Ok(Fence::Closed);
             }

@@ -155,7 +155,9 @@ impl Dialer {
             Some(server) => server,
             None if !is_first => return Err(Cause::OneConnectionOnly),
             None => {
-                let server = Server::start(text, spawn_mode, &self.name);
+                // Those that do not end are to be dead when a successor's patience is over.
+                let grace = self.exit_timeout / 2;
+                let server = Server::start(text, spawn_mode, &self.name, grace);
                 let server = server.map_err(|error| Cause::Program("start", error))?;
                 events.started = server.process().try_clone_to_owned().ok();
                 slot.insert(server)

@@ -9,28 +9,73 @@
 //! pipe, is left as it is, with the shell in front of it.
 
 /// Words that begin something else than a simple command.
-const KEYWORDS: [&str; 19] = [
-    "!", "{", "}", "[[", "case", "do", "done", "elif", "else", "esac", "exec", "fi", "for",
-    "function", "if", "then", "time", "until", "while",
+const KEYWORDS: [&str; 18] = [
+    "!", "{", "}", "[[", "case", "do", "done", "elif", "else", "esac", "fi", "for", "function",
+    "if", "then", "time", "until", "while",
 ];
 
+/// Commands of the shell itself, which `exec` would look for among the programs. Not those that are
+/// programs as well and end with the line, such as `echo`.
+const BUILTINS: [&str; 26] = [
+    ".", ":", "alias", "break", "builtin", "cd", "command", "continue", "eval", "exit", "export",
+    "fg", "hash", "jobs", "local", "read", "readonly", "return", "set", "shift", "source", "times",
+    "ulimit", "umask", "unset", "wait",
+];
+
+/// A line for the shell.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Line {
+    pub(crate) text: String,
+    /// The shell stays, as the parent of what it starts.
+    pub(crate) keeps_shell: bool,
+}
+
 /// The same command line, with `exec` before its last command where that is possible.
-pub(crate) fn with_exec(line: &str) -> String {
-    let line = line.trim().trim_end_matches(';');
-    let Some(commands) = split(line) else { return line.into() };
-    if commands.iter().any(|&at| begins_with_keyword(&line[at..])) {
-        return line.into();
-    }
-    let last = commands.last().copied().unwrap_or(0);
-    match last + assignments(&line[last..]) {
-        at if line[at..].trim().is_empty() => line.into(),
-        at => format!("{}exec {}", &line[..at], &line[at..]),
+pub(crate) fn with_exec(line: &str) -> Line {
+    let line = line.trim();
+    match exec_place(line) {
+        Some(ExecPlace::IsThere) => Line { text: line.into(), keeps_shell: false },
+        Some(ExecPlace::At(at)) => {
+            Line { text: format!("{}exec {}", &line[..at], &line[at..]), keeps_shell: false }
+        }
+        None => Line { text: line.into(), keeps_shell: true },
     }
 }
 
-fn begins_with_keyword(command: &str) -> bool {
-    let word = command.split_whitespace().next().unwrap_or_default();
-    KEYWORDS.contains(&word)
+/// Where `exec` stands or may stand.
+enum ExecPlace {
+    IsThere,
+    At(usize),
+}
+
+fn exec_place(line: &str) -> Option<ExecPlace> {
+    let commands = split(line)?;
+    // What is to be done at the end of the shell would not be done.
+    let keeps =
+        |&at: &usize| begins_with(&line[at..], &KEYWORDS) || begins_with(&line[at..], &["trap"]);
+    if commands.iter().any(keeps) {
+        return None;
+    }
+    let is_command = |&&at: &&usize| !is_blank(&line[at..]);
+    let last = *commands.iter().rfind(is_command)?;
+    let at = last + assignments(&line[last..]);
+    match &line[at..] {
+        command if is_blank(command) || begins_with(command, &BUILTINS) => None,
+        command if begins_with(command, &["exec"]) => Some(ExecPlace::IsThere),
+        _ => Some(ExecPlace::At(at)),
+    }
+}
+
+fn is_blank(command: &str) -> bool {
+    command.trim_start_matches(|char: char| char.is_whitespace() || char == ';').is_empty()
+}
+
+/// Whether a command is one of these, behind its assignments. One that begins with a redirection may
+/// have it anywhere.
+fn begins_with(command: &str, words: &[&str]) -> bool {
+    let mut all = command[assignments(command)..].split_whitespace();
+    let first = all.next().unwrap_or_default();
+    words.contains(&first) || (first.contains(['<', '>']) && all.any(|word| words.contains(&word)))
 }
 
 /// Where the commands of a list begin, if it is one of simple commands.
@@ -131,7 +176,7 @@ impl<'a> Scan<'a> {
 
 #[cfg(test)]
 mod tests {
-    use super::with_exec;
+    use super::{Line, with_exec};
 
     #[test]
     fn the_last_command_takes_the_place_of_the_shell() {
@@ -142,23 +187,33 @@ mod tests {
             ("A=\"$(cat 'a b')\" nbdkit", "A=\"$(cat 'a b')\" exec nbdkit"),
             ("cd /x && nbdkit -s", "cd /x && exec nbdkit -s"),
             ("cd /x&&A=1 nbdkit", "cd /x&&A=1 exec nbdkit"),
-            ("a; b\n c ;", "a; b\n exec c "),
+            ("a; b\n c ;", "a; b\n exec c ;"),
+            ("find . -exec a {} \\;", "exec find . -exec a {} \\;"),
             ("echo 'a && b'; c \"d;e\" f\\;g", "echo 'a && b'; exec c \"d;e\" f\\;g"),
             ("nbdkit 2>&1 >|log", "exec nbdkit 2>&1 >|log"),
             ("nbdkit ${X:-a;b} `c; d` $((1 + (2)))", "exec nbdkit ${X:-a;b} `c; d` $((1 + (2)))"),
             ("sh -c 'a | b'", "exec sh -c 'a | b'"),
             ("nbdkit a#b $# ''", "exec nbdkit a#b $# ''"),
             (">log nbdkit", "exec >log nbdkit"),
+            ("set -e; . /etc/defaults; nbdkit", "set -e; . /etc/defaults; exec nbdkit"),
+            ("exec nbdkit", "exec nbdkit"),
+            ("a && exec nbdkit", "a && exec nbdkit"),
+            ("A=1 exec nbdkit", "A=1 exec nbdkit"),
+            (">log exec nbdkit", ">log exec nbdkit"),
         ] {
-            assert_eq!(with_exec(line), expected);
+            assert_eq!(with_exec(line), Line { text: expected.into(), keeps_shell: false });
         }
     }
 
     #[test]
     fn what_is_more_than_that_is_left_as_it_is() {
         for line in [
-            "exec nbdkit",
-            "a && exec nbdkit",
+            "eval nbdkit -s",
+            "A=1 eval nbdkit -s",
+            ">log eval nbdkit -s",
+            "cd /x && . ./serve",
+            "nbdkit -s; exit 3",
+            "trap 'rm x' EXIT; nbdkit -s",
             "a | b",
             "a || b",
             "a & b",
@@ -170,6 +225,8 @@ mod tests {
             "! a",
             "A=1",
             "A=1; B=2",
+            "A=1 ;",
+            ";",
             "a # b",
             "cat <<E\nb\nE",
             "a 'b",
@@ -177,7 +234,7 @@ mod tests {
             "a $(b",
             "",
         ] {
-            assert_eq!(with_exec(line), line);
+            assert_eq!(with_exec(line), Line { text: line.into(), keeps_shell: true });
         }
     }
 }

@@ -9,6 +9,7 @@
 //! | `fencing` | what an old connection may still do |
 //! | `split` | requests that are too long for one message |
 //! | `several` | several connections |
+//! | `shell_lines` | lines of `exec:` in which the shell stays |
 //! | `stress` | a server that dies all the time |
 //! | `nbdkit` | the real thing; it has to be installed |
 //! | `interop` | servers of others: TLS, qemu-nbd, nbd-server; they have to be installed, too |
@@ -27,6 +28,7 @@ mod replies;
 mod retry;
 mod script;
 mod several;
+mod shell_lines;
 mod split;
 mod stress;
 mod tasks;
