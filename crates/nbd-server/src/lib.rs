@@ -7,7 +7,7 @@
 //! | `session` | one client, from the first byte to the last: handshake, then transmission |
 //! | `connection` | the transmission phase: dispatch requests, send replies |
 //! | `recv_buffer`, `send_buffer` | received and unsent bytes, in pieces that suit system calls |
-//! | `memory_budget` | memory for the data of all connections, granted in order of arrival |
+//! | `memory_budget` | memory for the data of all connections, granted in order and, for long writes, in steps |
 //! | `request`, `reply` | headers and chunks in the style that was negotiated |
 //! | `export` | backends under names |
 //! | `limits` | how much of the server a client may use |

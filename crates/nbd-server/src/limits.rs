@@ -9,11 +9,30 @@ use nbd_net::liveness;
 /// keep the memory for ever, because each byte restarts a timeout of the socket.
 pub(crate) const MIN_BYTES_PER_SECOND: u64 = 256 << 10;
 
-/// Whether a client is too slow for others to wait for its memory: the server waited `waited` for
-/// it, and it moved `moved` bytes in that time.
-pub(crate) fn is_too_slow(waited: Duration, moved: u64, stall: Duration) -> bool {
-    let allowed = Duration::from_millis(moved.saturating_mul(1000) / MIN_BYTES_PER_SECOND);
-    waited > stall.saturating_add(allowed)
+/// How far a client is behind the minimum rate: the time that the server has waited for it, less
+/// the time that its bytes take at that rate.
+///
+/// It is never ahead: otherwise a client that sends nearly all of a long request at once could
+/// take minutes for the rest, with much memory in its hands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Lag(Duration);
+
+impl Lag {
+    /// Notes a wait for the client.
+    pub(crate) fn waited(&mut self, time: Duration) {
+        self.0 = self.0.saturating_add(time);
+    }
+
+    /// Notes bytes that the client has sent or read.
+    pub(crate) fn moved(&mut self, bytes: u64) {
+        let paid = Duration::from_millis(bytes.saturating_mul(1000) / MIN_BYTES_PER_SECOND);
+        self.0 = self.0.saturating_sub(paid);
+    }
+
+    /// Whether the client is too slow for others to wait for its memory.
+    pub(crate) fn exceeds(self, stall: Duration) -> bool {
+        self.0 > stall
+    }
 }
 
 /// Limits of a server.
@@ -37,7 +56,7 @@ pub struct Limits {
     /// connection has buffers of its own, a few MiB at most, so that small requests do not queue.
     pub memory: u64,
     /// How long a client that holds common memory may leave replies unread or a request half sent,
-    /// or send or read less than 256 KiB a second, while others wait for that memory.
+    /// or how far it may be behind 256 KiB a second, while others wait for that memory.
     pub stall: Duration,
     /// How long a client's machine may acknowledge neither data nor keepalive probes. The machine
     /// of a client that is merely stopped acknowledges both. For TCP only: the kernel notices the
@@ -73,12 +92,30 @@ mod tests {
     #[test]
     fn a_client_gets_the_time_that_its_bytes_take_at_the_minimum_rate() {
         let (stall, second) = (Duration::from_secs(30), Duration::from_secs(1));
-        assert!(!is_too_slow(stall, 0, stall));
-        assert!(is_too_slow(stall + second, 0, stall));
+        let is_too_slow = |waited: Duration, moved| {
+            let mut lag = Lag::default();
+            lag.waited(waited);
+            lag.moved(moved);
+            lag.exceeds(stall)
+        };
+        assert!(!is_too_slow(stall, 0));
+        assert!(is_too_slow(stall + second, 0));
         // A byte extends the time by nothing, a second's worth of bytes by a second.
-        assert!(is_too_slow(stall + second, 1, stall));
-        assert!(!is_too_slow(stall + second, MIN_BYTES_PER_SECOND, stall));
-        assert!(is_too_slow(stall + 2 * second, MIN_BYTES_PER_SECOND, stall));
-        assert!(!is_too_slow(stall + second, u64::MAX, Duration::MAX));
+        assert!(is_too_slow(stall + second, 1));
+        assert!(!is_too_slow(stall + second, MIN_BYTES_PER_SECOND));
+        assert!(is_too_slow(stall + 2 * second, MIN_BYTES_PER_SECOND));
+        assert!(!is_too_slow(stall + second, u64::MAX));
+    }
+
+    #[test]
+    fn bytes_that_came_fast_give_no_time_for_the_rest() {
+        let (stall, mut lag) = (Duration::from_secs(30), Lag::default());
+        lag.moved(63 << 20);
+        for _ in 0..3 {
+            assert!(!lag.exceeds(stall));
+            lag.waited(Duration::from_secs(15));
+            lag.moved(1);
+        }
+        assert!(lag.exceeds(stall));
     }
 }

@@ -3,12 +3,39 @@
 //! Waiting connections are served in the order in which they came, whatever they ask for, so none
 //! waits for ever. A connection needs none of this memory for small requests: for those it has
 //! buffers of its own.
+//!
+//! A message that is received takes its memory in steps, as its data comes: a client that sends
+//! slowly holds what it has sent, rounded up to a [`STEP`], and not what its header announces.
+//!
+//! # Why no connection waits for ever
+//!
+//! A message that needs one step only, and a read, take all of their memory at once and hold none
+//! while they wait. What they hold comes back: workers wait for no memory, and a client that reads
+//! or sends too slowly is disconnected while others wait ([`Limits::stall`]). Messages that hold a
+//! part and wait for the next step are the only ones that could block each other.
+//!
+//! 1. A step is granted only if it is [safe](steps::is_safe): all of these messages can still be
+//!    completed in some order. The first one of that order never has an unsafe step, so it waits
+//!    only for memory that comes back, and for its client, which must send at the minimum rate.
+//! 2. While a message waits for a step, nothing else is granted but steps. So there are finitely
+//!    many messages with a part, and no stream of reads or new messages overtakes them for ever.
+//! 3. By 1 the messages of 2 are completed or disconnected one after the other. Then the queue
+//!    goes on.
+//!
+//! [`Limits::stall`]: crate::Limits::stall
+
+mod block;
+mod steps;
+#[cfg(test)]
+mod tests;
 
 use std::fmt;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-/// Most bytes of unused blocks that are kept for later grants.
-const MAX_CACHED_BYTES: usize = 32 << 20;
+pub(crate) use block::Block;
+use block::BlockCache;
+pub(crate) use steps::STEP;
+use steps::{PartialMessage, is_safe};
 
 /// The limit, and how much of it is used.
 pub(crate) struct MemoryBudget {
@@ -24,8 +51,34 @@ struct BudgetState {
     /// next. They are equal if no connection waits.
     next_ticket: u64,
     now_serving: u64,
-    /// Unused blocks.
-    cached: Vec<Vec<u8>>,
+    /// Messages that hold a part of their memory, and how many of them wait for more.
+    partial: Vec<(u64, PartialMessage)>,
+    next_message: u64,
+    waiting_for_step: usize,
+    cache: BlockCache,
+}
+
+impl BudgetState {
+    fn has_queue(&self) -> bool {
+        self.now_serving != self.next_ticket
+    }
+
+    fn has_waiters(&self) -> bool {
+        self.has_queue() || self.waiting_for_step > 0
+    }
+
+    /// Whether a connection that holds nothing may take its first step.
+    fn may_begin(&self, limit: usize, message: PartialMessage) -> bool {
+        // The order matters for speed only: the first two are all that most requests need.
+        limit - self.used >= message.next_step()
+            && self.waiting_for_step == 0
+            && (message.rest <= STEP || self.is_safe_with(limit, message.after(STEP)))
+    }
+
+    fn is_safe_with(&self, limit: usize, message: PartialMessage) -> bool {
+        let others = self.partial.iter().map(|(_, message)| *message);
+        is_safe(limit, others.chain([message]))
+    }
 }
 
 impl MemoryBudget {
@@ -39,25 +92,35 @@ impl MemoryBudget {
     pub(crate) fn try_take(self: &Arc<Self>, bytes: u64) -> Option<Grant> {
         let bytes = self.clamp_to_limit(bytes);
         let mut state = self.lock();
-        let is_free = state.now_serving == state.next_ticket && self.limit - state.used >= bytes;
+        let is_free = !state.has_waiters() && self.limit - state.used >= bytes;
         is_free.then(|| self.grant(&mut state, bytes))
     }
 
     /// Takes memory, and waits for it.
     pub(crate) fn take(self: &Arc<Self>, bytes: u64) -> Grant {
         let bytes = self.clamp_to_limit(bytes);
+        self.queue(
+            |state| self.limit - state.used >= bytes && state.waiting_for_step == 0,
+            |state| self.grant(state, bytes),
+        )
+    }
+
+    /// Takes the first step of the memory for a message if that is possible at once; see
+    /// [`try_take`](Self::try_take).
+    pub(crate) fn try_begin(self: &Arc<Self>, length: u64) -> Option<Grant> {
+        let message = self.message(length);
         let mut state = self.lock();
-        let ticket = state.next_ticket;
-        state.next_ticket += 1;
-        while state.now_serving != ticket || self.limit - state.used < bytes {
-            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
-        }
-        state.now_serving += 1;
-        let grant = self.grant(&mut state, bytes);
-        drop(state);
-        // There may be enough for the next connection as well.
-        self.changed.notify_all();
-        grant
+        let is_free = !state.has_queue() && state.may_begin(self.limit, message);
+        is_free.then(|| self.begin_granted(&mut state, message))
+    }
+
+    /// Takes the first step of the memory for a message, and waits for it.
+    pub(crate) fn begin(self: &Arc<Self>, length: u64) -> Grant {
+        let message = self.message(length);
+        self.queue(
+            |state| state.may_begin(self.limit, message),
+            |state| self.begin_granted(state, message),
+        )
     }
 
     /// Whether more than half is used. Then a client gets much memory only after it has sent data.
@@ -67,32 +130,63 @@ impl MemoryBudget {
 
     /// Whether a connection waits.
     pub(crate) fn has_waiters(&self) -> bool {
-        let state = self.lock();
-        state.now_serving != state.next_ticket
+        self.lock().has_waiters()
     }
 
     /// Frees the unused blocks.
     pub(crate) fn trim(&self) {
-        let cached = std::mem::take(&mut self.lock().cached);
-        drop(cached);
+        let unused = std::mem::take(&mut self.lock().cache.unused);
+        drop(unused);
     }
 
-    /// A block of `size` bytes, counted by `grant`. Its content is arbitrary.
-    pub(crate) fn block(&self, grant: Grant, size: usize) -> Block {
+    /// Waits for its turn and until a condition holds.
+    fn queue(
+        &self,
+        may_take: impl Fn(&BudgetState) -> bool,
+        take: impl FnOnce(&mut BudgetState) -> Grant,
+    ) -> Grant {
         let mut state = self.lock();
-        let fits = |block: &Vec<u8>| block.len() == size;
-        let cached = state.cached.iter().position(fits).map(|at| state.cached.swap_remove(at));
+        let ticket = state.next_ticket;
+        state.next_ticket += 1;
+        while state.now_serving != ticket || !may_take(&state) {
+            state = self.wait(state);
+        }
+        state.now_serving += 1;
+        let grant = take(&mut state);
         drop(state);
-        Block { bytes: cached.unwrap_or_else(|| vec![0; size]), grant: Some(grant) }
+        // There may be enough for the next connection as well.
+        self.changed.notify_all();
+        grant
+    }
+
+    /// A message of this length that holds nothing yet.
+    fn message(&self, length: u64) -> PartialMessage {
+        PartialMessage { held: 0, rest: self.clamp_to_limit(length) }
     }
 
     fn clamp_to_limit(&self, bytes: u64) -> usize {
         usize::try_from(bytes).unwrap_or(usize::MAX).min(self.limit)
     }
 
+    fn begin_granted(self: &Arc<Self>, state: &mut BudgetState, message: PartialMessage) -> Grant {
+        let step = message.next_step();
+        let mut grant = self.grant(state, step);
+        if step < message.rest {
+            let id = state.next_message;
+            state.next_message += 1;
+            state.partial.push((id, message.after(step)));
+            grant.partial = Some(id);
+        }
+        grant
+    }
+
     fn grant(self: &Arc<Self>, state: &mut BudgetState, bytes: usize) -> Grant {
         state.used += bytes;
-        Grant { memory: Arc::clone(self), bytes }
+        Grant { memory: Arc::clone(self), bytes, partial: None }
+    }
+
+    fn wait<'a>(&self, state: MutexGuard<'a, BudgetState>) -> MutexGuard<'a, BudgetState> {
+        self.changed.wait(state).unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock(&self) -> MutexGuard<'_, BudgetState> {
@@ -111,124 +205,74 @@ impl fmt::Debug for MemoryBudget {
 pub(crate) struct Grant {
     memory: Arc<MemoryBudget>,
     bytes: usize,
+    /// The message among [`BudgetState::partial`], until the grant covers all of it.
+    partial: Option<u64>,
+}
+
+impl Grant {
+    /// Whether more steps are to come.
+    pub(crate) fn is_partial(&self) -> bool {
+        self.partial.is_some()
+    }
+
+    /// Takes the next step if there is enough memory and that is safe. Does not wait for its turn:
+    /// those in the queue hold nothing, and wait for this.
+    fn try_grow(&mut self) -> bool {
+        let memory = Arc::clone(&self.memory);
+        self.grow_if_safe(&mut memory.lock())
+    }
+
+    /// Takes the next step, and waits for it.
+    fn grow(&mut self) {
+        let memory = Arc::clone(&self.memory);
+        let mut state = memory.lock();
+        state.waiting_for_step += 1;
+        while !self.grow_if_safe(&mut state) {
+            state = memory.wait(state);
+        }
+        state.waiting_for_step -= 1;
+        drop(state);
+        // The queue stood still meanwhile.
+        memory.changed.notify_all();
+    }
+
+    /// `true` if a step was taken, or there is none to take.
+    fn grow_if_safe(&mut self, state: &mut BudgetState) -> bool {
+        let at = state.partial.iter().position(|(id, _)| Some(*id) == self.partial);
+        let Some(at) = at else { return true };
+        let (id, message) = state.partial.swap_remove(at);
+        let (limit, step) = (self.memory.limit, message.next_step());
+        let after = message.after(step);
+        if limit - state.used < step || !state.is_safe_with(limit, after) {
+            state.partial.push((id, message));
+            return false;
+        }
+        state.used += step;
+        self.bytes += step;
+        if after.rest > 0 {
+            state.partial.push((id, after));
+        } else {
+            self.partial = None;
+            // Steps of others may be safe now that what this message holds is sure to come back.
+            if state.has_waiters() {
+                self.memory.changed.notify_all();
+            }
+        }
+        true
+    }
 }
 
 impl Drop for Grant {
     fn drop(&mut self) {
         let mut state = self.memory.lock();
         state.used -= self.bytes;
-        let has_waiters = state.now_serving != state.next_ticket;
+        if self.is_partial() {
+            state.partial.retain(|(id, _)| Some(*id) != self.partial);
+        }
+        let has_waiters = state.has_waiters();
         drop(state);
         if has_waiters {
             self.memory.changed.notify_all();
         }
-    }
-}
-
-/// Bytes in common memory, or in a connection's own.
-#[derive(Debug)]
-pub(crate) struct Block {
-    bytes: Vec<u8>,
-    grant: Option<Grant>,
-}
-
-impl Block {
-    /// A block of a connection's own, which no grant counts.
-    pub(crate) fn own(size: usize) -> Self {
-        Self { bytes: vec![0; size], grant: None }
-    }
-
-    pub(crate) fn is_own(&self) -> bool {
-        self.grant.is_none()
-    }
-
-    pub(crate) fn bytes(&self) -> &[u8] {
-        &self.bytes
-    }
-
-    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
-        &mut self.bytes
-    }
-}
-
-impl Drop for Block {
-    fn drop(&mut self) {
-        let Some(grant) = self.grant.take() else {
-            return;
-        };
-        let mut state = grant.memory.lock();
-        let cached: usize = state.cached.iter().map(Vec::len).sum();
-        // Under a small limit, unused blocks must not take most of it.
-        if cached + self.bytes.len() <= MAX_CACHED_BYTES.min(grant.memory.limit / 4) {
-            state.cached.push(std::mem::take(&mut self.bytes));
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::mpsc::channel;
-    use std::thread;
-
-    use super::*;
-
-    #[test]
-    fn returned_memory_can_be_taken_again() {
-        let memory = MemoryBudget::new(100);
-        let first = memory.try_take(60).unwrap();
-        assert!(memory.try_take(41).is_none());
-        let second = memory.try_take(40).unwrap();
-        assert!(memory.try_take(1).is_none());
-        drop(first);
-        drop(memory.try_take(60).unwrap());
-        drop(second);
-        // More than the limit: all of it.
-        let all = memory.try_take(u64::MAX).unwrap();
-        assert!(memory.try_take(1).is_none());
-        drop(all);
-        assert_eq!(memory.lock().used, 0);
-    }
-
-    #[test]
-    fn waiting_connections_are_served_in_order() {
-        let memory = MemoryBudget::new(100);
-        let first = memory.try_take(50).unwrap();
-        let (sender, order) = channel();
-        thread::scope(|scope| {
-            for (ticket, bytes) in [(0, 100), (1, 10), (2, 100), (3, 10)] {
-                let (memory, sender) = (&memory, sender.clone());
-                scope.spawn(move || {
-                    let grant = memory.take(bytes);
-                    sender.send(ticket).unwrap();
-                    drop(grant);
-                });
-                while memory.lock().next_ticket == ticket {
-                    thread::yield_now();
-                }
-            }
-            // There is enough for it, but others came first.
-            assert!(memory.has_waiters() && memory.try_take(10).is_none());
-            drop(first);
-        });
-        let order: Vec<_> = order.try_iter().collect();
-        assert_eq!(order, [0, 1, 2, 3]);
-        assert!(!memory.has_waiters() && memory.try_take(100).is_some());
-    }
-
-    #[test]
-    fn unused_blocks_are_reused_up_to_a_limit() {
-        let memory = MemoryBudget::new(4000);
-        let block = |size: usize| memory.block(memory.try_take(size as u64).unwrap(), size);
-        let mut used = block(1000);
-        used.bytes_mut()[0] = 7;
-        drop(used);
-        assert_eq!(memory.lock().cached.len(), 1);
-        assert_eq!(block(999).bytes(), [0; 999]);
-        assert_eq!(block(1000).bytes()[0], 7);
-        drop([block(1000), block(1000)]);
-        assert_eq!(memory.lock().cached.iter().map(Vec::len).sum::<usize>(), 1000);
-        memory.trim();
-        assert!(memory.lock().cached.is_empty());
-        assert_eq!(memory.lock().used, 0);
     }
 }

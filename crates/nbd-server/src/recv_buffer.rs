@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use nbd_backend::{BusyPoll, MappedRange};
 use nbd_net::stream::Receiver;
 
-use crate::limits::{Limits, is_too_slow};
+use crate::limits::{Lag, Limits};
 use crate::memory_budget::{Block, Grant, MemoryBudget};
 
 /// Size of a connection's first block, in bytes. Small, because a server may have hundreds of
@@ -41,8 +41,8 @@ pub(crate) struct RecvBuffer {
     /// The last receive filled the block, so more may wait in the socket.
     was_full: bool,
     timeout: Duration,
-    /// Time spent waiting for the rest of the message that lies in common memory.
-    waited: Duration,
+    /// How slowly the message comes that lies in common memory.
+    lag: Lag,
 }
 
 /// Why nothing can be received now.
@@ -50,8 +50,10 @@ pub(crate) struct RecvBuffer {
 pub(crate) enum Blocked {
     /// Requests of this connection must be finished first.
     TasksPending,
-    /// This many bytes of common memory are needed; see [`RecvBuffer::grow`].
+    /// Common memory for a message of this many bytes is needed; see [`RecvBuffer::begin_long`].
     NeedsMemory(usize),
+    /// The next step of the memory for this message is needed; see [`RecvBuffer::wait_for_step`].
+    NeedsStep,
 }
 
 impl RecvBuffer {
@@ -78,7 +80,7 @@ impl RecvBuffer {
             expects_long: false,
             was_full: false,
             timeout,
-            waited: Duration::ZERO,
+            lag: Lag::default(),
         })
     }
 
@@ -91,7 +93,7 @@ impl RecvBuffer {
     pub(crate) fn consume(&mut self, count: usize) {
         assert!(count <= self.end - self.start, "consuming what has not come");
         self.start += count;
-        self.waited = Duration::ZERO;
+        self.lag = Lag::default();
     }
 
     /// A part of [`bytes`](Self::bytes) that stays when they are consumed.
@@ -112,8 +114,7 @@ impl RecvBuffer {
 
     /// Whether a message in common memory comes too slowly for others to wait for that memory.
     pub(crate) fn is_too_slow(&self, stall: Duration) -> bool {
-        let have = (self.end - self.start) as u64;
-        self.holds_memory() && have > 0 && is_too_slow(self.waited, have, stall)
+        self.holds_memory() && self.end > self.start && self.lag.exceeds(stall)
     }
 
     /// How long [`receive`](Self::receive) waits: at most [`Limits::idle`].
@@ -132,12 +133,12 @@ impl RecvBuffer {
         let Some(block) = Arc::get_mut(&mut self.block) else {
             return Err(io::Error::other("a block to receive into is shared"));
         };
-        let (whole, is_common) = (block.bytes().len(), !block.is_own());
+        let (usable, is_common) = (block.usable(), !block.is_own());
         // A long message may begin in a block that is too small for all of it.
         let room = if missing > MIN_LONG_MESSAGE || is_head_only {
-            whole.min(end + missing)
+            usable.min(end + missing)
         } else {
-            whole
+            usable
         };
         let room = &mut block.bytes_mut()[end..room];
         let socket = Arc::clone(self.receiver.socket());
@@ -146,10 +147,11 @@ impl RecvBuffer {
             Some(busy_poll) => busy_poll.receive(socket.as_fd(), || self.receiver.receive(room)),
             None => self.receiver.receive(room),
         };
-        self.waited += begun.map_or(Duration::ZERO, |begun| begun.elapsed());
+        self.lag.waited(begun.map_or(Duration::ZERO, |begun| begun.elapsed()));
         let count = received?;
+        self.lag.moved(count as u64);
         self.end += count;
-        self.was_full = self.end == whole;
+        self.was_full = self.end == usable;
         Ok(count)
     }
 
@@ -210,7 +212,7 @@ impl RecvBuffer {
             return Ok(());
         }
         // A block of another size was for one long message.
-        let is_usual = self.block.is_own() || self.block.bytes().len() == BLOCK_SIZE;
+        let is_usual = self.block.is_own() || self.block.size() == BLOCK_SIZE;
         if is_usual && Arc::get_mut(&mut self.block).is_some() {
             self.compact(needed - have);
             return Ok(());
@@ -239,25 +241,33 @@ impl RecvBuffer {
     }
 
     fn make_long_room(&mut self, needed: usize) -> Result<(), Blocked> {
-        let is_there = self.start == 0 && self.block.bytes().len() == needed;
-        if is_there && self.holds_memory() && Arc::get_mut(&mut self.block).is_some() {
-            return Ok(());
+        let is_there = self.start == 0 && self.block.size() == needed && self.holds_memory();
+        if is_there && let Some(block) = Arc::get_mut(&mut self.block) {
+            let has_room = self.end < block.usable() || block.try_grow();
+            return if has_room { Ok(()) } else { Err(Blocked::NeedsStep) };
         }
-        match self.memory.try_take(needed as u64) {
-            Some(grant) => self.grow(grant, needed),
+        match self.memory.try_begin(needed as u64) {
+            Some(grant) => self.begin_long(grant, needed),
             None => return self.release_shared().and(Err(Blocked::NeedsMemory(needed))),
         }
         Ok(())
     }
 
     /// Moves the beginning of a long message to the memory that was granted for it.
-    pub(crate) fn grow(&mut self, grant: Grant, needed: usize) {
+    pub(crate) fn begin_long(&mut self, grant: Grant, needed: usize) {
         self.change_block(self.memory.block(grant, needed).into());
         self.expects_long = true;
     }
 
-    /// Releases the common memory. A connection must not hold some while it waits for more: two
-    /// that do could wait for each other for ever.
+    /// Waits for the next step of the memory for this message.
+    pub(crate) fn wait_for_step(&mut self) {
+        if let Some(block) = Arc::get_mut(&mut self.block) {
+            block.grow();
+        }
+    }
+
+    /// Releases the common memory. A connection must not hold some while it waits in the queue for
+    /// more: two that do could wait for each other for ever. Steps are another matter.
     pub(crate) fn release_shared(&mut self) -> Result<(), Blocked> {
         if self.block.is_own() || self.restore_own_buffer() {
             Ok(())
@@ -307,7 +317,7 @@ impl RecvBuffer {
         }
         let used = std::mem::replace(&mut self.block, fresh);
         (self.start, self.end) = (0, have);
-        self.waited = Duration::ZERO;
+        self.lag = Lag::default();
         // A block of the connection's own that another one of its own replaces was too small.
         if used.is_own() && !self.block.is_own() {
             self.own = Some(used);
@@ -342,113 +352,4 @@ impl Payload {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::io::Write;
-    use std::os::unix::net::UnixStream;
-
-    use nbd_net::socket::Socket;
-    use nbd_net::stream::Stream;
-
-    use super::*;
-
-    /// A buffer with so much common memory, and its client.
-    fn recv_buffer(memory: u64) -> (RecvBuffer, UnixStream) {
-        let (ours, theirs) = UnixStream::pair().unwrap();
-        let (receiver, _) = Stream::plain(Socket::from_fd(ours.into()).unwrap()).split();
-        let recv_buffer =
-            RecvBuffer::new(receiver, &[], &Limits::default(), MemoryBudget::new(memory));
-        (recv_buffer.unwrap(), theirs)
-    }
-
-    /// Receives a message of this length and checks its bytes.
-    fn receive(recv_buffer: &mut RecvBuffer, client: &mut UnixStream, length: usize) {
-        let message: Vec<u8> = (0..length).map(|at| at as u8 ^ (at >> 8) as u8).collect();
-        std::thread::scope(|scope| {
-            scope.spawn(|| client.write_all(&message).unwrap());
-            while recv_buffer.bytes().len() < length {
-                recv_buffer.make_room(length).unwrap();
-                assert_ne!(recv_buffer.receive(length).unwrap(), 0);
-            }
-        });
-        assert!(recv_buffer.bytes() == message);
-    }
-
-    fn size(recv_buffer: &RecvBuffer) -> usize {
-        recv_buffer.block.bytes().len()
-    }
-
-    #[test]
-    fn small_messages_stay_in_the_small_first_block() {
-        let (mut recv_buffer, mut client) = recv_buffer(1);
-        for length in [28, 4124, 28, 60_000, 4124] {
-            receive(&mut recv_buffer, &mut client, length);
-            recv_buffer.consume(length);
-            assert_eq!(size(&recv_buffer), INITIAL_BLOCK_SIZE);
-        }
-        receive(&mut recv_buffer, &mut client, INITIAL_BLOCK_SIZE + 1);
-        recv_buffer.consume(INITIAL_BLOCK_SIZE + 1);
-        assert_eq!(size(&recv_buffer), BLOCK_SIZE);
-    }
-
-    #[test]
-    fn a_full_receive_makes_the_next_block_larger() {
-        let (mut recv_buffer, mut client) = recv_buffer(1);
-        client.write_all(&[7; INITIAL_BLOCK_SIZE + 100]).unwrap();
-        recv_buffer.make_room(28).unwrap();
-        assert_eq!(recv_buffer.receive(28).unwrap(), INITIAL_BLOCK_SIZE);
-        recv_buffer.consume(INITIAL_BLOCK_SIZE - 10);
-        recv_buffer.make_room(28).unwrap();
-        assert_eq!((recv_buffer.receive(28).unwrap(), size(&recv_buffer)), (100, BLOCK_SIZE));
-        assert_eq!(recv_buffer.bytes(), [7; 110]);
-    }
-
-    #[test]
-    fn a_shared_payload_stays_when_its_message_is_consumed() {
-        let (mut recv_buffer, mut client) = recv_buffer(1);
-        let _others = recv_buffer.memory.try_take(1).unwrap();
-        receive(&mut recv_buffer, &mut client, 5000);
-        let (payload, expected) =
-            (recv_buffer.share(1000..5000), recv_buffer.bytes()[1000..5000].to_vec());
-        recv_buffer.consume(5000);
-        receive(&mut recv_buffer, &mut client, 28);
-        assert_eq!(size(&recv_buffer), BLOCK_SIZE);
-        assert_eq!(payload.as_slice(), expected);
-        // Both own blocks are shared now, and the memory is used by others.
-        let _payload = recv_buffer.share(0..28);
-        assert_eq!(recv_buffer.make_room(100), Err(Blocked::TasksPending));
-    }
-
-    #[test]
-    fn a_long_message_begins_in_the_own_block_while_memory_is_scarce() {
-        let (mut recv_buffer, mut client) = recv_buffer(8 << 20);
-        let others = recv_buffer.memory.try_take((4 << 20) + 1).unwrap();
-        let length = BLOCK_SIZE + 100_000;
-        client.write_all(&[7; 4096]).unwrap();
-        recv_buffer.make_room(length).unwrap();
-        assert_eq!(recv_buffer.receive(length).unwrap(), 4096);
-        assert!(!recv_buffer.holds_memory());
-        std::thread::scope(|scope| {
-            scope.spawn(|| client.write_all(&vec![7; BLOCK_SIZE - 4096]).unwrap());
-            while recv_buffer.bytes().len() < BLOCK_SIZE {
-                recv_buffer.make_room(length).unwrap();
-                recv_buffer.receive(length).unwrap();
-            }
-        });
-        recv_buffer.make_room(length).unwrap();
-        assert!(recv_buffer.holds_memory() && recv_buffer.bytes() == [7; BLOCK_SIZE]);
-        drop(others);
-    }
-
-    #[test]
-    fn release_shared_moves_the_rest_to_a_larger_own_block() {
-        let (mut recv_buffer, mut client) = recv_buffer(8 << 20);
-        receive(&mut recv_buffer, &mut client, BLOCK_SIZE + 1);
-        assert!(recv_buffer.holds_memory());
-        // More is left than the first block had room for.
-        recv_buffer.consume(BLOCK_SIZE + 1 - 2 * INITIAL_BLOCK_SIZE);
-        let rest = recv_buffer.bytes().to_vec();
-        recv_buffer.release_shared().unwrap();
-        assert!(!recv_buffer.holds_memory());
-        assert_eq!((recv_buffer.bytes(), size(&recv_buffer)), (&rest[..], BLOCK_SIZE));
-    }
-}
+mod tests;

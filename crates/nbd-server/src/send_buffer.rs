@@ -8,7 +8,7 @@ use std::time::Duration;
 use nbd_backend::MappedRange;
 use nbd_net::stream::Sender;
 
-use crate::limits::is_too_slow;
+use crate::limits::Lag;
 use crate::memory_budget::Grant;
 use crate::request::RefusalReason;
 
@@ -34,9 +34,8 @@ pub(crate) struct SendBuffer {
     mapped_len: usize,
     /// Grants for data among the staged bytes.
     held_grants: Vec<Grant>,
-    /// Time spent waiting for the client, and bytes sent to it, since the buffer was last empty.
-    waited: Duration,
-    sent_since: u64,
+    /// How slowly the client reads, since the buffer was last empty.
+    lag: Lag,
     /// The receive buffer holds common memory.
     pub(crate) recv_holds_memory: bool,
     /// Requests that workers or the backend have.
@@ -66,8 +65,7 @@ impl SendBuffer {
             mapped: VecDeque::new(),
             mapped_len: 0,
             held_grants: Vec::new(),
-            waited: Duration::ZERO,
-            sent_since: 0,
+            lag: Lag::default(),
             recv_holds_memory: false,
             outstanding: 0,
             outstanding_bytes: 0,
@@ -114,8 +112,8 @@ impl SendBuffer {
     /// Notes a wait for the client. `true` if it reads too slowly for others to wait for its
     /// memory.
     pub(crate) fn has_waited(&mut self, time: Duration, stall: Duration) -> bool {
-        self.waited += time;
-        !self.held_grants.is_empty() && is_too_slow(self.waited, self.sent_since, stall)
+        self.lag.waited(time);
+        !self.held_grants.is_empty() && self.lag.exceeds(stall)
     }
 
     /// Whether this connection holds common memory until the client reads.
@@ -197,7 +195,7 @@ impl SendBuffer {
 
     /// Removes what was sent.
     fn sent(&mut self, mut count: usize) {
-        self.sent_since += count as u64;
+        self.lag.moved(count as u64);
         while count > 0 {
             let next = self.mapped.front().map_or(self.end, |(place, _)| *place);
             let staged = count.min(next - self.start);
@@ -247,7 +245,7 @@ impl SendBuffer {
             self.buffer = vec![0; BUFFER_SIZE];
         }
         self.held_grants.clear();
-        (self.waited, self.sent_since) = (Duration::ZERO, 0);
+        self.lag = Lag::default();
     }
 
     /// Turns every error but `WouldBlock` into the end of the connection. The receiving thread

@@ -107,8 +107,11 @@ impl Connection {
             match blocked {
                 Blocked::TasksPending => self.wait_for_tasks(),
                 Blocked::NeedsMemory(bytes) => {
-                    recv_buffer.grow(self.memory.take(bytes as u64), bytes);
+                    recv_buffer.begin_long(self.memory.begin(bytes as u64), bytes);
                 }
+                // It keeps what it has: bytes that came cannot be given back. The memory budget
+                // argues why that blocks no one for ever.
+                Blocked::NeedsStep => recv_buffer.wait_for_step(),
             }
         }
     }

@@ -146,6 +146,62 @@ fn headers_of_large_writes_hold_no_memory() {
     }
 }
 
+/// Each client has announced a quarter of the memory, and sent a piece of that.
+#[test]
+fn half_sent_long_writes_hold_only_what_has_come() {
+    const LENGTH: usize = 16 << 20;
+    const SENT: usize = 1 << 20;
+    let limits = Limits { memory: 4 * LENGTH as u64, stall: no_stall(), ..Limits::default() };
+    let server = TestServer::with(Disk::new(1), limits);
+    let mut slow: Vec<_> = (0..8).map(|_| server.client(ReplyStyle::Simple)).collect();
+    for client in &mut slow {
+        let message = client.write_message(1, 0, &vec![1; LENGTH]);
+        client.send(&message[..SENT]);
+    }
+    // More than was left when memory was granted for all that was announced.
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| long_write(&mut server.client(ReplyStyle::Simple), LENGTH));
+        }
+    });
+    large_write(&server);
+    // All of them together announced twice the memory, and get it in some order.
+    std::thread::scope(|scope| {
+        for mut client in slow {
+            scope.spawn(move || {
+                let message = client.write_message(1, 0, &vec![1; LENGTH]);
+                client.send(&message[SENT..]);
+                assert!(matches!(client.answer(0).outcome, Outcome::Failed(..)));
+            });
+        }
+    });
+}
+
+/// A write that is longer than the disk: all of it is received before it is refused.
+fn long_write(client: &mut RawClient, length: usize) {
+    client.write(1, 0, &vec![1; length]);
+    assert!(matches!(client.answer(0).outcome, Outcome::Failed(..)));
+}
+
+/// Each alone would fit, and no two of them.
+#[test]
+fn long_writes_that_grow_at_once_do_not_block_each_other() {
+    let limits = Limits { memory: 16 << 20, stall: no_stall(), ..Limits::default() };
+    let server = TestServer::with(Disk::new(1), limits);
+    std::thread::scope(|scope| {
+        for number in 0..6 {
+            let mut client = server.client(ReplyStyle::Simple);
+            scope.spawn(move || {
+                for round in 0..5 {
+                    long_write(&mut client, (7 + (number + round) % 6) << 20);
+                    client.ask(Type::READ, 1, WORKER_OFFSET, LARGE as u64);
+                    assert!(matches!(client.answer(LARGE).outcome, Outcome::Data(..)));
+                }
+            });
+        }
+    });
+}
+
 #[test]
 fn unread_replies_are_dropped_when_others_wait_for_their_memory() {
     let server = server(SHORT_STALL);

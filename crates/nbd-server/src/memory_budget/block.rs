@@ -1,0 +1,145 @@
+//! Memory to receive into, counted or a connection's own.
+
+use std::sync::Arc;
+
+use super::{Grant, MemoryBudget};
+
+/// Most bytes of unused blocks that are kept for later grants.
+const MAX_CACHED_BYTES: usize = 32 << 20;
+
+/// Blocks that are resident and that no grant counts.
+#[derive(Default)]
+pub(super) struct BlockCache {
+    pub(super) unused: Vec<Vec<u8>>,
+    /// Bytes of blocks in use whose grants do not cover them yet.
+    pub(super) lent: usize,
+}
+
+impl BlockCache {
+    fn take(&mut self, size: usize) -> Option<Vec<u8>> {
+        let at = self.unused.iter().position(|block| block.len() == size)?;
+        Some(self.unused.swap_remove(at))
+    }
+
+    /// Whether another block may be kept. Under a small limit of memory, unused blocks must not take
+    /// most of it.
+    fn has_room(&self, size: usize, limit: usize) -> bool {
+        let cached = self.unused.iter().map(Vec::len).sum::<usize>() + self.lent;
+        cached + size <= MAX_CACHED_BYTES.min(limit / 4)
+    }
+}
+
+/// Bytes in common memory, or in a connection's own.
+#[derive(Debug)]
+pub(crate) struct Block {
+    /// What may be used now. Has the capacity for `size`, and the system provides memory for
+    /// what is in use only.
+    bytes: Vec<u8>,
+    /// Bytes of the block when its grant is complete.
+    size: usize,
+    grant: Option<Grant>,
+    /// Bytes from the cache that the grant does not cover yet. They count as cached, so that blocks
+    /// in the hands of slow clients cannot add up to more than the cache.
+    lent: usize,
+}
+
+impl Block {
+    /// A block of a connection's own, which no grant counts.
+    pub(crate) fn own(size: usize) -> Self {
+        Self { bytes: vec![0; size], size, grant: None, lent: 0 }
+    }
+
+    pub(crate) fn is_own(&self) -> bool {
+        self.grant.is_none()
+    }
+
+    /// Bytes of the block when all of it is granted.
+    pub(crate) fn size(&self) -> usize {
+        self.size
+    }
+
+    /// Bytes that may be used.
+    pub(crate) fn usable(&self) -> usize {
+        match &self.grant {
+            Some(grant) if grant.is_partial() => grant.bytes,
+            _ => self.size,
+        }
+    }
+
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
+        &mut self.bytes
+    }
+
+    /// Takes another step of the block's memory if that is possible at once.
+    pub(crate) fn try_grow(&mut self) -> bool {
+        let has_grown = self.grant.as_mut().is_some_and(Grant::try_grow);
+        self.provide();
+        has_grown
+    }
+
+    /// Takes another step of the block's memory, and waits for it.
+    pub(crate) fn grow(&mut self) {
+        if let Some(grant) = &mut self.grant {
+            grant.grow();
+        }
+        self.provide();
+    }
+
+    /// Makes use of what is granted. Never moves the bytes: there is capacity for all.
+    fn provide(&mut self) {
+        let usable = self.usable();
+        if self.bytes.len() < usable {
+            self.bytes.resize(usable, 0);
+        }
+        let lent = self.lent.min(self.size - usable);
+        if lent < self.lent
+            && let Some(grant) = &self.grant
+        {
+            grant.memory.lock().cache.lent -= self.lent - lent;
+            self.lent = lent;
+        }
+    }
+}
+
+impl MemoryBudget {
+    /// A block of `size` bytes, counted by `grant`. Its content is arbitrary.
+    pub(crate) fn block(self: &Arc<Self>, grant: Grant, size: usize) -> Block {
+        let granted = if grant.is_partial() { grant.bytes } else { size };
+        let mut state = self.lock();
+        let cached = state.cache.take(size);
+        let lent = if cached.is_some() { size - granted } else { 0 };
+        state.cache.lent += lent;
+        drop(state);
+        let bytes = cached.unwrap_or_else(|| zeroes(granted, size));
+        Block { bytes, size, grant: Some(grant), lent }
+    }
+}
+
+/// So many zeroes, with room for more.
+fn zeroes(count: usize, capacity: usize) -> Vec<u8> {
+    if count == capacity {
+        // The system gives zeroed memory, which need not be zeroed again.
+        return vec![0; count];
+    }
+    let mut bytes = Vec::with_capacity(capacity);
+    bytes.resize(count, 0);
+    bytes
+}
+
+impl Drop for Block {
+    fn drop(&mut self) {
+        let Some(grant) = self.grant.take() else {
+            return;
+        };
+        let mut state = grant.memory.lock();
+        state.cache.lent -= self.lent;
+        let is_whole = self.bytes.len() == self.size;
+        if is_whole && state.cache.has_room(self.size, grant.memory.limit) {
+            state.cache.unused.push(std::mem::take(&mut self.bytes));
+        }
+    }
+}

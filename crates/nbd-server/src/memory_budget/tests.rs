@@ -1,0 +1,161 @@
+use std::sync::mpsc::channel;
+use std::thread;
+
+use super::*;
+
+#[test]
+fn returned_memory_can_be_taken_again() {
+    let memory = MemoryBudget::new(100);
+    let first = memory.try_take(60).unwrap();
+    assert!(memory.try_take(41).is_none());
+    let second = memory.try_take(40).unwrap();
+    assert!(memory.try_take(1).is_none());
+    drop(first);
+    drop(memory.try_take(60).unwrap());
+    drop(second);
+    // More than the limit: all of it.
+    let all = memory.try_take(u64::MAX).unwrap();
+    assert!(memory.try_take(1).is_none());
+    drop(all);
+    assert_eq!(memory.lock().used, 0);
+}
+
+#[test]
+fn waiting_connections_are_served_in_order() {
+    let memory = MemoryBudget::new(100);
+    let first = memory.try_take(50).unwrap();
+    let (sender, order) = channel();
+    thread::scope(|scope| {
+        for (ticket, bytes) in [(0, 100), (1, 10), (2, 100), (3, 10)] {
+            let (memory, sender) = (&memory, sender.clone());
+            scope.spawn(move || {
+                let grant = memory.take(bytes);
+                sender.send(ticket).unwrap();
+                drop(grant);
+            });
+            while memory.lock().next_ticket == ticket {
+                thread::yield_now();
+            }
+        }
+        // There is enough for it, but others came first.
+        assert!(memory.has_waiters() && memory.try_take(10).is_none());
+        drop(first);
+    });
+    let order: Vec<_> = order.try_iter().collect();
+    assert_eq!(order, [0, 1, 2, 3]);
+    assert!(!memory.has_waiters() && memory.try_take(100).is_some());
+}
+
+#[test]
+fn unused_blocks_are_reused_up_to_a_limit() {
+    let memory = MemoryBudget::new(4000);
+    let block = |size: usize| memory.block(memory.try_take(size as u64).unwrap(), size);
+    let mut used = block(1000);
+    used.bytes_mut()[0] = 7;
+    drop(used);
+    assert_eq!(memory.lock().cache.unused.len(), 1);
+    assert_eq!(block(999).bytes(), [0; 999]);
+    assert_eq!(block(1000).bytes()[0], 7);
+    drop([block(1000), block(1000)]);
+    assert_eq!(memory.lock().cache.unused.iter().map(Vec::len).sum::<usize>(), 1000);
+    memory.trim();
+    assert!(memory.lock().cache.unused.is_empty());
+    assert_eq!(memory.lock().used, 0);
+}
+
+#[test]
+fn a_message_takes_its_memory_in_steps() {
+    let memory = MemoryBudget::new(10 * STEP as u64);
+    let size = 2 * STEP + 5;
+    let mut block = memory.block(memory.try_begin(size as u64).unwrap(), size);
+    for (usable, used) in [(STEP, STEP), (2 * STEP, 2 * STEP), (size, size), (size, size)] {
+        assert_eq!((block.usable(), memory.lock().used), (usable, used));
+        assert!(block.bytes().len() == usable && block.try_grow());
+    }
+    assert!(memory.lock().partial.is_empty());
+    drop(block);
+    assert_eq!(memory.lock().used, 0);
+    // One that fits into a step takes all of it at once.
+    assert!(!memory.try_begin(STEP as u64).unwrap().is_partial());
+}
+
+#[test]
+fn a_step_that_could_block_others_for_ever_is_refused() {
+    let memory = MemoryBudget::new(4 * STEP as u64);
+    let begin = || memory.try_begin(3 * STEP as u64);
+    let (mut first, mut second) = (begin().unwrap(), begin().unwrap());
+    // Each would hold two of the four, and need a third one.
+    assert!(first.try_grow() && !second.try_grow() && begin().is_none());
+    assert!(first.try_grow() && !first.is_partial());
+    // What the first one holds is sure to come back, but is not there yet.
+    assert!(!second.try_grow());
+    drop(first);
+    assert!(second.try_grow() && second.try_grow() && !second.is_partial());
+}
+
+#[test]
+fn the_queue_waits_while_a_message_waits_for_a_step() {
+    let memory = MemoryBudget::new(4 * STEP as u64);
+    let mut message = memory.try_begin(2 * STEP as u64).unwrap();
+    let others = memory.try_take(3 * STEP as u64).unwrap();
+    thread::scope(|scope| {
+        let growing = scope.spawn(|| message.grow());
+        while memory.lock().waiting_for_step == 0 {
+            thread::yield_now();
+        }
+        assert!(memory.has_waiters() && memory.try_take(0).is_none());
+        drop(others);
+        growing.join().unwrap();
+    });
+    assert!(!message.is_partial() && !memory.has_waiters());
+    assert!(memory.try_take(2 * STEP as u64).is_some());
+}
+
+/// Messages of many connections, each longer than half of the memory, and reads between them.
+#[test]
+fn many_messages_that_grow_at_once_are_all_completed() {
+    let memory = MemoryBudget::new(5 * STEP as u64);
+    thread::scope(|scope| {
+        for thread in 0..8 {
+            let memory = &memory;
+            scope.spawn(move || {
+                for round in 0..50 {
+                    let mut grant = memory.begin((3 + (thread + round) % 4) * STEP as u64);
+                    while grant.is_partial() {
+                        thread::yield_now();
+                        grant.grow();
+                    }
+                    drop(grant);
+                    drop(memory.take((1 + round % 7) * STEP as u64));
+                }
+            });
+        }
+    });
+    assert_eq!(memory.lock().used, 0);
+}
+
+#[test]
+fn a_cached_block_in_slow_hands_counts_as_cached() {
+    let memory = MemoryBudget::new(40 * STEP as u64);
+    let size = 3 * STEP;
+    let begin = || memory.block(memory.try_begin(size as u64).unwrap(), size);
+    let complete = |block: &mut Block| {
+        while block.usable() < size {
+            assert!(block.try_grow());
+        }
+    };
+    let mut block = begin();
+    complete(&mut block);
+    drop(block);
+    let mut slow = begin();
+    assert_eq!(memory.lock().cache.lent, 2 * STEP);
+    assert_eq!(memory.lock().used, STEP);
+    assert!(slow.try_grow());
+    assert_eq!(memory.lock().cache.lent, STEP);
+    complete(&mut slow);
+    assert_eq!(memory.lock().cache.lent, 0);
+    drop(slow);
+    drop(begin());
+    let state = memory.lock();
+    assert_eq!((state.cache.lent, state.cache.unused.len(), state.used), (0, 1, 0));
+}
