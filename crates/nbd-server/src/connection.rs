@@ -13,6 +13,7 @@ mod task;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::time::Duration;
 
 use nbd_backend::{Completion, Dispatcher};
 use nbd_net::socket::Socket;
@@ -28,6 +29,9 @@ use crate::request::{ProtocolError, RequestHeader};
 use crate::send_buffer::{SEND_THRESHOLD, SendBuffer};
 use direct_receive::DirectReceive;
 use reply_sink::{ConnectionSink, NetworkRequest};
+
+/// How often a connection that waits for workers looks after its client.
+const CLIENT_CHECK_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Why a connection ended without an orderly disconnect.
 #[derive(Debug, Error)]
@@ -109,6 +113,7 @@ impl Connection {
             Err(_) => self.socket.shutdown_receive(),
         }
         drop(guard);
+        self.has_disconnected();
         let mut guard =
             self.wait_until(|send_buffer| send_buffer.outstanding == 0 && !send_buffer.is_draining);
         let rest = guard.send_buffer.send();
@@ -140,7 +145,7 @@ impl Connection {
                     send_buffer.outstanding == 0 || !self.is_full(send_buffer, recv_buffer.bytes())
                 })),
                 NextAction::WaitForMemory(bytes) => {
-                    grant = Some(self.wait_for_grant(recv_buffer, bytes));
+                    grant = self.wait_for_grant(recv_buffer, bytes);
                     // The client may have disconnected during the wait; then its read is skipped.
                     self.has_disconnected();
                 }
@@ -283,11 +288,15 @@ impl Connection {
     /// Whether the client has closed its socket, as far as the kernel knows.
     fn has_disconnected(&self) -> bool {
         let is_hung_up = self.socket.is_hung_up();
-        let mut guard = self.lock();
-        if is_hung_up && !guard.send_buffer.is_closed() {
-            guard.send_buffer.client_disconnected();
+        Self::note_disconnect(&mut self.lock().send_buffer, is_hung_up)
+    }
+
+    /// Whether the client has disconnected, by now or before.
+    fn note_disconnect(send_buffer: &mut SendBuffer, is_hung_up: bool) -> bool {
+        if is_hung_up && !send_buffer.is_closed() {
+            send_buffer.client_disconnected();
         }
-        guard.send_buffer.is_closed()
+        send_buffer.is_closed()
     }
 
     /// Disconnects the client if the lock is free; see [`SendBuffer::hang_up`]. The receiving
@@ -310,12 +319,18 @@ impl Connection {
         self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for replies of workers until a condition holds.
+    /// Waits for replies of workers until a condition holds. Workers may be busy for long, so this
+    /// looks from time to time whether the client is gone and its reads need not be begun.
     fn wait_until(&self, holds: impl Fn(&SendBuffer) -> bool) -> MutexGuard<'_, SendState> {
         let mut guard = self.lock();
         guard.has_waiter = true;
         while !holds(&guard.send_buffer) {
-            guard = self.changed.wait(guard).unwrap_or_else(PoisonError::into_inner);
+            let waited = self.changed.wait_timeout(guard, CLIENT_CHECK_INTERVAL);
+            let timeout;
+            (guard, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
+            if timeout.timed_out() {
+                Self::note_disconnect(&mut guard.send_buffer, self.socket.is_hung_up());
+            }
         }
         guard.has_waiter = false;
         guard

@@ -29,13 +29,18 @@ mod steps;
 #[cfg(test)]
 mod tests;
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 pub(crate) use block::Block;
 use block::BlockCache;
 pub(crate) use steps::STEP;
 use steps::{PartialMessage, is_safe};
+
+/// How often a connection that waits for memory looks after its client.
+const CLIENT_CHECK_INTERVAL: Duration = Duration::from_millis(500);
 
 /// The limit, and how much of it is used.
 pub(crate) struct MemoryBudget {
@@ -47,10 +52,9 @@ pub(crate) struct MemoryBudget {
 #[derive(Default)]
 struct BudgetState {
     used: usize,
-    /// Tickets of waiting connections: the next one to be given out, and the one that is served
-    /// next. They are equal if no connection waits.
+    /// Tickets of the connections that wait, in order.
+    queue: VecDeque<u64>,
     next_ticket: u64,
-    now_serving: u64,
     /// Messages that hold a part of their memory, and how many of them wait for more.
     partial: Vec<(u64, PartialMessage)>,
     next_message: u64,
@@ -59,12 +63,8 @@ struct BudgetState {
 }
 
 impl BudgetState {
-    fn has_queue(&self) -> bool {
-        self.now_serving != self.next_ticket
-    }
-
     fn has_waiters(&self) -> bool {
-        self.has_queue() || self.waiting_for_step > 0
+        !self.queue.is_empty() || self.waiting_for_step > 0
     }
 
     /// Whether a connection that holds nothing may take its first step.
@@ -96,12 +96,18 @@ impl MemoryBudget {
         is_free.then(|| self.grant(&mut state, bytes))
     }
 
-    /// Takes memory, and waits for it.
-    pub(crate) fn take(self: &Arc<Self>, bytes: u64) -> Grant {
+    /// Takes memory, and waits for it. `None` if the client is gone by then: `is_gone` is asked
+    /// from time to time, without a lock of this budget.
+    pub(crate) fn take(
+        self: &Arc<Self>,
+        bytes: u64,
+        is_gone: impl FnMut() -> bool,
+    ) -> Option<Grant> {
         let bytes = self.clamp_to_limit(bytes);
-        self.queue(
+        self.wait_in_queue(
             |state| self.limit - state.used >= bytes && state.waiting_for_step == 0,
             |state| self.grant(state, bytes),
+            is_gone,
         )
     }
 
@@ -110,16 +116,22 @@ impl MemoryBudget {
     pub(crate) fn try_begin(self: &Arc<Self>, length: u64) -> Option<Grant> {
         let message = self.message(length);
         let mut state = self.lock();
-        let is_free = !state.has_queue() && state.may_begin(self.limit, message);
+        let is_free = state.queue.is_empty() && state.may_begin(self.limit, message);
         is_free.then(|| self.begin_granted(&mut state, message))
     }
 
-    /// Takes the first step of the memory for a message, and waits for it.
-    pub(crate) fn begin(self: &Arc<Self>, length: u64) -> Grant {
+    /// Takes the first step of the memory for a message, and waits for it; see
+    /// [`take`](Self::take).
+    pub(crate) fn begin(
+        self: &Arc<Self>,
+        length: u64,
+        is_gone: impl FnMut() -> bool,
+    ) -> Option<Grant> {
         let message = self.message(length);
-        self.queue(
+        self.wait_in_queue(
             |state| state.may_begin(self.limit, message),
             |state| self.begin_granted(state, message),
+            is_gone,
         )
     }
 
@@ -139,20 +151,29 @@ impl MemoryBudget {
         drop(unused);
     }
 
-    /// Waits for its turn and until a condition holds.
-    fn queue(
+    /// Waits for its turn and until a condition holds, or the client is gone.
+    fn wait_in_queue(
         &self,
         may_take: impl Fn(&BudgetState) -> bool,
         take: impl FnOnce(&mut BudgetState) -> Grant,
-    ) -> Grant {
+        mut is_gone: impl FnMut() -> bool,
+    ) -> Option<Grant> {
         let mut state = self.lock();
         let ticket = state.next_ticket;
         state.next_ticket += 1;
-        while state.now_serving != ticket || !may_take(&state) {
-            state = self.wait(state);
-        }
-        state.now_serving += 1;
-        let grant = take(&mut state);
+        state.queue.push_back(ticket);
+        let can_take = loop {
+            if state.queue.front() == Some(&ticket) && may_take(&state) {
+                break true;
+            }
+            let has_left;
+            (state, has_left) = self.wait(state, &mut is_gone);
+            if has_left {
+                break false;
+            }
+        };
+        state.queue.retain(|other| *other != ticket);
+        let grant = can_take.then(|| take(&mut state));
         drop(state);
         // There may be enough for the next connection as well.
         self.changed.notify_all();
@@ -185,8 +206,22 @@ impl MemoryBudget {
         Grant { memory: Arc::clone(self), bytes, partial: None }
     }
 
-    fn wait<'a>(&self, state: MutexGuard<'a, BudgetState>) -> MutexGuard<'a, BudgetState> {
-        self.changed.wait(state).unwrap_or_else(PoisonError::into_inner)
+    /// Waits for a change. From time to time asks whether the client is gone, and returns that. The
+    /// answer takes the connection's lock, under which grants are dropped: it must not be asked for
+    /// under the lock of this budget.
+    fn wait<'a>(
+        &'a self,
+        state: MutexGuard<'a, BudgetState>,
+        is_gone: &mut impl FnMut() -> bool,
+    ) -> (MutexGuard<'a, BudgetState>, bool) {
+        let waited = self.changed.wait_timeout(state, CLIENT_CHECK_INTERVAL);
+        let (state, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
+        if !timeout.timed_out() {
+            return (state, false);
+        }
+        drop(state);
+        let is_gone = is_gone();
+        (self.lock(), is_gone)
     }
 
     fn lock(&self) -> MutexGuard<'_, BudgetState> {
@@ -222,18 +257,27 @@ impl Grant {
         self.grow_if_safe(&mut memory.lock())
     }
 
-    /// Takes the next step, and waits for it.
-    fn grow(&mut self) {
+    /// Takes the next step, and waits for it. `false` if the client is gone by then; see
+    /// [`MemoryBudget::take`].
+    fn grow(&mut self, mut is_gone: impl FnMut() -> bool) -> bool {
         let memory = Arc::clone(&self.memory);
         let mut state = memory.lock();
         state.waiting_for_step += 1;
-        while !self.grow_if_safe(&mut state) {
-            state = memory.wait(state);
-        }
+        let has_grown = loop {
+            if self.grow_if_safe(&mut state) {
+                break true;
+            }
+            let has_left;
+            (state, has_left) = memory.wait(state, &mut is_gone);
+            if has_left {
+                break false;
+            }
+        };
         state.waiting_for_step -= 1;
         drop(state);
         // The queue stood still meanwhile.
         memory.changed.notify_all();
+        has_grown
     }
 
     /// `true` if a step was taken, or there is none to take.

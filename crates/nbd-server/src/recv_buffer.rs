@@ -259,11 +259,9 @@ impl RecvBuffer {
         self.expects_long = true;
     }
 
-    /// Waits for the next step of the memory for this message.
-    pub(crate) fn wait_for_step(&mut self) {
-        if let Some(block) = Arc::get_mut(&mut self.block) {
-            block.grow();
-        }
+    /// Waits for the next step of the memory for this message. `false` if the client is gone.
+    pub(crate) fn wait_for_step(&mut self, is_gone: impl FnMut() -> bool) -> bool {
+        Arc::get_mut(&mut self.block).is_none_or(|block| block.grow(is_gone))
     }
 
     /// Releases the common memory. A connection must not hold some while it waits in the queue for

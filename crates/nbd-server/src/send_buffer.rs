@@ -1,5 +1,7 @@
 //! Replies that are not sent yet: staged together, sent together, without waiting for the client.
 
+mod queued_grants;
+
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::mem::take;
@@ -11,6 +13,7 @@ use nbd_net::stream::Sender;
 use crate::limits::Lag;
 use crate::memory_budget::Grant;
 use crate::request::RefusalReason;
+use queued_grants::QueuedGrants;
 
 /// Size of the buffer at first, in bytes. Small, because a server may have hundreds of clients that
 /// ask for little at once ...
@@ -34,6 +37,8 @@ pub(crate) struct SendBuffer {
     mapped_len: usize,
     /// Grants for data among the staged bytes.
     held_grants: Vec<Grant>,
+    /// Grants for reads that no worker has begun.
+    pub(crate) queued_grants: QueuedGrants,
     /// How slowly the client reads, since the buffer was last empty.
     lag: Lag,
     /// The receive buffer holds common memory.
@@ -65,6 +70,7 @@ impl SendBuffer {
             mapped: VecDeque::new(),
             mapped_len: 0,
             held_grants: Vec::new(),
+            queued_grants: QueuedGrants::default(),
             lag: Lag::default(),
             recv_holds_memory: false,
             outstanding: 0,
@@ -272,11 +278,13 @@ impl SendBuffer {
         self.is_hung_up
     }
 
-    /// Notes that the client does not read any more. Requests that it sent before are still
-    /// executed: a client may close the connection after its last write.
+    /// Notes that the client does not read any more. Requests that it sent before and that change
+    /// something are still executed: a client may close the connection after its last write and
+    /// NBD_CMD_DISC. Reads are not begun any more, and their memory is given back.
     pub(crate) fn client_disconnected(&mut self) {
         self.is_closed = true;
         self.clear();
+        self.queued_grants.clear();
         self.sender.socket().shutdown_receive();
         self.end_if_idle();
     }

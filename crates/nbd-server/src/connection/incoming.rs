@@ -92,26 +92,37 @@ impl Connection {
         Ok(())
     }
 
-    /// Waits for a grant of common memory. Releases the receive buffer's share before: a connection
-    /// that holds memory and waits for more could deadlock with another one that does the same.
-    pub(super) fn wait_for_grant(&self, recv_buffer: &mut RecvBuffer, bytes: u64) -> Grant {
+    /// Waits for a grant of common memory, `None` if the client has disconnected meanwhile. Releases
+    /// the receive buffer's share before: a connection that holds memory and waits for more could
+    /// deadlock with another one that does the same.
+    pub(super) fn wait_for_grant(&self, recv_buffer: &mut RecvBuffer, bytes: u64) -> Option<Grant> {
         while recv_buffer.release_shared().is_err() {
             self.wait_for_tasks();
         }
-        self.memory.take(bytes)
+        self.memory.take(bytes, || self.has_disconnected())
     }
 
-    /// Makes room in the receive buffer for a message of this length. Waits as long as that takes.
+    /// Makes room in the receive buffer for a message of this length. Waits as long as that takes,
+    /// also if the client is gone: all of a write, and NBD_CMD_DISC after it, may be in the socket.
     fn make_room(&self, recv_buffer: &mut RecvBuffer, length: usize) {
+        // But the memory of its reads is not kept from others for so long.
+        let look_after_client = || {
+            self.has_disconnected();
+            false
+        };
         while let Err(blocked) = recv_buffer.make_room(length) {
             match blocked {
                 Blocked::TasksPending => self.wait_for_tasks(),
                 Blocked::NeedsMemory(bytes) => {
-                    recv_buffer.begin_long(self.memory.begin(bytes as u64), bytes);
+                    if let Some(grant) = self.memory.begin(bytes as u64, look_after_client) {
+                        recv_buffer.begin_long(grant, bytes);
+                    }
                 }
                 // It keeps what it has: bytes that came cannot be given back. The memory budget
                 // argues why that blocks no one for ever.
-                Blocked::NeedsStep => recv_buffer.wait_for_step(),
+                Blocked::NeedsStep => {
+                    recv_buffer.wait_for_step(look_after_client);
+                }
             }
         }
     }

@@ -10,7 +10,7 @@ use nbd_backend::{
 };
 use nbd_proto::{Command, NbdError};
 
-use super::task::{self, NetworkTask};
+use super::task::{self, NetworkTask, TaskGrant};
 use super::{Connection, NextAction};
 use crate::memory_budget::Grant;
 use crate::recv_buffer::{Payload, RecvBuffer};
@@ -149,6 +149,13 @@ impl<'a> ReplySink for ConnectionSink<'a> {
         let payload =
             if payload.is_empty() { Payload::default() } else { recv_buffer.share(payload) };
         let (connection, to) = (Arc::clone(self.connection), header.address());
+        // A backend that executes tasks itself begins them at once, and does not say so.
+        let grant = match grant {
+            Some(grant) if connection.export.backend().as_async().is_none() => {
+                TaskGrant::queued(self.send_buffer.queued_grants.add(grant))
+            }
+            grant => TaskGrant::begun(grant),
+        };
         Ok(Box::new(NetworkTask { connection, to, command, payload, grant }))
     }
 }

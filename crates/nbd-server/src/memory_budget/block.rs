@@ -81,12 +81,12 @@ impl Block {
         has_grown
     }
 
-    /// Takes another step of the block's memory, and waits for it.
-    pub(crate) fn grow(&mut self) {
-        if let Some(grant) = &mut self.grant {
-            grant.grow();
-        }
+    /// Takes another step of the block's memory, and waits for it. `false` if the client is gone by
+    /// then; see [`MemoryBudget::take`].
+    pub(crate) fn grow(&mut self, is_gone: impl FnMut() -> bool) -> bool {
+        let has_grown = self.grant.as_mut().is_none_or(|grant| grant.grow(is_gone));
         self.provide();
+        has_grown
     }
 
     /// Makes use of what is granted. Never moves the bytes: there is capacity for all.

@@ -29,7 +29,7 @@ fn waiting_connections_are_served_in_order() {
         for (ticket, bytes) in [(0, 100), (1, 10), (2, 100), (3, 10)] {
             let (memory, sender) = (&memory, sender.clone());
             scope.spawn(move || {
-                let grant = memory.take(bytes);
+                let grant = memory.take(bytes, || false).unwrap();
                 sender.send(ticket).unwrap();
                 drop(grant);
             });
@@ -99,7 +99,7 @@ fn the_queue_waits_while_a_message_waits_for_a_step() {
     let mut message = memory.try_begin(2 * STEP as u64).unwrap();
     let others = memory.try_take(3 * STEP as u64).unwrap();
     thread::scope(|scope| {
-        let growing = scope.spawn(|| message.grow());
+        let growing = scope.spawn(|| message.grow(|| false));
         while memory.lock().waiting_for_step == 0 {
             thread::yield_now();
         }
@@ -120,13 +120,14 @@ fn many_messages_that_grow_at_once_are_all_completed() {
             let memory = &memory;
             scope.spawn(move || {
                 for round in 0..50 {
-                    let mut grant = memory.begin((3 + (thread + round) % 4) * STEP as u64);
+                    let mut grant =
+                        memory.begin((3 + (thread + round) % 4) * STEP as u64, || false).unwrap();
                     while grant.is_partial() {
                         thread::yield_now();
-                        grant.grow();
+                        grant.grow(|| false);
                     }
                     drop(grant);
-                    drop(memory.take((1 + round % 7) * STEP as u64));
+                    drop(memory.take((1 + round % 7) * STEP as u64, || false));
                 }
             });
         }
@@ -158,4 +159,16 @@ fn a_cached_block_in_slow_hands_counts_as_cached() {
     drop(begin());
     let state = memory.lock();
     assert_eq!((state.cache.lent, state.cache.unused.len(), state.used), (0, 1, 0));
+}
+
+#[test]
+fn a_client_that_is_gone_leaves_the_queue() {
+    let memory = MemoryBudget::new(3 * STEP as u64);
+    let mut message = memory.try_begin(2 * STEP as u64).unwrap();
+    let others = memory.try_take(2 * STEP as u64).unwrap();
+    assert!(memory.take(3 * STEP as u64, || true).is_none());
+    assert!(memory.begin(2 * STEP as u64, || true).is_none());
+    assert!(!message.grow(|| true) && !memory.has_waiters());
+    drop((message, others));
+    assert!(memory.try_take(3 * STEP as u64).is_some());
 }

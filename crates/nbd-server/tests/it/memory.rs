@@ -285,6 +285,38 @@ fn reads_of_disconnected_clients_are_skipped() {
     assert_eq!(server.disk.begun(), WORKERS);
 }
 
+/// They hold memory that others wait for, and it may take long until a worker skips them.
+#[test]
+fn reads_of_disconnected_clients_hold_no_memory_while_workers_are_busy() {
+    const WORKERS: u32 = 32;
+    let server = server(no_stall());
+    let mut busy = server.client(ReplyStyle::Simple);
+    for cookie in 0..u64::from(WORKERS) {
+        busy.ask(Type::READ, cookie, SLOW, 4096);
+    }
+    while server.disk.begun() < WORKERS {
+        std::thread::yield_now();
+    }
+    // One read needs no grant, the next one has it, and others wait for theirs.
+    for reads in [2, 4] {
+        let mut leaving = server.client(ReplyStyle::Simple);
+        for cookie in 0..reads {
+            leaving.ask(Type::READ, cookie, WORKER_OFFSET, LARGE as u64);
+        }
+        if reads == 2 {
+            // They are queued when this is answered.
+            assert!(matches!(leaving.call(Type::READ, 0, 512), Outcome::Data(..)));
+        }
+        drop(leaving);
+        large_write(&server);
+    }
+    assert_eq!(server.disk.begun(), WORKERS);
+    server.disk.open();
+    for _ in 0..WORKERS {
+        assert!(matches!(busy.answer(4096).outcome, Outcome::Data(..)));
+    }
+}
+
 /// A client may close the connection behind its last write, without waiting for answers.
 #[test]
 fn writes_of_disconnected_clients_are_executed() {
