@@ -83,9 +83,9 @@ pub struct NetworkArgs {
     /// for its turn.
     ///
     /// Small requests are served at once, whatever the others do: beside this memory each client has
-    /// buffers of its own, 4M at most. One that leaves replies unread or a request half sent for half
-    /// a minute, or then moves less than 256K a second, while others wait for the memory that is
-    /// taken up by that, is dropped.
+    /// buffers of its own, 4M at most. A long write takes memory as its data comes, 2M at a time. A
+    /// client that leaves replies unread or a request half sent for half a minute, or falls as far
+    /// behind 256K a second, while others wait for memory that is taken up by that, is dropped.
     #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = parse_memory, requires = "listen")]
     pub max_memory: u64,
 

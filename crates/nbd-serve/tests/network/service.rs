@@ -248,7 +248,7 @@ impl Drop for Killed {
 }
 
 /// The soft limit is raised; a client for whom there is no descriptor is turned away and does not
-/// wait for ever.
+/// wait for ever. One line at the start says how many clients there can be, if that is fewer.
 #[test]
 fn as_many_clients_as_promised_are_served_whatever_the_limit_of_open_files() {
     for (limit, privileges, clients, served) in [
@@ -256,7 +256,7 @@ fn as_many_clients_as_promised_are_served_whatever_the_limit_of_open_files() {
         ("ulimit -n 100", "setpriv --bounding-set=-all --inh-caps=-all", 200, 1),
     ] {
         let scratch = Scratch::new();
-        let socket = scratch.path().join("socket");
+        let (socket, log) = (scratch.path().join("socket"), scratch.path().join("log"));
         let is_root = nix::unistd::geteuid().is_root();
         let privileges = if is_root { privileges } else { "" };
         let shell = format!("{limit}; exec {privileges} \"$0\" \"$@\"");
@@ -265,6 +265,7 @@ fn as_many_clients_as_promised_are_served_whatever_the_limit_of_open_files() {
             .arg(format!("--listen=unix:{}", socket.display()))
             .args(["--max-connections=200", "--handshake-timeout=600", "mem:1M"])
             .stdin(Stdio::null())
+            .stderr(std::fs::File::create(&log).unwrap())
             .spawn()
             .unwrap();
         let _server = Killed(server);
@@ -281,7 +282,40 @@ fn as_many_clients_as_promised_are_served_whatever_the_limit_of_open_files() {
             all.push(client);
         }
         assert!(greeted + 1 >= served, "{limit}: {greeted} of {clients} clients were served");
+        let log = std::fs::read_to_string(log).unwrap();
+        let lines = log.matches("clients at a time, and not 200: this process may have").count();
+        assert_eq!(lines, usize::from(served < 200), "{limit}: {log}");
     }
+}
+
+/// The next descriptor that a process opens would have this number.
+fn next_descriptor(pid: u32) -> usize {
+    let path = |number| format!("/proc/{pid}/fd/{number}");
+    (0..).find(|number| std::fs::symlink_metadata(path(*number)).is_err()).unwrap()
+}
+
+/// Files of others, for example, have taken the descriptors that were meant for clients.
+#[test]
+fn without_a_descriptor_clients_wait_and_others_go_on() {
+    let server = Server::new(&["mem:1M"]);
+    let mut first = server.client("");
+    assert_eq!(first.call(Type::READ, 0, 512), Outcome::Hole(0, 512));
+    let limit = format!("--nofile={}:", next_descriptor(server.pid()));
+    output("prlimit", &["--pid", &server.pid().to_string(), &limit]);
+    let waiting: Vec<_> = (0..3).map(|_| server.connect()).collect();
+    server.line("cannot accept connections at the moment");
+    for count in 0..100 {
+        first.write(count, 0, &[7; 512]);
+        assert_eq!(first.answer(0).outcome, Outcome::Done);
+    }
+    // Its descriptor is for the next one, and so on.
+    drop(first);
+    for stream in waiting {
+        let mut client = RawClient::shake_hands(stream, ClientOptions::new("")).unwrap();
+        assert_eq!(client.call(Type::READ, 0, 512), Outcome::Data(0, vec![7; 512]));
+    }
+    // A line for each attempt would be the sign of a server that spins.
+    assert_eq!(server.stop(), [""; 0]);
 }
 
 /// Neither the sockets that a service manager has passed nor the variables that say so.
