@@ -32,8 +32,7 @@ impl BlockCache {
 /// Bytes in common memory, or in a connection's own.
 #[derive(Debug)]
 pub(crate) struct Block {
-    /// What may be used now. Has the capacity for `size`, and the system provides memory for
-    /// what is in use only.
+    /// At least what may be used now. Has the capacity for `size`, so it never moves.
     bytes: Vec<u8>,
     /// Bytes of the block when its grant is complete.
     size: usize,
@@ -92,9 +91,7 @@ impl Block {
     /// Makes use of what is granted. Never moves the bytes: there is capacity for all.
     fn provide(&mut self) {
         let usable = self.usable();
-        if self.bytes.len() < usable {
-            self.bytes.resize(usable, 0);
-        }
+        extend_with_zeroes(&mut self.bytes, usable);
         let lent = self.lent.min(self.size - usable);
         if lent < self.lent
             && let Some(grant) = &self.grant
@@ -119,15 +116,28 @@ impl MemoryBudget {
     }
 }
 
-/// So many zeroes, with room for more.
+/// Zeroes for a block: at least as many as are granted, and memory of the system for no more.
 fn zeroes(count: usize, capacity: usize) -> Vec<u8> {
-    if count == capacity {
-        // The system gives zeroed memory, which need not be zeroed again.
-        return vec![0; count];
+    // The C library maps each block of more than 32 MiB (its DEFAULT_MMAP_THRESHOLD_MAX), and the
+    // system provides a page at its first use. Blocks up to that length may come from its heap, and
+    // are cleared then, which uses all of their pages.
+    const ALWAYS_MAPPED: usize = 32 << 20;
+    if count == capacity || capacity > ALWAYS_MAPPED {
+        return vec![0; capacity];
     }
     let mut bytes = Vec::with_capacity(capacity);
-    bytes.resize(count, 0);
+    extend_with_zeroes(&mut bytes, count);
     bytes
+}
+
+/// Makes the bytes at least so many. Copies zeroes, because `Vec::resize` takes a byte at a time in
+/// a build without optimization: tests with long writes took five times as long.
+fn extend_with_zeroes(bytes: &mut Vec<u8>, count: usize) {
+    static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
+    while bytes.len() < count {
+        let missing = count - bytes.len();
+        bytes.extend_from_slice(&ZEROES[..missing.min(ZEROES.len())]);
+    }
 }
 
 impl Drop for Block {
