@@ -14,7 +14,7 @@ use nbd_tests::page::root;
 use nbd_tests::process::children;
 use nbd_tests::random::Random;
 use nbd_tests::wait::EVENT_TIMEOUT;
-use nbd_tests::{Api, kernel_tests};
+use nbd_tests::{Api, kernel_tests, report};
 
 const MIB: u64 = 1 << 20;
 const MODES: [&str; 8] =
@@ -22,6 +22,8 @@ const MODES: [&str; 8] =
 /// What the allocator of a holder may keep for the next time, in KiB.
 const KEPT_MEMORY: u64 = 4096;
 const INTERVAL: Duration = Duration::from_millis(50);
+/// So many looks in a row at which nothing has changed.
+const SETTLED_LOOKS: u32 = 10;
 
 kernel_tests!(
     whoever_attacks_the_control_socket_others_are_answered_and_nothing_is_left,
@@ -68,6 +70,32 @@ impl Belongings {
         self == before || (who == Who::Root && counts(self) == counts(before))
     }
 
+    /// Those that stay: who has asked for something has left.
+    fn settled(holder: i32) -> Self {
+        let (mut last, mut same) = (Self::of(holder), 0);
+        while same < SETTLED_LOOKS {
+            std::thread::sleep(INTERVAL);
+            let now = Self::of(holder);
+            same = if now == last { same + 1 } else { 0 };
+            last = now;
+        }
+        last
+    }
+
+    /// Waits until the holder has these and nothing else.
+    #[track_caller]
+    fn are_all(&self, holder: i32, who: Who) {
+        let deadline = Instant::now() + EVENT_TIMEOUT;
+        loop {
+            let now = Self::of(holder);
+            if now.is_as_before(self, who) {
+                return;
+            }
+            assert!(Instant::now() < deadline, "{who:?}: a holder has {now:#?} and had {self:#?}");
+            std::thread::sleep(INTERVAL);
+        }
+    }
+
     fn of(holder: i32) -> Self {
         let links = fs::read_dir(format!("/proc/{holder}/fd")).expect("a holder").flatten();
         let mut descriptors: Vec<_> =
@@ -94,31 +122,26 @@ fn withstands(device: &Device, socket: &Path, who: Who) {
     let holder = device.status().holder_pid;
     let noise = Random::by_clock().bytes(MIB as usize);
     disk::write(&device.path(), MIB, &noise);
-    // What is allocated once for all.
-    let before = Belongings::of(holder);
+    let before = Belongings::settled(holder);
     let memory_before = memory(holder);
     let attacks = MODES.map(|mode| who.attacks(socket, mode));
+    let mut longest = Duration::ZERO;
     for _ in 0..5 {
         // Root itself can take all places.
         if who != Who::Root {
+            let asked = Instant::now();
             ctl(["status", &device.name()]).succeeds();
+            longest = longest.max(asked.elapsed());
         }
         assert!(disk::read(&device.path(), MIB, MIB) == noise, "{who:?}: other data");
     }
+    report(&format!("{who:?}: a status took {} ms at most", longest.as_millis()));
     for (attack, mode) in attacks.into_iter().zip(MODES) {
         let entered = attack.finish(PROGRAM_TIMEOUT).succeeds().stdout;
         let is_let_in = entered.trim() != "0";
         assert_eq!(is_let_in, who != Who::Stranger, "{who:?}, {mode}: {entered}");
     }
-    let deadline = Instant::now() + EVENT_TIMEOUT;
-    loop {
-        let now = Belongings::of(holder);
-        if now.is_as_before(&before, who) {
-            break;
-        }
-        assert!(Instant::now() < deadline, "{who:?}: a holder has {now:#?} and had {before:#?}");
-        std::thread::sleep(INTERVAL);
-    }
+    before.are_all(holder, who);
     assert_eq!(device.wait_running().holder_pid, holder, "{who:?}");
     let most = memory_before + KEPT_MEMORY;
     assert!(memory(holder) <= most, "{who:?}: {} KiB and not {most}", memory(holder));

@@ -278,6 +278,43 @@ mod tests {
         (backend, Pid::from_raw(other))
     }
 
+    /// What a kernel before 6.5 tells of a sender.
+    fn number_only(pid: i32, uid: u32) -> Sender {
+        Sender { credentials: libc::ucred { pid, uid, gid: 0 }.into(), process: None }
+    }
+
+    #[test]
+    fn a_process_that_has_the_number_of_the_sender_is_not_taken_for_it() {
+        let me = std::process::id().cast_signed();
+        let uid = nix::unistd::geteuid().as_raw();
+        let backend = BackendProcess::new(None, None);
+        assert_eq!(backend.open_sender(&number_only(me, uid)).unwrap().pid.as_raw(), me);
+        let other_user = backend.open_sender(&number_only(me, 4_000_000_000));
+        assert!(other_user.unwrap_err().contains("not the one any more"));
+        // One that is younger than the connection on which it is said to have spoken.
+        let joined = |connected| BackendProcess {
+            connected: Some(connected),
+            ..BackendProcess::new(None, None)
+        };
+        let started = process::started(me).unwrap();
+        assert!(
+            joined(started + Duration::from_secs(1)).open_sender(&number_only(me, uid)).is_ok()
+        );
+        let too_young = joined(started - Duration::from_millis(10));
+        assert!(too_young.open_sender(&number_only(me, uid)).is_err());
+    }
+
+    #[test]
+    fn the_process_that_the_kernel_hands_out_is_taken_whoever_has_its_number() {
+        let mut child = std::process::Command::new("sleep").arg("600").spawn().unwrap();
+        let process = Process::open(child.id().cast_signed()).unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let sender = Sender { process: Some(process.pidfd), ..number_only(1, 0) };
+        let taken = BackendProcess::new(None, None).open_sender(&sender).unwrap();
+        assert!(taken.kill().is_err(), "it is dead, and nobody else is hit");
+    }
+
     /// A tracer keeps a thread when it is dead, so the leader stays a zombie that cannot be
     /// waited for: what else lasts for a moment, while threads exit on other processors.
     #[test]
