@@ -5,6 +5,7 @@
 //!
 //! | module | what belongs there |
 //! |---|---|
+//! | `attack` | clients that keep to no rule, all at once |
 //! | `server` | a running nbd-serve with a directory of its own |
 //! | `programs` | programs of other projects, run with a time limit |
 //! | `content` | what the served files contain |
@@ -21,6 +22,7 @@
 
 #![allow(clippy::unwrap_used, reason = "all of it is tests")]
 
+mod attack;
 mod content;
 mod fio;
 mod libnbd;
