@@ -182,6 +182,22 @@ def descriptors():
         del kept
 
 
+def urgent():
+    """Bytes that go past the others, with descriptors and without."""
+    for kept, descriptor in kinds():
+        for greeting in [b"", GREETING]:
+            connection = enter(greeting)
+            try:
+                socket.send_fds(connection, [b"x"], [descriptor], socket.MSG_OOB)
+                connection.send(b"x", socket.MSG_OOB)
+                connection.sendall(frame(STATUS))
+            except OSError:
+                pass
+            time.sleep(0.01)
+            connection.close()
+        del kept
+
+
 def attempt_last(descriptor):
     connection = enter()
     try:
@@ -193,7 +209,7 @@ def attempt_last(descriptor):
     connection.close()
 
 
-modes = [garbage, messages, frames, pieces, flood, questions, crowd, descriptors]
+modes = [garbage, messages, frames, pieces, flood, questions, crowd, descriptors, urgent]
 try:
     {one.__name__: one for one in modes}[mode]()
 except PermissionError:

@@ -17,8 +17,17 @@ use nbd_tests::wait::EVENT_TIMEOUT;
 use nbd_tests::{Api, kernel_tests, report};
 
 const MIB: u64 = 1 << 20;
-const MODES: [&str; 8] =
-    ["garbage", "messages", "frames", "pieces", "flood", "questions", "crowd", "descriptors"];
+const MODES: [&str; 9] = [
+    "garbage",
+    "messages",
+    "frames",
+    "pieces",
+    "flood",
+    "questions",
+    "crowd",
+    "descriptors",
+    "urgent",
+];
 /// What the allocator of a holder may keep for the next time, in KiB.
 const KEPT_MEMORY: u64 = 4096;
 const INTERVAL: Duration = Duration::from_millis(50);

@@ -171,10 +171,10 @@ pub(crate) struct Processes {
 }
 
 impl Processes {
-    /// How many backends have connected and not introduced themselves.
-    pub(crate) fn joining(&self) -> usize {
-        let silent = |it: &&BackendProcess| it.child.is_none() && it.hello.is_none();
-        self.backends.values().filter(silent).count()
+    /// Backends that have connected and not introduced themselves.
+    pub(crate) fn joining(&self) -> impl Iterator<Item = (BackendId, &BackendProcess)> {
+        let silent = |it: &BackendProcess| it.connected.is_some() && it.hello.is_none();
+        self.backends.iter().filter(move |(_, it)| silent(it)).map(|(id, it)| (*id, it))
     }
 }
 

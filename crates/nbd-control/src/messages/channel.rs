@@ -23,6 +23,7 @@ use serde::de::DeserializeOwned;
 use thiserror::Error;
 
 use super::wire;
+use ancillary::Peeked;
 pub use ancillary::Sender;
 
 /// First bytes of either direction.
@@ -64,6 +65,9 @@ pub enum ChannelError {
         /// The peer's version.
         found: u32,
     },
+    /// Descriptors came where none may.
+    #[error("the peer sends descriptors, which it may not")]
+    Descriptors,
     /// A frame cannot be what it claims to be.
     #[error("malformed message: {0}")]
     Malformed(String),
@@ -87,6 +91,7 @@ pub struct Channel {
     descriptors: Vec<OwnedFd>,
     greeted: bool,
     sender: Option<Sender>,
+    identifies_senders: bool,
     max_descriptors: usize,
     /// How long a peer may take to read what it is sent is up to it, within [`SEND_TIMEOUT`].
     waits: bool,
@@ -130,6 +135,7 @@ impl Channel {
             descriptors: Vec::new(),
             greeted: true,
             sender: None,
+            identifies_senders: false,
             max_descriptors: MAX_FRAME_DESCRIPTORS,
             waits: true,
         }
@@ -141,23 +147,46 @@ impl Channel {
         self.max_descriptors = count.min(MAX_FRAME_DESCRIPTORS);
     }
 
-    /// From now on sending never waits: a peer that has not read what it was sent before is given up.
+    /// From now on the peer cannot make us wait: one that has not read what it was sent before is given up, and no
+    /// byte gets past the others (`MSG_OOB`), with what comes along.
     ///
     /// # Errors
     ///
-    /// The kernel refuses the room for that.
+    /// The kernel refuses an option.
     pub fn never_wait(&mut self) -> Result<(), ChannelError> {
         // Only root is given more than the usual.
         setsockopt(&self.stream, sockopt::SndBufForce, &SEND_BUFFER_BYTES)
             .or_else(|_| setsockopt(&self.stream, sockopt::SndBuf, &SEND_BUFFER_BYTES))?;
+        setsockopt(&self.stream, sockopt::OobInline, &true)?;
         self.waits = false;
         Ok(())
     }
 
-    /// The stream, without what has come of a message.
+    /// Drops what is unread, up to the first byte that comes with descriptors, and at most 1 MiB. Whether all of it is
+    /// dropped; if the peer can still send, there may be more by then.
     #[must_use]
-    pub fn into_stream(self) -> UnixStream {
-        self.stream
+    pub fn drop_unread(&mut self) -> bool {
+        let mut buffer = [0u8; READ_BYTES];
+        for _ in 0..wire::MAX_MESSAGE_BYTES / READ_BYTES {
+            let received = match ancillary::peek(self.stream.as_fd(), &mut buffer) {
+                Ok(Peeked::Bytes(0)) => return true,
+                Ok(Peeked::Bytes(count)) => {
+                    ancillary::receive(self.stream.as_fd(), &mut buffer[..count], false)
+                }
+                Ok(Peeked::Descriptors) => return false,
+                Err(error) => return error.kind() == ErrorKind::WouldBlock,
+            };
+            if received.is_err() {
+                return false;
+            }
+        }
+        false
+    }
+
+    /// The stream, and the descriptors of a message that has not come whole.
+    #[must_use]
+    pub fn into_parts(self) -> (UnixStream, Vec<OwnedFd>) {
+        (self.stream, self.descriptors)
     }
 
     /// Whether the peer has introduced itself and no message is half received.
@@ -170,8 +199,10 @@ impl Channel {
     /// # Errors
     ///
     /// The kernel refuses the option: the stream is no unix socket.
-    pub fn identify_senders(&self) -> Result<(), ChannelError> {
-        Ok(ancillary::identify_senders(self.stream.as_fd())?)
+    pub fn identify_senders(&mut self) -> Result<(), ChannelError> {
+        setsockopt(&self.stream, sockopt::PassCred, &true)?;
+        self.identifies_senders = true;
+        Ok(())
     }
 
     /// The sender of the last bytes received, as the kernel saw it.
@@ -327,12 +358,18 @@ impl Channel {
 
     /// Receives at most `wanted` bytes, without waiting.
     fn fill(&mut self, wanted: usize) -> Result<(), ChannelError> {
-        if self.max_descriptors == 0 && ancillary::brings_descriptors(self.as_fd())? {
-            return Err(ChannelError::Malformed("descriptors that may not be sent".into()));
-        }
         let mut buffer = [0u8; READ_BYTES];
-        let buffer = &mut buffer[..wanted.min(READ_BYTES)];
-        let (count, ancillary) = ancillary::receive(self.stream.as_fd(), buffer)?;
+        let mut buffer = &mut buffer[..wanted.min(READ_BYTES)];
+        if self.max_descriptors == 0 {
+            match ancillary::peek(self.stream.as_fd(), buffer)? {
+                Peeked::Descriptors => return Err(ChannelError::Descriptors),
+                Peeked::Bytes(0) => return Err(ChannelError::Closed),
+                // No more than was looked at: a descriptor may have come behind that.
+                Peeked::Bytes(count) => buffer = &mut buffer[..count],
+            }
+        }
+        let (count, ancillary) =
+            ancillary::receive(self.stream.as_fd(), buffer, self.identifies_senders)?;
         self.descriptors.extend(ancillary.descriptors);
         if ancillary.is_cut {
             return Err(ChannelError::Malformed("there is no room for its descriptors".into()));

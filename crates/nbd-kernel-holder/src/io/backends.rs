@@ -15,6 +15,7 @@ use nbd_record::CAPTURE_FD_NAME;
 use crate::core::{BackendId, Event};
 use crate::holder::Holder;
 use crate::io::backend_process::{BackendProcess, check_export};
+use crate::io::connections::allow_close;
 use crate::io::lanes;
 use crate::kernel::sitter::MAX_STORED_FDS;
 use crate::system::Process;
@@ -23,7 +24,7 @@ use crate::view::outage::Subject;
 /// How long a program that closed its connection may take to end.
 const REAP_TIMEOUT: Duration = Duration::from_millis(200);
 const MAX_NAME: usize = 32;
-/// Most messages of a process that has ended: more than a socket holds of the smallest.
+/// Most messages that are heard of a process that has ended.
 const MAX_LAST_MESSAGES: usize = 1024;
 
 impl Holder {
@@ -49,8 +50,9 @@ impl Holder {
         let Some(channel) = backend.and_then(|backend| backend.channel.as_mut()) else {
             return false;
         };
-        // Descriptors come with what is kept only.
-        channel.set_max_descriptors(usize::from(is_owner));
+        // Descriptors come with what is kept only, which is before it serves.
+        let may_keep = is_owner && !self.core.ownership.is_ready();
+        channel.set_max_descriptors(usize::from(may_keep));
         match channel.try_receive::<FromBackend>() {
             Ok(None) => return false,
             Ok(Some(received)) => self.take_message(id, received),
@@ -62,6 +64,7 @@ impl Holder {
     fn take_message(&mut self, id: BackendId, received: Received<FromBackend>) {
         let is_owner = self.core.ownership.owner() == Some(id);
         let Received { message, descriptors } = received;
+        allow_close(&descriptors);
         match message {
             // It has the lanes, so it must not be forgotten, whatever it says.
             FromBackend::Hello(_) | FromBackend::Examine if is_owner => {
@@ -95,6 +98,14 @@ impl Holder {
             FromBackend::Keep { .. } | FromBackend::Ready { .. } | FromBackend::Poisoned(_) => {
                 self.refuse(id, "only the backend that was granted the lanes may say that");
             }
+        }
+    }
+
+    /// Who has been silent for longest makes room for one that joins.
+    pub(crate) fn make_room_for_joining(&mut self) {
+        let silent = self.processes.joining().min_by_key(|(_, backend)| backend.since);
+        if let Some(id) = silent.map(|(id, _)| id) {
+            self.refuse(id, "others want to join, and it has not introduced itself");
         }
     }
 

@@ -131,6 +131,11 @@ impl Holder {
             self.drop_backend(id);
             self.feed(Event::Gone { backend: id });
         }
+        // Others would be closed in the kernel's exec, which can take as long as they like.
+        let others = self.clients.keys().copied().filter(|id| *id != client);
+        for id in others.collect::<Vec<_>>() {
+            self.forget_client(id);
+        }
         let backend = owner.and_then(|id| self.processes.backends.get(&id));
         Handover {
             index: self.device.index,

@@ -2,15 +2,16 @@
 //! what they are sent, nor by what they have sent and nobody has read.
 
 use std::io;
-use std::net::Shutdown;
-use std::os::fd::{AsFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 
 use nbd_control::{Channel, ChannelError};
 use nix::fcntl::OFlag;
+use nix::libc;
+use nix::sys::socket::{Shutdown, setsockopt, shutdown, sockopt};
 
 use crate::holder::Holder;
-use crate::system::{Process, fork_child, inherited, keep_only, unread_bytes};
+use crate::system::{Process, fork_child, inherited, keep_only};
 
 /// Where the child that closes a connection has it, and the pipe that ends when its parent has closed it.
 const CLOSED: RawFd = 3;
@@ -35,23 +36,35 @@ fn limit(mut channel: Channel) -> Result<Channel, ChannelError> {
 impl Holder {
     /// Ends a conversation.
     pub(crate) fn let_go(&mut self, channel: Channel) {
-        match close(channel.into_stream()) {
+        match close(channel) {
             Ok(closer) => self.processes.orphans.extend(closer),
             Err(error) => self.warn(&format!("a connection may be slow to close: {error}")),
         }
     }
 }
 
-/// Closes a connection. If something is unread, a child process does it, which is returned: the last one to let
-/// go of a descriptor that is under way to us closes what it stands for, and to close a TCP socket that lingers
-/// (`SO_LINGER`) takes as long as its peer likes, unless the process is exiting.
-fn close(stream: UnixStream) -> io::Result<Option<Process>> {
-    // From now on nothing comes in any more.
-    match stream.shutdown(Shutdown::Read) {
-        Err(error) if error.kind() != io::ErrorKind::NotConnected => return Err(error),
-        _ => {}
+/// Sees to it that closing what was received does not take as long as a peer likes (`SO_LINGER`).
+pub(crate) fn allow_close(descriptors: &[OwnedFd]) {
+    let off = libc::linger { l_onoff: 0, l_linger: 0 };
+    for descriptor in descriptors {
+        // What is no socket does not linger.
+        let _ = setsockopt(descriptor, sockopt::Linger, &off);
     }
-    if unread_bytes(stream.as_fd())? == 0 {
+}
+
+/// Closes a connection. If unread descriptors are left, a child process does it, which is returned: the last one to
+/// let go of a descriptor that is under way to us closes what it stands for, and to close a TCP socket that
+/// lingers (`SO_LINGER`) takes as long as its peer likes, unless the process is exiting.
+fn close(mut channel: Channel) -> io::Result<Option<Process>> {
+    // From now on nothing comes in any more.
+    match shutdown(channel.as_fd().as_raw_fd(), Shutdown::Read) {
+        Ok(()) | Err(nix::Error::ENOTCONN) => {}
+        Err(errno) => return Err(errno.into()),
+    }
+    let is_empty = channel.drop_unread();
+    let (stream, descriptors) = channel.into_parts();
+    allow_close(&descriptors);
+    if is_empty {
         return Ok(None);
     }
     let (gone, ours) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
@@ -75,7 +88,7 @@ mod tests {
     use std::sync::mpsc;
     use std::time::Duration;
 
-    use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg, setsockopt, sockopt};
+    use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 
     use super::*;
 
@@ -89,7 +102,7 @@ mod tests {
         let peer = listener.accept().unwrap().0;
         socket.set_nonblocking(true).unwrap();
         while socket.write(&[0; 65536]).is_ok() {}
-        let linger = nix::libc::linger { l_onoff: 1, l_linger: 3600 };
+        let linger = libc::linger { l_onoff: 1, l_linger: 3600 };
         setsockopt(&socket, sockopt::Linger, &linger).unwrap();
         (socket, peer)
     }
@@ -108,14 +121,15 @@ mod tests {
         // Now the message has the last one.
         drop(socket);
         let (done, closed) = mpsc::channel();
-        std::thread::spawn(move || done.send(close(channel.into_stream()).map(|it| it.is_some())));
+        std::thread::spawn(move || done.send(close(channel).map(|it| it.is_some())));
         let closer = closed.recv_timeout(CLOSE_TIMEOUT).expect("a close that does not linger");
         assert!(closer.unwrap(), "what was unread is closed by a child process");
     }
 
     #[test]
-    fn a_connection_without_anything_unread_needs_no_other_process() {
-        let (_theirs, ours) = UnixStream::pair().unwrap();
-        assert!(close(guard(ours).unwrap().into_stream()).unwrap().is_none());
+    fn a_connection_without_descriptors_needs_no_other_process() {
+        let (mut theirs, ours) = UnixStream::pair().unwrap();
+        theirs.write_all(&[0; 50_000]).unwrap();
+        assert!(close(guard(ours).unwrap()).unwrap().is_none());
     }
 }

@@ -17,6 +17,8 @@ use crate::io::connections::guard;
 use crate::io::listen::peer_uid;
 use crate::system::peer_groups;
 
+/// Most connections that are taken in a turn: who may give orders waits behind all that came before.
+const MAX_ACCEPTS: usize = 8;
 /// Most clients at a time …
 const MAX_CLIENTS: usize = 64;
 /// … and most of them that may only look, so that they do not keep out those that may order.
@@ -41,17 +43,24 @@ impl Client {
     /// One that may give orders.
     pub(crate) fn new(channel: Channel) -> Self {
         let now = Instant::now();
-        Self { channel, is_read_only: false, heard: now, begun: Some(now) }
+        let begun = (!channel.is_at_rest()).then_some(now);
+        Self { channel, is_read_only: false, heard: now, begun }
     }
 }
 
 impl Holder {
-    pub(crate) fn accept_client(&mut self) {
-        let result =
-            self.sockets.control.as_ref().map(|control| control.accept().map(|(stream, _)| stream));
-        let Some(stream) = self.accepted(result) else {
-            return;
-        };
+    pub(crate) fn accept_clients(&mut self) {
+        for _ in 0..MAX_ACCEPTS {
+            let control = self.sockets.control.as_ref();
+            let result = control.map(|control| control.accept().map(|(stream, _)| stream));
+            let Some(stream) = self.accepted(result) else {
+                return;
+            };
+            self.admit_client(stream);
+        }
+    }
+
+    fn admit_client(&mut self, stream: UnixStream) {
         let me = nix::unistd::geteuid().as_raw();
         let is_owner = peer_uid(&stream).is_some_and(|uid| uid == 0 || uid == me);
         if !is_owner && !self.is_member(&stream) {
@@ -92,6 +101,16 @@ impl Holder {
         silent.is_some()
     }
 
+    /// Of clients that have sent something, those that are not heard this turn: one that may only look is, and who
+    /// may give orders waits for no more than that one.
+    pub(crate) fn postponed_readers(&self, ready: impl Iterator<Item = ClientId>) -> Vec<ClientId> {
+        let heard =
+            |id: &ClientId| self.clients.get(id).filter(|it| it.is_read_only).map(|it| it.heard);
+        let mut readers: Vec<_> = ready.filter(|id| heard(id).is_some()).collect();
+        readers.sort_by_key(heard);
+        readers.split_off(readers.len().min(1))
+    }
+
     /// When the next client has to have sent the rest of what it has begun.
     pub(crate) fn rest_due(&self) -> Option<Instant> {
         self.clients.values().filter_map(|client| client.begun).min().map(|it| it + REST_TIMEOUT)
@@ -123,6 +142,10 @@ impl Holder {
                 self.serve_client(id, received);
             }
             Err(ChannelError::Closed) => self.forget_client(id),
+            Err(ChannelError::Descriptors) if client.is_read_only => {
+                self.deny(id);
+                self.forget_client(id);
+            }
             Err(error) => {
                 let text = format!("a control connection failed: {error}");
                 self.warn(&text);
@@ -136,9 +159,7 @@ impl Holder {
     fn serve_client(&mut self, id: ClientId, received: Received<Request>) {
         let is_read_only = self.clients.get(&id).is_none_or(|client| client.is_read_only);
         if is_read_only && !received.message.only_looks() {
-            let name = self.device.name();
-            let text = format!("{name}: permission denied: this command requires root");
-            return self.answer(id, &Response::Failed(Failure::new(FailureKind::Other, text)));
+            return self.deny(id);
         }
         match received.message {
             Request::Status => {
@@ -177,6 +198,12 @@ impl Holder {
                 self.answer(id, &trace);
             }
         }
+    }
+
+    fn deny(&mut self, id: ClientId) {
+        let name = self.device.name();
+        let text = format!("{name}: permission denied: this command requires root");
+        self.answer(id, &Response::Failed(Failure::new(FailureKind::Other, text)));
     }
 
     fn order(&mut self, client: ClientId, order: Order) {
@@ -239,7 +266,7 @@ impl Holder {
         }
     }
 
-    fn forget_client(&mut self, id: ClientId) {
+    pub(crate) fn forget_client(&mut self, id: ClientId) {
         if let Some(client) = self.clients.remove(&id) {
             self.let_go(client.channel);
         }

@@ -6,7 +6,6 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use nbd_control::Channel;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::core::event::SetupRefused;
@@ -71,11 +70,20 @@ impl Holder {
     fn turn(&mut self) {
         let now = Instant::now();
         let wait = self.next_due().map(|due| due.saturating_duration_since(now));
-        for source in self.wait(wait) {
+        let ready = self.wait(wait);
+        let clients = ready.iter().filter_map(|source| match source {
+            Source::Client(id) => Some(*id),
+            _ => None,
+        });
+        let postponed = self.postponed_readers(clients);
+        for source in ready {
             if self.core.end().is_some() {
                 return;
             }
-            self.on_ready(source);
+            match source {
+                Source::Client(id) if postponed.contains(&id) => {}
+                source => self.on_ready(source),
+            }
         }
         self.look();
         self.take_findings();
@@ -161,7 +169,7 @@ impl Holder {
             Source::LogPipe(number) => {
                 self.log_sink.read(number);
             }
-            Source::Control => self.accept_client(),
+            Source::Control => self.accept_clients(),
             Source::Join => self.accept_backend(),
             Source::Report => self.check_report(),
             Source::BackendChannel(id) => self.on_backend_readable(id),
@@ -217,14 +225,11 @@ impl Holder {
         let Some(stream) = self.accepted(result) else {
             return;
         };
-        if self.processes.joining() >= MAX_JOINING {
-            self.let_go(Channel::resume(stream));
-            let text =
-                "a backend that joined is not let in: too many have not introduced themselves";
-            return self.warn(text);
+        if self.processes.joining().count() >= MAX_JOINING {
+            self.make_room_for_joining();
         }
         let channel = guard(stream);
-        let channel = channel.and_then(|channel| channel.identify_senders().map(|()| channel));
+        let channel = channel.and_then(|mut channel| channel.identify_senders().map(|()| channel));
         match channel {
             Ok(channel) => {
                 let id = self.core.new_backend();

@@ -81,7 +81,7 @@ pub(crate) fn start(program: &[String], how: Start) -> io::Result<Started> {
         program.split_first().ok_or(io::Error::new(io::ErrorKind::InvalidInput, "no program"))?;
     let (ours, theirs) = UnixStream::pair()?;
     let theirs: OwnedFd = theirs.into();
-    let channel = guard(ours).map_err(io::Error::other)?;
+    let mut channel = guard(ours).map_err(io::Error::other)?;
     channel.identify_senders().map_err(io::Error::other)?;
     let log = how.log;
     let mut command = Command::new(name);

@@ -8,7 +8,7 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::libc::{self, c_int, c_void, msghdr};
-use nix::sys::socket::{UnixCredentials, getsockopt, setsockopt, sockopt};
+use nix::sys::socket::{UnixCredentials, getsockopt, sockopt};
 
 /// `SCM_PIDFD` of the kernel's `linux/socket.h`, since 6.5: the sender's process.
 const SCM_PIDFD: c_int = 4;
@@ -33,10 +33,11 @@ pub(super) struct Ancillary {
     pub(super) is_cut: bool,
 }
 
-/// Asks the kernel to vouch for the sender of all that is received from now on.
-pub(super) fn identify_senders(stream: BorrowedFd<'_>) -> nix::Result<()> {
-    setsockopt(&stream, sockopt::PassCred, &true)?;
-    let on: c_int = 1;
+/// Asks the kernel to vouch for the sender of all that is received from now on, and to hand out its process as
+/// well, if it can. Not while it is looked what comes: a pidfd comes behind the descriptors, and these would
+/// take the room that is meant for it.
+fn pass_pidfd(stream: BorrowedFd<'_>, on: bool) -> nix::Result<()> {
+    let on = c_int::from(on);
     // SAFETY: the option is one int, which outlives the call.
     let result = unsafe {
         let (level, option, length) =
@@ -50,50 +51,50 @@ pub(super) fn identify_senders(stream: BorrowedFd<'_>) -> nix::Result<()> {
     }
 }
 
-/// Whether the kernel vouches for senders' processes themselves.
-pub(super) fn passes_pidfd(stream: BorrowedFd<'_>) -> bool {
-    let (mut on, mut length): (c_int, _) = (0, size_of::<c_int>() as libc::socklen_t);
-    // SAFETY: the kernel stores one int and its length, to local variables.
-    let result = unsafe {
-        let (level, option) = (libc::SOL_SOCKET, libc::SO_PASSPIDFD);
-        let place = (&raw mut on).cast();
-        libc::getsockopt(stream.as_raw_fd(), level, option, place, &raw mut length)
-    };
-    result == 0 && on != 0
-}
-
-/// Receives without waiting; nothing if the peer has closed.
-pub(super) fn receive(stream: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<(usize, Ancillary)> {
+/// Receives without waiting; nothing if the peer has closed. `identify`: with the process of the sender.
+pub(super) fn receive(
+    stream: BorrowedFd<'_>,
+    buffer: &mut [u8],
+    identify: bool,
+) -> io::Result<(usize, Ancillary)> {
+    if identify {
+        pass_pidfd(stream, true)?;
+    }
     let mut room = [0u64; ROOM_BYTES / 8];
-    let flags = libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC;
-    let (count, header) = recvmsg(stream, buffer, &mut room, ROOM_BYTES, flags)?;
-    let mut ancillary = take(&header);
-    ancillary.is_cut = header.msg_flags & libc::MSG_CTRUNC != 0;
-    Ok((count, ancillary))
+    let received = recvmsg(stream, buffer, &mut room, ROOM_BYTES, 0);
+    let received = received.map(|(count, header)| {
+        let is_cut = header.msg_flags & libc::MSG_CTRUNC != 0;
+        (count, Ancillary { is_cut, ..take(&header) })
+    });
+    if identify {
+        pass_pidfd(stream, false)?;
+    }
+    received
 }
 
-/// Whether descriptors come with the next byte, which stays where it is. None of them is installed: whatever
-/// they are, closing them is then not ours to do.
-pub(super) fn brings_descriptors(stream: BorrowedFd<'_>) -> io::Result<bool> {
+/// What a look at the next bytes has found.
+pub(super) enum Peeked {
+    /// So many can be received, and no descriptor comes with them.
+    Bytes(usize),
+    /// Descriptors come with them.
+    Descriptors,
+}
+
+/// Looks at the next bytes, which stay where they are. No descriptor is installed: whatever comes, closing it is
+/// not ours to do.
+pub(super) fn peek(stream: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Peeked> {
     // Exactly what the kernel wants to say besides, so that anything more is cut off.
-    let space = |wanted: bool, bytes: usize| match wanted {
+    let bytes = match getsockopt(&stream, sockopt::PassCred)? {
         // SAFETY: plain arithmetic.
-        true => unsafe { libc::CMSG_SPACE(bytes as libc::c_uint) as usize },
+        true => unsafe { libc::CMSG_SPACE(size_of::<libc::ucred>() as libc::c_uint) as usize },
         false => 0,
     };
-    let credentials = getsockopt(&stream, sockopt::PassCred)?;
-    let process = passes_pidfd(stream);
-    let bytes = space(credentials, size_of::<libc::ucred>()) + space(process, size_of::<c_int>());
     let mut room = [0u64; ROOM_BYTES / 8];
-    let flags = libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC | libc::MSG_PEEK;
-    match recvmsg(stream, &mut [0], &mut room, bytes, flags) {
-        Ok((_, header)) => {
-            // A pidfd of the sender may be among it.
-            drop(take(&header));
-            Ok(header.msg_flags & libc::MSG_CTRUNC != 0)
-        }
-        Err(error) => Err(error),
-    }
+    let (count, header) = recvmsg(stream, buffer, &mut room, bytes, libc::MSG_PEEK)?;
+    Ok(match header.msg_flags & libc::MSG_CTRUNC {
+        0 => Peeked::Bytes(count),
+        _ => Peeked::Descriptors,
+    })
 }
 
 /// `room_bytes` of `room` are for what comes with the bytes.
@@ -112,6 +113,7 @@ fn recvmsg(
     header.msg_iovlen = 1;
     header.msg_control = room.as_mut_ptr().cast();
     header.msg_controllen = room_bytes.min(ROOM_BYTES) as _;
+    let flags = flags | libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC;
     // SAFETY: the header names one slice and the room, which are as long as it says and outlive the call.
     let count = unsafe { libc::recvmsg(stream.as_raw_fd(), &raw mut header, flags) };
     match usize::try_from(count) {
