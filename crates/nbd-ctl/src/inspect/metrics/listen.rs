@@ -1,22 +1,23 @@
 //! Where metrics are told, and who may connect there.
 
 use std::fmt;
-use std::fs::{self, Permissions};
+use std::fs::{self, File};
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener};
-use std::os::unix::fs::{FileTypeExt, PermissionsExt, chown};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
+use nix::fcntl::{AtFlags, OFlag};
 use nix::sys::stat::{Mode, umask};
-use nix::unistd::{Gid, Group};
+use nix::unistd::{Gid, Group, fchownat};
 
 use super::HostNames;
 
-/// Only the user that the process runs as.
-const OWN_MODE: u32 = 0o600;
-/// Also the members of a group.
-const GROUP_MODE: u32 = 0o660;
+/// For a socket of the user that the process runs as.
+const OWN_MASK: u32 = 0o177;
+/// For one that is also for the members of a group.
+const GROUP_MASK: u32 = 0o117;
 
 /// Where to answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -104,17 +105,29 @@ pub(super) fn bind_unix(path: &Path, group: Option<Gid>) -> io::Result<UnixListe
     {
         fs::remove_file(path)?;
     }
-    // There is no moment at which other users can connect. No thread is running yet.
-    let before = umask(Mode::from_bits_truncate(!OWN_MODE & 0o777));
+    // There is no moment at which others than our own group can connect. No thread is running yet.
+    let mask = if group.is_some() { GROUP_MASK } else { OWN_MASK };
+    let before = umask(Mode::from_bits_truncate(mask));
     let bound = UnixListener::bind(path);
     umask(before);
     let listener = bound?;
     if let Some(group) = group {
-        chown(path, None, Some(group.as_raw()))?;
-        fs::set_permissions(path, Permissions::from_mode(GROUP_MODE))?;
+        let socket = open_socket(path)?;
+        fchownat(&socket, "", None, Some(group), AtFlags::AT_EMPTY_PATH)?;
     }
     listener.set_nonblocking(true)?;
     Ok(listener)
+}
+
+/// The directory may be another user's, who puts a link to any file in the place of the socket. So what
+/// is there is opened without following links, and used only if it is a socket.
+fn open_socket(path: &Path) -> io::Result<File> {
+    let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW;
+    let socket = File::options().read(true).custom_flags(flags.bits()).open(path)?;
+    if !socket.metadata()?.file_type().is_socket() {
+        return Err(io::Error::other("another file is in the place of the socket"));
+    }
+    Ok(socket)
 }
 
 impl fmt::Display for Address {
@@ -128,6 +141,8 @@ impl fmt::Display for Address {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::symlink;
+
     use super::*;
 
     #[test]
@@ -140,6 +155,21 @@ mod tests {
         }
         let error = parse("0.0.0.0:9100").unwrap_err();
         assert!(error.contains("proxy") && error.contains("unix:PATH"), "{error}");
+    }
+
+    #[test]
+    fn only_a_socket_is_taken_for_the_socket() {
+        let place = |name| std::env::temp_dir().join(format!("{name}-{}", std::process::id()));
+        let (socket, link) = (place("nbd-socket"), place("nbd-link"));
+        let _listener = UnixListener::bind(&socket).unwrap();
+        symlink(&socket, &link).unwrap();
+        assert!(open_socket(&socket).is_ok());
+        assert!(open_socket(&link).is_err());
+        fs::remove_file(&link).unwrap();
+        fs::write(&link, "").unwrap();
+        assert!(open_socket(&link).is_err());
+        fs::remove_file(&link).unwrap();
+        fs::remove_file(&socket).unwrap();
     }
 
     #[test]
