@@ -19,7 +19,6 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::sys::prctl;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, killpg, sigprocmask};
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork, getpid, getppid, setpgid};
 
 /// The name of the process, by which a successor knows it.
@@ -78,6 +77,7 @@ fn split(grace: Duration) -> io::Result<()> {
 struct Supervisor {
     /// The program, and the group of processes that it leads.
     program: Pid,
+    is_reaped: bool,
     grace: Duration,
     exit_code: i32,
     /// From when on what still lives is killed; set once the end has begun.
@@ -86,7 +86,7 @@ struct Supervisor {
 
 impl Supervisor {
     fn new(program: Pid, grace: Duration) -> Self {
-        Self { program, grace, exit_code: 0, kill_at: None }
+        Self { program, is_reaped: false, grace, exit_code: 0, kill_at: None }
     }
 
     fn run(mut self) -> ! {
@@ -111,19 +111,19 @@ impl Supervisor {
     /// Waits for children that have ended; whether none is left.
     fn reap(&mut self) -> bool {
         loop {
-            let (pid, code) = match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-                Ok(WaitStatus::Exited(pid, code)) => (pid, code),
-                // As shells do.
-                Ok(WaitStatus::Signaled(pid, signal, _)) => (pid, 128 + signal as i32),
-                Err(Errno::ECHILD) => return true,
-                Err(Errno::EINTR) => continue,
-                _ => return false,
+            let (pid, code) = match next_ended() {
+                Ok(Some(ended)) => ended,
+                Ok(None) => return false,
+                Err(errno) => return errno == Errno::ECHILD,
             };
-            if pid == self.program {
+            if pid == self.program && !self.is_reaped {
                 self.exit_code = code;
                 // What it has left in the background was there for it.
                 self.begin_end();
+                self.leave_group();
             }
+            // SAFETY: takes numbers, and no place for the status.
+            unsafe { libc::waitpid(pid.as_raw(), std::ptr::null_mut(), libc::WNOHANG) };
         }
     }
 
@@ -139,10 +139,22 @@ impl Supervisor {
         }
     }
 
+    /// Once the program is reaped, its number may be that of another group. From then on we find what
+    /// is left of the group by the list of children, as it loses its parents. Without a list, now is
+    /// the last time to kill it.
+    fn leave_group(&mut self) {
+        if !for_each_child(|_| {}) {
+            let _ = killpg(self.program, Signal::SIGKILL);
+        }
+        self.is_reaped = true;
+    }
+
     /// Kills the group, and those that have left it and lost their parents. Their own children are here
     /// the next time.
     fn kill_all(&self) {
-        let _ = killpg(self.program, Signal::SIGKILL);
+        if !self.is_reaped {
+            let _ = killpg(self.program, Signal::SIGKILL);
+        }
         for_each_child(|child| {
             let _ = kill(child, Signal::SIGKILL);
         });
@@ -153,6 +165,20 @@ impl Supervisor {
         let left = self.kill_at?.saturating_duration_since(Instant::now());
         Some(left.max(KILL_INTERVAL))
     }
+}
+
+/// A child that has ended and is still to be reaped, with its status as shells tell it. The one of nix
+/// knows no real-time signals.
+fn next_ended() -> nix::Result<Option<(Pid, i32)>> {
+    // SAFETY: a structure of numbers and pointers, for which zeroes are values.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    let flags = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
+    // SAFETY: writes to the structure only.
+    Errno::result(unsafe { libc::waitid(libc::P_ALL, 0, &raw mut info, flags) })?;
+    // SAFETY: waitid has set the fields that belong to a child, or has left the zeroes.
+    let (pid, status) = unsafe { (info.si_pid(), info.si_status()) };
+    let code = if info.si_code == libc::CLD_EXITED { status } else { 128 + status };
+    Ok((pid != 0).then_some((Pid::from_raw(pid), code)))
 }
 
 /// What a fork has of its parent's descriptors keeps connections open and pipes from their end.
@@ -181,13 +207,13 @@ fn wait_for_signal(limit: Option<Duration>) -> Option<Signal> {
     Signal::try_from(number).ok()
 }
 
-/// Calls `each` with the children that the kernel lists. Without its list, as where it was built without
-/// `CONFIG_PROC_CHILDREN`, there is the group of processes only.
-fn for_each_child(each: impl Fn(Pid)) {
+/// Calls `each` with the children that the kernel lists. `false` if it has no list, as where it was built
+/// without `CONFIG_PROC_CHILDREN`: then there is the group of processes only.
+fn for_each_child(each: impl Fn(Pid)) -> bool {
     // SAFETY: a path that ends with a zero.
     let list = unsafe { libc::open(c"/proc/thread-self/children".as_ptr(), libc::O_RDONLY) };
     if list < 0 {
-        return;
+        return false;
     }
     let mut number = 0_i32;
     let mut buffer = [0_u8; 512];
@@ -210,6 +236,7 @@ fn for_each_child(each: impl Fn(Pid)) {
     }
     // SAFETY: was opened above and is used no more.
     unsafe { libc::close(list) };
+    true
 }
 
 fn exit(code: i32) -> ! {

@@ -117,9 +117,12 @@ fn the_shell_dies_with_a_supervisor_that_is_killed() {
 
 #[test]
 fn the_status_of_a_line_is_told() {
-    for (line, expected) in
-        [("exec:false || exit 7", 7), ("exec:eval 'exit 8'", 8), ("exec:{ kill -9 $$; }", 137)]
-    {
+    for (line, expected) in [
+        ("exec:false || exit 7", 7),
+        ("exec:eval 'exit 8'", 8),
+        ("exec:{ kill -9 $$; }", 137),
+        ("exec:{ kill -40 $$; }", 168),
+    ] {
         match try_connect(line).unwrap_err().cause {
             Cause::Ended { status, .. } => assert_eq!(status.code(), Some(expected), "{line}"),
             other => panic!("{line}: {other:?}"),
