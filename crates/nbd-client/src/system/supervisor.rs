@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::prctl;
-use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, killpg, sigprocmask};
+use nix::sys::signal::{SigHandler, SigSet, SigmaskHow, Signal, kill, killpg, signal, sigprocmask};
 use nix::unistd::{ForkResult, Pid, fork, getpid, getppid, setpgid};
 
 /// The name of the process, by which a successor knows it.
@@ -56,6 +56,9 @@ fn split(grace: Duration) -> io::Result<()> {
     // A signal must find the supervisor ready. Programs start with none blocked.
     let mut before = SigSet::empty();
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut before))?;
+    // Where it was ignored, children are reaped without a signal and without their status.
+    // SAFETY: sets no handler.
+    unsafe { signal(Signal::SIGCHLD, SigHandler::SigDfl) }?;
     prctl::set_child_subreaper(true)?;
     // SAFETY: the supervisor only makes system calls and never returns. The other process goes on as the
     // one before would have.
@@ -242,4 +245,24 @@ fn for_each_child(each: impl Fn(Pid)) -> bool {
 fn exit(code: i32) -> ! {
     // SAFETY: ends the process without running the parent's exit handlers.
     unsafe { libc::_exit(code) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_status_is_told_where_the_ends_of_children_were_ignored() {
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", "exit 7"]);
+        let ignore = || {
+            // SAFETY: sets no handler.
+            unsafe { signal(Signal::SIGCHLD, SigHandler::SigIgn) }?;
+            Ok(())
+        };
+        // SAFETY: the closure makes one system call.
+        unsafe { command.pre_exec(ignore) };
+        supervise(&mut command, Duration::ZERO);
+        assert_eq!(command.status().unwrap().code(), Some(7));
+    }
 }
