@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -175,17 +175,24 @@ impl Server {
         let group = Pid::from_raw(self.child.id() as i32);
         let last = if self.is_supervised { Signal::SIGTERM } else { Signal::SIGKILL };
         for signal in [Signal::SIGTERM, last] {
-            if self.ended()?.is_some() {
-                return Ok(Fence::Closed);
+            if let Some(status) = self.ended()? {
+                return Ok(self.fence_after(status, limit));
             }
             // It has not been waited for, so the number is still its own.
             let _ = killpg(group, signal);
             if fence::wait_readable(self.process.as_fd(), Instant::now().checked_add(limit))? {
-                self.child.wait()?;
-                return Ok(Fence::Closed);
+                let status = self.child.wait()?;
+                return Ok(self.fence_after(status, limit));
             }
         }
         Ok(Fence::Open)
+    }
+
+    /// A supervisor exits when all others are dead. One that was killed leaves them alive, and of them
+    /// we know only that they have ended once nobody can say a word any more.
+    fn fence_after(&self, status: ExitStatus, limit: Duration) -> Fence {
+        let was_last = !self.is_supervised || status.signal().is_none();
+        if was_last || self.words.wait_for_end(limit) { Fence::Closed } else { Fence::Open }
     }
 }
 
@@ -229,4 +236,31 @@ impl Drop for Directory {
 
 fn proc_path(file: &fs::File) -> PathBuf {
     format!("/proc/self/fd/{}", file.as_raw_fd()).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead, BufReader};
+
+    use nix::sys::signal::kill;
+
+    use super::*;
+
+    const LIMIT: Duration = Duration::from_secs(60);
+
+    #[test]
+    fn what_a_killed_supervisor_leaves_is_waited_for() {
+        // The shell dies with the supervisor.
+        let line = "{ sleep 3600 & echo $!; wait; }";
+        let mut server = Server::start(line, SpawnMode::Stdio, "server", LIMIT).unwrap();
+        let mut stream = server.connect(Instant::now()).unwrap().unwrap();
+        let mut number = String::new();
+        BufReader::new(&mut stream).read_line(&mut number).unwrap();
+        server.child.kill().unwrap();
+        server.child.wait().unwrap();
+        assert_eq!(server.stop(Duration::from_millis(10)).unwrap(), Fence::Open);
+        let left = Pid::from_raw(number.trim().parse().unwrap());
+        kill(left, Signal::SIGKILL).unwrap();
+        assert_eq!(server.stop(LIMIT).unwrap(), Fence::Closed);
+    }
 }

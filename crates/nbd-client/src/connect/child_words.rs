@@ -2,7 +2,7 @@
 //! how it ended.
 
 use std::io::{self, BufRead, BufReader, PipeReader, Read};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// A longer line is passed on in pieces.
@@ -55,10 +55,20 @@ impl Words {
     /// The last line of a process that has ended, which may still be on its way; empty if it has
     /// said nothing.
     pub(crate) fn last_of_dead(&self, limit: Duration) -> String {
+        self.wait(limit).line.clone()
+    }
+
+    /// Waits until all have ended, or have closed their output, that could say something; `false` if the
+    /// limit passes first.
+    pub(crate) fn wait_for_end(&self, limit: Duration) -> bool {
+        self.wait(limit).is_over
+    }
+
+    fn wait(&self, limit: Duration) -> MutexGuard<'_, Last> {
         let (last, changed) = &*self.0;
         let last = last.lock().unwrap_or_else(PoisonError::into_inner);
         let waited = changed.wait_timeout_while(last, limit, |last| !last.is_over);
-        waited.unwrap_or_else(PoisonError::into_inner).0.line.clone()
+        waited.unwrap_or_else(PoisonError::into_inner).0
     }
 }
 
