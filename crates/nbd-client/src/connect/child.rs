@@ -105,16 +105,23 @@ impl Server {
                 (Transport::UnlinkedSocket(socket), script)
             }
         };
-        let mut child = command.arg("-c").arg(script).spawn()?;
+        let child = command.arg("-c").arg(script).spawn()?;
         // The command has copies of descriptors whose closing tells us that the server is gone.
         drop(command);
-        let process = system::open_process(child.id()).inspect_err(|_| {
-            let _ = child.kill();
-            let _ = child.wait();
-        })?;
         let words = Words::default();
-        words.pass_on(reader, name.into())?;
-        Ok(Self { child, is_supervised: keeps_shell, process, transport, words })
+        let started = system::open_process(child.id()).and_then(|process| {
+            words.pass_on(reader, name.into())?;
+            Ok(process)
+        });
+        match started {
+            Ok(process) => {
+                Ok(Self { child, is_supervised: keeps_shell, process, transport, words })
+            }
+            Err(error) => {
+                end_unobserved(child, keeps_shell);
+                Err(error)
+            }
+        }
     }
 
     /// Names the process for as long as it lives, and after that.
@@ -173,8 +180,7 @@ impl Server {
     /// Ends the server and waits until it is dead, and with it all that a supervisor answers for.
     pub(crate) fn stop(&mut self, limit: Duration) -> io::Result<Fence> {
         let group = Pid::from_raw(self.child.id() as i32);
-        let last = if self.is_supervised { Signal::SIGTERM } else { Signal::SIGKILL };
-        for signal in [Signal::SIGTERM, last] {
+        for signal in [Signal::SIGTERM, last_signal(self.is_supervised)] {
             if let Some(status) = self.ended()? {
                 return Ok(self.fence_after(status, limit));
             }
@@ -194,6 +200,17 @@ impl Server {
         let was_last = !self.is_supervised || status.signal().is_none();
         if was_last || self.words.wait_for_end(limit) { Fence::Closed } else { Fence::Open }
     }
+}
+
+/// A supervisor kills the others itself, and must not be killed before.
+fn last_signal(is_supervised: bool) -> Signal {
+    if is_supervised { Signal::SIGTERM } else { Signal::SIGKILL }
+}
+
+/// For one whose end can only be waited for without a limit.
+fn end_unobserved(mut child: Child, is_supervised: bool) {
+    let _ = killpg(Pid::from_raw(child.id() as i32), last_signal(is_supervised));
+    let _ = child.wait();
 }
 
 /// A directory that only we may enter, with a socket in it.
@@ -240,13 +257,30 @@ fn proc_path(file: &fs::File) -> PathBuf {
 
 #[cfg(test)]
 mod tests {
-    use std::io::{BufRead, BufReader};
+    use std::io::{BufRead, BufReader, Read};
 
     use nix::sys::signal::kill;
 
     use super::*;
 
     const LIMIT: Duration = Duration::from_secs(60);
+
+    #[test]
+    fn one_that_cannot_be_observed_is_ended_with_all_it_has_started() {
+        for line in ["sleep 3600", "sleep 3600 | sleep 3600"] {
+            let (mut reader, writer) = io::pipe().unwrap();
+            let mut command = Command::new("/bin/sh");
+            command.args(["-c", line]).stdout(writer).process_group(0);
+            let is_supervised = line.contains('|');
+            if is_supervised {
+                system::supervise(&mut command, LIMIT);
+            }
+            let child = command.spawn().unwrap();
+            drop(command);
+            end_unobserved(child, is_supervised);
+            assert_eq!(reader.read(&mut [0]).unwrap(), 0);
+        }
+    }
 
     #[test]
     fn what_a_killed_supervisor_leaves_is_waited_for() {
