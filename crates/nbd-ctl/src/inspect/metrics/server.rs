@@ -131,10 +131,11 @@ impl Seats {
         Some(number)
     }
 
-    fn change(&mut self, number: u64, phase: Phase) {
-        if let Some(seat) = self.taken.iter_mut().find(|seat| seat.number == number) {
-            seat.phase = phase;
-        }
+    /// None if the client had to make way.
+    fn change(&mut self, number: u64, phase: Phase) -> Option<()> {
+        let seat = self.taken.iter_mut().find(|seat| seat.number == number)?;
+        seat.phase = phase;
+        Some(())
     }
 
     fn leave(&mut self, number: u64) {
@@ -174,7 +175,7 @@ fn start(
     let (context, hosts, own_seats) = (Arc::clone(context), hosts.cloned(), Arc::clone(seats));
     let started = thread::Builder::new().spawn(move || {
         let change = |phase| lock(&own_seats).change(number, phase);
-        answer(&context, &*client, hosts.as_ref(), change);
+        let _ = answer(&context, &*client, hosts.as_ref(), change);
         lock(&own_seats).leave(number);
     });
     if started.is_err() {
@@ -186,16 +187,16 @@ fn lock(seats: &Mutex<Seats>) -> MutexGuard<'_, Seats> {
     seats.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// None if the client leaves, or has to, before its answer is made.
 fn answer(
     context: &Context,
     client: &dyn Client,
     hosts: Option<&HostNames>,
-    change: impl Fn(Phase),
-) {
-    let Some(request) = read_head(client, Instant::now() + CLIENT_TIMEOUT) else {
-        return;
-    };
-    change(Phase::Holders);
+    change: impl Fn(Phase) -> Option<()>,
+) -> Option<()> {
+    let request = read_head(client, Instant::now() + CLIENT_TIMEOUT)?;
+    // What it had sent before it was hung up on can still be read.
+    change(Phase::Holders)?;
     let answer = http::check(&request, hosts).map_or_else(
         |refusal| refusal,
         |()| match collect(context) {
@@ -204,8 +205,9 @@ fn answer(
             Err(error) => Answer::failure(&error.chain().unwrap_or_default()),
         },
     );
-    change(Phase::Answer);
+    change(Phase::Answer)?;
     send(client, &answer.into_bytes(), Instant::now() + CLIENT_TIMEOUT);
+    Some(())
 }
 
 fn send(client: &dyn Client, mut rest: &[u8], deadline: Instant) {
@@ -270,7 +272,7 @@ mod tests {
         let clients: Vec<_> = (0..MAX_CLIENTS).map(|_| Arc::new(Silent::default())).collect();
         for (place, client) in clients.iter().enumerate() {
             let number = seats.take(Arc::clone(client) as _).unwrap();
-            seats.change(number, phases.get(place).copied().unwrap_or(Phase::Holders));
+            seats.change(number, phases.get(place).copied().unwrap_or(Phase::Holders)).unwrap();
         }
         (seats, clients)
     }
@@ -292,6 +294,8 @@ mod tests {
             assert!(seats.take(Arc::new(Silent::default())).is_some());
             assert_eq!(dropped(&clients), expected);
             assert_eq!(seats.taken.len(), MAX_CLIENTS);
+            let gone = expected[0] as u64;
+            assert!(seats.change(gone, Holders).is_none());
         }
     }
 
