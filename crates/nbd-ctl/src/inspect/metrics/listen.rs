@@ -4,11 +4,14 @@ use std::fmt;
 use std::fs::{self, File};
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener};
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{Gid, Group, fchownat};
 
@@ -95,28 +98,52 @@ pub(super) fn bind_tcp(at: SocketAddr) -> io::Result<TcpListener> {
     Ok(listener)
 }
 
-/// Removes a socket that a killed predecessor has left.
-pub(super) fn bind_unix(path: &Path, group: Option<Gid>) -> io::Result<UnixListener> {
-    let is_socket = path.symlink_metadata().is_ok_and(|meta| meta.file_type().is_socket());
-    let probed = is_socket.then(|| UnixStream::connect(path));
-    // Another error is a sign of life, such as a full backlog.
-    if let Some(Err(error)) = probed
-        && error.kind() == io::ErrorKind::ConnectionRefused
-    {
-        fs::remove_file(path)?;
+/// A unix socket that we have bound.
+pub(super) struct UnixSocket {
+    pub(super) listener: UnixListener,
+    path: PathBuf,
+    /// As long as it is open, the socket's number is no other file's.
+    file: File,
+}
+
+impl UnixSocket {
+    /// Removes a socket that a killed predecessor has left.
+    pub(super) fn bind(path: &Path, group: Option<Gid>) -> io::Result<Self> {
+        let is_socket = path.symlink_metadata().is_ok_and(|meta| meta.file_type().is_socket());
+        if is_socket && is_left(path)? {
+            fs::remove_file(path)?;
+        }
+        // There is no moment at which others than our own group can connect. No thread is running yet.
+        let mask = if group.is_some() { GROUP_MASK } else { OWN_MASK };
+        let before = umask(Mode::from_bits_truncate(mask));
+        let bound = UnixListener::bind(path);
+        umask(before);
+        let listener = bound?;
+        let file = open_socket(path)?;
+        if group.is_some() {
+            fchownat(&file, "", None, group, AtFlags::AT_EMPTY_PATH)?;
+        }
+        listener.set_nonblocking(true)?;
+        Ok(Self { listener, path: path.into(), file })
     }
-    // There is no moment at which others than our own group can connect. No thread is running yet.
-    let mask = if group.is_some() { GROUP_MASK } else { OWN_MASK };
-    let before = umask(Mode::from_bits_truncate(mask));
-    let bound = UnixListener::bind(path);
-    umask(before);
-    let listener = bound?;
-    if let Some(group) = group {
-        let socket = open_socket(path)?;
-        fchownat(&socket, "", None, Some(group), AtFlags::AT_EMPTY_PATH)?;
+
+    /// Removes the socket, unless another one is in its place.
+    pub(super) fn remove(self) -> io::Result<()> {
+        let (own, found) = (self.file.metadata()?, self.path.symlink_metadata()?);
+        if (own.dev(), own.ino()) == (found.dev(), found.ino()) {
+            fs::remove_file(&self.path)?;
+        }
+        Ok(())
     }
-    listener.set_nonblocking(true)?;
-    Ok(listener)
+}
+
+/// Whether nobody listens at a socket. Another error is a sign of life, such as a full backlog, for
+/// which we do not wait.
+fn is_left(path: &Path) -> io::Result<bool> {
+    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+    let probe = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    let connected = connect(probe.as_raw_fd(), &UnixAddr::new(path)?);
+    Ok(connected == Err(Errno::ECONNREFUSED))
 }
 
 /// The directory may be another user's, who puts a link to any file in the place of the socket. So what
@@ -142,6 +169,9 @@ impl fmt::Display for Address {
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::symlink;
+    use std::os::unix::net::UnixStream;
+
+    use nix::sys::socket::{Backlog, listen};
 
     use super::*;
 
@@ -157,19 +187,59 @@ mod tests {
         assert!(error.contains("proxy") && error.contains("unix:PATH"), "{error}");
     }
 
+    /// A path, at which nothing is left.
+    struct Place(PathBuf);
+
+    impl Place {
+        fn new(name: &str) -> Self {
+            Self(std::env::temp_dir().join(format!("nbd-{name}-{}", std::process::id())))
+        }
+    }
+
+    impl Drop for Place {
+        fn drop(&mut self) {
+            let _ = fs::remove_file(&self.0);
+        }
+    }
+
     #[test]
     fn only_a_socket_is_taken_for_the_socket() {
-        let place = |name| std::env::temp_dir().join(format!("{name}-{}", std::process::id()));
-        let (socket, link) = (place("nbd-socket"), place("nbd-link"));
-        let _listener = UnixListener::bind(&socket).unwrap();
-        symlink(&socket, &link).unwrap();
-        assert!(open_socket(&socket).is_ok());
-        assert!(open_socket(&link).is_err());
-        fs::remove_file(&link).unwrap();
-        fs::write(&link, "").unwrap();
-        assert!(open_socket(&link).is_err());
-        fs::remove_file(&link).unwrap();
-        fs::remove_file(&socket).unwrap();
+        let (socket, link, file) = (Place::new("socket"), Place::new("link"), Place::new("file"));
+        let _listener = UnixListener::bind(&socket.0).unwrap();
+        symlink(&socket.0, &link.0).unwrap();
+        fs::write(&file.0, "").unwrap();
+        assert!(open_socket(&socket.0).is_ok());
+        assert!(open_socket(&link.0).is_err());
+        assert!(open_socket(&file.0).is_err());
+    }
+
+    #[test]
+    fn a_socket_with_a_full_backlog_is_in_use() {
+        let place = Place::new("full");
+        let listener = UnixListener::bind(&place.0).unwrap();
+        listen(&listener, Backlog::new(0).unwrap()).unwrap();
+        let _waiting = UnixStream::connect(&place.0).unwrap();
+        assert!(!is_left(&place.0).unwrap());
+        drop(listener);
+        assert!(is_left(&place.0).unwrap());
+    }
+
+    #[test]
+    fn a_socket_in_the_place_of_ours_is_not_removed() {
+        let (place, other) = (Place::new("ours"), Place::new("other"));
+        let bind = || UnixSocket {
+            listener: UnixListener::bind(&place.0).unwrap(),
+            path: place.0.clone(),
+            file: open_socket(&place.0).unwrap(),
+        };
+        let ours = bind();
+        let _listener = UnixListener::bind(&other.0).unwrap();
+        fs::rename(&other.0, &place.0).unwrap();
+        ours.remove().unwrap();
+        assert!(place.0.exists());
+        fs::remove_file(&place.0).unwrap();
+        bind().remove().unwrap();
+        assert!(!place.0.exists());
     }
 
     #[test]

@@ -1,6 +1,5 @@
 //! Clients that ask for metrics, at the same time, each within a limit.
 
-use std::fs;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -10,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::http::{self, Answer};
-use super::listen::{Address, Listen, bind_tcp, bind_unix};
+use super::listen::{Address, Listen, UnixSocket, bind_tcp};
 use super::{HostNames, collect};
 use crate::context::{Context, eprint};
 use crate::error::Error;
@@ -36,11 +35,11 @@ pub(crate) fn serve(context: &Arc<Context>, listen: &Listen) -> Result<(), Error
             accept(context, listener.as_fd(), Some(&listen.hosts), next);
         }
         Address::Unix(path) => {
-            let listener = bind_unix(path, listen.group).map_err(failed)?;
+            let socket = UnixSocket::bind(path, listen.group).map_err(failed)?;
             eprint(&format!("listening on {}", path.display()));
-            let next = || listener.accept().map(|(stream, _)| Arc::new(stream) as _);
-            accept(context, listener.as_fd(), None, next);
-            let _ = fs::remove_file(path);
+            let next = || socket.listener.accept().map(|(stream, _)| Arc::new(stream) as _);
+            accept(context, socket.listener.as_fd(), None, next);
+            let _ = socket.remove();
         }
     }
     Ok(())
