@@ -141,14 +141,16 @@ impl Dialer {
     ) -> Result<OwnedFd, Cause> {
         let mut slot = lock(&self.server);
         if let Some(server) = &mut *slot {
-            events.ended = server.ended().map_err(|error| Cause::Program("wait for", error))?;
+            let ended = server.ended().map_err(|error| Cause::Program("wait for", error))?;
             // One that talks to us has nothing more to say. It may still be writing.
-            if events.ended.is_some() || spawn_mode == SpawnMode::Stdio {
+            if ended.is_some() || spawn_mode == SpawnMode::Stdio {
                 let stopped = server.stop(self.exit_timeout);
                 if stopped.map_err(|error| Cause::Program("end", error))? == Fence::Open {
                     return Err(Cause::WontExit);
                 }
                 *slot = None;
+                // Told once, and not in each attempt to stop what a supervisor has left.
+                events.ended = ended;
             }
         }
         let server = match &mut *slot {
