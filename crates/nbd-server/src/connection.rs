@@ -173,10 +173,10 @@ impl Connection {
                 Err(error) => break Err(error),
             }
             if guard.send_buffer.unsent() >= SEND_THRESHOLD {
-                guard = self.send(guard);
+                guard = self.send(guard, dispatcher);
             }
         };
-        drop(self.send(guard));
+        drop(self.send(guard, dispatcher));
         dispatcher.submit_queued();
         action
     }

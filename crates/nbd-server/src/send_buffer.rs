@@ -122,9 +122,9 @@ impl SendBuffer {
         !self.held_grants.is_empty() && self.lag.exceeds(stall)
     }
 
-    /// Whether this connection holds common memory until the client reads.
+    /// Whether this connection holds common memory, until the client reads or a worker begins.
     pub(crate) fn holds_memory(&self) -> bool {
-        self.recv_holds_memory || !self.held_grants.is_empty()
+        self.recv_holds_memory || !self.held_grants.is_empty() || !self.queued_grants.is_empty()
     }
 
     /// Room for the next `length` bytes; [`advance`](Self::advance) stages them.

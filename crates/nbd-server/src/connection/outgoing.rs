@@ -4,6 +4,7 @@ use std::os::fd::AsFd;
 use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
 
+use nbd_backend::Dispatcher;
 use nbd_net::liveness;
 
 use super::{Connection, SendState};
@@ -12,12 +13,17 @@ use crate::limits::Limits;
 impl Connection {
     /// Sends what is staged. If the socket is full, releases the lock, waits until all is sent, and
     /// takes the lock again: the state may have changed when this returns.
+    ///
+    /// Submits what is queued before such a wait: its memory would else be held for as long as the
+    /// client reads nothing.
     pub(super) fn send<'a>(
         &'a self,
         mut guard: MutexGuard<'a, SendState>,
+        dispatcher: &mut Dispatcher<'_>,
     ) -> MutexGuard<'a, SendState> {
         if guard.send_buffer.is_draining {
             drop(guard);
+            dispatcher.submit_queued();
             return self.wait_until(|send_buffer| !send_buffer.is_draining);
         }
         if guard.send_buffer.send().is_ok() {
@@ -25,6 +31,7 @@ impl Connection {
         }
         guard.send_buffer.is_draining = true;
         drop(guard);
+        dispatcher.submit_queued();
         self.drain();
         self.lock()
     }

@@ -26,6 +26,10 @@ impl QueuedGrants {
         self.grants.remove(&id)
     }
 
+    pub(crate) fn is_empty(&self) -> bool {
+        self.grants.is_empty()
+    }
+
     /// Gives all memory back.
     pub(crate) fn clear(&mut self) {
         self.grants.clear();

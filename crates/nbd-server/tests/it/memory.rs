@@ -339,3 +339,31 @@ fn writes_of_disconnected_clients_are_executed() {
         std::thread::yield_now();
     }
 }
+
+/// The replies to later reads fill the socket, before workers begin the first ones.
+#[test]
+fn unread_replies_are_dropped_while_reads_before_them_hold_memory() {
+    const WORKERS: u32 = 32;
+    for workers_are_busy in [false, true] {
+        let server = server(SHORT_STALL);
+        let mut busy = server.client(ReplyStyle::Simple);
+        for cookie in 0..if workers_are_busy { WORKERS } else { 0 } {
+            busy.ask(Type::READ, cookie.into(), SLOW, 4096);
+        }
+        while workers_are_busy && server.disk.begun() < WORKERS {
+            std::thread::yield_now();
+        }
+        let mut lazy = server.client(ReplyStyle::Simple);
+        let read = |(cookie, (offset, length))| {
+            let none = nbd_proto::CommandFlags::NONE;
+            lazy.request(Type::READ, none, cookie, offset, length)
+        };
+        // The second one needs a grant. The later ones are more than the sockets have room for.
+        let large = [(WORKER_OFFSET, LARGE as u64); 2];
+        let requests: Vec<_> = (0..).zip([&large[..], &[(0, LARGE as u64); 40]].concat()).collect();
+        let requests: Vec<_> = requests.into_iter().flat_map(read).collect();
+        lazy.send(&requests);
+        lazy.stream.read_exact(&mut [0]).unwrap();
+        large_write(&server);
+    }
+}
