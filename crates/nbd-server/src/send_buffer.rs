@@ -119,7 +119,7 @@ impl SendBuffer {
     /// memory.
     pub(crate) fn has_waited(&mut self, time: Duration, stall: Duration) -> bool {
         self.lag.waited(time);
-        !self.held_grants.is_empty() && self.lag.exceeds(stall)
+        self.holds_memory() && self.lag.exceeds(stall)
     }
 
     /// Whether this connection holds common memory, until the client reads or a worker begins.

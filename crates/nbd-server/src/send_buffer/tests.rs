@@ -163,3 +163,12 @@ fn a_client_is_disconnected_if_promised_data_cannot_be_read() {
     send_buffer.send().unwrap();
     assert_eq!(send_buffer.unsent(), 0);
 }
+
+#[test]
+fn a_client_must_read_fast_enough_while_the_connection_holds_any_common_memory() {
+    let stall = Duration::from_secs(30);
+    let (mut send_buffer, _peer) = send_buffer();
+    assert!(!send_buffer.has_waited(2 * stall, stall));
+    send_buffer.recv_holds_memory = true;
+    assert!(send_buffer.has_waited(Duration::ZERO, stall));
+}
