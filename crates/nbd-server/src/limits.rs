@@ -25,8 +25,7 @@ impl Lag {
 
     /// Notes bytes that the client has sent or read.
     pub(crate) fn moved(&mut self, bytes: u64) {
-        let paid = Duration::from_millis(bytes.saturating_mul(1000) / MIN_BYTES_PER_SECOND);
-        self.0 = self.0.saturating_sub(paid);
+        self.0 = self.0.saturating_sub(time_at_minimum_rate(bytes));
     }
 
     /// Whether the client is too slow for others to wait for its memory.
@@ -85,9 +84,29 @@ impl Default for Limits {
     }
 }
 
+/// In nanoseconds: small pieces would lose much of their time to a coarser unit.
+fn time_at_minimum_rate(bytes: u64) -> Duration {
+    let nanos = u128::from(bytes) * 1_000_000_000 / u128::from(MIN_BYTES_PER_SECOND);
+    Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn small_pieces_at_the_minimum_rate_do_not_fall_behind() {
+        for piece in [263, 512] {
+            let (mut lag, mut waited) = (Lag::default(), Duration::ZERO);
+            for pieces in 1..=1_000_000 {
+                let nanos = pieces * piece * 1_000_000_000 / MIN_BYTES_PER_SECOND;
+                lag.waited(Duration::from_nanos(nanos) - waited);
+                waited = Duration::from_nanos(nanos);
+                lag.moved(piece);
+            }
+            assert!(!lag.exceeds(Duration::from_secs(1)), "pieces of {piece}: {lag:?}");
+        }
+    }
 
     #[test]
     fn a_client_gets_the_time_that_its_bytes_take_at_the_minimum_rate() {
