@@ -13,7 +13,7 @@ mod task;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nbd_backend::{Completion, Dispatcher};
 use nbd_net::socket::Socket;
@@ -324,11 +324,13 @@ impl Connection {
     fn wait_until(&self, holds: impl Fn(&SendBuffer) -> bool) -> MutexGuard<'_, SendState> {
         let mut guard = self.lock();
         guard.has_waiter = true;
+        let mut next_check = Instant::now() + CLIENT_CHECK_INTERVAL;
         while !holds(&guard.send_buffer) {
-            let waited = self.changed.wait_timeout(guard, CLIENT_CHECK_INTERVAL);
-            let timeout;
-            (guard, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
-            if timeout.timed_out() {
+            let time = next_check.saturating_duration_since(Instant::now());
+            let waited = self.changed.wait_timeout(guard, time);
+            (guard, _) = waited.unwrap_or_else(PoisonError::into_inner);
+            if Instant::now() >= next_check {
+                next_check = Instant::now() + CLIENT_CHECK_INTERVAL;
                 Self::note_disconnect(&mut guard.send_buffer, self.socket.is_hung_up());
             }
         }

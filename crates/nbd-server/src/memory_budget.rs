@@ -32,7 +32,7 @@ mod tests;
 use std::collections::VecDeque;
 use std::fmt;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 pub(crate) use block::Block;
 use block::BlockCache;
@@ -162,12 +162,13 @@ impl MemoryBudget {
         let ticket = state.next_ticket;
         state.next_ticket += 1;
         state.queue.push_back(ticket);
+        let mut next_check = Instant::now() + CLIENT_CHECK_INTERVAL;
         let can_take = loop {
             if state.queue.front() == Some(&ticket) && may_take(&state) {
                 break true;
             }
             let has_left;
-            (state, has_left) = self.wait(state, &mut is_gone);
+            (state, has_left) = self.wait(state, &mut next_check, &mut is_gone);
             if has_left {
                 break false;
             }
@@ -206,21 +207,25 @@ impl MemoryBudget {
         Grant { memory: Arc::clone(self), bytes, partial: None }
     }
 
-    /// Waits for a change. From time to time asks whether the client is gone, and returns that. The
+    /// Waits for a change. At `next_check` asks whether the client is gone, and returns that. The
     /// answer takes the connection's lock, under which grants are dropped: it must not be asked for
     /// under the lock of this budget.
     fn wait<'a>(
         &'a self,
         state: MutexGuard<'a, BudgetState>,
+        next_check: &mut Instant,
         is_gone: &mut impl FnMut() -> bool,
     ) -> (MutexGuard<'a, BudgetState>, bool) {
-        let waited = self.changed.wait_timeout(state, CLIENT_CHECK_INTERVAL);
-        let (state, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
-        if !timeout.timed_out() {
+        let time = next_check.saturating_duration_since(Instant::now());
+        let waited = self.changed.wait_timeout(state, time);
+        let (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        // Other connections may wake this one often, so a timeout of one wait would not do.
+        if Instant::now() < *next_check {
             return (state, false);
         }
         drop(state);
         let is_gone = is_gone();
+        *next_check = Instant::now() + CLIENT_CHECK_INTERVAL;
         (self.lock(), is_gone)
     }
 
@@ -263,12 +268,13 @@ impl Grant {
         let memory = Arc::clone(&self.memory);
         let mut state = memory.lock();
         state.waiting_for_step += 1;
+        let mut next_check = Instant::now() + CLIENT_CHECK_INTERVAL;
         let has_grown = loop {
             if self.grow_if_safe(&mut state) {
                 break true;
             }
             let has_left;
-            (state, has_left) = memory.wait(state, &mut is_gone);
+            (state, has_left) = memory.wait(state, &mut next_check, &mut is_gone);
             if has_left {
                 break false;
             }

@@ -1,5 +1,7 @@
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::mpsc::channel;
 use std::thread;
+use std::time::Instant;
 
 use super::*;
 
@@ -171,4 +173,25 @@ fn a_client_that_is_gone_leaves_the_queue() {
     assert!(!message.grow(|| true) && !memory.has_waiters());
     drop((message, others));
     assert!(memory.try_take(3 * STEP as u64).is_some());
+}
+
+#[test]
+fn a_connection_that_is_woken_often_still_looks_after_its_client() {
+    let memory = MemoryBudget::new(100);
+    let _all = memory.try_take(100).unwrap();
+    let has_ended = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let waiter = scope.spawn(|| {
+            assert!(memory.take(1, || true).is_none());
+            has_ended.store(true, Relaxed);
+        });
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while !has_ended.load(Relaxed) && Instant::now() < deadline {
+            memory.changed.notify_all();
+            thread::sleep(Duration::from_millis(1));
+        }
+        let was_in_time = has_ended.load(Relaxed);
+        waiter.join().unwrap();
+        assert!(was_in_time, "it asked only when it was left alone");
+    });
 }
