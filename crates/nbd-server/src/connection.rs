@@ -9,6 +9,8 @@ mod incoming;
 mod outgoing;
 mod reply_sink;
 mod task;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -21,7 +21,7 @@ impl Connection {
             return Err(ConnectionError::TooSlow);
         }
         self.receive_with_timeouts(recv_buffer, |recv_buffer| {
-            self.make_room(recv_buffer, length);
+            self.make_room(recv_buffer, length)?;
             recv_buffer.receive(length)
         })
     }
@@ -104,27 +104,30 @@ impl Connection {
 
     /// Makes room in the receive buffer for a message of this length. Waits as long as that takes,
     /// also if the client is gone: all of a write, and NBD_CMD_DISC after it, may be in the socket.
-    fn make_room(&self, recv_buffer: &mut RecvBuffer, length: usize) {
-        // But the memory of its reads is not kept from others for so long.
-        let look_after_client = || {
-            self.has_disconnected();
-            false
-        };
+    /// Fails if the server has hung up on the client: nothing more is begun for it.
+    fn make_room(&self, recv_buffer: &mut RecvBuffer, length: usize) -> io::Result<()> {
+        // The first of these also gives back the memory of its reads if it is gone.
+        let look_after_client = || self.has_disconnected() && self.lock().send_buffer.is_hung_up();
+        let hung_up = || Err(io::ErrorKind::UnexpectedEof.into());
         while let Err(blocked) = recv_buffer.make_room(length) {
             match blocked {
                 Blocked::TasksPending => self.wait_for_tasks(),
                 Blocked::NeedsMemory(bytes) => {
-                    if let Some(grant) = self.memory.begin(bytes as u64, look_after_client) {
-                        recv_buffer.begin_long(grant, bytes);
-                    }
+                    let Some(grant) = self.memory.begin(bytes as u64, look_after_client) else {
+                        return hung_up();
+                    };
+                    recv_buffer.begin_long(grant, bytes);
                 }
                 // It keeps what it has: bytes that came cannot be given back. The memory budget
                 // argues why that blocks no one for ever.
                 Blocked::NeedsStep => {
-                    recv_buffer.wait_for_step(look_after_client);
+                    if !recv_buffer.wait_for_step(look_after_client) {
+                        return hung_up();
+                    }
                 }
             }
         }
+        Ok(())
     }
 
     /// Waits until no worker has a request of this connection.
