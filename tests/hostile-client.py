@@ -17,10 +17,13 @@ def enter(greeting=GREETING):
     """A connection, with the holder's greeting unread."""
     global entered
     connection = socket.socket(socket.AF_UNIX)
-    connection.settimeout(10)
     connection.connect(path)
+    connection.settimeout(10)
     entered += 1
-    connection.sendall(greeting)
+    try:
+        connection.sendall(greeting)
+    except OSError:
+        pass  # It was thrown out already: others came.
     return connection
 
 
