@@ -170,6 +170,13 @@ def crowd():
     time.sleep(2)
 
 
+def hold():
+    """Comes with more than are let in, says who it is and nothing else, and stays."""
+    people = [enter() for _ in range(40)]
+    time.sleep(3600)
+    del people
+
+
 def descriptors():
     for kept, descriptor in kinds():
         for count in [1, 2, 32, 33, 253]:
@@ -180,7 +187,7 @@ def descriptors():
             attempt(GREETING, frame(STATUS)[:6], (frame(STATUS)[6:], many))
             # Behind what will not be read any more.
             attempt(b"x" * 100, (b"x" * 100, many))
-        # The last one is under way to the holder, or is in nobody's hands.
+        # The last one is under way to the holder, and then in no process.
         attempt_last(descriptor)
         del kept
 
@@ -212,7 +219,7 @@ def attempt_last(descriptor):
     connection.close()
 
 
-modes = [garbage, messages, frames, pieces, flood, questions, crowd, descriptors, urgent]
+modes = [garbage, messages, frames, pieces, flood, questions, crowd, descriptors, urgent, hold]
 try:
     {one.__name__: one for one in modes}[mode]()
 except PermissionError:

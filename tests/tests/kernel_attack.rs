@@ -1,5 +1,5 @@
-//! Clients of a holder's sockets that keep to no rule, as whoever can reach them: the holder answers others
-//! meanwhile, and afterwards everything is as it was before.
+//! Clients of a holder's sockets that keep to no rule, as each user who can reach them: the holder answers others
+//! meanwhile, and afterwards has what it had before.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,13 +7,13 @@ use std::time::{Duration, Instant};
 
 use nbd_control::registry::Registry;
 use nbd_tests::command::{PROGRAM_TIMEOUT, Running, start};
-use nbd_tests::ctl::ctl;
+use nbd_tests::ctl::{ctl, program};
 use nbd_tests::device::Device;
 use nbd_tests::disk;
 use nbd_tests::page::root;
 use nbd_tests::process::children;
 use nbd_tests::random::Random;
-use nbd_tests::wait::EVENT_TIMEOUT;
+use nbd_tests::wait::{EVENT_TIMEOUT, wait_until};
 use nbd_tests::{Api, kernel_tests, report};
 
 const MIB: u64 = 1 << 20;
@@ -30,13 +30,18 @@ const MODES: [&str; 9] = [
 ];
 /// What the allocator of a holder may keep for the next time, in KiB.
 const KEPT_MEMORY: u64 = 4096;
+/// Of the group, and of backends that have not introduced themselves, as the holder limits them.
+const MAX_READERS: usize = 32;
+const MAX_JOINING: usize = 16;
 const INTERVAL: Duration = Duration::from_millis(50);
 /// So many looks in a row at which nothing has changed.
 const SETTLED_LOOKS: u32 = 10;
 
 kernel_tests!(
-    whoever_attacks_the_control_socket_others_are_answered_and_nothing_is_left,
-    whoever_attacks_the_join_socket_others_are_answered_and_nothing_is_left,
+    attacks_on_the_control_socket_leave_nothing_and_others_are_answered,
+    attacks_on_the_join_socket_leave_nothing_and_others_are_answered,
+    silent_clients_make_room_for_others,
+    silent_backends_make_room_for_others,
 );
 
 /// Who attacks.
@@ -53,8 +58,11 @@ enum Who {
 impl Who {
     fn attacks(self, socket: &Path, mode: &str) -> Running {
         let script = root().join("tests/hostile-client.py").display().to_string();
-        let socket = socket.display().to_string();
-        let command = ["/usr/bin/python3", &script, &socket, mode];
+        self.starts(&["/usr/bin/python3", &script, &socket.display().to_string(), mode])
+    }
+
+    /// Starts a command as this user.
+    fn starts(self, command: &[&str]) -> Running {
         let who: &[&str] = match self {
             Self::Root => &["--reuid=root", "--regid=root", "--clear-groups"],
             Self::Member => &["--reuid=nobody", "--regid=nogroup", "--groups=daemon"],
@@ -126,7 +134,7 @@ fn attach(api: Api) -> Device {
     Device::attach(api, ["--no-spare", "--group", "daemon", "--user", "daemon", "mem:8M"])
 }
 
-/// Attacks in every way at once; nobody who may give orders is kept from it.
+/// Attacks in every way at once; root is answered meanwhile.
 fn withstands(device: &Device, socket: &Path, who: Who) {
     let holder = device.status().holder_pid;
     let noise = Random::by_clock().bytes(MIB as usize);
@@ -156,7 +164,7 @@ fn withstands(device: &Device, socket: &Path, who: Who) {
     assert!(memory(holder) <= most, "{who:?}: {} KiB and not {most}", memory(holder));
 }
 
-fn whoever_attacks_the_control_socket_others_are_answered_and_nothing_is_left(api: Api) {
+fn attacks_on_the_control_socket_leave_nothing_and_others_are_answered(api: Api) {
     let device = attach(api);
     let socket = Registry::new(None).control_socket(device.index());
     for who in [Who::Stranger, Who::Member, Who::Root] {
@@ -165,11 +173,52 @@ fn whoever_attacks_the_control_socket_others_are_answered_and_nothing_is_left(ap
     device.detach();
 }
 
-fn whoever_attacks_the_join_socket_others_are_answered_and_nothing_is_left(api: Api) {
+fn attacks_on_the_join_socket_leave_nothing_and_others_are_answered(api: Api) {
     let device = attach(api);
     let socket = Registry::new(None).join_socket(device.index());
     for who in [Who::Stranger, Who::User] {
         withstands(&device, &socket, who);
     }
+    device.detach();
+}
+
+/// Waits until a holder has so many more descriptors than before.
+fn wait_for_descriptors(holder: i32, before: &Belongings, more: usize) {
+    wait_until("the connections are there", EVENT_TIMEOUT, || {
+        Belongings::of(holder).descriptors.len() >= before.descriptors.len() + more
+    });
+}
+
+/// All silent connections came before one that was answered, so they have been let in or not by now.
+#[track_caller]
+fn has_at_most(holder: i32, before: &Belongings, more: usize) {
+    let now = Belongings::of(holder).descriptors.len();
+    assert!(now <= before.descriptors.len() + more, "{now} descriptors");
+}
+
+fn silent_clients_make_room_for_others(api: Api) {
+    let device = attach(api);
+    let (name, holder) = (device.name(), device.status().holder_pid);
+    let before = Belongings::settled(holder);
+    let silent = Who::Member.attacks(&Registry::new(None).control_socket(device.index()), "hold");
+    wait_for_descriptors(holder, &before, MAX_READERS);
+    Who::Member.starts(&[&program("nbd-ctl"), "status", &name]).finish(PROGRAM_TIMEOUT).succeeds();
+    has_at_most(holder, &before, MAX_READERS);
+    drop(silent);
+    device.detach();
+}
+
+fn silent_backends_make_room_for_others(api: Api) {
+    let device = attach(api);
+    let (name, holder) = (device.name(), device.status().holder_pid);
+    let before = Belongings::settled(holder);
+    let silent = Who::User.attacks(&Registry::new(None).join_socket(device.index()), "hold");
+    wait_for_descriptors(holder, &before, MAX_JOINING);
+    let joins = start(program("nbd-serve"), ["--join", &name, "mem:8M"]);
+    // It is let in, to hear that it is not needed.
+    let refused = joins.finish(PROGRAM_TIMEOUT);
+    assert!(refused.stderr.contains("is served by process"), "{}", refused.stderr);
+    has_at_most(holder, &before, MAX_JOINING);
+    drop(silent);
     device.detach();
 }

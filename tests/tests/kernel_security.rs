@@ -161,7 +161,7 @@ fn a_backend_in_a_sandbox_stays_there(api: Api) {
     let spec = format!("file:{disk}");
     ctl(["attach", "--sandbox", &spec]).fails_with(2).says(&["--sandbox needs --user"]);
     let root = ["attach", "--user", "root", "--sandbox", &spec];
-    ctl(root).fails_with(2).says(&["--sandbox keeps nothing from root"]);
+    ctl(root).fails_with(2).says(&["--sandbox cannot confine root"]);
     let device = Device::attach(api, ["--user", "nobody", "--sandbox=network", &spec]);
     is_confined(device.backend());
     let backend = device.backend().to_string();

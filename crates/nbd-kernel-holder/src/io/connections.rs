@@ -1,5 +1,5 @@
 //! Connections with peers that are not trusted. They cannot make this process wait, neither by leaving unread
-//! what they are sent, nor by what they have sent and nobody has read.
+//! what they are sent, nor by what they have sent and this process has not read.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
@@ -56,6 +56,8 @@ pub(crate) fn allow_close(descriptors: &[OwnedFd]) {
 /// let go of a descriptor that is under way to us closes what it stands for, and to close a TCP socket that
 /// lingers (`SO_LINGER`) takes as long as its peer likes, unless the process is exiting.
 fn close(mut channel: Channel) -> io::Result<Option<Process>> {
+    // Also for those that were not let in, and so not guarded.
+    channel.never_wait().map_err(io::Error::other)?;
     // From now on nothing comes in any more.
     match shutdown(channel.as_fd().as_raw_fd(), Shutdown::Read) {
         Ok(()) | Err(nix::Error::ENOTCONN) => {}
