@@ -8,27 +8,25 @@
 //! shut nothing can be answered any more, and the driver fails what it has sent only when it is told to
 //! disconnect, which waits for the same lock.
 
+mod flushing;
+#[cfg(test)]
+mod tests;
+
 use std::time::{Duration, Instant};
 
 use nbd_device_users::User;
 use nix::errno::Errno;
 
-use super::event::Flushed;
 use super::fail::GRACE;
 use super::ownership;
 use super::take_down::Cause;
 use super::users::{Checked, UsersCheck, UsersUnknown};
 use super::{
-    Command, Condition, Core, End, Event, HelperId, HelperTask, Note, Procedure, Reply, Report,
-    Survey, Watch,
+    Command, Condition, Core, End, Event, HelperId, HelperTask, Note, Procedure, Reply, Survey,
+    Watch,
 };
+use flushing::{Disconnected, Flushing};
 
-/// How long writing back may take, unless the operator forces.
-const FLUSH_TIMEOUT: Duration = Duration::from_secs(60);
-/// The same while no backend answers.
-const FLUSH_UNSERVED_TIMEOUT: Duration = Duration::from_secs(3);
-/// How often to look whether a backend answers.
-const FLUSH_INTERVAL: Duration = Duration::from_millis(500);
 /// How long udev may take to look away. It may not be able to while the backend is stuck.
 const UDEV_TIMEOUT: Duration = Duration::from_secs(4);
 /// How long a backend may take to answer by itself what it has. One that is well does so at once.
@@ -103,26 +101,13 @@ enum Step {
     AwaitingSizeChange { until: Instant, given_up: usize },
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Flushing {
-    helper: HelperId,
-    until: Instant,
-    /// When to look again; nothing while a look is under way. Counted from its answer: with looks that
-    /// take longer than the interval the event loop would come to nothing else.
-    look: Option<Instant>,
-    /// Since when no backend answers.
-    unserved: Option<Instant>,
-}
-
 impl Detach {
     /// From `enough` on, if that is known, only what was noted has to be answered.
     pub(super) fn deadline(&self, now: Instant, enough: Option<Instant>) -> Option<Instant> {
         match &self.step {
             Step::CheckingUsers(check) | Step::CheckingAgain(check) => Some(check.deadline()),
             Step::Leaving { until, .. } | Step::Staying { until, .. } => Some(*until),
-            Step::Flushing(Flushing { look, until, .. }) => {
-                Some(look.map_or(*until, |look| look.min(*until)))
-            }
+            Step::Flushing(flushing) => Some(flushing.deadline()),
             Step::Noting => None,
             Step::Draining { until, .. } | Step::AwaitingSizeChange { until, .. } => Some(*until),
             Step::Abandoning { until, .. } => {
@@ -311,65 +296,6 @@ impl Core {
         self.note_in_flight()
     }
 
-    fn flush(&mut self) -> Step {
-        self.begin_leaving();
-        let helper = self.start_helper(HelperTask::FlushAndDisconnect);
-        let served = self.ownership.is_ready();
-        let limit = if served { FLUSH_TIMEOUT } else { FLUSH_UNSERVED_TIMEOUT };
-        let look = Some(self.after(FLUSH_INTERVAL));
-        Step::Flushing(Flushing { helper, until: self.after(limit), look, unserved: None })
-    }
-
-    fn step_flush(&mut self, mut it: Flushing, event: &Event) -> Result<Step, Disconnected> {
-        match event {
-            Event::HelperEnded { id, report } if *id == it.helper => {
-                return self.flushed(report);
-            }
-            Event::Surveyed(Survey { served, waiting, .. }) => {
-                if *waiting {
-                    self.miss_departed();
-                }
-                let since = it.unserved.unwrap_or(self.now);
-                it.unserved = (!served).then_some(since);
-                it.look = Some(self.after(FLUSH_INTERVAL));
-            }
-            _ => {}
-        }
-        let is_unserved =
-            it.unserved.is_some_and(|since| self.now >= since + FLUSH_UNSERVED_TIMEOUT);
-        if is_unserved || self.now >= it.until {
-            self.command(Command::LeaveHelper { id: it.helper });
-            return Ok(self.stay(DetachError::NotAnswered));
-        }
-        if it.look.take_if(|look| *look <= self.now).is_some() {
-            self.command(Command::Survey { note: false });
-        }
-        Ok(Step::Flushing(it))
-    }
-
-    fn flushed(&mut self, report: &Report) -> Result<Step, Disconnected> {
-        match report {
-            Report::Flushed(Flushed::Disconnected) => {
-                self.driver.disconnected = true;
-                Err(Disconnected)
-            }
-            Report::Flushed(Flushed::NotDisconnected) => {
-                self.note(Note::NotDisconnected);
-                Err(Disconnected)
-            }
-            Report::Flushed(Flushed::Busy) => Ok(Step::CheckingAgain(self.check_users())),
-            Report::Flushed(Flushed::Failed(errno)) => {
-                Ok(self.stay(DetachError::NotWritten(*errno)))
-            }
-            Report::Status(errno) => {
-                Ok(self.stay(DetachError::NotWritten(Errno::from_raw(*errno))))
-            }
-            Report::Users(_) | Report::Resized(_) | Report::Program(_) => {
-                Ok(self.stay(DetachError::NotAnswered))
-            }
-        }
-    }
-
     fn stay(&mut self, error: DetachError) -> Step {
         self.stop_leaving(error.may_have_told());
         let helper = self.start_helper(HelperTask::TellUdev { leaving: false });
@@ -453,9 +379,3 @@ impl Core {
         }
     }
 }
-
-/// The driver was told to disconnect.
-struct Disconnected;
-
-#[cfg(test)]
-mod tests;

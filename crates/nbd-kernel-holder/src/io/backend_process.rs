@@ -305,14 +305,14 @@ mod tests {
     }
 
     #[test]
-    fn the_process_that_the_kernel_hands_out_is_taken_whoever_has_its_number() {
+    fn the_process_that_the_kernel_hands_out_is_taken_even_if_another_has_its_number() {
         let mut child = std::process::Command::new("sleep").arg("600").spawn().unwrap();
         let process = Process::open(child.id().cast_signed()).unwrap();
         child.kill().unwrap();
         child.wait().unwrap();
         let sender = Sender { process: Some(process.pidfd), ..number_only(1, 0) };
         let taken = BackendProcess::new(None, None).open_sender(&sender).unwrap();
-        assert!(taken.kill().is_err(), "it is dead, and nobody else is hit");
+        assert!(taken.kill().is_err(), "it is dead, and no other process is hit");
     }
 
     /// A tracer keeps a thread when it is dead, so the leader stays a zombie that cannot be

@@ -101,14 +101,6 @@ impl Holder {
         }
     }
 
-    /// Who has been silent for longest makes room for one that joins.
-    pub(crate) fn make_room_for_joining(&mut self) {
-        let silent = self.processes.joining().min_by_key(|(_, backend)| backend.since);
-        if let Some(id) = silent.map(|(id, _)| id) {
-            self.refuse(id, "others want to join, and it has not introduced itself");
-        }
-    }
-
     fn send(&mut self, id: BackendId, message: &FromHolder) {
         let channel = self.processes.backends.get(&id).and_then(|backend| backend.channel.as_ref());
         if let Some(Err(error)) = channel.map(|channel| channel.send(message, &[])) {
@@ -418,38 +410,10 @@ impl Holder {
     }
 
     /// Why a backend is given up that has never had the lanes. A spare's failure is not the device's.
-    fn backend_failed(&mut self, id: BackendId, text: String) {
+    pub(crate) fn backend_failed(&mut self, id: BackendId, text: String) {
         match self.core.ownership.is_spare(id) {
             true => self.complain(Subject::Spare, &format!("the spare backend: {text}")),
             false => self.note_failure(text),
         }
-    }
-
-    /// Backends that have not introduced themselves, with when they are to have.
-    fn silent_backends(&self) -> impl Iterator<Item = (BackendId, Instant)> + '_ {
-        let limit = self.settings.patience.filter(|_| self.core.is_attached());
-        let silent = self.processes.backends.iter().filter(|(_, backend)| {
-            let is_adopted = backend.channel.is_none() && backend.process.is_some();
-            !is_adopted && backend.hello.is_none()
-        });
-        silent.filter_map(move |(id, backend)| Some((*id, backend.since + limit?)))
-    }
-
-    pub(crate) fn next_overdue(&self) -> Option<Instant> {
-        self.silent_backends().map(|(_, due)| due).min()
-    }
-
-    /// A program that does not introduce itself in time is as good as dead.
-    pub(crate) fn drop_overdue_program(&mut self) {
-        let now = Instant::now();
-        let Some((id, _)) = self.silent_backends().find(|(_, due)| *due <= now) else {
-            return;
-        };
-        let seconds = self.settings.patience.unwrap_or_default().as_secs();
-        let text = format!("the backend did not introduce itself within {seconds} s");
-        let text = self.with_last_words(id, &text);
-        self.backend_failed(id, text);
-        self.drop_backend(id);
-        self.feed(Event::Gone { backend: id });
     }
 }

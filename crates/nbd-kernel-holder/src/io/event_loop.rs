@@ -11,8 +11,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use crate::core::event::SetupRefused;
 use crate::core::{BackendId, ClientId, Event, HelperId, Sitter};
 use crate::holder::Holder;
-use crate::io::backend_process::{BackendProcess, try_reap};
-use crate::io::connections::guard;
+use crate::io::backend_process::try_reap;
 use crate::io::helpers::{Helper, SCAN_INTERVAL};
 use crate::kernel::sitter::{self, SetupError};
 
@@ -23,8 +22,6 @@ const FENCE_INTERVAL: Duration = Duration::from_millis(20);
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 /// How long to wait if waiting itself is not possible.
 const POLL_BACKOFF: Duration = Duration::from_millis(10);
-/// Most connections of backends that have not introduced themselves.
-const MAX_JOINING: usize = 16;
 /// How long a backend that closed its connection is expected to be dying.
 const DYING_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -216,26 +213,6 @@ impl Holder {
                 }
                 None
             }
-        }
-    }
-
-    fn accept_backend(&mut self) {
-        let join = self.sockets.join.as_ref();
-        let result = join.map(|join| join.accept().map(|(stream, _)| stream));
-        let Some(stream) = self.accepted(result) else {
-            return;
-        };
-        if self.processes.joining().count() >= MAX_JOINING {
-            self.make_room_for_joining();
-        }
-        let channel = guard(stream);
-        let channel = channel.and_then(|mut channel| channel.identify_senders().map(|()| channel));
-        match channel {
-            Ok(channel) => {
-                let id = self.core.new_backend();
-                self.processes.backends.insert(id, BackendProcess::joined(channel));
-            }
-            Err(error) => self.warn(&format!("a backend that joined failed: {error}")),
         }
     }
 

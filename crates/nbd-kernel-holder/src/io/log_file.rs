@@ -96,7 +96,7 @@ impl LogFile {
 
     fn open(&mut self) -> io::Result<&mut File> {
         let mut options = OpenOptions::new();
-        // The words of backends are for nobody who may only look.
+        // The words of backends are for root only, and not for the group that may look.
         let file = options.create(true).append(true).mode(0o600).open(&self.path)?;
         if self.is_stderr {
             nix::unistd::dup2_stderr(file.as_fd())?;

@@ -9,6 +9,7 @@ pub(crate) mod connections;
 pub(crate) mod control_clients;
 mod event_loop;
 pub(crate) mod helpers;
+mod joining;
 pub(crate) mod lanes;
 pub(crate) mod listen;
 pub(crate) mod log_file;

@@ -1,5 +1,6 @@
 use super::super::fixture::{CLIENT, feed, served};
 use super::super::{Order, Report};
+use super::flushing::FLUSH_INTERVAL;
 use super::*;
 
 /// The helper process that was started for a task.
