@@ -39,7 +39,7 @@ pub fn fence(connection: OwnedFd, limit: Duration) -> io::Result<Fence> {
 
 /// Fences the server process that a predecessor has started: asks it to end, kills it when the
 /// limit has passed, and waits until it is dead. What stands in front of a shell with several programs
-/// kills these itself, and is only waited for. Should somebody kill it by SIGKILL, its death tells nothing
+/// kills these itself, and is only waited for. If it is killed by SIGKILL, its death tells nothing
 /// of them, and nothing here tells that it was killed.
 ///
 /// # Errors

@@ -225,7 +225,7 @@ fn validate(args: &Args) -> Result<Settings, Failure> {
         && uid.is_root()
     {
         let text =
-            format!("--sandbox keeps nothing from {user}, who is root: use --user with another");
+            format!("--sandbox cannot confine {user}, whose user id is 0: use --user with another");
         return fail(FailureKind::Usage, text);
     }
     Ok(Settings {

@@ -195,7 +195,7 @@ impl Server {
     }
 
     /// A supervisor exits when all others are dead. One that was killed leaves them alive, and of them
-    /// we know only that they have ended once nobody can say a word any more.
+    /// we know only that they have ended once none can say a word any more.
     fn fence_after(&self, status: ExitStatus, limit: Duration) -> Fence {
         let was_last = !self.is_supervised || status.signal().is_none();
         if was_last || self.words.wait_for_end(limit) { Fence::Closed } else { Fence::Open }
@@ -207,8 +207,9 @@ fn last_signal(is_supervised: bool) -> Signal {
     if is_supervised { Signal::SIGTERM } else { Signal::SIGKILL }
 }
 
-/// For one whose end can only be waited for without a limit.
+/// For a server whose end can only be waited for without a limit.
 fn end_unobserved(mut child: Child, is_supervised: bool) {
+    // Errors mean that it has ended already, and there is one to report that says why it is ended.
     let _ = killpg(Pid::from_raw(child.id() as i32), last_signal(is_supervised));
     let _ = child.wait();
 }

@@ -6,6 +6,8 @@
 //! makes all orphans below it its children (`PR_SET_CHILD_SUBREAPER`), so it knows when the last one is
 //! dead.
 //!
+//! Processes may end before a signal reaches them, so errors of sending one are ignored.
+//!
 //! Between `fork` and `_exit` it only makes system calls: this process may have threads, and a lock that
 //! one of them holds is never released in a fork.
 #![allow(unsafe_code)]
@@ -93,6 +95,7 @@ impl Supervisor {
     }
 
     fn run(mut self) -> ! {
+        // Fails for no name of this length.
         let _ = prctl::set_name(NAME);
         // Also done by the program itself: a signal for its group may come before.
         let _ = setpgid(self.program, self.program);

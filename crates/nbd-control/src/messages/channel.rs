@@ -93,7 +93,7 @@ pub struct Channel {
     sender: Option<Sender>,
     identifies_senders: bool,
     max_descriptors: usize,
-    /// How long a peer may take to read what it is sent is up to it, within [`SEND_TIMEOUT`].
+    /// Sending waits for a peer that does not read, up to [`SEND_TIMEOUT`].
     waits: bool,
 }
 
@@ -162,8 +162,8 @@ impl Channel {
         Ok(())
     }
 
-    /// Drops what is unread, up to the first byte that comes with descriptors, and at most 1 MiB. Whether all of it is
-    /// dropped; if the peer can still send, there may be more by then.
+    /// Drops what is unread, up to the first byte that comes with descriptors, and at most 1 MiB. Returns whether
+    /// all of it is dropped.
     #[must_use]
     pub fn drop_unread(&mut self) -> bool {
         let mut buffer = [0u8; READ_BYTES];

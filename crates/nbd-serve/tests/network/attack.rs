@@ -197,7 +197,7 @@ fn peak(server: &Server) -> u64 {
 }
 
 #[test]
-fn attacks_in_every_way_at_once_cost_nobody_elses_service() {
+fn attacks_in_every_way_at_once_cost_no_other_client_its_service() {
     const ATTACKS: [fn(&Target); 9] = [
         noise_from_the_beginning,
         noise_in_options,

@@ -33,9 +33,8 @@ pub(super) struct Ancillary {
     pub(super) is_cut: bool,
 }
 
-/// Asks the kernel to vouch for the sender of all that is received from now on, and to hand out its process as
-/// well, if it can. Not while it is looked what comes: a pidfd comes behind the descriptors, and these would
-/// take the room that is meant for it.
+/// Whether the kernel hands out the sender's process with what is received, if it can. On for a receive only and
+/// not for a [look](peek): the pidfd comes behind the descriptors, which would take the room that it needs.
 fn pass_pidfd(stream: BorrowedFd<'_>, on: bool) -> nix::Result<()> {
     let on = c_int::from(on);
     // SAFETY: the option is one int, which outlives the call.
@@ -163,7 +162,7 @@ fn take(header: &msghdr) -> Ancillary {
 
 /// A descriptor that was received. A negative number is the error for which there is none.
 fn adopt(number: RawFd) -> Option<OwnedFd> {
-    // SAFETY: the kernel has just installed it in our table for this message, and nobody else knows its
+    // SAFETY: the kernel has just installed it in our table for this message, and nothing else knows its
     // number.
     (number >= 0).then(|| unsafe { OwnedFd::from_raw_fd(number) })
 }

@@ -37,7 +37,7 @@ fn messages_in_pieces_are_put_together() {
 #[test]
 fn a_conversation_goes_on_where_it_was_left_at_rest() {
     let (left, mut right) = pair();
-    assert!(!right.is_at_rest(), "nobody has introduced themselves");
+    assert!(!right.is_at_rest(), "the peer has not introduced itself");
     left.send(&1u32, &[]).unwrap();
     left.send(&2u32, &[]).unwrap();
     assert_eq!(right.receive_within::<u32>(MESSAGE_TIMEOUT).unwrap().message, 1);

@@ -137,7 +137,7 @@ impl UnixSocket {
     }
 }
 
-/// Whether nobody listens at a socket. Another error is a sign of life, such as a full backlog, for
+/// Whether no process listens at a socket. Another error is a sign of life, such as a full backlog, for
 /// which we do not wait.
 fn is_left(path: &Path) -> io::Result<bool> {
     let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
@@ -250,7 +250,7 @@ mod tests {
         assert!(Listen::check("9100", Vec::new(), Some("root")).unwrap_err().contains("unix:PATH"));
         let root = Listen::check("unix:/run/m", Vec::new(), Some("root")).unwrap();
         assert_eq!(root.group, Some(Gid::from_raw(0)));
-        let nobody = Listen::check("unix:/run/m", Vec::new(), Some("no such"));
-        assert!(nobody.unwrap_err().contains("no such group"));
+        let unknown = Listen::check("unix:/run/m", Vec::new(), Some("no such"));
+        assert!(unknown.unwrap_err().contains("no such group"));
     }
 }

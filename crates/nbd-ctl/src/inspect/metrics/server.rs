@@ -39,6 +39,7 @@ pub(crate) fn serve(context: &Arc<Context>, listen: &Listen) -> Result<(), Error
             eprint(&format!("listening on {}", path.display()));
             let next = || socket.listener.accept().map(|(stream, _)| Arc::new(stream) as _);
             accept(context, socket.listener.as_fd(), None, next);
+            // One that stays is replaced by the next start.
             let _ = socket.remove();
         }
     }
@@ -55,41 +56,30 @@ trait Client: Send + Sync {
     fn hang_up(&self);
 }
 
-impl Client for TcpStream {
-    fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        Read::read(&mut &*self, buffer)
-    }
+macro_rules! impl_client {
+    ($($stream:ty),*) => {$(
+        impl Client for $stream {
+            fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+                Read::read(&mut &*self, buffer)
+            }
 
-    fn write(&self, bytes: &[u8]) -> io::Result<usize> {
-        Write::write(&mut &*self, bytes)
-    }
+            fn write(&self, bytes: &[u8]) -> io::Result<usize> {
+                Write::write(&mut &*self, bytes)
+            }
 
-    fn limit(&self, time: Duration) -> io::Result<()> {
-        self.set_read_timeout(Some(time)).and_then(|()| self.set_write_timeout(Some(time)))
-    }
+            fn limit(&self, time: Duration) -> io::Result<()> {
+                self.set_read_timeout(Some(time)).and_then(|()| self.set_write_timeout(Some(time)))
+            }
 
-    fn hang_up(&self) {
-        let _ = self.shutdown(Shutdown::Both);
-    }
+            fn hang_up(&self) {
+                // An error means that the client was faster.
+                let _ = self.shutdown(Shutdown::Both);
+            }
+        }
+    )*};
 }
 
-impl Client for UnixStream {
-    fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        Read::read(&mut &*self, buffer)
-    }
-
-    fn write(&self, bytes: &[u8]) -> io::Result<usize> {
-        Write::write(&mut &*self, bytes)
-    }
-
-    fn limit(&self, time: Duration) -> io::Result<()> {
-        self.set_read_timeout(Some(time)).and_then(|()| self.set_write_timeout(Some(time)))
-    }
-
-    fn hang_up(&self) {
-        let _ = self.shutdown(Shutdown::Both);
-    }
-}
+impl_client!(TcpStream, UnixStream);
 
 /// What a client's thread waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -174,6 +164,7 @@ fn start(
     let (context, hosts, own_seats) = (Arc::clone(context), hosts.cloned(), Arc::clone(seats));
     let started = thread::Builder::new().spawn(move || {
         let change = |phase| lock(&own_seats).change(number, phase);
+        // Nothing, if the client has left.
         let _ = answer(&context, &*client, hosts.as_ref(), change);
         lock(&own_seats).leave(number);
     });
