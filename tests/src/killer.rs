@@ -118,7 +118,7 @@ fn kill_until(
     killed
 }
 
-/// Kills the backends that wait for their turn.
+/// Kills the backends that wait for their turn, and what else the holder has just started.
 fn kill_spares(registry: &Registry, index: u32, serving: i32) {
     let Some(state) = registry.read_state(index).ok().flatten() else {
         return;

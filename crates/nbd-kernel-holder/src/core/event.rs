@@ -134,6 +134,8 @@ pub(crate) enum Resized {
     Needed,
     /// Something else.
     Failed(Errno),
+    /// The helper process was killed: the driver has the new size or the old one.
+    Unknown,
 }
 
 /// What a helper process is for.

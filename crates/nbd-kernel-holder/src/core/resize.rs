@@ -444,7 +444,8 @@ impl Core {
 
 fn told(report: &Report, size: u64) -> Option<ResizeError> {
     match report {
-        Report::Resized(Resized::Done) => None,
+        // Whoever was killed has told the driver or has not: its size is looked at next.
+        Report::Resized(Resized::Done | Resized::Unknown) => None,
         Report::Resized(Resized::Busy) => Some(ResizeError::Claimed),
         Report::Resized(Resized::Needed) => Some(ResizeError::Needed { size }),
         Report::Resized(Resized::Failed(errno)) => Some(ResizeError::Driver(*errno)),

@@ -162,13 +162,14 @@ impl Holder {
         let Some(mut helper) = self.processes.helpers.remove(&id) else {
             return;
         };
-        let (status, value) = helper.process.read_report();
+        let report = helper.process.read_report();
+        let (status, value) = report.unwrap_or(helper_process::KILLED);
         self.processes.orphans.push(helper.process.process);
         let report = match helper.kind {
             Kind::Status => Report::Status(status),
             Kind::Users(scan) => Report::Users(scan.result().map_err(UsersUnknown::TimedOut)),
             Kind::Flush => Report::Flushed(helper_process::flushed(status)),
-            Kind::Resize => Report::Resized(helper_process::resized(status)),
+            Kind::Resize => Report::Resized(helper_process::resized(report)),
             Kind::SilenceTimeouts => {
                 match status {
                     0 => self.data.io_timeout = Some(value),

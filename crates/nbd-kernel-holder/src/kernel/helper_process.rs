@@ -59,6 +59,9 @@ impl From<u8> for Outcome {
     }
 }
 
+/// What is told of a helper process that was killed, where only success matters.
+pub(crate) const KILLED: (i32, u64) = (libc::EINTR, 0);
+
 /// The length of a report: short enough for one write to a pipe to be all of it or nothing.
 const REPORT: usize = 9;
 
@@ -73,24 +76,20 @@ impl HelperProcess {
         self.report.as_ref().map_or(self.process.pidfd.as_fd(), |report| report.as_fd())
     }
 
-    /// Status and value, once the descriptor is readable.
-    pub(crate) fn read_report(&mut self) -> (i32, u64) {
+    /// Status and value, once the descriptor is readable; nothing if it was killed before it could
+    /// report. What it had asked of the kernel may be done all the same, but nothing more will be.
+    pub(crate) fn read_report(&mut self) -> Option<(i32, u64)> {
         let Some(report) = &mut self.report else {
             return match try_reap(self.process.pid) {
-                Some(Ending::Exited(status)) => (status, 0),
-                _ => (libc::EINTR, 0),
+                Some(Ending::Exited(status)) => Some((status, 0)),
+                _ => None,
             };
         };
         let mut bytes = [0; REPORT];
-        match report.read_exact(&mut bytes) {
-            Ok(()) => {
-                let (status, value) = bytes.split_at(1);
-                let value = value.try_into().map_or(0, u64::from_ne_bytes);
-                (status[0].into(), value)
-            }
-            // It was killed before it had something to report.
-            Err(_) => (libc::EINTR, 0),
-        }
+        report.read_exact(&mut bytes).ok()?;
+        let (status, value) = bytes.split_at(1);
+        let value = value.try_into().map_or(0, u64::from_ne_bytes);
+        Some((status[0].into(), value))
     }
 
     /// Waits for the report where no loop turns yet; nothing if it takes longer than `limit`.
@@ -102,7 +101,7 @@ impl HelperProcess {
             Ok(_) => {
                 let report = self.read_report();
                 self.reap(REAP_TIMEOUT);
-                Some(report)
+                Some(report.unwrap_or(KILLED))
             }
         }
     }
@@ -312,13 +311,14 @@ fn status(result: io::Result<()>) -> u8 {
     }
 }
 
-/// What the status of [`resize`] says.
-pub(crate) fn resized(status: i32) -> Resized {
-    match status {
-        0 => Resized::Done,
-        libc::EBUSY => Resized::Busy,
-        status if status == i32::from(NEEDED) => Resized::Needed,
-        errno => Resized::Failed(Errno::from_raw(errno)),
+/// What the report of [`resize`] says.
+pub(crate) fn resized(report: Option<(i32, u64)>) -> Resized {
+    match report.map(|(status, _)| status) {
+        None => Resized::Unknown,
+        Some(0) => Resized::Done,
+        Some(libc::EBUSY) => Resized::Busy,
+        Some(status) if status == i32::from(NEEDED) => Resized::Needed,
+        Some(errno) => Resized::Failed(Errno::from_raw(errno)),
     }
 }
 

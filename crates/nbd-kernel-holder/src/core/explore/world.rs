@@ -412,9 +412,11 @@ fn reports(task: &HelperTask) -> Vec<Report> {
         ]
         .map(Report::Flushed)
         .to_vec(),
-        HelperTask::Resize { .. } => [Resized::Done, Resized::Needed, Resized::Failed(Errno::EIO)]
-            .map(Report::Resized)
-            .to_vec(),
+        HelperTask::Resize { .. } => {
+            [Resized::Done, Resized::Needed, Resized::Failed(Errno::EIO), Resized::Unknown]
+                .map(Report::Resized)
+                .to_vec()
+        }
         HelperTask::AskProgram { .. } => {
             vec![Report::Program(Ok(())), Report::Program(Err(String::new()))]
         }
