@@ -20,11 +20,14 @@
 //! | [`disk`], [`mount`], [`tree`] | bytes on a device, file systems and something to put on them |
 //! | [`page`], [`session`] | commands of the documentation, and a shell that types them |
 //! | [`loop_device`], [`mapping`] | block devices on top of the device |
+//! | [`taken_down`] | anything else that a test puts on a device |
+//! | [`cgroup`] | processes with little memory, or frozen |
 //! | [`nbdkit`] | a server that somebody else runs |
 //! | [`under`] | a block device under an export, which fails or falls silent |
 //! | [`process`], [`temp`], [`random`], [`wait`] | odds and ends |
 
 pub mod busy;
+pub mod cgroup;
 pub mod command;
 pub mod ctl;
 pub mod device;
@@ -46,6 +49,7 @@ pub mod screen;
 pub mod session;
 pub mod stall;
 pub mod sysfs;
+pub mod taken_down;
 pub mod temp;
 pub mod tree;
 pub mod trouble;

@@ -30,6 +30,13 @@ impl Mount {
         Self::with(&arguments, place)
     }
 
+    /// Mounts a file system of the kernel's own that has no device, like cgroup2.
+    #[track_caller]
+    #[must_use]
+    pub fn of_kind(kind: &str, place: &Path) -> Self {
+        Self::with(&["-t", kind, kind].map(OsStr::new), place)
+    }
+
     #[track_caller]
     fn with(arguments: &[&OsStr], place: &Path) -> Self {
         fs::create_dir_all(place).expect("a directory to mount on");
