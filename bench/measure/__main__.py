@@ -45,6 +45,9 @@ def arguments():
     add("--lanes", type=int, metavar="N", help="lanes or connections of each device (default: one each)")
     add("--disk", metavar="DIR", default=os.path.join(ROOT, "target", "bench"),
         help="where points that want a disk find one (default target/bench)")
+    add("--kernel", metavar="NAME", default="uml",
+        help="kernel of the device level's virtual machine, as scripts/vm takes it (default uml); "
+        "the stock ones from 6.12 on also have ublk")
     add("--native", action="store_true", help="use this machine's own nbd driver, not the virtual machine (root)")
     add("--report", metavar="FILE", nargs="+",
         help="measure nothing: write the report of these raw numbers; those of several runs are put together")
@@ -65,7 +68,7 @@ def matching(names, pattern, parser):
     return found
 
 
-def devices(plan, native_driver):
+def devices(plan, native_driver, kernel):
     """Runs the device level where there is a driver."""
     with tempfile.TemporaryDirectory(prefix="nbd-bench-", dir="/tmp") as shared:
         plan_path, result_path = os.path.join(shared, "plan.json"), os.path.join(shared, "result.json")
@@ -78,7 +81,7 @@ def devices(plan, native_driver):
         else:
             steps = 20 if plan["scaling"] else len(plan["points"])
             expected = plan["rounds"] * steps * len(plan["contestants"]) * (plan["seconds"] + 3)
-            machine_command = [os.path.join(ROOT, "scripts", "vm"), "-m", "4G", "-t", str(int(expected * 3 + 600)),
+            machine_command = [os.path.join(ROOT, "scripts", "vm"), "--kernel", kernel, "-m", "4G", "-t", str(int(expected * 3 + 600)),
                                "--nbds-max", str(scaling.MOST_DEVICES)]
             machine_command += ["--share", shared]
             for name, value in variables.items():
@@ -113,6 +116,8 @@ def measure(options, parser):
         "client": options.client,
         "lanes": options.lanes,
         "scaling": options.scaling,
+        "kernel": options.kernel,
+        "device_level": "device" if options.kernel == "uml" else f"device, kernel {options.kernel}",
         "servers": [c.name for c in native.SERVERS if re.search(only, c.name)] if options.only else [],
     }
     records = []
@@ -122,7 +127,7 @@ def measure(options, parser):
         contestants = [c.name for c in DEVICES if re.search(only, c.name)]
         there = {**plan, "points": [p.name for p in points if p.storage == "ram"], "contestants": contestants}
         if contestants and there["points"]:
-            records += devices(there, options.native)
+            records += devices(there, options.native, options.kernel)
     return {"plan": plan, "records": records}
 
 

@@ -14,9 +14,9 @@ PATIENCE = 60
 @dataclass(frozen=True)
 class Contestant:
     name: str
-    # memory or file: what it keeps its data in. Only those of one family are compared.
+    # memory, file or null: what it keeps its data in. Only those of one family are compared.
     family: str
-    # ours, peer or limit.
+    # ours, peer, ublk (no NBD, but what else gives a program a device) or limit.
     role: str
     # Makes a command line from a Place.
     command: object
@@ -120,7 +120,12 @@ DEVICES = [
     Contestant("nbdkit file", "file", "peer", lambda p: _nbdkit(p, "file", p.image)),
     Contestant("qemu-nbd -c", "file", "peer", None, "qemu-nbd"),
     Contestant("nbd-server", "file", "peer", _nbd_server, daemon=True, export="default"),
+    Contestant("rublk loop", "file", "ublk", lambda p: ["loop", "-f", p.image], "rublk"),
     Contestant("limit file", "file", "limit", _limit_file),
+    # What is left of a request where no data is moved.
+    Contestant("ours null ioctl", "null", "ours", "null", "ioctl"),
+    Contestant("ours null netlink", "null", "ours", "null", "netlink"),
+    Contestant("rublk null", "null", "ublk", lambda p: ["null"], "rublk"),
 ]
 
 ON_REQUEST = {"qemu-nbd io_uring", "qemu-nbd none", "qemu-nbd writethrough"}

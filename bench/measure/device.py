@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import time
 
@@ -24,21 +25,26 @@ class Device:
 
     def __init__(self, contestant, place, number, lanes=None):
         self.contestant, self.place = contestant, place
-        self.path = f"/dev/nbd{number}"
+        self.number = number
+        self.path = f"/dev/ublkb{number}" if contestant.attach == "rublk" else f"/dev/nbd{number}"
         self.server = None
         getattr(self, "_by_" + contestant.attach.replace("-", "_"))(lanes)
         deadline = time.monotonic() + PATIENCE
-        while self._size() != place.size:
+        # The size of rublk's null is its own.
+        while self._size() != place.size and not (contestant.family == "null" and self._size()):
             if time.monotonic() > deadline:
                 raise RuntimeError(f"{contestant.name}: {self.path} has {self._size()} bytes, not {place.size}")
             time.sleep(0.02)
         # What the block layer does is the same for all.
-        with open(f"/sys/block/nbd{number}/queue/scheduler", "w") as scheduler:
+        with open(f"/sys/block/{os.path.basename(self.path)}/queue/scheduler", "w") as scheduler:
             scheduler.write("none")
 
     def _size(self):
-        with open(f"/sys/block/{os.path.basename(self.path)}/size") as size:
-            return int(size.read()) * 512
+        try:
+            with open(f"/sys/block/{os.path.basename(self.path)}/size") as size:
+                return int(size.read()) * 512
+        except FileNotFoundError:
+            return 0
 
     def _by_nbd_client(self, lanes):
         self.server = Server(self.contestant, self.place)
@@ -54,8 +60,14 @@ class Device:
         with open(pid) as file:
             self.pid = int(file.read())
 
+    def _by_rublk(self, lanes):
+        kind, *options = self.contestant.command(self.place)
+        run("rublk", "add", kind, "-n", str(self.number), "-q", str(lanes or 1), "--quiet", *options)
+        self.pid = int(re.search(r"daemon pid (\d+)", run("rublk", "list", "-n", str(self.number))).group(1))
+
     def _ours(self, api, lanes):
-        spec = f"mem:{self.place.size},block=4096" if self.contestant.command == "mem" else f"file:{self.place.image}"
+        size = f"{self.place.size},block=4096"
+        spec = f"file:{self.place.image}" if self.contestant.command == "file" else f"{self.contestant.command}:{size}"
         several = ["--lanes", str(lanes)] if lanes else []
         ctl = self.place.program("nbd-ctl")
         run(ctl, "attach", "--device", self.path, "--kernel-api", api, *several, spec)
@@ -78,6 +90,8 @@ class Device:
     def stop(self):
         if self.contestant.role == "ours":
             run(self.place.program("nbd-ctl"), "detach", "--force", self.path)
+        elif self.contestant.attach == "rublk":
+            run("rublk", "del", "-n", str(self.number))
         elif self.server is None:
             run("qemu-nbd", "-d", self.path)
         else:

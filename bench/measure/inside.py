@@ -2,6 +2,8 @@
 
 import json
 import os
+import shutil
+import subprocess
 import sys
 import tempfile
 
@@ -24,7 +26,7 @@ def main(plan_path, result_path):
     size = plan["size"]
     devices = {}
     try:
-        for number, name in enumerate(plan["contestants"]):
+        for number, name in enumerate(possible(plan["contestants"], by_name)):
             directory = os.path.join(base, str(number))
             os.mkdir(directory)
             place = Place(directory, size=size, binaries=plan["binaries"])
@@ -34,19 +36,39 @@ def main(plan_path, result_path):
             devices[name] = Device(by_name[name], place, number, plan.get("lanes"))
             if by_name[name].family == "memory":
                 fill(devices[name].path, size)
-            warm(devices[name].path)
+            if by_name[name].family != "null":
+                warm(devices[name].path)
 
         def one(name, point):
             measured = measure(devices[name], point, plan["seconds"])
-            if point.empties:
+            if point.empties and by_name[name].family != "null":
                 fill(devices[name].path, size)
             return measured
 
-        records = interleaved(points, list(devices), plan["rounds"], one, "device")
+        records = interleaved(points, list(devices), plan["rounds"], one, plan["device_level"])
         write(result_path, records)
     finally:
         for device in devices.values():
             device.stop()
+
+
+def possible(names, by_name):
+    """Those that can be measured here: ublk takes a driver and a program that may be missing."""
+    ublk = [name for name in names if by_name[name].role == "ublk"]
+    lacks = ublk and why_no_ublk()
+    if lacks:
+        print(f"bench: {', '.join(ublk)} left out: {lacks}", file=sys.stderr)
+        return [name for name in names if name not in ublk]
+    return names
+
+
+def why_no_ublk():
+    if shutil.which("rublk") is None:
+        return "rublk is not there. Run: scripts/setup --for bench"
+    loaded = subprocess.run(["modprobe", "ublk_drv"], capture_output=True, text=True)
+    if not os.path.exists("/dev/ublk-control"):
+        return f"this kernel has no ublk driver ({loaded.stderr.strip() or 'nothing said'}). Try: --kernel 6.12"
+    return None
 
 
 def write(path, records):

@@ -19,6 +19,9 @@ DEVICE_TARGETS = {"read 4k 1": 1.3, "read 4k 16": 1.5, "write 4k 1": 1.3, "write
                   "seq read 64k": 1.2, "seq read 128k": 1.2, "seq read 1m": 1.2,
                   "seq write 64k": 1.2, "seq write 128k": 1.2, "seq write 1m": 1.2}
 LIMIT_TARGET = 0.9
+# ublk moves requests in shared rings and no data through sockets.
+UBLK_TARGETS = {"read 4k 1": 1.0, "read 4k 16": 1.0, "read 4k 64": 1.0, "write 4k 1": 1.0, "write 4k 16": 1.0,
+                "seq read 128k": 0.7, "seq write 128k": 0.7}
 
 
 class Numbers:
@@ -70,7 +73,7 @@ def ratio_tables(numbers):
     lines = []
     for ours in numbers.with_role("ours"):
         family = ROLES[ours][1]
-        others = numbers.with_role("peer", family) + numbers.with_role("limit", family)
+        others = [name for role in ("peer", "ublk", "limit") for name in numbers.with_role(role, family)]
         if not others:
             continue
         rows = []
@@ -94,6 +97,10 @@ def verdicts(numbers, targets):
                 # The best peer is the one against which we do worst.
                 value, peer = min(against)
                 rows.append(verdict(ours, point, f"best peer: {peer}", targets[point], value))
+            for other in numbers.with_role("ublk", family):
+                ratios = numbers.ratios(point, ours, other)
+                if ratios and point in UBLK_TARGETS:
+                    rows.append(verdict(ours, point, other, UBLK_TARGETS[point], median(ratios)))
             for limit in numbers.with_role("limit", family):
                 ratios = numbers.ratios(point, ours, limit)
                 if ratios:
@@ -201,13 +208,14 @@ def render(raw, folder):
     lines = heading(raw)
     for level in dict.fromkeys(record["level"] for record in raw["records"]):
         numbers = Numbers([r for r in raw["records"] if r["level"] == level])
-        where = "in the virtual machine, fio" if level == "device" else "on this machine"
+        of_device = level.startswith("device")
+        where = "in the virtual machine, fio" if of_device else "on this machine"
         lines += [f"### {level[0].upper()}{level[1:]} ({where}, {number_of_rounds(numbers)})"]
         picture = plots.ratios(numbers, level, folder, ROLES)
         if picture:
             lines += ["", f"![ratios, {level}]({picture})"]
         lines += ratio_tables(numbers)
-        lines += verdicts(numbers, DEVICE_TARGETS if level == "device" else SERVER_TARGETS)
+        lines += verdicts(numbers, DEVICE_TARGETS if of_device else SERVER_TARGETS)
         lines += costs(numbers)
         lines += absolute(numbers)
         lines += [""]
@@ -216,8 +224,9 @@ def render(raw, folder):
 
 def write(raw, path):
     """Replaces the measured part of a file, and leaves what people wrote there."""
-    scaling = raw["plan"].get("scaling", False)
-    begin, end = (marker.format(" --scaling" if scaling else "") for marker in (BEGIN, END))
+    scaling, kernel = raw["plan"].get("scaling", False), raw["plan"].get("kernel", "uml")
+    part = (" --scaling" if scaling else "") + (f" --kernel {kernel}" if kernel != "uml" else "")
+    begin, end = (marker.format(part) for marker in (BEGIN, END))
     try:
         with open(path) as file:
             before, _, rest = file.read().partition(begin)
