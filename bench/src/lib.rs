@@ -7,4 +7,5 @@ pub mod end;
 pub mod handshake;
 pub mod lane;
 pub mod load;
+pub mod mapped;
 pub mod plan;
