@@ -199,7 +199,7 @@ impl RecvBuffer {
     pub(crate) fn make_room(&mut self, length: usize) -> Result<(), Blocked> {
         let have = self.end - self.start;
         let mut needed = have + length.saturating_sub(have).max(1);
-        if needed > BLOCK_SIZE && self.fits_own_buffer_first(have) {
+        if needed > BLOCK_SIZE && self.fits_own_buffer_first(have, needed) {
             needed = BLOCK_SIZE;
         } else if needed > BLOCK_SIZE {
             return self.make_long_room(needed);
@@ -225,11 +225,11 @@ impl RecvBuffer {
     /// Whether the beginning of a long message goes to the connection's own block first: while
     /// common memory is scarce, a client gets none for a header alone. Costs a copy, so not
     /// otherwise.
-    fn fits_own_buffer_first(&mut self, have: usize) -> bool {
+    fn fits_own_buffer_first(&mut self, have: usize, needed: usize) -> bool {
         have < BLOCK_SIZE
             && self.block.is_own()
             && Arc::get_mut(&mut self.block).is_some()
-            && self.memory.is_scarce()
+            && self.memory.is_scarce(needed as u64)
     }
 
     /// Whether a larger block must replace the connection's first one: the message does not

@@ -36,20 +36,27 @@ pub(crate) struct Block {
     bytes: Vec<u8>,
     /// Bytes of the block when its grant is complete.
     size: usize,
-    grant: Option<Grant>,
+    counted: Option<Counted>,
     /// Bytes from the cache that the grant does not cover yet. They count as cached, so that blocks
     /// in the hands of slow clients cannot add up to more than the cache.
     lent: usize,
 }
 
+/// What counts a block in common memory.
+#[derive(Debug)]
+struct Counted {
+    grant: Grant,
+    memory: Arc<MemoryBudget>,
+}
+
 impl Block {
     /// A block of a connection's own, which no grant counts.
     pub(crate) fn own(size: usize) -> Self {
-        Self { bytes: vec![0; size], size, grant: None, lent: 0 }
+        Self { bytes: vec![0; size], size, counted: None, lent: 0 }
     }
 
     pub(crate) fn is_own(&self) -> bool {
-        self.grant.is_none()
+        self.counted.is_none()
     }
 
     /// Bytes of the block when all of it is granted.
@@ -59,8 +66,8 @@ impl Block {
 
     /// Bytes that may be used.
     pub(crate) fn usable(&self) -> usize {
-        match &self.grant {
-            Some(grant) if grant.is_partial() => grant.bytes,
+        match &self.counted {
+            Some(Counted { grant, .. }) if grant.is_partial() => grant.bytes,
             _ => self.size,
         }
     }
@@ -75,7 +82,7 @@ impl Block {
 
     /// Takes another step of the block's memory if that is possible at once.
     pub(crate) fn try_grow(&mut self) -> bool {
-        let has_grown = self.grant.as_mut().is_some_and(Grant::try_grow);
+        let has_grown = self.counted.as_mut().is_some_and(|it| it.grant.try_grow());
         self.provide();
         has_grown
     }
@@ -83,7 +90,7 @@ impl Block {
     /// Takes another step of the block's memory, and waits for it. `false` if the client is gone by
     /// then; see [`MemoryBudget::take`].
     pub(crate) fn grow(&mut self, is_gone: impl FnMut() -> bool) -> bool {
-        let has_grown = self.grant.as_mut().is_none_or(|grant| grant.grow(is_gone));
+        let has_grown = self.counted.as_mut().is_none_or(|it| it.grant.grow(is_gone));
         self.provide();
         has_grown
     }
@@ -94,9 +101,9 @@ impl Block {
         extend_with_zeroes(&mut self.bytes, usable);
         let lent = self.lent.min(self.size - usable);
         if lent < self.lent
-            && let Some(grant) = &self.grant
+            && let Some(Counted { memory, .. }) = &self.counted
         {
-            grant.memory.lock().cache.lent -= self.lent - lent;
+            memory.cache().lent -= self.lent - lent;
             self.lent = lent;
         }
     }
@@ -106,13 +113,14 @@ impl MemoryBudget {
     /// A block of `size` bytes, counted by `grant`. Its content is arbitrary.
     pub(crate) fn block(self: &Arc<Self>, grant: Grant, size: usize) -> Block {
         let granted = if grant.is_partial() { grant.bytes } else { size };
-        let mut state = self.lock();
-        let cached = state.cache.take(size);
+        let mut cache = self.cache();
+        let cached = cache.take(size);
         let lent = if cached.is_some() { size - granted } else { 0 };
-        state.cache.lent += lent;
-        drop(state);
+        cache.lent += lent;
+        drop(cache);
         let bytes = cached.unwrap_or_else(|| zeroes(granted, size));
-        Block { bytes, size, grant: Some(grant), lent }
+        let counted = Some(Counted { grant, memory: Arc::clone(self) });
+        Block { bytes, size, counted, lent }
     }
 }
 
@@ -142,14 +150,14 @@ fn extend_with_zeroes(bytes: &mut Vec<u8>, count: usize) {
 
 impl Drop for Block {
     fn drop(&mut self) {
-        let Some(grant) = self.grant.take() else {
+        let Some(Counted { memory, .. }) = &self.counted else {
             return;
         };
-        let mut state = grant.memory.lock();
-        state.cache.lent -= self.lent;
+        let mut cache = memory.cache();
+        cache.lent -= self.lent;
         let is_whole = self.bytes.len() == self.size;
-        if is_whole && state.cache.has_room(self.size, grant.memory.limit) {
-            state.cache.unused.push(std::mem::take(&mut self.bytes));
+        if is_whole && cache.has_room(self.size, memory.limit) {
+            cache.unused.push(std::mem::take(&mut self.bytes));
         }
     }
 }

@@ -75,7 +75,7 @@ fn a_shared_payload_stays_when_its_message_is_consumed() {
 #[test]
 fn a_long_message_begins_in_the_own_block_while_memory_is_scarce() {
     let (mut recv_buffer, mut client) = recv_buffer(8 << 20);
-    let others = recv_buffer.memory.try_take((4 << 20) + 1).unwrap();
+    let others = recv_buffer.memory.try_take((2 << 20) + 1).unwrap();
     let length = BLOCK_SIZE + 100_000;
     client.write_all(&[7; 4096]).unwrap();
     recv_buffer.make_room(length).unwrap();

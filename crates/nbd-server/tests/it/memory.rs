@@ -130,7 +130,7 @@ fn a_trickling_request_is_dropped_when_others_wait_for_its_memory() {
 /// There are more clients than the memory could serve if each got what its header asks for.
 #[test]
 fn headers_of_large_writes_hold_no_memory() {
-    let limits = Limits { memory: 4 << 20, stall: no_stall(), ..Limits::default() };
+    let limits = Limits { memory: 8 << 20, stall: no_stall(), ..Limits::default() };
     let server = TestServer::with(Disk::new(1), limits);
     let mut idle = Vec::new();
     for _ in 0..8 {
@@ -146,12 +146,12 @@ fn headers_of_large_writes_hold_no_memory() {
     }
 }
 
-/// Each client has announced a quarter of the memory, and sent a piece of that.
+/// Each client has announced a quarter of the memory that there is for long writes, and sent a piece.
 #[test]
 fn half_sent_long_writes_hold_only_what_has_come() {
     const LENGTH: usize = 16 << 20;
     const SENT: usize = 1 << 20;
-    let limits = Limits { memory: 4 * LENGTH as u64, stall: no_stall(), ..Limits::default() };
+    let limits = Limits { memory: 8 * LENGTH as u64, stall: no_stall(), ..Limits::default() };
     let server = TestServer::with(Disk::new(1), limits);
     let mut slow: Vec<_> = (0..8).map(|_| server.client(ReplyStyle::Simple)).collect();
     for client in &mut slow {
@@ -165,7 +165,7 @@ fn half_sent_long_writes_hold_only_what_has_come() {
         }
     });
     large_write(&server);
-    // All of them together announced twice the memory, and get it in some order.
+    // All of them together announced twice that memory, and get it in some order.
     std::thread::scope(|scope| {
         for mut client in slow {
             scope.spawn(move || {
@@ -175,6 +175,30 @@ fn half_sent_long_writes_hold_only_what_has_come() {
             });
         }
     });
+}
+
+/// Clients whose long writes use all the memory that there is for such, and come no further.
+#[test]
+fn reads_and_short_writes_go_on_while_long_writes_wait_for_memory() {
+    const LENGTH: usize = 7 << 20;
+    const SENT: usize = 5 << 20;
+    let limits = Limits { memory: 16 << 20, stall: no_stall(), ..Limits::default() };
+    let server = TestServer::with(Disk::new(1), limits);
+    for _ in 0..6 {
+        let mut client = server.client(ReplyStyle::Simple);
+        // The server takes no more than a part of most of them: their threads end with the test.
+        std::thread::spawn(move || {
+            let message = client.write_message(1, 0, &vec![1; LENGTH]);
+            client.send(&message[..SENT]);
+            client.answer(0)
+        });
+    }
+    let mut honest = server.client(ReplyStyle::Simple);
+    for _ in 0..100 {
+        let read = honest.call(Type::READ, WORKER_OFFSET, LARGE as u64);
+        assert!(matches!(read, Outcome::Data(..)));
+        large_write(&server);
+    }
 }
 
 /// A write that is longer than the disk: all of it is received before it is refused.
