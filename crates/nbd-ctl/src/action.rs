@@ -1,13 +1,14 @@
 //! The command line as it is meant: every name checked, every program found.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nbd_control::attach_options::AttachOptions;
 use nbd_control::control::Request;
 
 use crate::cli::{AttachArguments, Command, RecordArguments, TopArguments, TraceArguments, Until};
-use crate::config::{Config, default_file, is_name};
+use crate::config::{Config, ConfigError, default_file, is_name};
+use crate::context::eprint;
 use crate::debug::Debug;
 use crate::debug::record::Record;
 use crate::debug::replay::Replay;
@@ -16,6 +17,7 @@ use crate::error::Error;
 use crate::inspect::metrics::Listen;
 use crate::inspect::why::Target;
 use crate::program;
+use crate::spec;
 
 /// Something to do.
 #[derive(Debug)]
@@ -256,13 +258,23 @@ fn by_name(arguments: AttachArguments) -> Result<AttachArguments, Error> {
         return Ok(arguments);
     };
     let file = arguments.config.clone().unwrap_or_else(default_file);
+    let found = Config::read(&file).and_then(|config| config.device(name));
+    let found = found.map_err(|cause| match cause {
+        ConfigError::Missing { .. } | ConfigError::Unknown { .. } => {
+            let name = name.to_owned();
+            match Path::new(&name).exists() {
+                true => Error::IsFile { name },
+                false => Error::NoSuchName { name, cause },
+            }
+        }
+        other => other.into(),
+    })?;
     if arguments.has_options() {
         let (name, file) = (name.to_owned(), file.display());
         return Err(Error::Usage(format!(
             "{name}: its options are those in {file}: change them there"
         )));
     }
-    let found = Config::read(&file)?.device(name)?;
     Ok(AttachArguments { foreground: arguments.foreground, ..found })
 }
 
@@ -280,6 +292,15 @@ pub(crate) fn check_attach(arguments: AttachArguments) -> Result<Attach, Error> 
         let text = format!("--name {name}: a name has letters, digits and -_. only");
         return Err(Error::Usage(text));
     }
+    if let Some((name, device)) =
+        arguments.name.as_deref().and_then(|name| Some((name, Device::literal(name)?)))
+    {
+        let text = format!(
+            "--name {name}: this is the name of a device of the driver; choose another name, or \
+             use --device {device} to attach that one"
+        );
+        return Err(Error::Usage(text));
+    }
     Ok(Attach {
         name: arguments.name,
         foreground: arguments.foreground,
@@ -292,6 +313,13 @@ pub(crate) fn check_attach(arguments: AttachArguments) -> Result<Attach, Error> 
 /// The command line of a backend, if one is named at all.
 fn backend(spec: Option<String>, program: Vec<String>) -> Result<Option<Vec<String>>, Error> {
     if let Some(spec) = spec {
+        let report = spec::report(&spec)?;
+        if let Some(mistake) = report.mistake {
+            return Err(Error::Usage(mistake));
+        }
+        for warning in report.warnings {
+            eprint(&format!("warning: {warning}"));
+        }
         return Ok(Some(vec![program::nbd_serve()?, spec]));
     }
     let mut words = program.into_iter();

@@ -126,7 +126,8 @@ Example:
     Top(TopArguments),
     /// Check the file with the devices of this machine
     #[command(after_help = "\
-Tells the first mistake with line and key, and otherwise the devices that the file has.
+Tells mistakes with line and key: values, SPECs, relative paths, programs and users that are not there.
+Prints the devices that have none. Exit status 2 if there is a mistake.
 
 Example:
   nbd-ctl check-config

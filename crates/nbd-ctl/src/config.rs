@@ -36,6 +36,8 @@ struct DeviceTable {
     /// Whether `attach --all` attaches it.
     auto: bool,
     device: Option<Device>,
+    /// Where its keys are, by line; its header under no key.
+    lines: BTreeMap<String, usize>,
 }
 
 /// Keys that are no [`AttachOptions`].
@@ -98,8 +100,10 @@ impl Config {
         for (name, table) in tables {
             let offset = table.span().start;
             let mut entry = DeviceTable::new(&name);
+            entry.lines.insert(String::new(), place(text, offset).0);
             for (key, value) in table.into_inner() {
                 let offset = key.span().start;
+                entry.lines.insert(key.get_ref().clone(), place(text, offset).0);
                 let set = entry.set(key.get_ref(), value.into_inner());
                 set.map_err(|cause| wrong(offset, cause))?;
             }
@@ -125,6 +129,18 @@ impl Config {
                 name: name.into(),
                 names: self.devices.keys().cloned().collect(),
             }),
+        }
+    }
+
+    /// What is wrong with a key of a device, in the words for what [`read`](Self::read) finds.
+    pub(crate) fn mistake(&self, name: &str, key: &str, cause: &str) -> ConfigError {
+        let lines = self.devices.get(name).map(|entry| &entry.lines);
+        let line = lines.and_then(|lines| lines.get(key).or_else(|| lines.get("")));
+        ConfigError::Wrong {
+            path: self.path.clone(),
+            line: line.copied().unwrap_or_default(),
+            key: format!("{name}.{key}"),
+            cause: cause.into(),
         }
     }
 
@@ -161,7 +177,7 @@ impl DeviceTable {
             typed_options: false,
             no_spare: false,
         };
-        Self { arguments, auto: true, device: None }
+        Self { arguments, auto: true, device: None, lines: BTreeMap::new() }
     }
 
     /// Takes one key of the file.

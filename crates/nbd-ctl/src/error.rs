@@ -41,6 +41,14 @@ pub(crate) enum Error {
     NoProcess { pid: i32 },
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// A word without colon names a device; a newcomer may have meant the file that is here.
+    #[error(
+        "{name}: this file is served with `nbd-ctl attach file:{name}`; a word without colon is the \
+         name of a device in devices.toml"
+    )]
+    IsFile { name: String },
+    #[error("{cause}; to serve a file of this name: nbd-ctl attach file:{name}")]
+    NoSuchName { name: String, cause: ConfigError },
     #[error("{name} is attached already: {device}; see nbd-ctl status {device}")]
     Attached { name: String, device: Device },
     #[error("{command} needs root: run it with sudo")]
@@ -183,6 +191,16 @@ pub(crate) enum Error {
     Terminal(#[source] io::Error),
     #[error("cannot wait for signals")]
     Signals(#[source] io::Error),
+    #[error("cannot print {path} to standard output; {}", match is_detached {
+        true => "it is detached again".to_owned(),
+        false => format!("it is attached: nbd-ctl detach {path} takes it away"),
+    })]
+    Untold {
+        path: String,
+        is_detached: bool,
+        #[source]
+        source: io::Error,
+    },
     #[error("cannot write to standard output")]
     Output(#[source] io::Error),
     /// Everything has been said already; the exit status of the first failure.
@@ -217,8 +235,9 @@ impl Error {
             Self::Refused(failure) => failure.kind,
             Self::Usage(_) | Self::NotADevice { .. } => FailureKind::Usage,
             Self::NoDevice { .. } | Self::Stale { .. } => FailureKind::NoDevice,
-            Self::Config(ConfigError::Unknown { .. }) => FailureKind::NoDevice,
-            Self::Config(_) => FailureKind::Usage,
+            Self::NoSuchName { cause: ConfigError::Unknown { .. }, .. }
+            | Self::Config(ConfigError::Unknown { .. }) => FailureKind::NoDevice,
+            Self::Config(_) | Self::NoSuchName { .. } | Self::IsFile { .. } => FailureKind::Usage,
             Self::HasHolder { .. }
             | Self::Traced { .. }
             | Self::OnItself { .. }

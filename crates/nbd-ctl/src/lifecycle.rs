@@ -6,11 +6,13 @@
 //! | module | idea |
 //! |---|---|
 //! | [`attach`] | `attach`: starts a holder, or becomes one |
+//! | [`check_config`] | `check-config`: what a file with devices says that cannot be meant |
 //! | [`detach`] | `detach`: has a holder end its device, or takes down what is left |
 //! | [`set`] | `set`: settings of a backend |
 //! | [`wait`] | `wait`: until a device is served, or gone |
 
 pub(crate) mod attach;
+pub(crate) mod check_config;
 pub(crate) mod detach;
 pub(crate) mod set;
 pub(crate) mod wait;

@@ -19,7 +19,8 @@
 //! | [`inspect`] | commands that look: status, why, top, trace, metrics |
 //! | [`debug`] | gdb on a backend; requests with their data, and the same requests again |
 //! | [`doctor`] | what on this machine keeps devices from working |
-//! | [`program`], [`table`] | finding programs; values as text in columns |
+//! | [`program`], [`spec`] | finding programs; what nbd-serve makes of a SPEC |
+//! | [`table`] | values as text in columns |
 //! | [`error`] | every way to fail, and its exit status |
 
 mod action;
@@ -35,6 +36,7 @@ mod inspect;
 mod lifecycle;
 mod parse;
 mod program;
+mod spec;
 mod table;
 
 use std::process::ExitCode;
@@ -47,7 +49,7 @@ use crate::device::Device;
 use crate::error::Error;
 use crate::holder::{adopt, logs};
 use crate::inspect::{metrics, status, top, trace, why};
-use crate::lifecycle::{attach, detach, set, wait};
+use crate::lifecycle::{attach, check_config, detach, set, wait};
 
 fn main() -> ExitCode {
     match run() {
@@ -74,7 +76,7 @@ fn run() -> Result<(), Error> {
         Action::Metrics { listen: None } => metrics::metrics(&context),
         Action::Metrics { listen: Some(listen) } => metrics::serve(&context, &listen),
         Action::Top { devices, wanted } => top::top(&context, devices, &wanted),
-        Action::CheckConfig { file } => attach::check_config(&file),
+        Action::CheckConfig { file } => check_config::check_config(&file),
         Action::Detach(wanted) => detach::detach(&context, &wanted),
         Action::Status { device, json } => status::status(&context, device, json),
         Action::Trace { device, wanted } => trace::trace(&context, device, &wanted),

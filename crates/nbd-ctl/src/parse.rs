@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::fs;
 
+use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{Command, CommandFactory, FromArgMatches};
 use clap_complete::engine::{ArgValueCandidates, CompletionCandidate};
@@ -20,6 +21,7 @@ pub(crate) fn parse() -> Result<Option<Arguments>, Error> {
     CompleteEnv::with_factory(completed).complete();
     match arguments(std::env::args_os()) {
         Ok(arguments) => Ok(Some(arguments)),
+        Err(error) if error.kind() == ErrorKind::InvalidUtf8 => Err(Error::Usage(not_utf8())),
         Err(error) if error.use_stderr() => {
             let text = error.render().to_string();
             let text = text.strip_prefix("error: ").unwrap_or(&text);
@@ -27,6 +29,15 @@ pub(crate) fn parse() -> Result<Option<Arguments>, Error> {
         }
         Err(error) => print(&error.render().to_string()).map(|()| None),
     }
+}
+
+/// Command lines of backends travel as text, and so do the paths in them.
+fn not_utf8() -> String {
+    let words = std::env::args_os().skip(1);
+    let word = words.into_iter().find(|word| word.to_str().is_none()).unwrap_or_default();
+    format!(
+        "{word:?} is not UTF-8, which nbd-ctl needs: give the file a second name, like ln -s FILE disk.img"
+    )
 }
 
 /// What was typed. Only clap knows which attach options were, as the others have their defaults.

@@ -95,6 +95,9 @@ fn device_name(text: &str) -> Result<String, String> {
     if !text.starts_with(|c: char| c.is_ascii_alphanumeric()) || !text.chars().all(fine) {
         return Err("a name has letters, digits and -_. only".into());
     }
+    if device_index(text).is_ok() {
+        return Err("a device of the driver is called so; choose another name".into());
+    }
     Ok(text.into())
 }
 
@@ -122,7 +125,7 @@ mod tests {
     #[test]
     fn a_name_is_one_word() {
         assert!(device_name("a-b_c.d0").is_ok());
-        for text in ["", "-a", ".a", "a b", "a\nB=1", "a/b", "a:b"] {
+        for text in ["", "-a", ".a", "a b", "a\nB=1", "a/b", "a:b", "nbd3", "3"] {
             assert!(device_name(text).is_err(), "{text}");
         }
     }

@@ -41,6 +41,13 @@ pub(crate) fn pick(
     avoid: &[u32],
 ) -> Result<Picked, Failure> {
     let directory = registry.directory().display().to_string();
+    if !registry.directory().exists() {
+        // No entry can be in the way, and an attach that fails for want of a device leaves nothing.
+        match wanted {
+            Some(index) => wait_for(registry, index, api).map(drop)?,
+            None => find_free(registry, api, avoid).map(drop)?,
+        }
+    }
     let prepared = registry.prepare().and_then(|()| registry.lock_file());
     let file = prepared.map_err(|error| {
         other(format!("the runtime directory {directory}: {error}; choose one with --runtime-dir"))

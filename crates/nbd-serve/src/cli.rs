@@ -19,7 +19,7 @@ use crate::export::Export;
 use crate::export::error::ExportError;
 use crate::network::{self, NetworkArgs, NetworkError};
 use crate::offline;
-use crate::spec::{Spec, SpecError};
+use crate::spec::{Spec, SpecError, SpecReport};
 
 const AFTER_HELP: &str = "\
 SPEC is one of
@@ -124,6 +124,10 @@ pub struct Cli {
     /// Print size and properties of the device that SPEC would make, as JSON, and exit.
     #[arg(long, conflicts_with_all = ["join", "takeover", "listen", "replay"])]
     pub print_geometry: bool,
+
+    /// Read SPEC without opening anything, print what is wrong with it, as JSON, and exit.
+    #[arg(long, conflicts_with_all = ["join", "takeover", "listen", "replay", "print_geometry"])]
+    pub check: bool,
 
     /// Log this and what is more important: error, warn, info, debug, trace, off; also by crate, like
     /// info,nbd_client=debug [default: $NBD_LOG, else info].
@@ -241,6 +245,9 @@ fn run(cli: &Cli) -> Result<(), Error> {
         return Ok(network::serve(&cli.network, &cli.specs)?);
     }
     let spec = parse_only(&cli.specs);
+    if cli.check {
+        return check(spec);
+    }
     if cli.print_geometry {
         return print_geometry(&Export::open(spec?, None)?);
     }
@@ -350,6 +357,16 @@ struct Shape<'a> {
     read_only: bool,
 }
 
+/// Prints what a SPEC that can be read has of its own, and then fails with the mistake of one that cannot.
+fn check(spec: Result<Spec, Error>) -> Result<(), Error> {
+    let found = match &spec {
+        Ok(spec) => SpecReport::of(spec),
+        Err(error) => SpecReport::wrong(chain(error)),
+    };
+    print_json(&found)?;
+    spec.map(drop)
+}
+
 fn print_geometry(export: &Export) -> Result<(), Error> {
     export.tell();
     let geometry = export.geometry();
@@ -361,9 +378,13 @@ fn print_geometry(export: &Export) -> Result<(), Error> {
         flags: info.flags,
         read_only: geometry.capabilities.read_only,
     };
+    print_json(&shape)
+}
+
+fn print_json(value: &impl Serialize) -> Result<(), Error> {
     let print = || -> io::Result<()> {
         let mut out = io::stdout().lock();
-        serde_json::to_writer(&mut out, &shape)?;
+        serde_json::to_writer(&mut out, value)?;
         out.write_all(b"\n")?;
         out.flush()
     };

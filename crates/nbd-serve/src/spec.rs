@@ -18,6 +18,7 @@
 mod cow;
 mod error;
 mod layer;
+mod report;
 #[cfg(test)]
 mod tests;
 
@@ -31,6 +32,7 @@ pub(crate) use error::SpecError;
 pub(crate) use layer::{Layer, LayerSpec};
 use nbd_client::Target;
 use nbd_net::address::Address;
+pub(crate) use report::SpecReport;
 
 use crate::size::{self, Size};
 
@@ -111,30 +113,43 @@ impl Spec {
     /// The same with absolute paths: relative ones mean nothing to those who read about them
     /// elsewhere.
     pub(crate) fn absolute(self) -> Self {
-        let absolute = |path: PathBuf| std::path::absolute(&path).unwrap_or(path);
+        self.map_paths(&mut |path| std::path::absolute(&path).unwrap_or(path))
+    }
+
+    /// The paths that begin at the working directory.
+    pub(crate) fn relative_paths(self) -> Vec<PathBuf> {
+        let mut relative = Vec::new();
+        self.map_paths(&mut |path| {
+            relative.extend(path.is_relative().then(|| path.clone()));
+            path
+        });
+        relative
+    }
+
+    fn map_paths(self, change: &mut dyn FnMut(PathBuf) -> PathBuf) -> Self {
         match self {
             Self::File(mut file) => {
-                file.path = absolute(file.path);
+                file.path = change(file.path);
                 Self::File(file)
             }
             Self::Cow(mut cow) => {
-                cow.base = cow.base.absolute();
-                cow.diff = absolute(cow.diff);
+                cow.base = cow.base.map_paths(change);
+                cow.diff = change(cow.diff);
                 Self::Cow(cow)
             }
             Self::Layer(mut layered) => {
                 if let Layer::Record(log) = layered.layer {
-                    layered.layer = Layer::Record(absolute(log));
+                    layered.layer = Layer::Record(change(log));
                 }
-                layered.inner = layered.inner.absolute();
+                layered.inner = layered.inner.map_paths(change);
                 Self::Layer(layered)
             }
             Self::Remote(Target::Uri(mut uri)) => {
-                uri.tls_certificates = uri.tls_certificates.map(absolute);
+                uri.tls_certificates = uri.tls_certificates.map(&mut *change);
                 uri.address = match uri.address {
                     // Not a name in the abstract namespace.
                     Address::Unix(path) if !path.as_os_str().as_bytes().starts_with(&[0]) => {
-                        Address::Unix(absolute(path))
+                        Address::Unix(change(path))
                     }
                     other => other,
                 };

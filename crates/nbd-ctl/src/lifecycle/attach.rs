@@ -1,7 +1,7 @@
 //! `nbd-ctl attach`.
 
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -41,7 +41,7 @@ pub(crate) fn attach(context: &Context, wanted: &Attach) -> Result<(), Error> {
     let mut patience = PROGRESS_DELAY;
     loop {
         match starting.outcome(patience)? {
-            Outcome::Ready { path } => return print(&format!("{path}\n")),
+            Outcome::Ready { path } => return announce(context, path),
             Outcome::Interrupted => return Err(abandon(context, &mut starting)),
             Outcome::Died(status) => {
                 return Err(Error::Died {
@@ -58,6 +58,18 @@ pub(crate) fn attach(context: &Context, wanted: &Attach) -> Result<(), Error> {
             }
         }
     }
+}
+
+/// Prints the path. A script that cannot learn it would leave the device attached for ever.
+fn announce(context: &Context, path: String) -> Result<(), Error> {
+    let Err(Error::Output(source)) = print(&format!("{path}\n")) else {
+        return Ok(());
+    };
+    let detached = detach(context, &path);
+    if let Some(text) = detached.as_ref().err().and_then(Error::chain) {
+        eprint(&text);
+    }
+    Err(Error::Untold { path, is_detached: detached.is_ok(), source })
 }
 
 /// What a holder that died while it attached has left in a log, and where. It has not told
@@ -108,22 +120,6 @@ pub(crate) fn attach_all(context: &Context, config: &Config) -> Result<(), Error
         }
     }
     failed.map_or(Ok(()), |code| Err(Error::Several(code)))
-}
-
-/// Checks a file with devices, and whether the programs that it names are there.
-pub(crate) fn check_config(file: &Path) -> Result<(), Error> {
-    let config = Config::read(file)?;
-    let mut text = String::new();
-    for name in config.names() {
-        let arguments = config.device(name)?;
-        let what = match (&arguments.spec, arguments.program.first()) {
-            (Some(spec), _) => spec.clone(),
-            (None, Some(program)) => program::find(program)?,
-            (None, None) => "external".into(),
-        };
-        text.push_str(&format!("{name}  {what}\n"));
-    }
-    print(&text)
 }
 
 /// Becomes the holder of a device, a new one or one that has lost its holder; returns if it

@@ -17,6 +17,9 @@ fn wrong_usage_has_exit_status_2() {
         &["attach", "mem:1M", "--lanes", "0"],
         &["attach", "mem:1M", "--kernel-api", "telepathy"],
         &["attach", "mem:1M", "--ready-timeout", "soon"],
+        &["attach", "mem:1M", "--poison-limit", "1"],
+        &["attach", "--external", "--name", "nbd3"],
+        &["attach", "--external", "--name", "3"],
         &["detach"],
         &["detach", "nbd0", "--all"],
         &["detach", "nbd0", "--timeout", "-1"],
@@ -33,6 +36,92 @@ fn wrong_usage_has_exit_status_2() {
     }
     let ran = runtime.run(&["frobnicate"]);
     assert!(ran.stderr.starts_with("nbd-ctl: unrecognized subcommand 'frobnicate'"), "{ran:?}");
+}
+
+#[test]
+fn a_file_without_its_scheme_is_told_how_to_be_served() {
+    let runtime = RuntimeDir::new();
+    let run = |word: &str| {
+        let mut command = runtime.command(&["attach", word]);
+        command.current_dir(&runtime.directory).env("NBD_CTL_CONFIG", "/nonexistent/devices.toml");
+        Ran::from(command.output().unwrap())
+    };
+    std::fs::write(runtime.directory.join("disk.img"), "x").unwrap();
+    run("disk.img").failed(
+        2,
+        "disk.img: this file is served with `nbd-ctl attach file:disk.img`; a word without colon \
+         is the name of a device in devices.toml",
+    );
+    let ran = run("other.img");
+    assert_eq!(ran.code, Some(2), "{ran:?}");
+    for words in
+        ["/nonexistent/devices.toml: there is no such file", "nbd-ctl attach file:other.img"]
+    {
+        assert!(ran.stderr.contains(words), "{ran:?}");
+    }
+}
+
+/// The neighbour of a copied nbd-ctl tells this of every SPEC.
+fn nbd_serve_tells(runtime: &RuntimeDir, report: &str) {
+    runtime.executable("nbd-serve", &format!("#!/bin/sh\necho '{report}'\n"));
+}
+
+#[test]
+fn a_mistake_in_a_spec_is_wrong_usage_before_anything_starts() {
+    let runtime = RuntimeDir::new();
+    let report = r#"{"mistake":"flie:a: no export","relative_paths":[],"warnings":[]}"#;
+    nbd_serve_tells(&runtime, report);
+    let program = runtime.copied_program();
+    for command in [&["attach", "flie:a"][..], &["replace", "nbd0", "flie:a"]] {
+        let mut command_line = Command::new(&program);
+        command_line.args(command).env("NBD_RUNTIME_DIR", runtime.registry.directory());
+        Ran::from(command_line.output().unwrap()).failed(2, "flie:a: no export");
+    }
+}
+
+#[test]
+fn check_config_finds_what_cannot_be_meant() {
+    let runtime = RuntimeDir::new();
+    let report = r#"{"mistake":null,"relative_paths":["disk.img"],"warnings":["rather large"]}"#;
+    nbd_serve_tells(&runtime, report);
+    let program = runtime.copied_program();
+    let file = runtime.directory.join("devices.toml");
+    std::fs::write(
+        &file,
+        "[a]\nexport = \"file:disk.img\"\n[b]\nprogram = [\"sh\"]\nuser = \"no-such-user\"\n\
+         group = \"no-such-group\"\n[c]\nprogram = [\"./none\"]\nsandbox = \"local\"\n\
+         [d]\nexternal = true\n[e]\nexternal = true\nuser = \"root\"\nsandbox = \"local\"\n",
+    )
+    .unwrap();
+    let mut command = Command::new(program);
+    let ran = Ran::from(command.arg("check-config").arg(&file).output().unwrap());
+    assert_eq!((ran.code, ran.stdout.as_str()), (Some(2), "d  external\n"), "{ran:?}");
+    for words in [
+        ":2: a.export: rather large",
+        ":2: a.export: disk.img: begins at the working directory",
+        ":5: b.user: there is no user no-such-user: `getent passwd`",
+        ":6: b.group: there is no group no-such-group: `getent group`",
+        ":8: c.program: ./none: begins at the working directory",
+        ":8: c.program: ./none: no such program there",
+        ":9: c.sandbox: --sandbox needs --user",
+        ":14: e.user: a sandbox cannot confine root",
+    ] {
+        assert_eq!(ran.stderr.matches(words).count(), 1, "{words}: {}", ran.stderr);
+    }
+    assert_eq!(ran.stderr.lines().count(), 8, "{}", ran.stderr);
+}
+
+#[test]
+fn a_name_that_is_not_utf8_is_shown_with_the_way_out() {
+    use std::os::unix::ffi::OsStrExt;
+    let runtime = RuntimeDir::new();
+    let mut command = runtime.command(&["attach"]);
+    command.arg(std::ffi::OsStr::from_bytes(b"file:a\xff"));
+    Ran::from(command.output().unwrap()).failed(
+        2,
+        "\"file:a\\xFF\" is not UTF-8, which nbd-ctl needs: give the file a second name, like \
+         ln -s FILE disk.img",
+    );
 }
 
 #[test]
@@ -126,9 +215,7 @@ fn only_root_attaches_and_controls() {
     let runtime = RuntimeDir::new();
     let holder = runtime.listen(0, |_listener| ());
     holder.join().unwrap();
-    // The build directory may be closed to others.
-    let program = runtime.directory.join("nbd-ctl");
-    std::fs::copy(env!("CARGO_BIN_EXE_nbd-ctl"), &program).unwrap();
+    let program = runtime.copied_program();
     let run = |arguments: &[&str]| {
         let mut command = Command::new(&program);
         command.args(arguments).env("NBD_RUNTIME_DIR", runtime.registry.directory());

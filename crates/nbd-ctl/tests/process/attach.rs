@@ -44,6 +44,28 @@ fn a_ready_device_is_printed_and_notices_are_words() {
 }
 
 #[test]
+fn a_device_whose_path_cannot_be_told_is_detached_again() {
+    let run = |runtime: &RuntimeDir| {
+        let reports = runtime.reports(&[ready()]);
+        let script = format!("cat {} >&$fd; exec sleep 0.2", reports.display());
+        let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let mut command = runtime.command_with_holder(&script, &["attach", "--external"]);
+        let child = command.stdout(full).stderr(Stdio::piped()).spawn().unwrap();
+        finish(child)
+    };
+    let runtime = RuntimeDir::new();
+    let holder = runtime.answers(0, vec![done("")]);
+    let ran = run(&runtime);
+    assert_eq!(holder.join().unwrap(), Request::Detach { force: false });
+    assert_eq!(ran.code, Some(1), "{ran:?}");
+    let told = "nbd-ctl: cannot print /dev/nbd0 to standard output; it is detached again: No space";
+    assert!(ran.stderr.starts_with(told), "{ran:?}");
+    let ran = run(&RuntimeDir::new());
+    let told = "it is attached: nbd-ctl detach /dev/nbd0 takes it away: No space left";
+    assert!(ran.stderr.contains(told), "{ran:?}");
+}
+
+#[test]
 fn every_option_reaches_the_holder() {
     let runtime = RuntimeDir::new();
     let reports = runtime.reports(&[ready()]);

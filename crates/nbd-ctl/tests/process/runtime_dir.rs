@@ -74,6 +74,17 @@ impl RuntimeDir {
         self.executable(name, &text)
     }
 
+    /// The program under test, beside the executables of this directory; the build directory may be
+    /// closed to other users.
+    pub(crate) fn copied_program(&self) -> PathBuf {
+        let path = self.directory.join("nbd-ctl");
+        // By another process, for the reason that `executable` has.
+        let mut copy = Command::new("cp");
+        copy.arg(env!("CARGO_BIN_EXE_nbd-ctl")).arg(&path);
+        assert!(copy.status().unwrap().success());
+        path
+    }
+
     pub(crate) fn executable(&self, name: &str, text: &str) -> PathBuf {
         let path = self.directory.join(name);
         // A child of another test's fork may still have it open for writing if we wrote it here.

@@ -29,6 +29,7 @@ impl ExportPlan for MemorySpec {
         let file = match inherit_memory(*self, fds)? {
             Some(file) => file,
             None => {
+                self.tell();
                 let file = mem::make(self.size).map_err(failed)?;
                 fds.keep(mem::KEEPSAKE, &file)?;
                 file
@@ -36,6 +37,12 @@ impl ExportPlan for MemorySpec {
         };
         let geometry = mem::geometry(*self);
         Ok(Arc::new(FileExport::new(file, object.into(), FileKind::Memory, false, geometry)))
+    }
+
+    fn tell(&self) {
+        if let Some(shortage) = mem::shortage(self.size) {
+            tracing::warn!("{}: {shortage}", Spec::Memory(*self));
+        }
     }
 }
 

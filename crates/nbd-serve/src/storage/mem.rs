@@ -6,6 +6,7 @@ use std::io;
 use nbd_backend::{Capabilities, Geometry};
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::sysinfo::sysinfo;
 use thiserror::Error;
 
 use crate::size::Size;
@@ -48,6 +49,21 @@ pub(crate) fn geometry(spec: MemorySpec) -> Geometry {
             ..Capabilities::default()
         },
     }
+}
+
+/// What to know about memory of this size, if the machine has less than that.
+pub(crate) fn shortage(size: u64) -> Option<String> {
+    let total = sysinfo().ok()?.ram_total();
+    (size > total).then(|| {
+        format!(
+            "{} is more than the {:.1} GiB of memory of this machine: writing to more of it than \
+             is free makes the kernel swap or end processes. Choose a smaller size, or serve a \
+             file: file:PATH,create={}",
+            Size(size),
+            total as f64 / f64::from(1 << 30),
+            Size(size)
+        )
+    })
 }
 
 /// New memory, all zeroes. It takes up room only as it is written to.

@@ -76,6 +76,37 @@ fn failures_name_their_object_and_exit_with_1() {
 }
 
 #[test]
+fn a_spec_is_checked_without_opening_anything() {
+    let check = |spec: &str| {
+        let (code, stdout, stderr) = run(&["--check", spec]);
+        (code, serde_json::from_str::<serde_json::Value>(&stdout).unwrap(), stderr)
+    };
+    let (code, report, stderr) = check("cow:/none+log.cow");
+    assert_eq!((code, &*stderr), (0, ""));
+    assert_eq!(report["relative_paths"], serde_json::json!(["log.cow"]));
+    assert_eq!((&report["mistake"], &report["warnings"]), (&().into(), &serde_json::json!([])));
+    let (code, report, stderr) = check("flie:a");
+    assert_eq!(code, 2);
+    for told in [report["mistake"].as_str().unwrap(), &stderr] {
+        assert!(told.contains("did you mean `file:`?"), "{told}");
+    }
+}
+
+#[test]
+fn more_memory_than_the_machine_has_is_told() {
+    let (code, stdout, _) = run(&["--check", "log@mem:4E"]);
+    let report: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+    let warning = report["warnings"][0].as_str().unwrap();
+    for words in ["log@mem:4E: 4E is more than the ", " GiB of memory", "Choose a smaller size"] {
+        assert!(warning.contains(words), "{warning}");
+    }
+    assert_eq!(code, 0);
+    let (code, _, stderr) = run(&["--print-geometry", "mem:4E"]);
+    assert_eq!(code, 0);
+    assert!(stderr.contains("mem:4E: 4E is more than the "), "{stderr}");
+}
+
+#[test]
 fn help_has_examples() {
     let (code, stdout, stderr) = run(&["--help"]);
     assert_eq!((code, &*stderr), (0, ""));
