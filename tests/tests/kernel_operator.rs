@@ -67,7 +67,7 @@ fn metrics_count_the_requests_of_a_known_run(api: Api) {
     let told: Vec<_> = status.latencies.iter().map(|kind| kind.count).collect();
     let totals = status.totals;
     assert_eq!(told, [totals.reads, totals.writes, totals.trims + totals.others, totals.flushes]);
-    assert!(ctl(["status", &name]).succeeds().stdout.contains("read: half "));
+    assert!(ctl(["status", &name]).succeeds().stdout.contains("read: p50 "));
     for bytes in ["nbd_read_bytes_total", "nbd_written_bytes_total"] {
         assert_eq!(grown(&format!("{bytes}{{device=\"{name}\"}}")), f64::from(1 << 20), "{bytes}");
     }

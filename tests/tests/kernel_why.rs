@@ -130,7 +130,7 @@ fn why_names_a_debugger(api: Api) {
     let read = stuck_read(&device);
     wait_verdict(&device, "traced");
     let tracer = format!("stopped by gdb (pid {})", gdb.pid());
-    wait_words(&device.name(), &[&tracer, "let it continue there", "nbd-ctl fail --kill"]);
+    wait_words(&device.name(), &[&tracer, "or detach the debugger", "nbd-ctl fail --kill"]);
     drop(gdb);
     read.finish(PROGRAM_TIMEOUT).succeeds();
     device.detach();

@@ -6,7 +6,9 @@ use std::time::Duration;
 use nbd_control::attach_options::AttachOptions;
 use nbd_control::control::Request;
 
-use crate::cli::{AttachArguments, Command, RecordArguments, TopArguments, TraceArguments, Until};
+use crate::cli::{
+    AttachArguments, Command, ListArguments, RecordArguments, TopArguments, TraceArguments, Until,
+};
 use crate::config::{Config, ConfigError, default_file, is_name};
 use crate::context::eprint;
 use crate::debug::Debug;
@@ -59,9 +61,7 @@ pub(crate) enum Action {
         last: bool,
         lines: usize,
     },
-    List {
-        json: bool,
-    },
+    List(ListArguments),
     Upgrade {
         /// `None` for all.
         device: Option<Device>,
@@ -198,7 +198,7 @@ impl Action {
             Command::Logs { device, last, lines } => {
                 Self::Logs { device: device.parse()?, last, lines }
             }
-            Command::List { json } => Self::List { json },
+            Command::List(wanted) => Self::List(wanted),
             Command::Restart { device, limit } => Self::Order {
                 device: device.parse()?,
                 request: Request::Restart,

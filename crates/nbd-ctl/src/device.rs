@@ -31,6 +31,11 @@ impl Device {
         device.filter(|device| device.0.to_string() == number)
     }
 
+    /// The name that it was given at attach.
+    pub(crate) fn name(self) -> Option<String> {
+        NAMES.get()?.name(self.0)
+    }
+
     /// The attached device that was given this name.
     pub(crate) fn named(name: &str) -> Option<Self> {
         let registry = NAMES.get()?;

@@ -145,21 +145,32 @@ fn check_rights(context: &Context, found: &mut Findings) {
 /// Hard limits, as started processes may raise their own to those.
 fn check_limits(found: &mut Findings) {
     let limits = read("/proc/self/limits").unwrap_or_default();
-    for (name, least, what) in [
-        ("Max locked memory", MIN_LOCKED_BYTES, "bytes of locked memory"),
-        ("Max open files", MIN_OPEN_FILES, "open files"),
+    for (name, least, what, setting, flag) in [
+        ("Max locked memory", MIN_LOCKED_BYTES, "bytes of locked memory", "MEMLOCK", 'l'),
+        ("Max open files", MIN_OPEN_FILES, "open files", "NOFILE", 'n'),
     ] {
         let line = limits.lines().find_map(|line| line.strip_prefix(name));
         let hard = line.and_then(|line| line.split_ascii_whitespace().nth(1)).unwrap_or("?");
         match hard.parse::<u64>() {
             // Root is not held to a limit of locked memory, but its backends may be others.
             Ok(limit) if limit < least => {
-                let text = format!("at most {limit} {what}: raise it to {least}");
-                found.add("limits", Level::Warning, text);
+                found.add("limits", Level::Warning, low_limit(limit, least, what, setting, flag));
             }
-            _ => found.add("limits", Level::Fine, format!("{hard} {what}")),
+            _ => found.add("limits", Level::Fine, format!("{hard} {what} (hard limit)")),
         }
     }
+}
+
+/// Which limit it is, and the places where it can be raised.
+fn low_limit(limit: u64, least: u64, what: &str, setting: &str, flag: char) -> String {
+    // ulimit -l counts KiB.
+    let value = if flag == 'l' { least >> 10 } else { least };
+    format!(
+        "the hard limit is {limit} {what} (RLIMIT_{setting}), and holders and backends may need \
+         {least}: raise it with `ulimit -H{flag} {value}` in a shell of root, Limit{setting}={least} \
+         in a unit, or `* hard {} {value}` in /etc/security/limits.conf",
+        setting.to_lowercase()
+    )
 }
 
 fn check_udev(found: &mut Findings) {
@@ -232,4 +243,24 @@ fn check_registry(context: &Context, fix: bool, found: &mut Findings) -> Result<
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_low_limit_is_named_and_told_how_to_be_raised() {
+        let text = low_limit(65536, MIN_LOCKED_BYTES, "bytes of locked memory", "MEMLOCK", 'l');
+        for words in [
+            "the hard limit is 65536 bytes of locked memory (RLIMIT_MEMLOCK)",
+            "`ulimit -Hl 16384`",
+            "LimitMEMLOCK=16777216",
+            "`* hard memlock 16384` in /etc/security/limits.conf",
+        ] {
+            assert!(text.contains(words), "{text}");
+        }
+        let text = low_limit(256, MIN_OPEN_FILES, "open files", "NOFILE", 'n');
+        assert!(text.contains("`ulimit -Hn 1024`") && text.contains("LimitNOFILE=1024"), "{text}");
+    }
 }

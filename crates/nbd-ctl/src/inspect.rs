@@ -2,13 +2,15 @@
 //!
 //! | module | idea |
 //! |---|---|
-//! | [`status`] | `status` and `list`: what holders tell |
+//! | [`status`] | `status`: what there is of each device |
+//! | [`list`] | `list`: devices in columns |
 //! | [`why`] | `why`: who waits for what, and the way out |
 //! | [`top`] | `top`: devices as they are at work, on a terminal |
 //! | [`trace`] | `trace`: requests that were executed |
 //! | [`metrics`] | `metrics`: numbers for monitoring |
-//! | [`render`] | a status and a list as text |
+//! | [`render`] | a status as text |
 
+pub(crate) mod list;
 pub(crate) mod metrics;
 pub(crate) mod render;
 pub(crate) mod status;

@@ -20,7 +20,7 @@
 //! | [`debug`] | gdb on a backend; requests with their data, and the same requests again |
 //! | [`doctor`] | what on this machine keeps devices from working |
 //! | [`program`], [`spec`] | finding programs; what nbd-serve makes of a SPEC |
-//! | [`table`] | values as text in columns |
+//! | [`table`], [`style`] | values as text in columns; colours |
 //! | [`error`] | every way to fail, and its exit status |
 
 mod action;
@@ -37,6 +37,7 @@ mod lifecycle;
 mod parse;
 mod program;
 mod spec;
+mod style;
 mod table;
 
 use std::process::ExitCode;
@@ -48,7 +49,7 @@ use crate::debug::{record, replay};
 use crate::device::Device;
 use crate::error::Error;
 use crate::holder::{adopt, logs};
-use crate::inspect::{metrics, status, top, trace, why};
+use crate::inspect::{list, metrics, status, top, trace, why};
 use crate::lifecycle::{attach, check_config, detach, set, wait};
 
 fn main() -> ExitCode {
@@ -85,7 +86,7 @@ fn run() -> Result<(), Error> {
         Action::Replay(wanted) => replay::replay(&context, &wanted),
         Action::Logs { device, last, lines } => logs::logs(&context, device, last, lines),
         Action::Why { target, json } => why::why(&context, target, json),
-        Action::List { json } => status::list(&context, json),
+        Action::List(wanted) => list::list(&context, &wanted),
         Action::Upgrade { device, limit } => lifecycle::upgrade(&context, device, limit),
         Action::Order { device, request, doing, limit } => {
             lifecycle::order(&context, device, &request, doing, limit)

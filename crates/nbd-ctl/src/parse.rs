@@ -5,7 +5,7 @@ use std::fs;
 
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
-use clap::{Command, CommandFactory, FromArgMatches};
+use clap::{Command, FromArgMatches};
 use clap_complete::engine::{ArgValueCandidates, CompletionCandidate};
 use clap_complete::env::CompleteEnv;
 use nbd_control::attach_options::AttachOptions;
@@ -44,7 +44,7 @@ fn not_utf8() -> String {
 fn arguments<T: Into<OsString> + Clone>(
     words: impl IntoIterator<Item = T>,
 ) -> Result<Arguments, clap::Error> {
-    let matches = Arguments::command().try_get_matches_from(words)?;
+    let matches = Arguments::definition().try_get_matches_from(words)?;
     let mut arguments = Arguments::from_arg_matches(&matches)?;
     if let (cli::Command::Attach(attach), Some((_, matches))) =
         (&mut arguments.command, matches.subcommand())
@@ -59,7 +59,7 @@ fn arguments<T: Into<OsString> + Clone>(
 
 /// The definition, and which devices there are now.
 fn completed() -> Command {
-    Arguments::command().mut_subcommands(|command| {
+    Arguments::definition().mut_subcommands(|command| {
         let names: fn() -> Vec<CompletionCandidate> = match command.get_name() {
             "attach" => free,
             _ => attached,

@@ -12,27 +12,42 @@ pub(crate) fn columns<const N: usize>(
     header: [(&str, Align); N],
     rows: &[[String; N]],
 ) -> Vec<String> {
-    let mut widths = header.map(|(name, _)| name.chars().count());
+    painted(&header, rows, |_, _, cell| cell.to_owned())
+}
+
+/// The same with cells that `paint` may colour, by the numbers of row and column. It must leave their
+/// visible width as it is.
+pub(crate) fn painted(
+    header: &[(&str, Align)],
+    rows: &[impl AsRef<[String]>],
+    paint: impl Fn(usize, usize, &str) -> String,
+) -> Vec<String> {
+    let mut widths: Vec<_> = header.iter().map(|(name, _)| name.chars().count()).collect();
     for row in rows {
-        for (width, cell) in widths.iter_mut().zip(row) {
+        for (width, cell) in widths.iter_mut().zip(row.as_ref()) {
             *width = (*width).max(cell.chars().count());
         }
     }
-    let line = |cells: [&str; N]| {
+    let line = |cells: &[&str], paint: &dyn Fn(usize, &str) -> String| {
         let mut line = String::new();
-        for ((cell, width), (_, align)) in cells.iter().zip(widths).zip(header) {
-            if !line.is_empty() {
-                line.push_str("  ");
-            }
+        for (column, ((cell, &width), (_, align))) in
+            cells.iter().zip(&widths).zip(header).enumerate()
+        {
+            let blanks = " ".repeat(width - cell.chars().count());
+            let gap = if column > 0 { "  " } else { "" };
             match align {
-                Align::Left => line.push_str(&format!("{cell:<width$}")),
-                Align::Right => line.push_str(&format!("{cell:>width$}")),
+                Align::Left => line.push_str(&format!("{gap}{}{blanks}", paint(column, cell))),
+                Align::Right => line.push_str(&format!("{gap}{blanks}{}", paint(column, cell))),
             }
         }
         line.trim_end().to_string()
     };
-    let mut lines = vec![line(header.map(|(name, _)| name))];
-    lines.extend(rows.iter().map(|row| line(row.each_ref().map(String::as_str))));
+    let names: Vec<_> = header.iter().map(|(name, _)| *name).collect();
+    let mut lines = vec![line(&names, &|_, name| name.to_owned())];
+    lines.extend(rows.iter().enumerate().map(|(number, row)| {
+        let cells: Vec<_> = row.as_ref().iter().map(String::as_str).collect();
+        line(&cells, &|column, cell| paint(number, column, cell))
+    }));
     lines
 }
 

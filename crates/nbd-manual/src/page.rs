@@ -7,7 +7,7 @@ use clap_mangen::Man;
 use roff::{Roff, bold, roman};
 
 use crate::Document;
-use crate::programs::{Program, SECTION, TEXTS, all};
+use crate::programs::{Program, SECTION, TEXTS, all, groups};
 
 const MANUAL: &str = "NBD devices";
 
@@ -61,11 +61,20 @@ fn commands(command: &Command, rest: &mut Roff) {
     }
     rest.control("SH", ["COMMANDS"]);
     for inner in inner {
+        if let Some(heading) = heading_of_group(command, inner) {
+            rest.control("SS", [heading]);
+        }
         let about = inner.get_about().map(ToString::to_string).unwrap_or_default();
         rest.control("TP", []);
         rest.text([bold(name_of(inner)), roman(format!("({SECTION})"))]);
         rest.text([roman(about)]);
     }
+}
+
+/// The heading above the first command of a group; only nbd-ctl has groups.
+fn heading_of_group(command: &Command, inner: &Command) -> Option<&'static str> {
+    let is_ctl = command.get_name() == "nbd-ctl";
+    is_ctl.then(|| groups::heading(inner.get_name())).flatten()
 }
 
 /// What `--help` shows last is laid out by hand, and has headings of its own.

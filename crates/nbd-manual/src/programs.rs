@@ -6,12 +6,14 @@
 use clap::{Command, CommandFactory};
 
 #[path = "../../nbd-ctl/src/cli.rs"]
-#[allow(dead_code, reason = "nbd-ctl uses what is defined, we only look at it")]
+#[allow(dead_code, unused_imports, reason = "nbd-ctl uses what is defined, we only look at it")]
 mod ctl;
 
 #[path = "../../nbd-kernel-holder/src/args.rs"]
 #[allow(dead_code, unused_imports, reason = "the holder uses what is defined, we only look at it")]
 mod holder;
+
+pub(crate) use ctl::groups;
 
 /// The section of the manual for commands of the administrator.
 pub(crate) const SECTION: &str = "8";
@@ -49,7 +51,7 @@ pub(crate) struct Program {
 
 /// All programs.
 pub(crate) fn all() -> Vec<Program> {
-    let ctl = Program { command: ctl::Arguments::command(), completes_itself: true };
+    let ctl = Program { command: ctl::Arguments::definition(), completes_itself: true };
     let serve = Program { command: nbd_serve::Cli::command(), completes_itself: true };
     let holder = Program {
         command: holder::Args::command().name("nbd-kernel-holder"),

@@ -6,87 +6,26 @@ use nbd_control::status::{
 };
 use nbd_control::text::printable;
 
-use crate::inspect::status::Listed;
+use crate::inspect::status::{Entry, Listed};
+use crate::style::CellStyle;
 use crate::table::{Align, age, columns, command_line, size, span};
 
 /// Most requests in flight that a status shows.
 const MAX_SHOWN_REQUESTS: usize = 20;
 /// A cell without value.
-const NO_VALUE: &str = "-";
+pub(crate) const NO_VALUE: &str = "-";
 
-/// All devices, one a line.
-pub(crate) fn list(devices: &[Listed]) -> String {
-    use Align::{Left, Right};
-    let header = [
-        ("DEVICE", Left),
-        ("SIZE", Right),
-        ("BACKEND", Left),
-        ("PID", Right),
-        ("STATE", Left),
-        ("RESTARTS", Right),
-        ("LANES", Right),
-        ("IN-FLIGHT", Right),
-        ("OLDEST", Right),
-    ];
-    let rows: Vec<[String; 9]> = devices.iter().map(row).collect();
-    join(&columns(header, &rows))
-}
-
-fn row(listed: &Listed) -> [String; 9] {
-    let none = || NO_VALUE.to_string();
-    let device = listed.device().to_string();
-    match listed {
-        Listed::Attached(status) => [
-            device,
-            match status.export.size {
-                // No backend has said yet.
-                0 => none(),
-                bytes => size(bytes),
-            },
-            some(&status.backend.description),
-            number(status.backend.pid),
-            state_name(status.backend.state).to_string(),
-            status.backend.restarts.to_string(),
-            status.lanes.to_string(),
-            status.in_flight.len().to_string(),
-            status.in_flight.first().map_or_else(none, |oldest| age(oldest.age_ms)),
-        ],
-        Listed::Orphaned(orphan) => [
-            device,
-            size(orphan.export.size),
-            some(&orphan.description),
-            number(orphan.backend_pid),
-            "orphaned".into(),
-            orphan.restarts.to_string(),
-            orphan.lanes.to_string(),
-            none(),
-            none(),
-        ],
-        Listed::Ending { .. } => bare(device, "ending"),
-        Listed::Abandoned { backend_pid, .. } => {
-            let mut row = bare(device, "abandoned");
-            row[3] = number(*backend_pid);
-            row
-        }
-        Listed::Stale { .. } => bare(device, "stale"),
-        Listed::Unreachable { .. } => bare(device, "unreachable"),
-    }
-}
-
-fn bare(device: String, state: &str) -> [String; 9] {
-    let mut row = [NO_VALUE; 9].map(String::from);
-    row[0] = device;
-    row[4] = state.to_string();
-    row
-}
-
-/// All about one device.
-pub(crate) fn status(status: &Status) -> String {
+/// All about one device, if its holder has told it.
+pub(crate) fn status(entry: &Entry) -> Option<String> {
+    let Listed::Attached(status) = &entry.listed else { return None };
     let mut lines = vec![status.device.clone()];
     let mut add = |name: &str, value: &str| {
         lines.push(format!("  {name:<10} {}", printable(value, &[])));
     };
     let export = &status.export;
+    if let Some(name) = &entry.name {
+        add("name", name);
+    }
     add("path", &status.path);
     add(
         "size",
@@ -98,6 +37,9 @@ pub(crate) fn status(status: &Status) -> String {
         ),
     );
     add("access", if status.read_only { "read-only" } else { "read and write" });
+    for user in &entry.used_by {
+        add("in use", user);
+    }
     add("kernel api", &format!("{}, {}", status.kernel_api, count(status.lanes, "lane")));
     match status.on_backend_loss.as_str() {
         "hold" => {}
@@ -133,7 +75,7 @@ pub(crate) fn status(status: &Status) -> String {
     add("in flight", &in_flight(&status.in_flight));
     let mut text = join(&lines);
     text.push_str(&requests(&status.in_flight));
-    text
+    Some(text)
 }
 
 /// What may become of the process on which an ioctl device depends, and why that is.
@@ -203,7 +145,7 @@ fn latency(kind: &LatencyStatus) -> Option<String> {
     let [median, p99, p999, max] =
         [kind.median_ms?, kind.p99_ms?, kind.p999_ms?, kind.max_ms?].map(span);
     let command = printable(&kind.command, &[]);
-    Some(format!("{command}: half {median} at most, 99 % {p99}, 99.9 % {p999}, all {max}"))
+    Some(format!("{command}: p50 {median}, p99 {p99}, p99.9 {p999}, max {max}"))
 }
 
 fn given_up(poison: &PoisonStatus) -> String {
@@ -283,6 +225,20 @@ pub(crate) const fn state_name(state: BackendState) -> &'static str {
     }
 }
 
+pub(crate) const fn state_style(state: BackendState) -> CellStyle {
+    match state {
+        BackendState::Running => CellStyle::Good,
+        BackendState::Starting
+        | BackendState::Restarting
+        | BackendState::Waiting
+        | BackendState::Paused => CellStyle::Odd,
+        BackendState::Stopped
+        | BackendState::Down
+        | BackendState::Failing
+        | BackendState::Failed => CellStyle::Bad,
+    }
+}
+
 pub(crate) const fn stage_name(stage: Stage) -> &'static str {
     match stage {
         Stage::Unread => "unread",
@@ -291,14 +247,14 @@ pub(crate) const fn stage_name(stage: Stage) -> &'static str {
     }
 }
 
-fn some(text: &str) -> String {
+pub(crate) fn some(text: &str) -> String {
     match text {
         "" => NO_VALUE.to_string(),
         text => printable(text, &[]),
     }
 }
 
-fn number(pid: Option<i32>) -> String {
+pub(crate) fn number(pid: Option<i32>) -> String {
     pid.map_or_else(|| NO_VALUE.to_string(), |pid| pid.to_string())
 }
 
@@ -313,7 +269,7 @@ fn plural(number: impl Into<u64>, one: &str, many: &str) -> String {
     }
 }
 
-fn join(lines: &[String]) -> String {
+pub(crate) fn join(lines: &[String]) -> String {
     lines.iter().map(|line| format!("{line}\n")).collect()
 }
 

@@ -1,12 +1,13 @@
-//! `nbd-ctl status` and `list`.
+//! What there is of each device, for `status`, `list` and others.
 
 use std::time::{Duration, Instant};
 
 use nbd_control::backend::ExportInfo;
 use nbd_control::control::{Request, Response};
 use nbd_control::process::ProcessId;
-use nbd_control::registry::State;
+use nbd_control::registry::{Registry, State};
 use nbd_control::status::Status;
+use nbd_device_users::lasting_users;
 use serde::Serialize;
 
 use crate::context::{Context, eprint, print};
@@ -15,6 +16,7 @@ use crate::error::Error;
 use crate::holder::client::HolderClient;
 use crate::holder::device_state::{DeviceState, devices, probe};
 use crate::inspect::render;
+use crate::style::CellStyle;
 
 /// How long a holder may take to tell its status: it never waits for anything to do that.
 const STATUS_TIMEOUT: Duration = Duration::from_secs(5);
@@ -48,7 +50,28 @@ pub(crate) enum Listed {
     Unreachable {
         device: String,
         detail: String,
+        /// Because this user may not ask.
+        forbidden: bool,
     },
+}
+
+/// A device as it is listed, and what its holder does not tell.
+#[derive(Debug, Serialize)]
+pub(crate) struct Entry {
+    #[serde(flatten)]
+    pub(crate) listed: Listed,
+    /// The name that it was given at attach.
+    pub(crate) name: Option<String>,
+    /// What completes "nbd0 is …": `mounted on /mnt`. Open files do not count, as they come and go.
+    pub(crate) used_by: Vec<String>,
+}
+
+impl Entry {
+    fn new(registry: &Registry, device: Device, listed: Listed) -> Self {
+        let users = lasting_users(&device.to_string()).into_iter();
+        let used_by = users.map(|user| user.what).collect();
+        Self { listed, name: registry.name(device.0), used_by }
+    }
 }
 
 /// What is known of a device without holder, which is what its holder wrote down.
@@ -76,6 +99,30 @@ impl Listed {
             | Self::Unreachable { device, .. } => device,
         }
     }
+
+    pub(crate) fn unreachable(device: Device, error: &Error) -> Self {
+        Self::Unreachable {
+            device: device.to_string(),
+            detail: error.chain().unwrap_or_default(),
+            forbidden: matches!(error, Error::Forbidden { .. }),
+        }
+    }
+
+    /// What it is doing, in a word.
+    pub(crate) fn state(&self) -> (&'static str, CellStyle) {
+        match self {
+            Self::Attached(status) => {
+                let state = status.backend.state;
+                (render::state_name(state), render::state_style(state))
+            }
+            Self::Orphaned(_) => ("orphaned", CellStyle::Odd),
+            Self::Ending { .. } => ("ending", CellStyle::Odd),
+            Self::Abandoned { .. } => ("abandoned", CellStyle::Bad),
+            Self::Stale { .. } => ("stale", CellStyle::Bad),
+            Self::Unreachable { forbidden: true, .. } => ("no permission", CellStyle::Bad),
+            Self::Unreachable { .. } => ("unreachable", CellStyle::Bad),
+        }
+    }
 }
 
 /// A device about which something is known already, or is being asked.
@@ -88,15 +135,13 @@ enum Asked<'a> {
 pub(crate) fn status(context: &Context, device: Option<Device>, json: bool) -> Result<(), Error> {
     let Some(device) = device else {
         return all(context, json, |devices| {
-            let attached = devices.iter().filter_map(|listed| match listed {
-                Listed::Attached(status) => Some(render::status(status)),
-                _ => None,
-            });
+            let attached = devices.iter().filter_map(render::status);
             attached.collect::<Vec<_>>().join("\n")
         });
     };
     let status = of(context, device)?;
-    if json { print_json(&Listed::Attached(status)) } else { print(&render::status(&status)) }
+    let entry = Entry::new(&context.registry, device, Listed::Attached(status));
+    if json { print_json(&entry) } else { print(&render::status(&entry).unwrap_or_default()) }
 }
 
 /// What its holder tells of a device.
@@ -106,16 +151,21 @@ pub(crate) fn of(context: &Context, device: Device) -> Result<Box<Status>, Error
     told(&mut holder, device, Instant::now() + STATUS_TIMEOUT)
 }
 
-/// All devices in short.
-pub(crate) fn list(context: &Context, json: bool) -> Result<(), Error> {
-    all(context, json, render::list)
-}
-
 /// Tells what there is, and says what is wrong with it. The exit status is that of the first
 /// device that could not be asked.
-fn all(context: &Context, json: bool, text: impl Fn(&[Listed]) -> String) -> Result<(), Error> {
+pub(crate) fn all(
+    context: &Context,
+    json: bool,
+    text: impl Fn(&[Entry]) -> String,
+) -> Result<(), Error> {
     let mut failed = None;
-    let found = survey(context, &mut failed)?;
+    let found = survey(context, &mut failed)?.into_iter();
+    let found: Vec<_> = found
+        .filter_map(|listed| {
+            let device = Device::literal(listed.device())?;
+            Some(Entry::new(&context.registry, device, listed))
+        })
+        .collect();
     if json {
         print_json(&found)?;
     } else if found.is_empty() {
@@ -123,8 +173,8 @@ fn all(context: &Context, json: bool, text: impl Fn(&[Listed]) -> String) -> Res
     } else {
         print(&text(&found))?;
     }
-    for listed in &found {
-        if let Some(remark) = remark(listed) {
+    for entry in &found {
+        if let Some(remark) = remark(&entry.listed) {
             eprint(&remark);
         }
     }
@@ -262,7 +312,7 @@ fn orphan(device: Device, state: State) -> Orphan {
 
 fn unreachable(device: Device, error: &Error, failed: &mut Option<u8>) -> Listed {
     failed.get_or_insert(error.exit_code());
-    Listed::Unreachable { device: device.to_string(), detail: error.chain().unwrap_or_default() }
+    Listed::unreachable(device, error)
 }
 
 pub(crate) fn print_json(value: &impl Serialize) -> Result<(), Error> {

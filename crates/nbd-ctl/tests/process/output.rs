@@ -1,16 +1,17 @@
 //! What list and status print, and where.
 
 use std::fs::OpenOptions;
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::process::Stdio;
 use std::sync::{Arc, Barrier};
 
 use nbd_control::channel::GREETING;
 use nbd_control::control::{Request, Response};
 use nbd_control::status::Status;
+use nix::sys::signal::Signal;
 
 use crate::runtime_dir::{Ran, RuntimeDir};
-use crate::sample::{Sleeper, dead, drain, status};
+use crate::sample::{Sleeper, dead, drain, signal, status};
 
 fn answer(device: &str) -> Vec<Response> {
     vec![Response::Status(Box::new(status(device)))]
@@ -98,6 +99,43 @@ fn a_list_tells_of_all_and_asks_them_at_once() {
     let detail = value[4]["detail"].as_str().unwrap();
     assert!(detail.contains("no answer within 5 s"), "{detail}");
     assert!(runtime.registry.folder(2).exists(), "list changes nothing");
+}
+
+#[test]
+fn the_name_of_a_device_is_in_every_answer() {
+    let runtime = RuntimeDir::new();
+    runtime.registry.create_folder(0).unwrap();
+    runtime.registry.write_properties(0, Some("backup"), false).unwrap();
+    let run = |arguments: &[&str]| {
+        let holder = runtime.answers(0, answer("nbd0"));
+        let ran = runtime.run(arguments);
+        holder.join().unwrap();
+        assert_eq!(ran.code, Some(0), "{ran:?}");
+        ran.stdout
+    };
+    let json = |text: &str| serde_json::from_str::<serde_json::Value>(text).unwrap();
+    assert!(run(&["status", "backup"]).contains("\n  name       backup\n"));
+    assert!(run(&["status"]).contains("\n  name       backup\n"));
+    assert_eq!(run(&["list", "-o", "name,device"]), "NAME    DEVICE\nbackup  nbd0\n");
+    assert!(run(&["list"]).starts_with("DEVICE  NAME  "));
+    assert_eq!(json(&run(&["list", "--json"]))[0]["name"], "backup");
+    let status = json(&run(&["status", "nbd0", "--json"]));
+    assert_eq!((&status["name"], &status["used_by"]), (&"backup".into(), &serde_json::json!([])));
+}
+
+#[test]
+fn a_watched_list_goes_on_until_ctrl_c() {
+    let runtime = RuntimeDir::new();
+    runtime.registry.create_folder(1).unwrap();
+    let mut command = runtime.command(&["list", "-o", "device,state", "--watch=0.1"]);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut line = || lines.next().unwrap().unwrap();
+    for _ in 0..3 {
+        assert_eq!((line().as_str(), line().as_str()), ("DEVICE  STATE", "nbd1    stale"));
+    }
+    signal(&child, Signal::SIGINT);
+    assert!(child.wait().unwrap().success());
 }
 
 #[test]

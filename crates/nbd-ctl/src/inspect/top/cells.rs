@@ -7,10 +7,11 @@ use nbd_control::latency::LatencyStatus;
 use nbd_control::status::{BackendState, Status};
 use nbd_control::text::printable;
 
-use crate::inspect::render::state_name;
+use crate::inspect::render::{self, state_name};
 use crate::inspect::status::Listed;
 use crate::inspect::top::model::Row;
 use crate::inspect::top::rates::Rates;
+use crate::style::CellStyle;
 use crate::table::{Align, age, span};
 
 /// A column.
@@ -27,31 +28,24 @@ const fn column(name: &'static str, align: Align, width: usize, least: usize) ->
     Column { name, align, width, least }
 }
 
-/// The columns, of which 80 characters have room for all but two.
-pub(crate) const COLUMNS: [Column; 12] = [
+/// The columns, of which 80 characters have room for all but three.
+pub(crate) const COLUMNS: [Column; 13] = [
     column("DEVICE", Align::Left, 6, 0),
     column("STATE", Align::Left, 10, 0),
     column("IOPS", Align::Right, 7, 0),
     column("READ/s", Align::Right, 7, 0),
     column("WRITE/s", Align::Right, 7, 0),
-    column("MEDIAN", Align::Right, 7, 72),
-    column("99 %", Align::Right, 7, 0),
-    column("99.9 %", Align::Right, 7, 88),
+    column("p50", Align::Right, 7, 72),
+    column("p99", Align::Right, 7, 0),
+    column("p99.9", Align::Right, 7, 88),
     column("MAX", Align::Right, 7, 96),
     column("DEPTH", Align::Right, 5, 64),
     column("OLDEST", Align::Right, 7, 64),
     column("RESTART", Align::Right, 7, 80),
+    column("NAME", Align::Left, 10, 112),
 ];
 /// A cell without value.
 const NO_VALUE: &str = "-";
-
-/// How much attention something deserves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum CellStyle {
-    Good,
-    Odd,
-    Bad,
-}
 
 /// The row of a device.
 pub(crate) fn cells(row: &Row, now: Instant) -> [String; COLUMNS.len()] {
@@ -78,6 +72,7 @@ pub(crate) fn cells(row: &Row, now: Instant) -> [String; COLUMNS.len()] {
         requests.map_or_else(none, |requests| requests.len().to_string()),
         oldest.map_or_else(none, |oldest| age(oldest.age_ms)),
         status.map_or_else(none, |status| status.backend.restarts.to_string()),
+        row.name.as_deref().map_or_else(none, |name| printable(name, &[])),
     ]
 }
 
@@ -89,23 +84,14 @@ pub(crate) fn state(row: &Row, now: Instant) -> (&'static str, CellStyle) {
     match &row.found {
         None => ("", CellStyle::Odd),
         Some(Listed::Attached(status)) => backend(status),
-        Some(Listed::Orphaned(_)) => ("orphaned", CellStyle::Odd),
-        Some(Listed::Ending { .. }) => ("ending", CellStyle::Odd),
-        Some(Listed::Abandoned { .. }) => ("abandoned", CellStyle::Bad),
-        Some(Listed::Stale { .. }) => ("stale", CellStyle::Bad),
-        Some(Listed::Unreachable { .. }) => ("no answer", CellStyle::Bad),
+        Some(Listed::Unreachable { forbidden: false, .. }) => ("no answer", CellStyle::Bad),
+        Some(listed) => listed.state(),
     }
 }
 
 fn backend(status: &Status) -> (&'static str, CellStyle) {
     let backend = &status.backend;
-    let style = match backend.state {
-        BackendState::Running => CellStyle::Good,
-        BackendState::Starting | BackendState::Restarting | BackendState::Waiting => CellStyle::Odd,
-        BackendState::Paused => CellStyle::Odd,
-        BackendState::Stopped => CellStyle::Bad,
-        BackendState::Down | BackendState::Failing | BackendState::Failed => CellStyle::Bad,
-    };
+    let style = render::state_style(backend.state);
     match (backend.state, backend.tracer_pid) {
         (BackendState::Stopped, Some(_)) => ("debugger", style),
         (state, _) => (state_name(state), style),
@@ -114,17 +100,18 @@ fn backend(status: &Status) -> (&'static str, CellStyle) {
 
 /// A remark on a device that has no column; may be empty.
 pub(crate) fn remark(row: &Row, now: Instant) -> String {
-    let device = row.device;
+    let name = row.name.as_deref().map(|name| format!(" ({name})")).unwrap_or_default();
+    let device = format!("{}{}", row.device, printable(&name, &[]));
     if let Some(silent) = row.silent(now) {
         let silent = age(silent.as_millis() as u64);
         return format!("{device}: its holder has not answered for {silent}: nbd-ctl list");
     }
     let text = match &row.found {
         None => String::new(),
-        Some(Listed::Attached(status)) => return attached(status),
+        Some(Listed::Attached(status)) => attached(status),
         Some(Listed::Orphaned(orphan)) => format!(
-            "its holder (pid {}) is gone; the device works on: nbd-ctl adopt {device}",
-            orphan.holder_pid
+            "its holder (pid {}) is gone; the device works on: nbd-ctl adopt {}",
+            orphan.holder_pid, row.device
         ),
         Some(Listed::Ending { .. }) => "its holder is about to go".into(),
         Some(
@@ -162,7 +149,7 @@ fn attached(status: &Status) -> String {
     if parts.is_empty() {
         parts.push(backend.description.clone());
     }
-    printable(&format!("{}: {}", status.device, parts.join("; ")), &[])
+    printable(&parts.join("; "), &[])
 }
 
 /// A number of bytes in at most five characters: `0`, `512`, `1.5M`, `120G`.

@@ -44,6 +44,8 @@ pub(crate) enum Sort {
 #[derive(Debug)]
 pub(crate) struct Row {
     pub(crate) device: Device,
+    /// The name that it was given at attach.
+    pub(crate) name: Option<String>,
     /// What the last look found.
     pub(crate) found: Option<Listed>,
     at: Option<Instant>,
@@ -73,6 +75,7 @@ impl Row {
     pub(crate) fn new(device: Device) -> Self {
         Self {
             device,
+            name: Device::name(device),
             found: None,
             at: None,
             asked: None,
@@ -146,7 +149,7 @@ impl Sort {
             Self::Name => "device",
             Self::Requests => "IOPS",
             Self::Bytes => "bandwidth",
-            Self::Latency => "latency (99 %)",
+            Self::Latency => "latency (p99)",
             Self::Depth => "depth",
             Self::Oldest => "oldest request",
         }

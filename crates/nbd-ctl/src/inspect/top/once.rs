@@ -105,6 +105,8 @@ fn look(
 #[derive(Serialize)]
 struct Told<'a> {
     device: String,
+    /// The name that it was given at attach.
+    name: Option<&'a str>,
     state: &'static str,
     interval_s: Option<f64>,
     reads_per_s: Option<f64>,
@@ -128,6 +130,7 @@ impl<'a> Told<'a> {
         let (rates, status) = (row.rates.as_ref(), row.status());
         Self {
             device: row.device.to_string(),
+            name: row.name.as_deref(),
             state: match row.found {
                 None => "no answer",
                 Some(_) => state(row, now).0,

@@ -91,10 +91,8 @@ impl Looks {
 }
 
 fn look(context: &Context, device: Device, from: Option<Vec<u64>>) -> Looked {
-    let found = look_at(context, device).unwrap_or_else(|error| {
-        let detail = error.chain().unwrap_or_default();
-        Some(Listed::Unreachable { device: device.to_string(), detail })
-    });
+    let found =
+        look_at(context, device).unwrap_or_else(|error| Some(Listed::unreachable(device, &error)));
     let at = Instant::now();
     let traced = from.and_then(|mut from| {
         let Ok(DeviceState::Listening(stream)) = probe(&context.registry, device) else {

@@ -12,8 +12,8 @@ use ratatui::layout::Rect;
 use ratatui::style::{Color, Modifier, Style};
 use ratatui::text::{Line, Span};
 
-use crate::inspect::top::cells::CellStyle;
 use crate::inspect::top::model::Model;
+use crate::style::CellStyle;
 use crate::table::age;
 
 /// The smallest terminal on which anything can be made out.

@@ -235,8 +235,8 @@ fn stopped(facts: &Facts, status: &Status, eio: Remedy) -> (Verdict, String, Vec
                 tracer.pid
             ),
             vec![
-                way("let it continue there", "it goes on where it was"),
-                way("quit the debugger", "a successor executes again what is unanswered"),
+                way("continue there, or detach the debugger", "it goes on where it was"),
+                way("kill it there", "a successor executes again what is unanswered"),
                 eio,
             ],
         ),

@@ -18,7 +18,9 @@ use crate::table::{Align, age, columns, size, span};
 
 pub(crate) fn lines(row: &Row, look: Look, area: Rect, now: Instant) -> Vec<Line<'static>> {
     let (word, style) = state(row, now);
-    let mut head = vec![Span::styled(format!("{}  ", row.device), BOLD)];
+    let name = row.name.as_deref().map(|name| format!(" ({})", printable(name, &[])));
+    let name = name.unwrap_or_default();
+    let mut head = vec![Span::styled(format!("{}{name}  ", row.device), BOLD)];
     head.push(Span::styled(word, look.cell_style(style)));
     let mut lines = vec![];
     if let Some(status) = row.status() {
@@ -60,9 +62,9 @@ fn rates(rates: Option<&Rates>) -> Vec<Line<'static>> {
         ("", Left),
         ("/s", Right),
         ("BYTES/s", Right),
-        ("MEDIAN", Right),
-        ("99 %", Right),
-        ("99.9 %", Right),
+        ("p50", Right),
+        ("p99", Right),
+        ("p99.9", Right),
         ("MAX", Right),
     ];
     let row = |name: &str, value: fn(&Rates) -> f64, bytes: Option<fn(&Rates) -> f64>| {

@@ -14,7 +14,7 @@ pub(crate) fn lines() -> Vec<Line<'static>> {
         .push(Line::styled("Latency: from being taken by a backend to the end of execution", BOLD));
     lines.push(Line::from(format!("  {}", legend())));
     lines.push(Line::from(
-        "  One character is one interval, its height what 99 % of requests took;",
+        "  One character is one interval, its height the time in which 99 % of requests (p99) ended;",
     ));
     lines.push(Line::from("  ? is a holder that did not answer. OLDEST waits for an answer."));
     lines.push(Line::default());

@@ -38,7 +38,7 @@ pub(crate) fn draw(frame: &mut Frame<'_>, model: &Model, look: Look, now: Instan
         text.push(line(row, area, look, Some(row.device) == selected, now));
     }
     text.push(Line::default());
-    text.push(Line::styled(format!("{:<NAME_WIDTH$}{}", "99 %", legend()), BOLD));
+    text.push(Line::styled(format!("{:<NAME_WIDTH$}{}", "p99", legend()), BOLD));
     let all = rows.iter().filter(|row| heats > 1 || Some(row.device) == selected);
     text.extend(all.map(|row| heat_line(row, area, look)));
     lines(frame, area, text);

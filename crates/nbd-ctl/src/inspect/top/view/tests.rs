@@ -37,14 +37,14 @@ fn eighty_by_twenty_four_has_the_devices_and_their_heat() {
     assert_eq!(
         lines[1..4],
         [
-            "DEVICE STATE         IOPS  READ/s WRITE/s  MEDIAN    99 % DEPTH  OLDEST RESTART",
+            "DEVICE STATE         IOPS  READ/s WRITE/s     p50     p99 DEPTH  OLDEST RESTART",
             "nbd0   running          0       0       0       -       -     0       -       0",
             "nbd7   running        500    2.0M       0  524 µs  524 µs     0       -       0",
         ]
     );
     assert_eq!(
         lines[5],
-        "99 %    ▁ <32 µs  ▃ <512 µs  ▅ <8 ms  ▇ <131 ms  █ more  · idle  ! waits"
+        "p99     ▁ <32 µs  ▃ <512 µs  ▅ <8 ms  ▇ <131 ms  █ more  · idle  ! waits"
     );
     assert_eq!(lines[6], format!("nbd0{:>76}", "···"));
     assert_eq!(lines[7], format!("nbd7{:>76}", "▄▄▄"));
@@ -70,9 +70,9 @@ fn a_small_terminal_is_told_what_it_needs_and_any_size_is_survived() {
         }
     }
     let wide = screen(&two_devices(start, 4), PLAIN, 120, 24, late(start));
-    assert!(wide[1].contains("99.9 %     MAX"), "{}", wide[1]);
+    assert!(wide[1].contains("p99.9     MAX"), "{}", wide[1]);
     let narrow = screen(&two_devices(start, 4), PLAIN, 50, 10, late(start));
-    assert_eq!(narrow[1], "DEVICE STATE         IOPS  READ/s WRITE/s    99 %");
+    assert_eq!(narrow[1], "DEVICE STATE         IOPS  READ/s WRITE/s     p99");
 }
 
 #[test]

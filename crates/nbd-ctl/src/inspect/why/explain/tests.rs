@@ -120,7 +120,12 @@ fn a_stopped_backend() {
 #[test]
 fn a_backend_in_a_debugger() {
     let facts = stuck(BackendState::Stopped, backend('t').map(traced));
-    let words = ["stopped by gdb (pid 20)", "continue", "nothing is lost", "fail --kill nbd0"];
+    let words = [
+        "stopped by gdb (pid 20)",
+        "or detach the debugger",
+        "nothing is lost",
+        "fail --kill nbd0",
+    ];
     says(&facts, Verdict::Traced, &words);
 }
 
@@ -241,7 +246,8 @@ fn a_holder_that_does_not_answer() {
     says(&facts, Verdict::Ending, &["does not listen"]);
     facts.holder = Some(process(10, "nbd-kernel-hold", 'T'));
     says(&facts, Verdict::HolderSilent, &["kill -CONT 10"]);
-    facts.listed = Listed::Unreachable { device: "nbd0".into(), detail: "no answer".into() };
+    facts.listed =
+        Listed::Unreachable { device: "nbd0".into(), detail: "no answer".into(), forbidden: false };
     says(&facts, Verdict::HolderSilent, &["no answer", "goes on"]);
     facts.listed = Listed::Stale { device: "nbd0".into(), detail: String::new() };
     says(&facts, Verdict::Stale, &["nbd-ctl detach nbd0"]);
