@@ -301,7 +301,7 @@ impl ReplySink for LaneSink<'_> {
     }
 
     fn refuse(&mut self, LaneRequest { ticket, time }: LaneRequest, rejection: Rejection) {
-        tracing::warn!("refused {:?}: {rejection}", ticket.request());
+        tracing::warn!("refused {}: {rejection}", ticket.request());
         let error = match rejection.error() {
             NbdError::SUCCESS => NbdError::EINVAL,
             error => error,

@@ -53,6 +53,7 @@ pub use join::{
 pub use lane::AbortOnPanic;
 pub use mapped_range::{MappedRange, MappingOwner};
 pub use nbd_control::backend::ExportInfo;
+pub use nbd_control::system_error::chain;
 pub use nbd_proto::Command;
 pub use task::{Completion, Task, reply_error};
 pub use warmup::warm_up;
@@ -86,16 +87,4 @@ pub fn run(description: &str, backend: impl Backend) -> ExitCode {
     };
     nbd_log::finish();
     code
-}
-
-/// An error and its causes on one line.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }

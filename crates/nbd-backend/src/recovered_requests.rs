@@ -64,11 +64,7 @@ impl RecoveredRequests {
     /// suspects.
     pub(crate) fn run_suspects(self, lane: &mut LaneThread) -> Vec<Ticket> {
         for ticket in self.poisoned {
-            tracing::error!(
-                "given up: {:?} crashed {} backends",
-                ticket.request(),
-                ticket.crashes()
-            );
+            tracing::error!("given up: {} crashed {} backends", ticket.request(), ticket.crashes());
             lane.fail_with_eio(ticket);
         }
         for ticket in self.suspects {

@@ -128,7 +128,7 @@ pub fn reply_error(command: &Command, error: &io::Error) -> NbdError {
     match (nbd, command) {
         // The specification reserves ENOTSUP for this answer, which is no failure.
         (NbdError::ENOTSUP, Command::WriteZeroes { fast_only: true, .. }) => return nbd,
-        _ => tracing::warn!("{command:?} failed: {error}"),
+        _ => tracing::warn!("{command} failed: {error}"),
     }
     if nbd == NbdError::ENOTSUP { NbdError::EINVAL } else { nbd }
 }

@@ -16,6 +16,7 @@
 //! | [`attach_options`], [`policy`] | how a device is attached: every option once |
 //! | [`settings`] | what can be changed of a backend while it runs |
 //! | [`size`], [`text`] | sizes as people write them; text that is safe to show |
+//! | [`system_error`] | errors of the system in words that name the way out |
 //! | [`process`], [`service`] | naming a process so that a reused pid is not mistaken for it; its service manager |
 //!
 //! # Invariants
@@ -56,6 +57,7 @@ pub mod registry;
 pub mod service;
 pub mod settings;
 pub mod size;
+pub mod system_error;
 pub mod text;
 
 pub use messages::{backend, channel, control, handover, latency, status, trace, wire};

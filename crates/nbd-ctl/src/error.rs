@@ -1,6 +1,5 @@
 //! Every way to fail, and its exit status.
 
-use std::error::Error as _;
 use std::io;
 use std::path::PathBuf;
 use std::process::ExitStatus;
@@ -8,6 +7,7 @@ use std::time::Duration;
 
 use nbd_control::ChannelError;
 use nbd_control::control::{Failure, FailureKind};
+use nbd_control::system_error::chain;
 use nbd_record::CaptureError;
 use nbd_record::fake_holder::FakeHolderError;
 use thiserror::Error;
@@ -217,13 +217,7 @@ impl Error {
         if matches!(self, Self::Several(_)) {
             return None;
         }
-        let mut text = self.to_string();
-        let mut cause = self.source();
-        while let Some(error) = cause {
-            text = format!("{text}: {error}");
-            cause = error.source();
-        }
-        Some(text)
+        Some(chain(self))
     }
 
     /// The exit status; `nbd-ctl --help` documents it.

@@ -13,6 +13,7 @@ use nbd_control::control::{Failure, FailureKind, Response};
 use nbd_control::handover::Handover;
 use nbd_control::process::{ProcessId, is_dead};
 use nbd_control::registry::{HolderLock, Registry, State};
+use nbd_control::system_error::explain;
 use nbd_ledger::{Inspector, Layout, layout};
 use nix::fcntl::{Flock, FlockArg};
 
@@ -46,9 +47,10 @@ pub(crate) fn adopt(
     report: &mut Option<Channel>,
 ) -> Result<Holder, Failure> {
     let name = Device::new(index).name();
-    let file = registry.lock_file().map_err(|error| other(format!("cannot lock: {error}")))?;
+    let file =
+        registry.lock_file().map_err(|error| other(format!("cannot lock: {}", explain(&error))))?;
     let _lock = Flock::lock(file, FlockArg::LockExclusive)
-        .map_err(|(_, errno)| other(format!("cannot lock: {errno}")))?;
+        .map_err(|(_, errno)| other(format!("cannot lock: {}", explain(&errno.into()))))?;
     let (state, lock) = claim(&registry, index)?;
     let mut holder = rebuild(registry, &state, lock)?;
     persist_claim(&holder, &state)?;
@@ -155,8 +157,9 @@ fn greet(holder: &mut Holder, client: Option<Channel>) {
 fn rebuild(registry: Registry, state: &State, lock: HolderLock) -> Result<Holder, Failure> {
     let device = Device::new(state.index);
     let name = device.name();
-    let sitter = Process::open(state.sitter.pid)
-        .map_err(|error| other(format!("{name}: its sitter cannot be opened: {error}")))?;
+    let sitter = Process::open(state.sitter.pid).map_err(|error| {
+        other(format!("{name}: its sitter cannot be opened: {}", explain(&error)))
+    })?;
     let settings = settings_of(&registry, state)?;
     let mut holder = Holder::new(registry, settings, device, lock, true)
         .map_err(|error| other(error.to_string()))?;
@@ -209,7 +212,9 @@ fn claim(registry: &Registry, index: u32) -> Result<(State, HolderLock), Failure
         Err(error) if error.kind() == ErrorKind::NotFound => {
             return Err(Failure::new(FailureKind::NoDevice, format!("{name} is not attached")));
         }
-        Err(error) => return Err(other(format!("{name}: its folder cannot be locked: {error}"))),
+        Err(error) => {
+            return Err(other(format!("{name}: its folder cannot be locked: {}", explain(&error))));
+        }
     };
     let taken = || Failure::new(FailureKind::Busy, format!("{name}: another process holds it"));
     let lock = lock.ok_or_else(taken)?;

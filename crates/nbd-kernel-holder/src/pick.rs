@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use nbd_control::control::{Failure, FailureKind};
 use nbd_control::registry::{HolderLock, Registry};
 use nbd_control::remains::Remains;
+use nbd_control::system_error::explain;
 use nix::fcntl::{Flock, FlockArg};
 
 use crate::args::KernelApi;
@@ -53,8 +54,9 @@ pub(crate) fn pick(
         other(format!("the runtime directory {directory}: {error}; choose one with --runtime-dir"))
     })?;
     // Waits for other holders that are picking: not long, unless theirs is being torn down.
-    let _lock = Flock::lock(file, FlockArg::LockExclusive)
-        .map_err(|(_, errno)| other(format!("cannot lock {directory}/lock: {errno}")))?;
+    let _lock = Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| {
+        other(format!("cannot lock {directory}/lock: {}", explain(&errno.into())))
+    })?;
     let device = match wanted {
         Some(index) => wait_for(registry, index, api)?,
         None => find_free(registry, api, avoid)?,
@@ -83,7 +85,7 @@ fn reserve(registry: &Registry, device: Device, given: bool) -> Result<Picked, F
 }
 
 fn in_folder(registry: &Registry, index: u32, error: &std::io::Error) -> Failure {
-    other(format!("{}: {error}", registry.folder(index).display()))
+    other(format!("{}: {}", registry.folder(index).display(), explain(error)))
 }
 
 fn busy(error: &DeviceError) -> Failure {
@@ -149,7 +151,7 @@ fn registered(registry: &Registry, index: u32) -> Option<String> {
     let _lock = match registry.lock_folder(index) {
         Ok(Some(lock)) => lock,
         Ok(None) => return Some("its holder is alive and does not listen".into()),
-        Err(error) => return Some(format!("its entry cannot be locked: {error}")),
+        Err(error) => return Some(format!("its entry cannot be locked: {}", explain(&error))),
     };
     let state = match registry.read_state(index) {
         Ok(state) => state,
@@ -182,7 +184,7 @@ fn registered(registry: &Registry, index: u32) -> Option<String> {
     }
     match registry.remove(index) {
         Ok(()) => None,
-        Err(error) => Some(format!("its stale entry cannot be removed: {error}")),
+        Err(error) => Some(format!("its stale entry cannot be removed: {}", explain(&error))),
     }
 }
 
@@ -192,7 +194,9 @@ fn restore_timeouts(device: &Device, milliseconds: u64) -> Option<String> {
     let restored = helper_process::restore_timeouts(device, milliseconds);
     let mut helper = match restored {
         Ok(helper) => helper,
-        Err(error) => return Some(format!("no process can be started for it: {error}")),
+        Err(error) => {
+            return Some(format!("no process can be started for it: {}", explain(&error)));
+        }
     };
     // Whether the kernel takes the value is of no importance to the next user, who sets another.
     let done = helper.wait(FREE_TIMEOUT).is_some();

@@ -12,6 +12,7 @@ use nbd_control::control::{Failure, FailureKind};
 use nbd_control::process::ProcessId;
 use nbd_control::registry::{HolderLock, Registry, State};
 use nbd_control::remains::{Remains, stray};
+use nbd_control::system_error::explain;
 use nix::fcntl::{Flock, FlockArg};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
@@ -59,7 +60,7 @@ pub(crate) fn take_down(registry: &Registry, index: u32, force: bool) -> Result<
     }
     let _registry_lock = lock_registry(registry, &device)?;
     registry.remove(index).map_err(|error| {
-        let text = format!("its registry entry cannot be removed: {error}");
+        let text = format!("its registry entry cannot be removed: {}", explain(&error));
         failure(FailureKind::Other, &device, &text)
     })?;
     let what = match (remains.connected, remains.backend) {
@@ -73,7 +74,11 @@ pub(crate) fn take_down(registry: &Registry, index: u32, force: bool) -> Result<
 
 fn lock_registry(registry: &Registry, device: &Device) -> Result<Flock<std::fs::File>, Failure> {
     let failed = |error: io::Error| {
-        failure(FailureKind::Other, device, &format!("the registry cannot be locked: {error}"))
+        failure(
+            FailureKind::Other,
+            device,
+            &format!("the registry cannot be locked: {}", explain(&error)),
+        )
     };
     let file = registry.lock_file().map_err(failed)?;
     Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| failed(errno.into()))
@@ -98,7 +103,7 @@ fn lock(registry: &Registry, device: &Device, force: bool) -> Result<HolderLock,
             Err(failure(FailureKind::NoDevice, device, "it is not attached"))
         }
         Err(error) => {
-            let text = format!("its folder cannot be locked: {error}");
+            let text = format!("its folder cannot be locked: {}", explain(&error));
             Err(failure(FailureKind::Other, device, &text))
         }
     }

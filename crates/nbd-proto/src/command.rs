@@ -1,5 +1,7 @@
 //! A request that has passed its check.
 
+use core::fmt;
+
 use crate::{CommandFlags, CommandType, ExtendedRequest, Request};
 
 /// What a server has to do: in order, within the export, and offered by it.
@@ -68,6 +70,35 @@ pub enum Command {
     },
     /// Finish what is under way and close the connection. Never gets a reply.
     Disconnect,
+}
+
+/// `write 4096+512 (FUA)`: offset and length in bytes.
+impl fmt::Display for Command {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (offset, length) = self.range();
+        let fua = matches!(
+            self,
+            Self::Write { fua: true, .. }
+                | Self::Trim { fua: true, .. }
+                | Self::WriteZeroes { fua: true, .. }
+        );
+        write_request(f, self.command_type(), offset, length, fua)
+    }
+}
+
+/// What people read of a request, checked or not.
+pub(crate) fn write_request(
+    f: &mut fmt::Formatter<'_>,
+    command: CommandType,
+    offset: u64,
+    length: u64,
+    fua: bool,
+) -> fmt::Result {
+    write!(f, "{command}")?;
+    if !matches!(command, CommandType::FLUSH | CommandType::DISC) || (offset, length) != (0, 0) {
+        write!(f, " {offset}+{length}")?;
+    }
+    if fua { f.write_str(" (FUA)") } else { Ok(()) }
 }
 
 impl Command {
@@ -139,5 +170,37 @@ impl Command {
             flags |= CommandFlags::PAYLOAD_LEN;
         }
         ExtendedRequest { flags, command, cookie, offset, length }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+
+    use std::string::ToString;
+
+    use super::*;
+
+    #[test]
+    fn people_read_a_name_and_a_range() {
+        let write = Command::Write { offset: 4096, length: 512, fua: true };
+        assert_eq!(write.to_string(), "write 4096+512 (FUA)");
+        let zeroes = Command::WriteZeroes {
+            offset: 0,
+            length: 1 << 33,
+            fua: false,
+            no_hole: true,
+            fast_only: false,
+        };
+        assert_eq!(zeroes.to_string(), "write zeroes 0+8589934592");
+        assert_eq!(Command::Flush.to_string(), "flush");
+        let unknown = Request {
+            flags: CommandFlags::default(),
+            command: CommandType(99),
+            cookie: 7,
+            offset: 1,
+            length: 2,
+        };
+        assert_eq!(unknown.to_string(), "command 99 1+2");
     }
 }

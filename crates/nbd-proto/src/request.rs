@@ -1,5 +1,8 @@
 //! The messages a client sends.
 
+use core::fmt;
+
+use crate::command::write_request;
 use crate::field::{get_u16, get_u32, get_u64, put_u16, put_u32, put_u64};
 use crate::magic::{self, WrongMagic};
 use crate::{CommandFlags, CommandType};
@@ -61,6 +64,14 @@ impl Request {
             CommandType::WRITE => self.length,
             _ => 0,
         }
+    }
+}
+
+/// `write 4096+512 (FUA)`: offset and length in bytes.
+impl fmt::Display for Request {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let fua = self.flags.contains(CommandFlags::FUA);
+        write_request(f, self.command, self.offset, self.length.into(), fua)
     }
 }
 

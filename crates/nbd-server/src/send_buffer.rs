@@ -234,7 +234,8 @@ impl SendBuffer {
             self.stage(before);
             let room = self.room(range.len());
             range.read(room).inspect_err(|error| {
-                tracing::error!("{range:?} was to be sent and is gone, so is the client: {error}");
+                tracing::error!("{} bytes of storage that were announced to a client are gone, so it is disconnected: {error}",
+                    range.len());
             })?;
             self.advance(range.len());
         }

@@ -170,7 +170,7 @@ impl ReplyReader<'_> {
             return;
         }
         let colon = if words.is_empty() { "" } else { ": " };
-        tracing::warn!("{}: {command:?} failed: {error}{colon}{words:?}", self.name);
+        tracing::warn!("{}: {command} failed: {error}{colon}{words:?}", self.name);
     }
 }
 

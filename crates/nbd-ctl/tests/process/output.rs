@@ -160,5 +160,5 @@ fn output_that_cannot_be_written_is_a_failure() {
     let mut command = runtime.command(&["list", "--json"]);
     command.stdout(full);
     Ran::from(command.stderr(Stdio::piped()).spawn().unwrap().wait_with_output().unwrap())
-        .failed(1, "cannot write to standard output: No space left on device (os error 28)");
+        .failed(1, "cannot write to standard output: No space left on device (os error 28): make room there (`df`, `df -i`)");
 }

@@ -7,6 +7,7 @@ use nbd_control::ChannelError;
 use nbd_control::backend::{ExportInfo, FromBackend, FromHolder, Grant, Hello, Poison};
 use nbd_control::channel::{Received, Sender};
 use nbd_control::size::Size;
+use nbd_control::system_error::explain;
 use nbd_control::text::one_line;
 use nbd_ledger::{Inspector, Ledger, layout};
 use nbd_proto::TransmissionFlags;
@@ -14,6 +15,7 @@ use nbd_record::CAPTURE_FD_NAME;
 
 use crate::core::{BackendId, Event};
 use crate::holder::Holder;
+use crate::io::abilities::differences;
 use crate::io::backend_process::{BackendProcess, check_export};
 use crate::io::connections::allow_close;
 use crate::io::lanes;
@@ -212,12 +214,9 @@ impl Holder {
             let (found, name) = (&hello.export, self.device.name());
             return Err(if found.size >= expected.size {
                 format!(
-                    "{}: block size {} and flags {:#x}, but {name} was attached with {} and {:#x}",
+                    "{}: {}: serve it with the options that it had, or detach {name} first",
                     hello.description,
-                    found.block_size,
-                    found.flags,
-                    expected.block_size,
-                    expected.flags
+                    differences(found, &expected, &name)
                 )
             } else {
                 format!(
@@ -298,7 +297,7 @@ impl Holder {
         let copy = ledger.try_clone().map_err(|error| error.to_string())?;
         let inspector = Inspector::open(copy, layout).map_err(|error| error.to_string())?;
         let (ours, kernels) = lanes::create(layout.lanes)
-            .map_err(|error| format!("cannot make socket pairs: {error}"))?;
+            .map_err(|error| format!("cannot make socket pairs: {}", explain(&error)))?;
         self.data.inspector = Some(inspector);
         self.data.ledger = Some(ledger);
         self.data.export = Some(export);

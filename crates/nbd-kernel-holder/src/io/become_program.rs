@@ -13,6 +13,7 @@ use std::os::unix::net::UnixStream;
 use nbd_control::Channel;
 use nbd_control::handover::{Handover, abilities};
 use nbd_control::registry::Registry;
+use nbd_control::system_error::explain;
 use nbd_ledger::layout;
 use nix::errno::Errno;
 use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
@@ -50,7 +51,7 @@ impl Holder {
     /// Becomes another program. Back here only if that fails.
     pub(crate) fn become_program(&mut self, client: ClientId, program: &str) {
         self.told.not_become = match self.try_become(client, program) {
-            Ok(errno) => format!("{program} cannot be run: {errno}"),
+            Ok(errno) => format!("{program} cannot be run: {}", explain(&errno.into())),
             Err(text) => text,
         };
         self.feed(Event::NotBecome);

@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use nbd_control::history::Loss;
+use nbd_control::system_error::{explain, explain_as};
 use nbd_ledger::Inspector;
 use nix::fcntl::{Flock, FlockArg};
 
@@ -106,8 +107,16 @@ impl Holder {
         let name = program.first().cloned().unwrap_or_default();
         let role = Role::Backend { probe, examine };
         if let Some(error) = self.launch(backend, &program, role) {
-            self.note_failure(format!("cannot start {name}: {error}"));
+            self.note_failure(format!("cannot start {name}: {}", self.explain_start(&error)));
             self.start_failed(backend, &error);
+        }
+    }
+
+    /// It is the backend's user that may not run a program.
+    fn explain_start(&self, error: &std::io::Error) -> String {
+        match &self.settings.user {
+            Some((user, ..)) => explain_as(error, &format!("user {user}")),
+            None => explain(error),
         }
     }
 
@@ -115,7 +124,10 @@ impl Holder {
         let program = self.settings.program.clone();
         let role = Role::Backend { probe: false, examine: true };
         if let Some(error) = self.launch(backend, &program, role) {
-            self.complain(Subject::Spare, &format!("cannot start a spare backend: {error}"));
+            self.complain(
+                Subject::Spare,
+                &format!("cannot start a spare backend: {}", self.explain_start(&error)),
+            );
             self.start_failed(backend, &error);
         }
     }
@@ -244,7 +256,7 @@ impl Holder {
         match started {
             Ok(sitter) => self.processes.sitter = Some(sitter),
             Err(error) => {
-                self.told.setup.text = format!("cannot fork the sitter: {error}");
+                self.told.setup.text = format!("cannot fork the sitter: {}", explain(&error));
                 self.feed(Event::SitterNotStarted);
             }
         }

@@ -5,6 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 
+use nbd_control::system_error::explain;
 use nix::sys::socket::{getsockopt, setsockopt, sockopt};
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{Gid, Uid};
@@ -50,7 +51,7 @@ impl Holder {
         let socket = self.place.registry.join_socket(self.device.index);
         let opened = opened.and_then(|()| {
             listen(&socket, self.backend_user())
-                .map_err(|error| format!("{}: {error}", socket.display()))
+                .map_err(|error| format!("{}: {}", socket.display(), explain(&error)))
         });
         match opened {
             Ok(join) => self.sockets.join = Some(join),

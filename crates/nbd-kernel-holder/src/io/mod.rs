@@ -1,6 +1,7 @@
 //! The event loop: descriptors to events, commands to system calls; and what is written outside of
 //! the kernel's devices. Nothing in here decides, and nothing waits but the loop itself.
 
+mod abilities;
 pub(crate) mod backend_process;
 mod backends;
 pub(crate) mod become_program;

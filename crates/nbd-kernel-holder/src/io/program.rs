@@ -47,7 +47,10 @@ impl BuildId {
 pub(crate) fn look_up(user: &str) -> io::Result<(Uid, Gid)> {
     match User::from_name(user)? {
         Some(user) => Ok((user.uid, user.gid)),
-        None => Err(io::Error::new(io::ErrorKind::NotFound, "no such user")),
+        None => Err(io::Error::new(
+            io::ErrorKind::NotFound,
+            "no such user: `getent passwd` lists those of this machine",
+        )),
     }
 }
 
@@ -55,7 +58,10 @@ pub(crate) fn look_up(user: &str) -> io::Result<(Uid, Gid)> {
 pub(crate) fn look_up_group(group: &str) -> io::Result<Gid> {
     match Group::from_name(group)? {
         Some(group) => Ok(group.gid),
-        None => Err(io::Error::new(io::ErrorKind::NotFound, "no such group")),
+        None => Err(io::Error::new(
+            io::ErrorKind::NotFound,
+            "no such group: `getent group` lists those of this machine",
+        )),
     }
 }
 

@@ -23,7 +23,11 @@ pub(crate) fn open(spec: Spec, hint: ShapeHint<'_>) -> Result<Box<dyn ExportPlan
                 ShapeHint::Attached(attached) => file.grown_to(attached.size),
                 ShapeHint::Nothing | ShapeHint::Reshaped => file,
             };
-            Box::new(probe::probe(file).map_err(|source| ExportError::Probe { path, source })?)
+            let found = probe::probe(file).map_err(|error| match hint {
+                ShapeHint::Attached(_) => error.of_attached(),
+                ShapeHint::Nothing | ShapeHint::Reshaped => error,
+            });
+            Box::new(found.map_err(|source| ExportError::Probe { path, source })?)
         }
         Spec::Null(null) => {
             Box::new(Synthetic(synthetic::null(null), |shape| Arc::new(Null(shape))))

@@ -36,11 +36,15 @@ pub(crate) struct Probe {
 #[derive(Debug, Error)]
 pub(crate) enum ProbeError {
     #[error(
-        "there is no such file{}; `create=SIZE` makes one (was it deleted while it was served? \
-         The holder still has it open: see its /proc/PID/fd before you detach)",
-        wondering_about(.doubtful)
+        "there is no such file{}; `create=SIZE` makes one", wondering_about(.doubtful)
     )]
     Missing { doubtful: Option<String> },
+    /// The device that is served from it is attached.
+    #[error(
+        "there is no such file any more{}; if it was deleted while it was served, the holder still has it \
+         open: copy it from the holder's /proc/PID/fd before you detach", wondering_about(.doubtful)
+    )]
+    Deleted { doubtful: Option<String> },
     #[error("cannot examine it")]
     Examine(#[source] io::Error),
     #[error("is a {0}: only files and block devices can be served")]
@@ -75,6 +79,16 @@ fn wondering_about(doubtful: &Option<String>) -> String {
     match doubtful {
         Some(end) => format!(" (and `{end}`, if that was meant as an option, is none)"),
         None => String::new(),
+    }
+}
+
+impl ProbeError {
+    /// The same of a file that a device is attached with.
+    pub(crate) fn of_attached(self) -> Self {
+        match self {
+            Self::Missing { doubtful } => Self::Deleted { doubtful },
+            other => other,
+        }
     }
 }
 

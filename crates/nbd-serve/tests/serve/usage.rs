@@ -1,7 +1,9 @@
 //! Arguments, messages, exit codes.
 
+use std::fs::Permissions;
 use std::io::Read;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -64,7 +66,7 @@ fn failures_name_their_object_and_exit_with_1() {
             "/dev/null: is a character device: only",
         ),
         (&["--print-geometry", &none], "none: there is no such file"),
-        (&["--join", "nbd7", &none], "none: there is no such file"),
+        (&["--join", "nbd7", &none], "none: there is no such file; `create=SIZE` makes one\n"),
         (&["--join", "/dev/nbd7", &disk], "cannot reach the holder at /nonexistent/nbd7.join"),
     ] {
         let (code, stdout, stderr) = run(arguments);
@@ -104,6 +106,29 @@ fn more_memory_than_the_machine_has_is_told() {
     let (code, _, stderr) = run(&["--print-geometry", "mem:4E"]);
     assert_eq!(code, 0);
     assert!(stderr.contains("mem:4E: 4E is more than the "), "{stderr}");
+}
+
+#[test]
+fn the_user_that_may_not_open_a_file_is_named() {
+    use std::os::unix::process::CommandExt;
+    if !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    let directory = Directory::new();
+    let disk = directory.file("disk");
+    std::fs::set_permissions(directory.path("disk"), Permissions::from_mode(0o600)).unwrap();
+    std::fs::set_permissions(directory.path(""), Permissions::from_mode(0o755)).unwrap();
+    // The build directory may be closed to others.
+    let program = directory.path("nbd-serve");
+    let copied = Command::new("cp").arg(env!("CARGO_BIN_EXE_nbd-serve")).arg(&program).status();
+    assert!(copied.unwrap().success());
+    let mut command = Command::new(program);
+    command.args(["--print-geometry", &disk]).uid(65534).gid(65534);
+    let output = command.output().unwrap();
+    let told = String::from_utf8(output.stderr).unwrap();
+    for words in ["disk: cannot be written to", "as user nobody (uid 65534): change its owner"] {
+        assert!(told.contains(words), "{told}");
+    }
 }
 
 #[test]

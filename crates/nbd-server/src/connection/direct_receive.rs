@@ -76,7 +76,9 @@ impl Connection {
                 Err(ConnectionError::Receive(error)) if MappedRange::is_gone(&error) => {
                     // Write nothing after the page that is gone: the file would grow again and
                     // have a hole there.
-                    tracing::warn!("{range:?} was to be received to and is gone: {error}");
+                    tracing::warn!(
+                        "{command}: the storage that its data was received into is gone: {error}"
+                    );
                     done = Err(NbdError::EIO);
                     self.skip(recv_buffer, range.len() as u64)?;
                     break;
