@@ -10,7 +10,7 @@
 //! | module | idea |
 //! |---|---|
 //! | [`cli`], [`action`] | the command line as typed, and as checked |
-//! | [`parse`] | between the two; completes it for a shell |
+//! | [`parse`], [`complete`] | between the two; and completing it for a shell |
 //! | [`config`] | the devices of this machine by name: `devices.toml` |
 //! | [`device`] | the name of a device |
 //! | [`context`] | what every command needs: the registry, the terminal, and Ctrl-C |
@@ -25,6 +25,7 @@
 
 mod action;
 mod cli;
+mod complete;
 mod config;
 mod context;
 mod debug;

@@ -1,24 +1,22 @@
-//! Parsing the command line, and completing it for a shell that asks.
+//! Parsing the command line.
 
 use std::ffi::OsString;
-use std::fs;
 
+use clap::FromArgMatches;
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
-use clap::{Command, FromArgMatches};
-use clap_complete::engine::{ArgValueCandidates, CompletionCandidate};
 use clap_complete::env::CompleteEnv;
 use nbd_control::attach_options::AttachOptions;
-use nbd_control::registry::Registry;
 
 use crate::cli::{self, Arguments};
+use crate::complete;
 use crate::context::print;
 use crate::error::Error;
 
 /// Parses the command line. `None` means that it asked for help or the version, and has it.
 pub(crate) fn parse() -> Result<Option<Arguments>, Error> {
     // Does nothing unless a shell asks, and then ends the program.
-    CompleteEnv::with_factory(completed).complete();
+    CompleteEnv::with_factory(complete::definition).complete();
     match arguments(std::env::args_os()) {
         Ok(arguments) => Ok(Some(arguments)),
         Err(error) if error.kind() == ErrorKind::InvalidUtf8 => Err(Error::Usage(not_utf8())),
@@ -55,41 +53,6 @@ fn arguments<T: Into<OsString> + Clone>(
             .any(|name| matches.value_source(&name.replace('-', "_")) == typed);
     }
     Ok(arguments)
-}
-
-/// The definition, and which devices there are now.
-fn completed() -> Command {
-    Arguments::definition().mut_subcommands(|command| {
-        let names: fn() -> Vec<CompletionCandidate> = match command.get_name() {
-            "attach" => free,
-            _ => attached,
-        };
-        command.mut_args(|argument| match argument.get_id().as_str() {
-            "device" => argument.add(ArgValueCandidates::new(names)),
-            _ => argument,
-        })
-    })
-}
-
-/// Devices in the registry. An option of the command line that is being typed is not known yet.
-fn attached() -> Vec<CompletionCandidate> {
-    let devices = Registry::new(None).devices().unwrap_or_default();
-    devices.into_iter().map(|index| CompletionCandidate::new(format!("nbd{index}"))).collect()
-}
-
-/// Devices of the driver that are not set up.
-fn free() -> Vec<CompletionCandidate> {
-    let entries = fs::read_dir("/sys/block").into_iter().flatten().flatten();
-    let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
-    let mut names: Vec<_> =
-        names.filter(|name| name.starts_with("nbd") && !has_pid(name)).collect();
-    names.sort();
-    names.into_iter().map(CompletionCandidate::new).collect()
-}
-
-/// The driver shows who has set a device up.
-fn has_pid(name: &str) -> bool {
-    fs::exists(format!("/sys/block/{name}/pid")).unwrap_or(false)
 }
 
 #[cfg(test)]

@@ -162,6 +162,46 @@ fn mandoc_and_man_have_nothing_to_complain_of() {
     }
 }
 
+/// A SPEC has a colon, at which bash breaks words, and what stands before it is not typed again.
+#[test]
+fn bash_completes_what_stands_behind_a_colon() {
+    let manual = Written::new("colons");
+    let script = manual.0.join("completions/bash/nbd-ctl");
+    let bin = manual.0.join("bin");
+    fs::create_dir(&bin).unwrap();
+    // In place of the program: it tells what it was asked, and completes that.
+    let program = "#!/bin/sh\necho \"$_CLAP_COMPLETE_INDEX $*\" >\"${0%/bin/*}/asked\"\nprintf '%s' \"$ANSWER\"\n";
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "printf '%s' \"$1\" >\"$0\" && chmod 755 \"$0\""]);
+    assert!(shell.arg(bin.join("nbd-ctl")).arg(program).status().unwrap().success());
+    for (line, words, second, asked, answer, reply) in [
+        (
+            "nbd-ctl attach file:/etc/ho",
+            "nbd-ctl attach file : /etc/ho",
+            "/etc/ho",
+            "2 -- nbd-ctl attach file:/etc/ho",
+            "file:/etc/hosts",
+            "/etc/hosts",
+        ),
+        ("nbd-ctl attach mem:", "nbd-ctl attach mem :", "", "2 -- nbd-ctl attach mem:", "", ""),
+        ("nbd-ctl attach me", "nbd-ctl attach me", "me", "2 -- nbd-ctl attach me", "mem:", "mem:"),
+    ] {
+        let count = words.split(' ').count() - 1;
+        let commands = format!(
+            "COMP_LINE='{line}' COMP_CWORD={count} COMP_TYPE=9\nCOMP_WORDS=({words})\n. {}\n\
+             _clap_complete_nbd_ctl nbd-ctl '{second}' x\nprintf '%s\\n' \"${{COMPREPLY[@]}}\"",
+            script.display()
+        );
+        let mut bash = Command::new("bash");
+        bash.args(["-c", &commands]).env("ANSWER", answer);
+        bash.env("PATH", format!("{}:{}", bin.display(), std::env::var("PATH").unwrap()));
+        let output = bash.output().unwrap();
+        let told = [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap());
+        assert_eq!(told, [format!("{reply}\n"), String::new()], "{line}");
+        assert_eq!(fs::read_to_string(manual.0.join("asked")).unwrap(), format!("{asked}\n"));
+    }
+}
+
 #[test]
 fn shells_understand_the_completions() {
     let manual = Written::new("completions");

@@ -182,6 +182,25 @@ fn a_shell_is_told_the_devices_of_now() {
         assert_eq!(told, "nbd3\nnbd12", "{command}");
     }
     assert_eq!(complete(&["nbd-ctl", "det"]), "detach");
+    runtime.registry.write_properties(12, Some("backup"), false).unwrap();
+    assert_eq!(complete(&["nbd-ctl", "detach", "b"]), "backup");
+    let has = |words: &[&str], wanted: &[&str]| {
+        let told = complete(words);
+        let told: Vec<_> = told.split(|c: char| c.is_control()).collect();
+        for word in wanted {
+            assert!(told.contains(word), "{word}: {told:?}");
+        }
+    };
+    has(&["nbd-ctl", "attach", ""], &["file:", "mem:", "nbd://", "log@"]);
+    has(&["nbd-ctl", "replace", "nbd3", "me"], &["mem:"]);
+    let place = runtime.directory.display();
+    std::fs::write(runtime.directory.join("disk.img"), "x").unwrap();
+    let disk = format!("{place}/disk.img");
+    for head in ["file:", "log@file:", "cow:", "cow:a+"] {
+        let typed = format!("{head}{place}/di");
+        has(&["nbd-ctl", "attach", &typed], &[&format!("{head}{disk}")]);
+    }
+    has(&["nbd-ctl", "attach", &format!("{place}/di")], &[&format!("file:{disk}")]);
 }
 
 #[test]
