@@ -7,6 +7,7 @@
 //! |---|---|
 //! | `programs` | the command lines of the programs |
 //! | `page` | a command line to a man page |
+//! | `surroundings` | environment variables and files of the programs |
 //! | `markdown` | a page of `docs/` to a man page |
 //! | `completions` | scripts for bash, zsh and fish |
 
@@ -14,6 +15,7 @@ mod completions;
 mod markdown;
 mod page;
 mod programs;
+mod surroundings;
 
 use std::fs;
 use std::io;

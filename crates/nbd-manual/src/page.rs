@@ -8,6 +8,7 @@ use roff::{Roff, bold, roman};
 
 use crate::Document;
 use crate::programs::{Program, SECTION, TEXTS, all, groups};
+use crate::surroundings::{environment, files};
 
 const MANUAL: &str = "NBD devices";
 
@@ -48,6 +49,8 @@ fn page(command: &Command, name: &str) -> io::Result<String> {
     let mut rest = Roff::new();
     commands(command, &mut rest);
     after_help(command, &mut rest);
+    listed("ENVIRONMENT", environment(name), &mut rest);
+    listed("FILES", files(name), &mut rest);
     see_also(name, &mut rest);
     bytes.extend_from_slice(rest.to_roff().as_bytes());
     let text = String::from_utf8(bytes).map_err(io::Error::other)?;
@@ -111,6 +114,18 @@ fn heading(paragraph: &str) -> Option<(&'static str, &str)> {
         "Example:" => Some(("EXAMPLES", body)),
         "Exit status:" => Some(("EXIT STATUS", body)),
         _ => None,
+    }
+}
+
+fn listed(heading: &str, entries: &[(&str, &str)], rest: &mut Roff) {
+    if entries.is_empty() {
+        return;
+    }
+    rest.control("SH", [heading]);
+    for (name, about) in entries {
+        rest.control("TP", []);
+        rest.text([bold(*name)]);
+        rest.text([roman(*about)]);
     }
 }
 

@@ -140,6 +140,16 @@ fn every_command_and_option_that_help_shows_has_its_place() {
     for name in ["nbd-ctl-devices.5", "nbd-backend-protocol.7", "nbd-logs.7", "nbd-security.7"] {
         assert!(pages.contains_key(name), "{name}");
     }
+    for (program, words) in [
+        ("nbd-ctl", ["NBD_CTL_CONFIG", "/etc/nbd-ctl/devices.toml"]),
+        ("nbd-serve", ["NBD_JOIN", "/etc/nbd-ctl/serve-NAME.conf"]),
+        ("nbd-kernel-holder", ["NBD_LOG", "/run/nbd/nbdN.log.last"]),
+    ] {
+        let page = shown(&pages[&format!("{program}.8")]);
+        for words in ["\nENVIRONMENT\n", "\nFILES\n"].into_iter().chain(words) {
+            assert!(page.contains(words), "{program} has no {words}:\n{page}");
+        }
+    }
     let protocol = shown(&pages["nbd-backend-protocol.7"]);
     for words in ["NBD_HOLDER_FD", "commit", "│", "Finding it"] {
         assert!(protocol.contains(words), "{words}");
