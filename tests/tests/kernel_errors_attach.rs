@@ -91,7 +91,7 @@ fn attach_refuses_a_misspelt_spec(api: Api) {
         ("mem:8E".into(), &["`8E` is more than a device can have"]),
     ];
     for (spec, words) in cases {
-        is_refused(api, &[&spec], FAILED, words);
+        is_refused(api, &[&spec], USAGE, words);
     }
 }
 

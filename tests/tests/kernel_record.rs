@@ -153,6 +153,8 @@ fn a_full_disk_ends_the_capture_and_not_the_device(api: Api) {
     assert!(device.log().contains("the recording is over"), "{}", device.log());
     assert_eq!(disk::read(&device.path(), 2 * MIB, 4096), [7; 4096]);
     ctl(["replay", &file]).succeeds();
+    let listed = ctl(["replay", &file, "--list"]).succeeds().stdout;
+    assert!(listed.lines().next().is_some_and(|line| line.contains(" write ")), "{listed}");
 
     // Room for the next one is made by itself, and its limit is no error.
     let file = files.join("limited").display().to_string();

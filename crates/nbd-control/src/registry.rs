@@ -13,6 +13,7 @@
 //!     log.old          the same, from before
 //!   nbd0.join          backends connect here; the socket's owner may be another user
 //!   nbd0.log.last      the log of a device that is not attached any more
+//!   NAME.log.last      a link to it, if the device had a name
 //! ```
 
 pub mod history;
@@ -284,7 +285,39 @@ impl Registry {
         }
         // Earlier builds made it readable for all who got into the folder.
         fs::set_permissions(&log, fs::Permissions::from_mode(0o600))?;
-        fs::rename(&log, self.last_log(index))
+        fs::rename(&log, self.last_log(index))?;
+        self.name_last_log(index)
+    }
+
+    /// Makes the last log of a device known by the name that the device had, and by no other.
+    fn name_last_log(&self, index: u32) -> io::Result<()> {
+        let last = self.last_log(index);
+        for entry in fs::read_dir(&self.directory)?.flatten() {
+            let path = entry.path();
+            if fs::read_link(&path).is_ok_and(|to| last.ends_with(to)) {
+                fs::remove_file(path)?;
+            }
+        }
+        let (Some(name), Some(log)) = (self.name(index), last.file_name()) else {
+            return Ok(());
+        };
+        let link = self.named_log(&name);
+        match fs::remove_file(&link) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        std::os::unix::fs::symlink(log, link)
+    }
+
+    fn named_log(&self, name: &str) -> PathBuf {
+        self.directory.join(format!("{name}.log.last"))
+    }
+
+    /// The device that had this name when it was attached last, if its log is still there.
+    #[must_use]
+    pub fn last_named(&self, name: &str) -> Option<u32> {
+        let log = fs::read_link(self.named_log(name)).ok()?;
+        log.to_str()?.strip_prefix("nbd")?.strip_suffix(".log.last")?.parse().ok()
     }
 
     /// The devices that have a folder, in order.

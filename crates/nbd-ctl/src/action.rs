@@ -85,6 +85,12 @@ pub(crate) enum Action {
         until: Until,
         limit: Option<Duration>,
     },
+    /// For a device that may not be attached yet.
+    WaitAttached {
+        /// Its own name, or one that it will be given.
+        name: String,
+        limit: Option<Duration>,
+    },
     Set {
         device: Device,
         assignments: Vec<String>,
@@ -187,6 +193,7 @@ impl Action {
             Command::Replay(wanted) => Self::Replay(Replay {
                 file: wanted.file,
                 program: backend(wanted.spec, wanted.program)?,
+                list: wanted.list,
                 one_by_one: wanted.one_by_one,
                 minimise: wanted.minimise,
                 before: wanted.before,
@@ -196,7 +203,12 @@ impl Action {
                 Self::Why { target: target.as_deref().map(str::parse).transpose()?, json }
             }
             Command::Logs { device, last, lines } => {
-                Self::Logs { device: device.parse()?, last, lines }
+                let device = match device.parse() {
+                    // The name of a device that is not attached any more.
+                    Err(error) => Device::last_named(&device).ok_or(error)?,
+                    Ok(device) => device,
+                };
+                Self::Logs { device, last, lines }
             }
             Command::List(wanted) => Self::List(wanted),
             Command::Restart { device, limit } => Self::Order {
@@ -240,6 +252,12 @@ impl Action {
             },
             Command::Debug { device, source, yes, arguments } => {
                 Self::Debug(Debug { device: device.parse()?, sources: source, yes, arguments })
+            }
+            Command::Wait { device, until: Until::Attached, limit } => {
+                if Device::literal(&device).is_none() && !is_name(&device) {
+                    device.parse::<Device>()?;
+                }
+                Self::WaitAttached { name: device, limit: limit.timeout }
             }
             Command::Wait { device, until, limit } => {
                 Self::Wait { device: device.parse()?, until, limit: limit.timeout }

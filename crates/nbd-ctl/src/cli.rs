@@ -92,9 +92,10 @@ Example:
     #[command(after_help = "\
 Example:
   nbd-ctl wait nbd0 --timeout 10
+  nbd-ctl wait backup --for attached --timeout 60
   nbd-ctl wait nbd0 --for gone")]
     Wait {
-        /// nbd0, /dev/nbd0 or 0.
+        /// nbd0, /dev/nbd0 or 0, or the name of a device; with --for attached also one that there is not yet.
         device: String,
         /// What to wait for.
         #[arg(long = "for", value_name = "WHAT", value_enum, default_value_t = Until::Ready)]
@@ -332,7 +333,8 @@ Example:
     #[command(after_help = "\
 The device's shared memory keeps the latest 4095 requests of each lane, whatever becomes of the
 backend: see what it did before it crashed. Those that are not answered yet are in nbd-ctl status.
-Times are seconds since boot, like those of the kernel's log.
+Times are seconds since boot, like those of the kernel's log; with --wall-clock dates, which are wrong by
+the time that the machine was suspended since. In JSON the member \"finished\" is such a date.
 
 Example:
   nbd-ctl trace nbd0 --last 20
@@ -361,7 +363,7 @@ Example:
     /// Send the requests of a recording to a backend, without a device
     #[command(
         override_usage = "\
-nbd-ctl replay FILE
+nbd-ctl replay [--list] FILE
        nbd-ctl replay [OPTIONS] FILE SPEC
        nbd-ctl replay [OPTIONS] FILE -- PROGRAM [ARGUMENTS]...",
         after_help = "\
@@ -377,6 +379,7 @@ Exit status:
 
 Example:
   nbd-ctl replay crash.nbdrec
+  nbd-ctl replay crash.nbdrec --list
   nbd-ctl replay crash.nbdrec cow:before.img+diff.cow
   nbd-ctl replay crash.nbdrec -- gdb -ex run --args ./my-backend copy.img
   nbd-ctl replay crash.nbdrec --minimise small.nbdrec --before 'cp before.img copy.img' -- \\

@@ -36,6 +36,11 @@ impl Device {
         NAMES.get()?.name(self.0)
     }
 
+    /// The device that had this name when it was attached last, if its log is still kept.
+    pub(crate) fn last_named(name: &str) -> Option<Self> {
+        NAMES.get()?.last_named(name).map(Self)
+    }
+
     /// The attached device that was given this name.
     pub(crate) fn named(name: &str) -> Option<Self> {
         let registry = NAMES.get()?;

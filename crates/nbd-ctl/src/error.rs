@@ -95,6 +95,8 @@ pub(crate) enum Error {
     Refused(Failure),
     #[error("{device}: not gone within {} s: nbd-ctl detach {device} takes it away", .limit.as_secs_f64())]
     NotGone { device: Device, limit: Duration },
+    #[error("{name}: not attached within {} s: nbd-ctl list shows what is, nbd-ctl logs {name} why not", .limit.as_secs_f64())]
+    NotAttached { name: String, limit: Duration },
     #[error("{device}: no backend to debug: it is {state}; see nbd-ctl status {device}")]
     NoBackend { device: Device, state: &'static str },
     #[error("{device}: its backend (pid {pid}) is traced by pid {tracer} already")]
@@ -242,6 +244,7 @@ impl Error {
             Self::Unsettled { .. }
             | Self::Silent { .. }
             | Self::NotGone { .. }
+            | Self::NotAttached { .. }
             | Self::NoAnswer { .. }
             | Self::Locked { .. }
             | Self::AdoptionTimedOut { .. } => FailureKind::TimedOut,

@@ -94,6 +94,7 @@ fn run() -> Result<(), Error> {
         }
         Action::Debug(wanted) => debug::debug(&context, &wanted),
         Action::Wait { device, until, limit } => wait::wait(&context, device, until, limit),
+        Action::WaitAttached { name, limit } => wait::wait_attached(&context, &name, limit),
         Action::Set { device, assignments, json } => set::set(&context, device, assignments, json),
         Action::Adopt { device } => adopt::adopt_explicitly(&context, device),
     }

@@ -101,3 +101,28 @@ fn a_restart_limit_is_one_that_was_asked_for() {
         assert_eq!(state.options.restart_limit, found);
     }
 }
+
+#[test]
+fn the_last_log_of_a_device_is_found_by_the_name_that_it_had() {
+    let directory = std::env::temp_dir().join(format!("nbd-last-named-{}", std::process::id()));
+    let registry = Registry::new(Some(directory.clone()));
+    registry.prepare().unwrap();
+    let attached = |index: u32, name: Option<&str>| {
+        registry.create_folder(index).unwrap();
+        fs::write(registry.log(index), "words\n").unwrap();
+        registry.write_properties(index, name, false).unwrap();
+        assert_eq!(name.and_then(|name| registry.last_named(name)), None);
+        registry.remove(index).unwrap();
+    };
+    attached(0, Some("backup"));
+    assert_eq!(registry.last_named("backup"), Some(0));
+    // Its log is that of another device now.
+    attached(0, None);
+    assert_eq!(registry.last_named("backup"), None);
+    attached(0, Some("a"));
+    attached(1, Some("b"));
+    assert_eq!([registry.last_named("a"), registry.last_named("b")], [Some(0), Some(1)]);
+    attached(0, Some("c"));
+    assert_eq!([registry.last_named("a"), registry.last_named("c")], [None, Some(0)]);
+    fs::remove_dir_all(directory).unwrap();
+}

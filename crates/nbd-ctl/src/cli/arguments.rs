@@ -156,6 +156,9 @@ pub(crate) struct TraceArguments {
     /// Only requests that were answered with an error.
     #[arg(long)]
     pub(crate) errors: bool,
+    /// Show dates and times in UTC, in place of seconds since boot.
+    #[arg(long)]
+    pub(crate) wall_clock: bool,
     /// Only the latest so many of those.
     #[arg(long, value_name = "N")]
     pub(crate) last: Option<usize>,
@@ -195,6 +198,9 @@ pub(crate) struct ReplayArguments {
     /// Your own backend and its arguments.
     #[arg(last = true)]
     pub(crate) program: Vec<String>,
+    /// List all requests in FILE: when, what, and how each was answered.
+    #[arg(long, conflicts_with_all = ["spec", "program", "one_by_one", "minimise", "before"])]
+    pub(crate) list: bool,
     /// Send each request only when the one before it is answered.
     #[arg(long)]
     pub(crate) one_by_one: bool,

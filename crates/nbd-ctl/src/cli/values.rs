@@ -73,8 +73,10 @@ impl FromStr for Range {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Until {
-    /// A backend serves the device.
+    /// A backend serves the device, which is attached.
     Ready,
+    /// A device of this name is attached, perhaps only later, and served.
+    Attached,
     /// The device is detached.
     Gone,
 }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
+use nbd_proto::NbdError;
 use nbd_record::minimise::{Attempt, minimise};
 use nbd_record::program::{ending, run};
 use nbd_record::replayer::ReplayEnd;
@@ -32,6 +33,8 @@ pub(crate) struct Replay {
     pub(crate) file: PathBuf,
     /// The backend; without one, the recording is only told about.
     pub(crate) program: Option<Vec<String>>,
+    /// List its requests.
+    pub(crate) list: bool,
     pub(crate) one_by_one: bool,
     /// Where to write the fewest requests that crash it.
     pub(crate) minimise: Option<PathBuf>,
@@ -44,6 +47,9 @@ pub(crate) struct Replay {
 /// Replays a recording, once or until it is as short as can be.
 pub(crate) fn replay(context: &Context, wanted: &Replay) -> Result<(), Error> {
     let recording = open(&wanted.file)?;
+    if wanted.list {
+        return print(&listing(&recording));
+    }
     let Some(program) = &wanted.program else {
         return print(&format!("{}\n", summary(&recording, &wanted.file)));
     };
@@ -55,6 +61,25 @@ pub(crate) fn replay(context: &Context, wanted: &Replay) -> Result<(), Error> {
         None => once(&recording, program, wanted),
         Some(target) => shorten(context, &recording, program, wanted, target),
     }
+}
+
+/// All requests, one a line, with seconds since the first one.
+fn listing(recording: &Capture) -> String {
+    let begin = recording.requests.first().map_or(0, |request| request.time);
+    let lines = recording.requests.iter().enumerate().map(|(index, request)| {
+        let seconds = Duration::from_nanos(request.time.saturating_sub(begin)).as_secs_f64();
+        let answer = match request.error {
+            None => "not answered".to_owned(),
+            Some(NbdError::SUCCESS) => "ok".to_owned(),
+            Some(error) => error.to_string(),
+        };
+        let again = match request.backends {
+            0 | 1 => String::new(),
+            backends => format!(", had by {backends} backends"),
+        };
+        format!("[{seconds:12.6}] {}: {answer}{again}\n", recording.describe(index))
+    });
+    lines.collect()
 }
 
 fn once(recording: &Capture, program: &[String], wanted: &Replay) -> Result<(), Error> {

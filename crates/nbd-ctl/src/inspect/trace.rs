@@ -6,7 +6,11 @@ use clap::ValueEnum;
 use nbd_control::control::{Request, Response};
 use nbd_control::text::printable;
 use nbd_control::trace::Executed;
+use nix::time::{ClockId, clock_gettime};
 use serde::Serialize;
+use time::OffsetDateTime;
+use time::format_description::BorrowedFormatItem;
+use time::macros::format_description;
 
 use crate::cli::{Kind, TraceArguments};
 use crate::context::{Context, eprint, print};
@@ -29,6 +33,7 @@ pub(crate) fn trace(
     let mut from = Vec::new();
     let mut last = wanted.last;
     let mut recording = None;
+    let form = Form::of(wanted);
     loop {
         let mut found = match fetch(&mut holder, device, &mut from, &mut recording) {
             Ok(found) => found,
@@ -40,7 +45,7 @@ pub(crate) fn trace(
         found.sort_by_key(|executed| executed.finished_at);
         let skipped = last.take().map_or(0, |last| found.len().saturating_sub(last));
         let lines: Result<String, Error> =
-            found[skipped..].iter().map(|executed| line(executed, wanted.json)).collect();
+            found[skipped..].iter().map(|executed| line(executed, form)).collect();
         print(&lines?)?;
         if !wanted.follow || !context.sleep(POLL_INTERVAL) {
             break;
@@ -100,11 +105,49 @@ struct Told<'a> {
     #[serde(flatten)]
     executed: &'a Executed,
     took_ms: f64,
+    /// The date of its end, in UTC.
+    finished: String,
 }
 
-fn line(executed: &Executed, json: bool) -> Result<String, Error> {
-    if json {
-        let told = Told { executed, took_ms: took(executed) };
+/// How requests are shown.
+#[derive(Clone, Copy, Debug)]
+struct Form {
+    json: bool,
+    wall_clock: bool,
+    /// The date of the clock's zero, in nanoseconds.
+    epoch: i128,
+}
+
+impl Form {
+    fn of(wanted: &TraceArguments) -> Self {
+        Self { json: wanted.json, wall_clock: wanted.wall_clock, epoch: epoch() }
+    }
+
+    /// `2026-11-30 19:35:51.000250`, as journals have it.
+    fn date(self, at: u64) -> String {
+        const FORM: &[BorrowedFormatItem<'_>] = format_description!(
+            "[year]-[month]-[day] [hour]:[minute]:[second].[subsecond digits:6]"
+        );
+        let date = OffsetDateTime::from_unix_timestamp_nanos(self.epoch + i128::from(at));
+        let date = date.ok().and_then(|date| date.format(FORM).ok());
+        // A scribbled record may have any time.
+        date.unwrap_or_else(|| "at no date".into())
+    }
+}
+
+/// Backends read `CLOCK_MONOTONIC`.
+fn epoch() -> i128 {
+    let nanoseconds = |clock| {
+        let time = clock_gettime(clock).map_or(Duration::ZERO, Duration::from);
+        i128::try_from(time.as_nanos()).unwrap_or_default()
+    };
+    nanoseconds(ClockId::CLOCK_REALTIME) - nanoseconds(ClockId::CLOCK_MONOTONIC)
+}
+
+fn line(executed: &Executed, form: Form) -> Result<String, Error> {
+    if form.json {
+        let finished = format!("{}Z", form.date(executed.finished_at)).replace(' ', "T");
+        let told = Told { executed, took_ms: took(executed), finished };
         let text = serde_json::to_string(&told).map_err(|error| Error::Output(error.into()))?;
         return Ok(format!("{text}\n"));
     }
@@ -120,8 +163,12 @@ fn line(executed: &Executed, json: bool) -> Result<String, Error> {
         error => nix::errno::Errno::from_raw(error.cast_signed()).to_string(),
     };
     let again = if *attempts > 1 { format!(", attempt {attempts}") } else { String::new() };
+    let when = match form.wall_clock {
+        true => form.date(executed.finished_at),
+        false => format!("[{seconds:5}.{rest:06}]"),
+    };
     Ok(format!(
-        "[{seconds:5}.{rest:06}] {:<12} {what:<22} {:>10.3} ms  {result}  (lane {lane}, backend {backend}{again})\n",
+        "{when} {:<12} {what:<22} {:>10.3} ms  {result}  (lane {lane}, backend {backend}{again})\n",
         printable(&executed.command, &[]),
         took(executed),
     ))
@@ -159,14 +206,18 @@ mod tests {
 
     #[test]
     fn a_line_tells_when_what_how_long_and_how_it_ended() {
-        let text = line(&executed(), false).unwrap();
+        let form = |json, wall_clock| Form { json, wall_clock, epoch: 1_000_000_000_000_000_000 };
+        let text = line(&executed(), form(false, false)).unwrap();
         for word in ["[    2.250000]", "write zeroes", "4096+512", "250.000 ms", "EIO", "attempt 2"]
         {
             assert!(text.contains(word), "{word}: {text}");
         }
         let value: serde_json::Value =
-            serde_json::from_str(&line(&executed(), true).unwrap()).unwrap();
+            serde_json::from_str(&line(&executed(), form(true, false)).unwrap()).unwrap();
         assert_eq!((&value["took_ms"], &value["error"]), (&250.0.into(), &5.into()));
+        assert_eq!(value["finished"], "2001-09-09T01:46:42.250000Z");
+        let text = line(&executed(), form(false, true)).unwrap();
+        assert!(text.starts_with("2001-09-09 01:46:42.250000 write zeroes "), "{text}");
     }
 
     #[test]
@@ -204,7 +255,10 @@ mod tests {
             error: u32::MAX,
             ..executed()
         };
-        assert!(!line(&wild, false).unwrap().contains('\x1b'));
+        for wall_clock in [true, false] {
+            let form = Form { json: false, wall_clock, epoch: epoch() };
+            assert!(!line(&wild, form).unwrap().contains('\x1b'));
+        }
         assert!(!is_wanted(&wild, &wanted(&["--range", "18446744073709551614+9"])));
     }
 }

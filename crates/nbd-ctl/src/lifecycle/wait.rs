@@ -25,12 +25,46 @@ pub(crate) fn wait(
     limit: Option<Duration>,
 ) -> Result<(), Error> {
     match until {
-        Until::Ready => {
+        Until::Ready | Until::Attached => {
             let mut holder = HolderClient::connect(context, device)?;
             holder.order(&Request::WaitReady, limit, "waiting for a backend")?;
             Ok(())
         }
         Until::Gone => wait_gone(context, device, limit.unwrap_or(UNLIMITED_TIMEOUT)),
+    }
+}
+
+/// Waits until there is a device of this name, and it is served.
+pub(crate) fn wait_attached(
+    context: &Context,
+    name: &str,
+    limit: Option<Duration>,
+) -> Result<(), Error> {
+    let limit = limit.unwrap_or(UNLIMITED_TIMEOUT);
+    let deadline = Instant::now() + limit;
+    let mut told = false;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if let Some(device) = Device::literal(name).or_else(|| Device::named(name))
+            && let DeviceState::Listening(stream) = probe(&context.registry, device)?
+        {
+            let mut holder = HolderClient::over(context, device, stream)?;
+            match holder.order(&Request::WaitReady, Some(left), "waiting for a backend") {
+                // Its attach has failed, and another one may come.
+                Err(Error::Ended { .. } | Error::Talk { .. }) => {}
+                other => return other.map(drop),
+            }
+        }
+        if Instant::now() >= deadline {
+            return Err(Error::NotAttached { name: name.into(), limit });
+        }
+        if !told {
+            told = true;
+            progress(&format!("{name}: waiting until it is attached"));
+        }
+        if !context.sleep(POLL_INTERVAL) {
+            return Err(Error::Interrupted(format!("{name} is not attached")));
+        }
     }
 }
 

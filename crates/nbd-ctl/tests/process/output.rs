@@ -11,7 +11,7 @@ use nbd_control::status::Status;
 use nix::sys::signal::Signal;
 
 use crate::runtime_dir::{Ran, RuntimeDir};
-use crate::sample::{Sleeper, dead, drain, signal, status};
+use crate::sample::{Sleeper, dead, done, drain, signal, status};
 
 fn answer(device: &str) -> Vec<Response> {
     vec![Response::Status(Box::new(status(device)))]
@@ -121,6 +121,41 @@ fn the_name_of_a_device_is_in_every_answer() {
     assert_eq!(json(&run(&["list", "--json"]))[0]["name"], "backup");
     let status = json(&run(&["status", "nbd0", "--json"]));
     assert_eq!((&status["name"], &status["used_by"]), (&"backup".into(), &serde_json::json!([])));
+}
+
+#[test]
+fn the_log_of_a_device_that_is_gone_is_found_by_its_name() {
+    let runtime = RuntimeDir::new();
+    runtime.registry.create_folder(0).unwrap();
+    std::fs::write(runtime.registry.log(0), "last words\n").unwrap();
+    runtime.registry.write_properties(0, Some("backup"), false).unwrap();
+    runtime.registry.remove(0).unwrap();
+    runtime.run(&["logs", "backup"]).succeeded(
+        "last words\n",
+        "nbd-ctl: nbd0 is not attached: this is the log of the last time that it was\n",
+    );
+    assert_eq!(runtime.run(&["logs", "other"]).code, Some(2));
+}
+
+#[test]
+fn a_device_that_is_not_attached_yet_can_be_waited_for() {
+    let runtime = RuntimeDir::new();
+    let wait = |name| ["wait", name, "--for", "attached", "--timeout", "0.2"];
+    for name in ["nbd0", "backup"] {
+        let words = "nbd-ctl list shows what is, nbd-ctl logs";
+        let text = format!("{name}: not attached within 0.2 s: {words} {name} why not");
+        runtime.run(&wait(name)).failed(5, &text);
+    }
+    runtime
+        .run(&wait("/dev/sda"))
+        .failed(2, "/dev/sda: not an nbd device: give it as nbd0, /dev/nbd0 or 0");
+    let mut command = runtime.command(&["wait", "backup", "--for", "attached"]);
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    runtime.registry.create_folder(0).unwrap();
+    runtime.registry.write_properties(0, Some("backup"), false).unwrap();
+    let holder = runtime.answers(0, vec![done("")]);
+    assert_eq!(holder.join().unwrap(), Request::WaitReady);
+    Ran::from(child.wait_with_output().unwrap()).succeeded("", "");
 }
 
 #[test]
