@@ -18,6 +18,10 @@ man -w nbd-ctl-attach nbd-ctl-devices nbd-backend-protocol >/dev/null || fail "a
 for file in bash-completion/completions/nbd-ctl zsh/vendor-completions/_nbd-ctl fish/vendor_completions.d/nbd-ctl.fish; do
 	[[ -s /usr/share/$file ]] || fail "no $file"
 done
+for file in README.md changelog.gz changelog.Debian.gz copyright book/guide/first-device.md book/pictures/processes.svg \
+	examples/c/backend.c examples/python/backend.py; do
+	[[ -s /usr/share/doc/nbd-ctl/$file ]] || fail "no $file among the documents"
+done
 systemd-analyze verify /usr/lib/systemd/system/nbd-{holder@x.service,serve@x.service,serve@x.socket} || fail "the units"
 
 echo "-- use"
@@ -39,4 +43,6 @@ dpkg -r nbd-ctl || fail "dpkg -r"
 [[ -e /etc/nbd-ctl/devices.toml ]] || fail "the configuration is gone before the purge"
 dpkg -P nbd-ctl || fail "dpkg -P"
 [[ ! -e /etc/nbd-ctl ]] || fail "the configuration is left"
+[[ ! -e /usr/share/doc/nbd-ctl ]] || fail "documents are left"
+! compgen -G '/run/nbd/*' || fail "logs are left"
 echo "all is well"

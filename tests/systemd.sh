@@ -211,7 +211,9 @@ serves_the_network() {
 	is "$(systemctl show -P Result nbd-serve@net)" success "the result"
 	is "$(timeout 60 nbdinfo --size "nbd+unix:///small?socket=$socket")" 65536 "the size after a stop"
 	[[ $(systemctl show -P MainPID nbd-serve@net) != "$pid" ]] || fail "it was not started anew"
-	systemctl stop nbd-serve@net.socket nbd-serve@net || fail "the end"
+	# The removal of the package takes the servers with it.
+	sh "$here/packaging/debian/prerm" remove || fail "prerm"
+	! systemctl -q is-active nbd-serve@net.socket nbd-serve@net || fail "a server outlives its package"
 	[[ ! -e $socket ]] || fail "the socket is left"
 	echo 'EXPORTS=file:/srv/no/such/file' >/etc/nbd-ctl/serve-net.conf
 	! systemctl start nbd-serve@net 2>/dev/null || fail "it started without a file"

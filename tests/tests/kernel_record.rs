@@ -133,6 +133,9 @@ fn a_capture_survives_the_holder_and_nbd_ctl(api: Api) {
     ctl(["record", "--stop", &name]).fails_with(4).says(&["is not being recorded"]);
     device.detach();
 
+    let listed = ctl(["replay", &file, "--list"]).succeeds().stdout;
+    let written = |line: &str| line.contains(" write ") && line.contains("3145728+4096");
+    assert!(listed.lines().any(|line| written(line) && line.ends_with(": ok")), "{listed}");
     let other = files.image("other.img", 8 * MIB);
     replay(&file, &[], &crasher(&other, None)).succeeds();
     assert!(fs::read(&image).expect("an image") == fs::read(&other).expect("an image"));
@@ -153,8 +156,6 @@ fn a_full_disk_ends_the_capture_and_not_the_device(api: Api) {
     assert!(device.log().contains("the recording is over"), "{}", device.log());
     assert_eq!(disk::read(&device.path(), 2 * MIB, 4096), [7; 4096]);
     ctl(["replay", &file]).succeeds();
-    let listed = ctl(["replay", &file, "--list"]).succeeds().stdout;
-    assert!(listed.lines().next().is_some_and(|line| line.contains(" write ")), "{listed}");
 
     // Room for the next one is made by itself, and its limit is no error.
     let file = files.join("limited").display().to_string();
