@@ -62,6 +62,11 @@ pub(crate) enum Action {
         lines: usize,
     },
     List(ListArguments),
+    Events {
+        /// `None` for all.
+        device: Option<Device>,
+        json: bool,
+    },
     Upgrade {
         /// `None` for all.
         device: Option<Device>,
@@ -210,6 +215,7 @@ impl Action {
                 };
                 Self::Logs { device, last, lines }
             }
+            Command::Events { device, json } => Self::Events { device: optional(device)?, json },
             Command::List(wanted) => Self::List(wanted),
             Command::Restart { device, limit } => Self::Order {
                 device: device.parse()?,

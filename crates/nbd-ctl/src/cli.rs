@@ -196,6 +196,22 @@ Example:
         #[arg(long, short = 'n', value_name = "COUNT", default_value_t = 50)]
         lines: usize,
     },
+    /// Tell what happens to devices, as it happens
+    #[command(after_help = "\
+Follows the logs of all devices, also of those that are attached later, and shows their events: attach,
+backend-lost, recovered, poison, detach and so on; nbd-logs(7) has them all. Dates are UTC, of when the
+event was seen. Asks no process. Ends on Ctrl-C.
+
+Example:
+  nbd-ctl events
+  nbd-ctl events nbd0 --json | jq -r 'select(.event == \"backend-lost\").text'")]
+    Events {
+        /// nbd0, /dev/nbd0, 0, or the name of an attached device [default: all devices].
+        device: Option<String>,
+        /// Print a JSON object for each event, one a line.
+        #[arg(long)]
+        json: bool,
+    },
     /// Print what the holders have counted, as OpenMetrics text
     #[command(after_help = "\
 With --listen it answers GET /metrics by HTTP until Ctrl-C.
@@ -334,7 +350,7 @@ Example:
 The device's shared memory keeps the latest 4095 requests of each lane, whatever becomes of the
 backend: see what it did before it crashed. Those that are not answered yet are in nbd-ctl status.
 Times are seconds since boot, like those of the kernel's log; with --wall-clock dates, which are wrong by
-the time that the machine was suspended since. In JSON the member \"finished\" is such a date.
+the time that the machine was suspended since. Then the member \"finished\" of JSON is such a date.
 
 Example:
   nbd-ctl trace nbd0 --last 20

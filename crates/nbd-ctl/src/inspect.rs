@@ -7,9 +7,11 @@
 //! | [`why`] | `why`: who waits for what, and the way out |
 //! | [`top`] | `top`: devices as they are at work, on a terminal |
 //! | [`trace`] | `trace`: requests that were executed |
+//! | [`events`] | `events`: what holders log with an event's name, as it happens |
 //! | [`metrics`] | `metrics`: numbers for monitoring |
 //! | [`render`] | a status as text |
 
+pub(crate) mod events;
 pub(crate) mod list;
 pub(crate) mod metrics;
 pub(crate) mod render;

@@ -20,7 +20,7 @@
 //! | [`debug`] | gdb on a backend; requests with their data, and the same requests again |
 //! | [`doctor`] | what on this machine keeps devices from working |
 //! | [`program`], [`spec`] | finding programs; what nbd-serve makes of a SPEC |
-//! | [`table`], [`style`] | values as text in columns; colours |
+//! | [`table`], [`style`], [`wall_clock`] | values as text in columns; colours; dates |
 //! | [`error`] | every way to fail, and its exit status |
 
 mod action;
@@ -40,6 +40,7 @@ mod program;
 mod spec;
 mod style;
 mod table;
+mod wall_clock;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -50,7 +51,7 @@ use crate::debug::{record, replay};
 use crate::device::Device;
 use crate::error::Error;
 use crate::holder::{adopt, logs};
-use crate::inspect::{list, metrics, status, top, trace, why};
+use crate::inspect::{events, list, metrics, status, top, trace, why};
 use crate::lifecycle::{attach, check_config, detach, set, wait};
 
 fn main() -> ExitCode {
@@ -86,6 +87,7 @@ fn run() -> Result<(), Error> {
         Action::StopRecording { device } => record::stop(&context, device),
         Action::Replay(wanted) => replay::replay(&context, &wanted),
         Action::Logs { device, last, lines } => logs::logs(&context, device, last, lines),
+        Action::Events { device, json } => events::events(&context, device, json),
         Action::Why { target, json } => why::why(&context, target, json),
         Action::List(wanted) => list::list(&context, &wanted),
         Action::Upgrade { device, limit } => lifecycle::upgrade(&context, device, limit),

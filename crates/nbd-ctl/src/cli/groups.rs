@@ -8,7 +8,7 @@ pub(crate) type Group = (&'static str, &'static [&'static str]);
 /// All commands, in the order of their definition.
 pub(crate) const GROUPS: [Group; 5] = [
     ("Attach and detach", &["attach", "detach", "wait", "resize"]),
-    ("Look at devices", &["list", "status", "why", "top", "logs", "metrics"]),
+    ("Look at devices", &["list", "status", "why", "top", "logs", "events", "metrics"]),
     ("Change what serves a device", &["restart", "replace", "set", "pause", "resume", "fail"]),
     ("Debug a backend", &["debug", "trace", "record", "replay"]),
     ("Look after this machine", &["doctor", "check-config", "adopt", "upgrade"]),

@@ -6,17 +6,14 @@ use clap::ValueEnum;
 use nbd_control::control::{Request, Response};
 use nbd_control::text::printable;
 use nbd_control::trace::Executed;
-use nix::time::{ClockId, clock_gettime};
 use serde::Serialize;
-use time::OffsetDateTime;
-use time::format_description::BorrowedFormatItem;
-use time::macros::format_description;
 
 use crate::cli::{Kind, TraceArguments};
 use crate::context::{Context, eprint, print};
 use crate::device::Device;
 use crate::error::Error;
 use crate::holder::client::HolderClient;
+use crate::wall_clock;
 
 /// How long the holder may take to answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -105,8 +102,9 @@ struct Told<'a> {
     #[serde(flatten)]
     executed: &'a Executed,
     took_ms: f64,
-    /// The date of its end, in UTC.
-    finished: String,
+    /// The date of its end, in UTC: only if it is asked for, as it depends on when that is by a microsecond.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    finished: Option<String>,
 }
 
 /// How requests are shown.
@@ -120,33 +118,22 @@ struct Form {
 
 impl Form {
     fn of(wanted: &TraceArguments) -> Self {
-        Self { json: wanted.json, wall_clock: wanted.wall_clock, epoch: epoch() }
+        Self {
+            json: wanted.json,
+            wall_clock: wanted.wall_clock,
+            epoch: wall_clock::monotonic_epoch(),
+        }
     }
 
-    /// `2026-11-30 19:35:51.000250`, as journals have it.
-    fn date(self, at: u64) -> String {
-        const FORM: &[BorrowedFormatItem<'_>] = format_description!(
-            "[year]-[month]-[day] [hour]:[minute]:[second].[subsecond digits:6]"
-        );
-        let date = OffsetDateTime::from_unix_timestamp_nanos(self.epoch + i128::from(at));
-        let date = date.ok().and_then(|date| date.format(FORM).ok());
-        // A scribbled record may have any time.
-        date.unwrap_or_else(|| "at no date".into())
+    fn date(self, at: u64) -> i128 {
+        self.epoch + i128::from(at)
     }
-}
-
-/// Backends read `CLOCK_MONOTONIC`.
-fn epoch() -> i128 {
-    let nanoseconds = |clock| {
-        let time = clock_gettime(clock).map_or(Duration::ZERO, Duration::from);
-        i128::try_from(time.as_nanos()).unwrap_or_default()
-    };
-    nanoseconds(ClockId::CLOCK_REALTIME) - nanoseconds(ClockId::CLOCK_MONOTONIC)
 }
 
 fn line(executed: &Executed, form: Form) -> Result<String, Error> {
     if form.json {
-        let finished = format!("{}Z", form.date(executed.finished_at)).replace(' ', "T");
+        let date = || wall_clock::timestamp(form.date(executed.finished_at));
+        let finished = form.wall_clock.then(date);
         let told = Told { executed, took_ms: took(executed), finished };
         let text = serde_json::to_string(&told).map_err(|error| Error::Output(error.into()))?;
         return Ok(format!("{text}\n"));
@@ -164,7 +151,7 @@ fn line(executed: &Executed, form: Form) -> Result<String, Error> {
     };
     let again = if *attempts > 1 { format!(", attempt {attempts}") } else { String::new() };
     let when = match form.wall_clock {
-        true => form.date(executed.finished_at),
+        true => wall_clock::date(form.date(executed.finished_at)),
         false => format!("[{seconds:5}.{rest:06}]"),
     };
     Ok(format!(
@@ -215,7 +202,9 @@ mod tests {
         let value: serde_json::Value =
             serde_json::from_str(&line(&executed(), form(true, false)).unwrap()).unwrap();
         assert_eq!((&value["took_ms"], &value["error"]), (&250.0.into(), &5.into()));
-        assert_eq!(value["finished"], "2001-09-09T01:46:42.250000Z");
+        assert_eq!(value.get("finished"), None);
+        let text = line(&executed(), form(true, true)).unwrap();
+        assert!(text.contains("\"finished\":\"2001-09-09T01:46:42.250000Z\""), "{text}");
         let text = line(&executed(), form(false, true)).unwrap();
         assert!(text.starts_with("2001-09-09 01:46:42.250000 write zeroes "), "{text}");
     }
@@ -256,7 +245,7 @@ mod tests {
             ..executed()
         };
         for wall_clock in [true, false] {
-            let form = Form { json: false, wall_clock, epoch: epoch() };
+            let form = Form { json: false, wall_clock, epoch: wall_clock::monotonic_epoch() };
             assert!(!line(&wild, form).unwrap().contains('\x1b'));
         }
         assert!(!is_wanted(&wild, &wanted(&["--range", "18446744073709551614+9"])));

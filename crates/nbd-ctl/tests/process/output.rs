@@ -3,7 +3,9 @@
 use std::fs::OpenOptions;
 use std::io::{BufRead, BufReader, Write};
 use std::process::Stdio;
+use std::sync::mpsc::channel;
 use std::sync::{Arc, Barrier};
+use std::time::Duration;
 
 use nbd_control::channel::GREETING;
 use nbd_control::control::{Request, Response};
@@ -156,6 +158,61 @@ fn a_device_that_is_not_attached_yet_can_be_waited_for() {
     let holder = runtime.answers(0, vec![done("")]);
     assert_eq!(holder.join().unwrap(), Request::WaitReady);
     Ran::from(child.wait_with_output().unwrap()).succeeded("", "");
+}
+
+#[test]
+fn events_are_told_of_devices_of_now_and_later_through_rotation_and_end() {
+    let runtime = RuntimeDir::new();
+    let registry = &runtime.registry;
+    let log = |index, text: &str| {
+        let file = OpenOptions::new().create(true).append(true).open(registry.log(index));
+        file.unwrap()
+            .write_all(format!("nbd-kernel-holder: nbd{index}: {text}\n").as_bytes())
+            .unwrap();
+    };
+    registry.create_folder(0).unwrap();
+    log(0, "before event=attach");
+    let mut child = runtime.command(&["events", "--json"]).stdout(Stdio::piped()).spawn().unwrap();
+    let output = BufReader::new(child.stdout.take().unwrap());
+    let (sender, told) = channel();
+    std::thread::spawn(move || {
+        for line in output.lines() {
+            let value: serde_json::Value = serde_json::from_str(&line.unwrap()).unwrap();
+            assert!(value["time"].as_str().unwrap().ends_with('Z'), "{value}");
+            let text = |key: &str| value[key].as_str().unwrap().to_owned();
+            let told = format!("{} {}", text("device"), text("event"));
+            if sender.send(told).is_err() {
+                return;
+            }
+        }
+    });
+    // What was there at the first look is not told: the first look is over once this is.
+    registry.create_folder(1).unwrap();
+    while told.recv_timeout(Duration::from_millis(100)).is_err() {
+        log(1, "again event=probe");
+    }
+    let next = || loop {
+        let told = told.recv_timeout(Duration::from_secs(60)).unwrap();
+        if told != "nbd1 probe" {
+            return told;
+        }
+    };
+    registry.create_folder(2).unwrap();
+    log(2, "later event=attach");
+    assert_eq!(next(), "nbd2 attach");
+    log(0, "full event=ready");
+    std::fs::rename(registry.log(0), registry.old_log(0)).unwrap();
+    log(0, "words of no event");
+    log(0, "anew event=poison");
+    assert_eq!([next(), next()], ["nbd0 ready", "nbd0 poison"]);
+    log(2, "gone event=detached");
+    registry.remove(2).unwrap();
+    assert_eq!(next(), "nbd2 detached");
+    signal(&child, Signal::SIGINT);
+    assert!(child.wait().unwrap().success());
+    runtime
+        .run(&["events", "nbd7"])
+        .failed(3, "nbd7: no such attached device (attached: nbd0, nbd1; see nbd-ctl list)");
 }
 
 #[test]
