@@ -101,7 +101,7 @@ fn a_read_that_blocks_for_ever_holds_up_no_detach(api: Api) {
     let name = device.name();
     wait_verdict(&name, "blocked", "waits in the kernel for its own storage");
     ctl(["pause", &name, "--timeout", "1"]).fails_with(5);
-    wait_verdict(&name, "fencing", "before it is nobody else may serve");
+    wait_verdict(&name, "fencing", "until then no other backend may serve");
     ctl(["detach", &name]).fails_with(4).says(&["opened by dd", "--force"]);
     ctl(["detach", "--force", &name]).succeeds().says(&["failed with EIO"]);
     read.finish(PROGRAM_TIMEOUT).fails_with(1).says(&["Input/output error"]);

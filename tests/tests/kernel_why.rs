@@ -171,7 +171,7 @@ fn why_names_a_lost_holder_and_a_lost_sitter(api: Api) {
     if api == Api::Netlink {
         assert!(signal(state.sitter.pid, SIGKILL));
         wait_verdict(&device, "sitter-gone");
-        wait_words(&device.name(), &["nobody could adopt"]);
+        wait_words(&device.name(), &["no holder could adopt"]);
         disk::read_all(&device.path());
     }
     device.detach();

@@ -290,7 +290,7 @@ Example:
         #[arg(long)]
         json: bool,
     },
-    /// Let nobody serve a device for a while; I/O waits meanwhile
+    /// Keep all backends off a device for a while; I/O waits meanwhile
     #[command(after_help = "\
 Kills the backend and waits for its end; then nothing touches its storage any more. No backend is
 granted the device before nbd-ctl resume. One that has joined by hand is killed only with --kill.
@@ -310,9 +310,9 @@ Example:
     },
     /// Answer what is in flight with EIO, and keep the device
     #[command(after_help = "\
-A backend that is alive, and be it stopped in a debugger, may still answer what it has, so nobody
-else may: it is killed first if you say --kill, and started again afterwards. Whoever waits gets
-EIO; requests that come later are served or wait as usual. A backend that its storage keeps in the
+A backend that is alive, also one that is stopped in a debugger, may still answer what it has, so the
+holder may not: --kill kills it first, and it is started again afterwards. Programs that wait get EIO;
+requests that come later are served or wait as usual. A backend that its storage keeps in the
 kernel cannot die: after 10 s the order is withdrawn, and nothing is answered with EIO later.
 
 Example:
@@ -433,7 +433,7 @@ Example:
     },
     /// Start a new holder for a device whose holder is gone
     #[command(after_help = "\
-I/O goes on without a holder, but nobody starts a lost backend again. Every other command that
+I/O goes on without a holder, but a lost backend is not started again. Every other command that
 names the device adopts it first; list and status without DEVICE only tell.
 
 Example:

@@ -65,7 +65,7 @@ pub(crate) enum Error {
     Abandoned { device: Device, abandoned: Abandoned },
     #[error(
         "{device}: it has no holder and no entry in the registry, and was set up by a holder's process \
-         (pid {pid}): nbd-ctl detach --force {device} disconnects it, and who uses it gets EIO"
+         (pid {pid}): nbd-ctl detach --force {device} disconnects it, and its users get EIO"
     )]
     Stray { device: Device, pid: i32 },
     #[error("{device}: permission denied: only root may control it; run nbd-ctl with sudo")]

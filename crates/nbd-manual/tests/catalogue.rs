@@ -162,6 +162,15 @@ fn all_that_users_read_is_in_one_file() {
     fs::write(&place, &text).unwrap();
     println!("{}: {count} commands, {said} sentences", place.display());
     assert!(count > 25 && said > 500, "{count} commands, {said} sentences");
+    // Subjects are named.
+    for word in ["whoever", "somebody", "nobody", "everybody"] {
+        let is_it = |line: &&str| {
+            let mut words = line.split(|letter: char| !letter.is_ascii_alphanumeric());
+            words.any(|it| it.eq_ignore_ascii_case(word))
+        };
+        let lines: Vec<_> = text.lines().filter(is_it).collect();
+        assert!(lines.is_empty(), "{word}: name the subject: {lines:#?}");
+    }
     // One of each kind.
     for words in [
         "Make a block device of an export",

@@ -50,7 +50,7 @@ pub struct NetworkArgs {
     #[arg(long, value_name = "OCTAL", default_value = "600", value_parser = parse_mode, requires = "listen")]
     pub socket_mode: u32,
 
-    /// Let nobody write, whatever the exports could.
+    /// Refuse writes of all clients, whatever the exports could.
     #[arg(long, requires = "listen")]
     pub read_only: bool,
 

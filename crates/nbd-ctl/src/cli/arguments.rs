@@ -123,7 +123,7 @@ pub(crate) struct DetachArguments {
     /// Succeed if the device is not attached (any more).
     #[arg(long)]
     pub(crate) if_attached: bool,
-    /// Fail what is in flight, whoever uses the device; ends within 10 s.
+    /// Fail what is in flight, also while the device is in use; ends within 10 s.
     #[arg(long)]
     pub(crate) force: bool,
     #[command(flatten)]

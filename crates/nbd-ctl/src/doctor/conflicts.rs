@@ -60,7 +60,7 @@ pub(super) fn check(context: &Context, found: &mut Findings) -> Result<(), Error
             },
             None if !ours.contains(&device) && attribute("size").is_some_and(|it| it != "0") => {
                 let text = format!(
-                    "{device} has a size, but nobody has set it up: nbd-client -d {device}"
+                    "{device} has a size, but no process has set it up: nbd-client -d {device}"
                 );
                 found.add("rivals", Level::Trouble, text);
             }

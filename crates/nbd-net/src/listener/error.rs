@@ -87,7 +87,7 @@ fn way_out(listen: &Listen, error: &io::Error) -> String {
     let errno = error.raw_os_error().map_or(Errno::UnknownErrno, Errno::from_raw);
     match (listen, errno) {
         (Listen::Unix(path), Errno::EACCES | Errno::EPERM | Errno::EROFS) => format!(
-            ": this user may not make a socket in {}; choose another path, or have somebody allow it",
+            ": this user may not make a socket in {}; choose another path, or have root allow it",
             directory(path).display()
         ),
         (Listen::Unix(path), Errno::ENOENT | Errno::ENOTDIR) => format!(

@@ -32,7 +32,9 @@ pub(crate) enum SpecError {
         Size(*.size)
     )]
     Unaligned { size: u64, block: u32 },
-    #[error("`create` and `ro` together make a device that nobody can fill: leave one of them out")]
+    #[error(
+        "`create` and `ro` together make a device that cannot be filled: leave one of them out"
+    )]
     CreateReadOnly,
     #[error(transparent)]
     Target(#[from] TargetError),

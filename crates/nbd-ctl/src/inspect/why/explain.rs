@@ -322,7 +322,7 @@ fn fencing(facts: &Facts, device: &str) -> (Verdict, String, Vec<Remedy>) {
         (None, _) => ("it is about to die".into(), way("wait", "it takes milliseconds")),
     };
     let cause = format!(
-        "the killed backend (pid {pid}) is not dead yet, and before it is nobody else may serve: {}",
+        "the killed backend (pid {pid}) is not dead yet, and until then no other backend may serve: {}",
         printable(&why, &[])
     );
     let force = way(format!("nbd-ctl detach --force {device}"), "gives the device up, with EIO");
@@ -365,7 +365,7 @@ fn unsent(facts: &Facts, requests: &[RequestStatus]) -> Option<String> {
     let unsent = stuck && facts.block_layer > requests.len() as u64;
     (full || unsent).then(|| {
         format!(
-            "the socket to the backend is full: of {} requests {} have been sent, and whoever sends \
+            "the socket to the backend is full: of {} requests {} have been sent, and a thread that sends \
              more waits in the driver; that ends when the backend reads, or is gone for good",
             facts.block_layer.max(requests.len() as u64),
             requests.len()
@@ -380,7 +380,7 @@ fn sitter(facts: &Facts, status: &Status) -> Option<String> {
             Some("its sitter is gone, and with it the device: the driver is letting it go".into())
         }
         _ => Some(
-            "its sitter is gone: nothing waits for it, but if the holder ended as well, nobody \
+            "its sitter is gone: nothing waits for it, but if the holder ended as well, no holder \
              could adopt the device: detach and attach it when that is convenient"
                 .into(),
         ),

@@ -205,7 +205,7 @@ fn a_lost_sitter() {
     let mut facts = stuck(BackendState::Running, backend('S'));
     change(&mut facts, |status| status.in_flight.clear());
     facts.sitter = None;
-    says(&facts, Verdict::SitterGone, &["nobody could adopt", "detach"]);
+    says(&facts, Verdict::SitterGone, &["no holder could adopt", "detach"]);
     change(&mut facts, |status| status.kernel_api = "ioctl".into());
     says(&facts, Verdict::SitterGone, &["the driver is letting it go"]);
 }
