@@ -15,6 +15,7 @@ use crate::holder::device_state::{Abandoned, DeviceState, devices, probe};
 use crate::holder::take_down::clear;
 use crate::inspect::status::print_json;
 use crate::program;
+use crate::style::{CellStyle, is_coloured};
 
 /// The least kernel: `close_range`. Adoption takes `pidfd_getfd`, which is older.
 const MIN_KERNEL: (u32, u32) = (5, 9);
@@ -34,6 +35,16 @@ enum Level {
     Trouble,
     /// It was, and has been put right.
     Fixed,
+}
+
+impl Level {
+    fn style(self) -> CellStyle {
+        match self {
+            Self::Fine | Self::Fixed => CellStyle::Good,
+            Self::Warning => CellStyle::Odd,
+            Self::Trouble => CellStyle::Bad,
+        }
+    }
 }
 
 /// What was found.
@@ -68,9 +79,11 @@ pub(crate) fn doctor(context: &Context, json: bool, fix: bool) -> Result<(), Err
     if json {
         print_json(&found.0)?;
     } else {
+        let coloured = is_coloured();
         let lines = found.0.iter().map(|finding| {
-            let level = format!("{:?}", finding.level).to_lowercase();
-            format!("{level:<8} {:<9} {}\n", finding.check, finding.text)
+            let level = format!("{:<8}", format!("{:?}", finding.level).to_lowercase());
+            let level = if coloured { finding.level.style().paint(&level) } else { level };
+            format!("{level} {:<9} {}\n", finding.check, finding.text)
         });
         print(&lines.collect::<String>())?;
     }

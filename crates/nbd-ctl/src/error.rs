@@ -12,7 +12,7 @@ use nbd_record::CaptureError;
 use nbd_record::fake_holder::FakeHolderError;
 use thiserror::Error;
 
-use crate::config::ConfigError;
+use crate::config::{ConfigError, is_name};
 use crate::device::Device;
 use crate::holder::device_state::Abandoned;
 
@@ -28,7 +28,7 @@ pub(crate) enum Error {
     /// The command line makes no sense; clap's words.
     #[error("{0}")]
     Usage(String),
-    #[error("{argument}: {}", not_a_device(*device, *is_partition, closed_by.as_deref()))]
+    #[error("{argument}: {}", not_a_device(argument, *device, *is_partition, closed_by.as_deref()))]
     NotADevice {
         argument: String,
         /// The device that it is a part of, or that it is made of.
@@ -254,7 +254,12 @@ impl Error {
     }
 }
 
-fn not_a_device(device: Option<Device>, is_partition: bool, closed_by: Option<&str>) -> String {
+fn not_a_device(
+    argument: &str,
+    device: Option<Device>,
+    is_partition: bool,
+    closed_by: Option<&str>,
+) -> String {
     match (device, closed_by) {
         (Some(device), _) if is_partition => {
             format!("a partition: give the whole device, {device}")
@@ -263,6 +268,11 @@ fn not_a_device(device: Option<Device>, is_partition: bool, closed_by: Option<&s
             format!("it is made of {device}: give {device}, to detach that after `{command}`")
         }
         (Some(device), None) => format!("it is made of {device}: give {device}"),
+        (None, _) if is_name(argument) => {
+            "not an nbd device, and no attached device has this name: give it as nbd0, /dev/nbd0 or 0, or \
+             by a name that nbd-ctl list shows"
+                .into()
+        }
         (None, _) => "not an nbd device: give it as nbd0, /dev/nbd0 or 0".into(),
     }
 }

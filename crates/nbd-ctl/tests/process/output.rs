@@ -136,7 +136,11 @@ fn the_log_of_a_device_that_is_gone_is_found_by_its_name() {
         "last words\n",
         "nbd-ctl: nbd0 is not attached: this is the log of the last time that it was\n",
     );
-    assert_eq!(runtime.run(&["logs", "other"]).code, Some(2));
+    runtime.run(&["logs", "other"]).failed(
+        2,
+        "other: not an nbd device, and no attached device has this name: give it as nbd0, /dev/nbd0 or 0, \
+         or by a name that nbd-ctl list shows",
+    );
 }
 
 #[test]
