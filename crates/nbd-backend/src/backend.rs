@@ -87,6 +87,11 @@ pub trait Backend: Send + Sync + 'static {
         Ok(vec![Extent { length, hole: false, zero: false }])
     }
 
+    /// How many threads may call methods of this at once; commands beyond that queue. At least 1.
+    fn max_threads(&self) -> usize {
+        32
+    }
+
     /// Closes upstream connections. Called after the last request when serving ends in order, and
     /// never when the process is killed. The holder waits for it 15 s after an orderly detach,
     /// otherwise 2 s, and then kills the process.

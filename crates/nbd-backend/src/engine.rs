@@ -130,6 +130,16 @@ impl Engine {
         lanes.flat_map(|(lane, (_, recovered))| recovered.poisoned(lane))
     }
 
+    /// As [`run`](Self::run); all threads have ended if that succeeds.
+    pub(crate) fn run_and_join(self) -> Result<Outcome, ServeError> {
+        let workers = self.lanes.first().map(|(lane, _)| Arc::clone(&lane.workers));
+        let outcome = self.run()?;
+        if let Some(workers) = workers {
+            workers.close();
+        }
+        Ok(outcome)
+    }
+
     /// Serves all lanes until the kernel disconnects them, or until one cannot go on: then the
     /// whole process ends, for a successor to serve all of them.
     pub(crate) fn run(self) -> Result<Outcome, ServeError> {

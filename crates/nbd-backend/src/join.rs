@@ -1,26 +1,24 @@
-//! Finding the holder, and the grant of the lanes.
+//! Finding the holder, and asking it for the lanes.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
 use nbd_control::backend::{
-    EXAMINE_VARIABLE, EXPORT_VARIABLE, ExportInfo, FromBackend, FromHolder, GROW_VARIABLE, Grant,
+    EXAMINE_VARIABLE, EXPORT_VARIABLE, ExportInfo, FromBackend, FromHolder, GROW_VARIABLE,
     HOLDER_FD, Hello,
 };
 use nbd_control::registry::Registry;
 use nbd_control::{Channel, ChannelError};
-use nbd_ledger::{Layout, layout};
+use nbd_ledger::layout;
 use nbd_record::{CAPTURE_FD_NAME, CaptureError, REPLAY_VARIABLE};
 use thiserror::Error;
 
-use crate::backend::{Backend, Geometry};
-use crate::engine::{Engine, Granted, Outcome, ServeError};
-use crate::recovered_requests::Predecessor;
+use crate::backend::Geometry;
 use crate::replay::Replay;
+use crate::session::Session;
 
 /// The environment variable by which a backend started by hand names its device.
 pub const JOIN_VARIABLE: &str = "NBD_JOIN";
@@ -30,7 +28,7 @@ pub const ENVIRONMENT: [&str; 6] =
     [HOLDER_FD, EXPORT_VARIABLE, GROW_VARIABLE, EXAMINE_VARIABLE, JOIN_VARIABLE, REPLAY_VARIABLE];
 
 /// How long the holder may take for an acknowledgement.
-const ACKNOWLEDGE_TIMEOUT: Duration = Duration::from_secs(10);
+pub(crate) const ACKNOWLEDGE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why a backend did not get the lanes.
 #[derive(Debug, Error)]
@@ -289,7 +287,7 @@ impl HolderConnection {
     }
 }
 
-fn failure(reason: &str, damaged: bool) -> FromBackend {
+pub(crate) fn failure(reason: &str, damaged: bool) -> FromBackend {
     FromBackend::Failed { reason: reason.into(), damaged }
 }
 
@@ -339,98 +337,5 @@ impl Stored {
     /// The names of all stored descriptors.
     pub fn keepsakes(&self) -> impl Iterator<Item = &str> {
         self.kept.iter().map(|(name, _)| &**name)
-    }
-}
-
-/// A grant: this process owns the lanes, and has read nothing from them yet.
-#[derive(Debug)]
-pub struct Session {
-    channel: Channel,
-    grant: Grant,
-    ledger: OwnedFd,
-    sockets: Vec<OwnedFd>,
-    keepsakes: Vec<(String, OwnedFd)>,
-    recording: Option<OwnedFd>,
-    replay: Option<Replay>,
-}
-
-impl Session {
-    /// Name of the device, like `nbd0`.
-    pub fn device(&self) -> &str {
-        &self.grant.device
-    }
-
-    /// A stored descriptor of a predecessor.
-    pub fn keepsake(&self, name: &str) -> Option<BorrowedFd<'_>> {
-        let (_, fd) = self.keepsakes.iter().find(|(kept, _)| kept == name)?;
-        Some(fd.as_fd())
-    }
-
-    /// The names of all stored descriptors.
-    pub fn keepsakes(&self) -> impl Iterator<Item = &str> {
-        self.keepsakes.iter().map(|(name, _)| &**name)
-    }
-
-    /// Stores a descriptor with the holder. After this returns, it survives this process.
-    ///
-    /// # Errors
-    ///
-    /// If the holder refuses (it stores descriptors only before the device is attached, and a
-    /// limited number), breaks the protocol, or does not answer within 10 s.
-    pub fn keep(&mut self, name: &str, descriptor: BorrowedFd<'_>) -> Result<(), JoinError> {
-        self.channel.send(&FromBackend::Keep { name: name.into() }, &[descriptor])?;
-        match self.channel.receive_within(ACKNOWLEDGE_TIMEOUT)?.message {
-            FromHolder::Kept => Ok(()),
-            FromHolder::Refusal { reason } => Err(JoinError::Refused(reason)),
-            FromHolder::Grant(_) | FromHolder::Stored { .. } => {
-                Err(JoinError::Protocol("an answer to another question"))
-            }
-        }
-    }
-
-    /// Returns the lanes unused, and reports the reason to the holder. Errors are ignored: the
-    /// holder notices the end of the connection as well.
-    pub fn fail(self, reason: &str) {
-        let _ = self.channel.send(&failure(reason, false), &[]);
-    }
-
-    /// Recovers the predecessor's requests and serves until the device is detached.
-    ///
-    /// # Errors
-    ///
-    /// If the ledger is damaged, a lane fails, or a thread cannot be started. The holder gets the
-    /// reason; the requests stay in the ledger for a successor.
-    #[expect(clippy::needless_pass_by_value, reason = "callers have just made it")]
-    pub fn serve(self, backend: Arc<dyn Backend>) -> Result<Outcome, ServeError> {
-        let Self { channel, grant, ledger, sockets, recording, replay, .. } = self;
-        let layout = Layout {
-            lanes: grant.lanes,
-            ring: grant.ring,
-            transmit: grant.transmit,
-            max_payload: grant.max_payload,
-        };
-        let export = backend.geometry().export(grant.max_payload);
-        let predecessor = Predecessor { crashed: grant.crashed, poison_limit: grant.poison_limit };
-        let granted = Granted { ledger, sockets, layout, recording };
-        let served = Engine::recover(granted, export, &backend, predecessor).and_then(|engine| {
-            // Errors are ignored: if the holder died, the next one adopts this process.
-            for poison in engine.poisoned() {
-                let _ = channel.send(&FromBackend::Poisoned(poison), &[]);
-            }
-            let _ = channel.send(&FromBackend::Ready { replayed: engine.replayed() }, &[]);
-            engine.run()
-        });
-        match &served {
-            Ok(_) => {
-                if let Some(replay) = replay {
-                    replay.end();
-                }
-                backend.close();
-            }
-            Err(error) => {
-                let _ = channel.send(&failure(&crate::chain(error), error.is_final()), &[]);
-            }
-        }
-        served
     }
 }

@@ -34,6 +34,7 @@ mod mapped_range;
 mod recorder;
 mod recovered_requests;
 mod replay;
+mod session;
 mod system;
 mod task;
 mod unoffered;
@@ -47,16 +48,16 @@ pub use dispatch::{Dispatcher, ReceivedRequest, ReplySink, Room, execute_inline}
 pub use durability::{Durability, ProcessDurability, remember};
 pub use engine::{Outcome, ServeError};
 pub use extensions::{AsyncBackend, InlineBackend, MappedBackend, NeverBlocks};
-pub use join::{
-    ENVIRONMENT, Endpoint, HolderConnection, JOIN_VARIABLE, JoinError, Session, Stored,
-};
+pub use join::{ENVIRONMENT, Endpoint, HolderConnection, JOIN_VARIABLE, JoinError, Stored};
 pub use lane::AbortOnPanic;
 pub use mapped_range::{MappedRange, MappingOwner};
 pub use nbd_control::backend::ExportInfo;
 pub use nbd_control::system_error::chain;
 pub use nbd_proto::Command;
+pub use session::{Departure, Session};
+pub use system::request_flusher_privileges;
 pub use task::{Completion, Task, reply_error};
-pub use warmup::warm_up;
+pub use warmup::{warm_up, warm_up_process};
 pub use workers::Workers;
 
 use std::process::ExitCode;

@@ -51,8 +51,14 @@ impl Backend for NullBackend {
 /// ignored here: serving the device fails in the same way and reports them.
 pub fn warm_up(holder: &HolderConnection) {
     if holder.attached().is_some() {
-        let _ = serve_own_requests();
+        warm_up_process();
     }
+}
+
+/// The same for a process that joins by itself and is about to [take
+/// over](HolderConnection::hello). Once for all of its devices.
+pub fn warm_up_process() {
+    let _ = serve_own_requests();
 }
 
 fn serve_own_requests() -> Result<(), Box<dyn std::error::Error>> {

@@ -7,14 +7,13 @@ use crate::backend::Backend;
 use crate::lane::{AbortOnPanic, lock};
 use crate::task::{self, Buffer, Task};
 
-/// Most threads of one backend. Further tasks wait in the queue.
-const MAX_THREADS: usize = 32;
-
-/// Threads of one backend, started on demand. They never end.
+/// Threads of one backend, started on demand, as many as it [allows](Backend::max_threads). Further
+/// tasks wait in the queue.
 pub struct Workers {
     backend: Arc<dyn Backend>,
     queue: Mutex<Queue>,
     work: Condvar,
+    ended: Condvar,
 }
 
 #[derive(Default)]
@@ -22,12 +21,19 @@ struct Queue {
     tasks: VecDeque<Box<dyn Task>>,
     idle: usize,
     threads: usize,
+    /// No task comes any more, and threads end.
+    is_closed: bool,
 }
 
 impl Workers {
     /// Workers without a thread yet.
     pub fn new(backend: Arc<dyn Backend>) -> Arc<Self> {
-        Arc::new(Self { backend, queue: Mutex::default(), work: Condvar::new() })
+        Arc::new(Self {
+            backend,
+            queue: Mutex::default(),
+            work: Condvar::new(),
+            ended: Condvar::new(),
+        })
     }
 
     /// The backend that they execute tasks of.
@@ -45,7 +51,7 @@ impl Workers {
     fn enqueue(self: &Arc<Self>, task: Box<dyn Task>) {
         let mut queue = lock(&self.queue);
         queue.tasks.push_back(task);
-        if queue.idle >= queue.tasks.len() || queue.threads == MAX_THREADS {
+        if queue.idle >= queue.tasks.len() || queue.threads >= self.backend.max_threads().max(1) {
             self.work.notify_one();
             return;
         }
@@ -62,21 +68,37 @@ impl Workers {
         }
     }
 
+    /// Executes what is queued and ends all threads, however long that takes. Nothing must be submitted
+    /// afterwards.
+    pub(crate) fn close(&self) {
+        let mut queue = lock(&self.queue);
+        queue.is_closed = true;
+        self.work.notify_all();
+        while queue.threads > 0 {
+            queue = self.ended.wait(queue).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
     fn run(&self) {
         let _abort = AbortOnPanic;
         let mut buffer = Buffer::default();
-        loop {
-            let task = self.next();
+        while let Some(task) = self.next() {
             task::perform(&*self.backend, task, &mut buffer);
             buffer.shrink();
         }
     }
 
-    fn next(&self) -> Box<dyn Task> {
+    /// The next task; `None` if this thread must end.
+    fn next(&self) -> Option<Box<dyn Task>> {
         let mut queue = lock(&self.queue);
         loop {
             if let Some(task) = queue.tasks.pop_front() {
-                return task;
+                return Some(task);
+            }
+            if queue.is_closed {
+                queue.threads -= 1;
+                self.ended.notify_all();
+                return None;
             }
             queue.idle += 1;
             queue = self.work.wait(queue).unwrap_or_else(PoisonError::into_inner);

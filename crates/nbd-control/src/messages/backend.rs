@@ -89,6 +89,9 @@ pub enum FromBackend {
     /// Before the Hello: asks for what is stored, to see whether it fits. So a backend that could
     /// not serve the device says so while its predecessor lives.
     Examine,
+    /// The owner uses lanes and ledger no more, executes no request of the device, and lives on,
+    /// because it serves other devices. The holder treats that like the end of its process.
+    Left,
 }
 
 /// A request that crashes backends.

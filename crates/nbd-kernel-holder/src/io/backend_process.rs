@@ -53,6 +53,8 @@ pub(crate) struct BackendProcess {
 pub(crate) enum Ending {
     Exited(i32),
     Killed(Signal, bool),
+    /// It has not: its process lives on, and is done with the device.
+    Left,
     /// The kernel does not tell: it was not our child, or a tracer keeps it.
     Unknown,
 }
@@ -75,6 +77,7 @@ impl Ending {
     pub(crate) fn is_orderly(&self, own_child: bool) -> bool {
         match self {
             Self::Exited(status) => *status == 0,
+            Self::Left => true,
             Self::Unknown => !own_child,
             Self::Killed(..) => false,
         }
@@ -95,7 +98,7 @@ impl Ending {
                     | Signal::SIGSYS
                     | Signal::SIGTRAP
             ),
-            Self::Unknown => false,
+            Self::Left | Self::Unknown => false,
         }
     }
 }
@@ -106,6 +109,7 @@ impl std::fmt::Display for Ending {
             Self::Exited(status) => write!(f, "exited with status {status}"),
             Self::Killed(signal, false) => write!(f, "killed by {signal}"),
             Self::Killed(signal, true) => write!(f, "killed by {signal} (core dumped)"),
+            Self::Left => write!(f, "left, and its process lives on"),
             Self::Unknown => write!(f, "ended, it is not known how"),
         }
     }

@@ -97,7 +97,11 @@ impl Holder {
                 }
             }
             FromBackend::Examine => self.show_stored(id),
-            FromBackend::Keep { .. } | FromBackend::Ready { .. } | FromBackend::Poisoned(_) => {
+            FromBackend::Left if is_owner => self.owner_left(id),
+            FromBackend::Keep { .. }
+            | FromBackend::Ready { .. }
+            | FromBackend::Poisoned(_)
+            | FromBackend::Left => {
                 self.refuse(id, "only the backend that was granted the lanes may say that");
             }
         }

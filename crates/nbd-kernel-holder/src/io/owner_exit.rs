@@ -31,12 +31,25 @@ impl Holder {
         let Some(ending) = backend.end() else {
             return;
         };
+        self.end_owner(id, ending, own);
+    }
+
+    /// The owner says that it is done with the device, and lives on. One that this holder has started
+    /// for this device is of no more use, and is killed.
+    pub(crate) fn owner_left(&mut self, id: BackendId) {
+        self.end_owner(id, Ending::Left, false);
+    }
+
+    fn end_owner(&mut self, id: BackendId, ending: Ending, own: bool) {
+        let Some(backend) = self.processes.backends.get_mut(&id) else {
+            return;
+        };
         let (pid, words) = (backend.pid().unwrap_or(0), backend.last_words.take());
         // In the log its words stand before those about its end.
         let reason = self.with_last_words(id, &format!("the backend {ending}"));
         let end = OwnerEnd {
             orderly: ending.is_orderly(own),
-            clean: ending == Ending::Exited(0),
+            clean: matches!(ending, Ending::Exited(0) | Ending::Left),
             progressed: self.has_answered(),
             spare_is_old: self.is_spare_old(),
         };
@@ -87,7 +100,7 @@ impl Holder {
         let (signal, status) = match *ending {
             Ending::Killed(signal, _) => (Some(signal.as_str()), None),
             Ending::Exited(status) => (None, Some(status)),
-            Ending::Unknown => (None, None),
+            Ending::Left | Ending::Unknown => (None, None),
         };
         // The driver's own count: to look into the sockets takes time, and requests wait.
         let in_flight = self.device.waiting();

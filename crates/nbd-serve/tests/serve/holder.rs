@@ -208,6 +208,7 @@ impl Holder {
                 FromBackend::Hello(_) => panic!("two hellos"),
                 FromBackend::Examine => panic!("it was not offered"),
                 FromBackend::Poisoned(poison) => panic!("given up: {poison:?}"),
+                FromBackend::Left => panic!("it is not serving yet"),
             }
         }
     }
