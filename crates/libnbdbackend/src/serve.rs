@@ -1,0 +1,109 @@
+//! The thread of a device: asks for the lanes, serves, and tells the program of the end.
+
+use std::ffi::c_int;
+use std::io;
+use std::sync::{Arc, Once};
+
+use nbd_backend::{Backend, Geometry, HolderConnection, Session, warm_up, warm_up_process};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal};
+
+use crate::callbacks::Callbacks;
+use crate::device::Device;
+use crate::error::{Failure, Outcome, of_program};
+use crate::queue::Entry;
+use crate::queued::Queued;
+
+/// How a device is served.
+pub(crate) struct Served {
+    pub(crate) description: String,
+    pub(crate) takeover: bool,
+    pub(crate) by: By,
+}
+
+/// Who executes its requests.
+pub(crate) enum By {
+    Callbacks(Arc<Callbacks>),
+    Queue { queued: Arc<Queued>, tell_granted: bool },
+}
+
+impl By {
+    fn backend(&self) -> Arc<dyn Backend> {
+        match self {
+            Self::Callbacks(callbacks) => Arc::clone(callbacks) as _,
+            Self::Queue { queued, .. } => Arc::clone(queued) as _,
+        }
+    }
+
+    fn granted(&self, device: c_int) -> c_int {
+        match self {
+            Self::Callbacks(callbacks) => callbacks.granted(device),
+            Self::Queue { queued, tell_granted: true } => queued.granted(),
+            Self::Queue { .. } => 0,
+        }
+    }
+
+    fn tell(&self, entry: Entry) {
+        if let Self::Queue { queued, .. } = self {
+            queued.push(entry);
+        }
+    }
+}
+
+/// Starts a thread that leaves the program's signals to the program's own threads, and so do the
+/// threads that it starts.
+pub(crate) fn spawn(run: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    let mut blocked = SigSet::all();
+    // A fault of a thread must reach the program's handler in that thread.
+    let faults = [
+        Signal::SIGSEGV,
+        Signal::SIGBUS,
+        Signal::SIGFPE,
+        Signal::SIGILL,
+        Signal::SIGTRAP,
+        Signal::SIGABRT,
+        Signal::SIGSYS,
+    ];
+    faults.into_iter().for_each(|fault| blocked.remove(fault));
+    let before = blocked.thread_swap_mask(SigmaskHow::SIG_SETMASK)?;
+    let started = std::thread::Builder::new().name("nbd-device".into()).spawn(run);
+    before.thread_set_mask()?;
+    started.map(drop)
+}
+
+/// Serves a device until its end.
+pub(crate) fn run(device: &Arc<Device>, connection: HolderConnection, served: Served) {
+    let failure = try_run(device, connection, &served).err();
+    if let Some(failure) = &failure {
+        tracing::error!("{}: {}", served.description, failure.message);
+    }
+    let error = failure.as_ref().map_or(0, |failure| -failure.errno);
+    device.end(failure);
+    served.by.tell(Entry::Ended(error));
+}
+
+fn try_run(device: &Arc<Device>, connection: HolderConnection, served: &Served) -> Outcome<()> {
+    warm_up(&connection);
+    if served.takeover {
+        static WARM: Once = Once::new();
+        WARM.call_once(warm_up_process);
+    }
+    let backend = served.by.backend();
+    let geometry: Geometry = backend.geometry();
+    let session = connection.hello(&served.description, &geometry, served.takeover)?;
+    let session = granted(device, session, served)?;
+    let ready = |recovered| served.by.tell(Entry::Serving(recovered));
+    let departure = session.serve_shared(backend, ready)?;
+    // The holder lets others use the storage once it is told, so nothing must be under way.
+    device.outstanding.wait_for_none();
+    departure.leave();
+    Ok(())
+}
+
+fn granted(device: &Arc<Device>, session: Session, served: &Served) -> Outcome<Session> {
+    device.grant(session, || served.by.granted(device.number)).map_err(|(session, answer)| {
+        let error = of_program(answer).err().unwrap_or_else(|| io::ErrorKind::Other.into());
+        let failure = Failure::io("the program does not serve the device", &error);
+        session.fail(&failure.message);
+        failure
+    })
+}
