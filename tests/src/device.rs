@@ -173,18 +173,25 @@ impl Device {
     /// Detaches; panics unless that succeeds and leaves nothing.
     #[track_caller]
     pub fn detach(self) -> Output {
-        self.end(&[])
+        self.end(&[], None)
+    }
+
+    /// The same for a backend that must live on, because it serves other devices.
+    #[track_caller]
+    pub fn detach_from(self, backend: i32) -> Output {
+        self.end(&[], Some(backend))
     }
 
     /// The same, by force.
     #[track_caller]
     pub fn detach_by_force(self) -> Output {
-        self.end(&["--force"])
+        self.end(&["--force"], None)
     }
 
     #[track_caller]
-    fn end(mut self, options: &[&str]) -> Output {
-        let processes = self.processes();
+    fn end(mut self, options: &[&str], stays: Option<i32>) -> Output {
+        let mut processes = self.processes();
+        processes.retain(|process| Some(process.pid) != stays);
         assert!(!processes.is_empty(), "{} has no processes", self.name());
         let name = self.name();
         let arguments = ["detach", &name].into_iter();

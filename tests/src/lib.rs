@@ -10,6 +10,7 @@
 //! | [`machine_state`], [`sysfs`] | what an attach changes on the machine, to see that a failed one changed nothing |
 //! | [`fio`] | I/O that knows what it wrote |
 //! | [`busy`] | a device with such I/O on it |
+//! | [`c_program`] | programs in C with libnbdbackend |
 //! | [`killer`] | SIGKILL for backends at random moments |
 //! | [`trouble`] | full directories, short limits and kills around a device |
 //! | [`stall`] | how long a device answers nothing |
@@ -27,6 +28,7 @@
 //! | [`process`], [`temp`], [`random`], [`wait`] | odds and ends |
 
 pub mod busy;
+pub mod c_program;
 pub mod cgroup;
 pub mod command;
 pub mod ctl;

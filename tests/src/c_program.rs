@@ -1,0 +1,36 @@
+//! Programs in C with libnbdbackend, compiled where the test runs.
+
+use std::os::unix::fs::symlink;
+use std::path::Path;
+
+use crate::command::run;
+use crate::ctl::bin_dir;
+use crate::page::root;
+use crate::temp::TempDir;
+
+/// Compiles a source of the repository into a directory; the path of the program.
+#[track_caller]
+#[must_use]
+pub fn compile(source: &str, directory: &TempDir) -> String {
+    let library = bin_dir().join("libnbdbackend.so");
+    assert!(
+        library.exists(),
+        "{}: not there: run `cargo build -p libnbdbackend`",
+        library.display()
+    );
+    for name in ["libnbdbackend.so", "libnbdbackend.so.0"] {
+        if !directory.join(name).exists() {
+            symlink(&library, directory.join(name)).expect("a link to the library");
+        }
+    }
+    let source = root().join(source);
+    let stem = Path::new(&source).file_stem().expect("a source").to_string_lossy().into_owned();
+    let program = directory.join(&stem).display().to_string();
+    let include = root().join("crates/libnbdbackend/include").display().to_string();
+    let here = directory.path().display().to_string();
+    let words = ["-D_GNU_SOURCE", "-O1", "-g", "-pthread", "-I", &include, "-o", &program];
+    let source = source.display().to_string();
+    let libraries = ["-L", &here, "-lnbdbackend", &format!("-Wl,-rpath,{here}")];
+    run("cc", words.into_iter().chain([&*source]).chain(libraries)).succeeds();
+    program
+}

@@ -1,0 +1,161 @@
+//! Programs in C with libnbdbackend as backends of the driver's devices.
+
+use std::fs;
+
+use nbd_control::registry::Registry;
+use nbd_control::status::BackendState;
+use nbd_tests::c_program::compile;
+use nbd_tests::command::{PROGRAM_TIMEOUT, Running, start};
+use nbd_tests::ctl::{ctl, start_ctl};
+use nbd_tests::device::Device;
+use nbd_tests::disk;
+use nbd_tests::fio::{Area, Report};
+use nbd_tests::kernel_log::KernelLog;
+use nbd_tests::killer::{self, Killer};
+use nbd_tests::random::Random;
+use nbd_tests::temp::TempDir;
+use nbd_tests::wait::{EVENT_TIMEOUT, wait_until};
+use nbd_tests::{Api, kernel_tests};
+use nix::sys::signal::Signal::SIGKILL;
+
+const MIB: u64 = 1 << 20;
+const KILLS: usize = 10;
+const DEVICES: u32 = 3;
+
+kernel_tests!(
+    fio_verifies_while_the_mirror_in_c_is_killed_and_replaced,
+    a_daemon_of_several_devices_is_killed_under_load_and_started_again,
+    a_new_daemon_takes_over_all_devices_and_one_of_them_is_detached,
+);
+
+fn fio_verifies_while_the_mirror_in_c_is_killed_and_replaced(api: Api) {
+    let mut random = Random::from_environment();
+    let mut log = KernelLog::from_now();
+    let files = TempDir::new();
+    let program = compile("examples/c/mirror.c", &files);
+    let images = ["a.img", "b.img"].map(|name| files.image(name, 16 * MIB).display().to_string());
+    let device = Device::attach(api, ["--", &program, &images[0], &images[1]]);
+    let path = device.path();
+    let area = Area::of_device(&path, 4 * MIB);
+    area.fill();
+    let killer = Killer::start(&device, 20..=220);
+    let mut result = Report::default();
+    while killer.count() < KILLS {
+        result = result.and(area.verified_round(&mut random));
+    }
+    let killed = killer.stop();
+    // There is no spare: the last one is being started.
+    let before = device.wait_running().backend.pid;
+    killer::check_restarts(&device, killed.len());
+    ctl(["replace", &device.name(), "--", &program, &images[0], &images[1]]).succeeds();
+    assert_ne!(device.wait_running().backend.pid, before);
+    area.check();
+    assert_eq!(device.status().totals.errors, 0);
+    log.has_no_complaints();
+    device.detach();
+    let contents = images.map(|image| fs::read(image).expect("an image"));
+    assert!(contents[0] == contents[1], "the halves of the mirror differ");
+    assert!(result.writes > 0);
+}
+
+/// Devices that wait for a daemon, and its command.
+struct Fleet {
+    files: TempDir,
+    program: String,
+    attaching: Vec<Running>,
+}
+
+impl Fleet {
+    fn new(api: Api) -> Self {
+        let files = TempDir::new();
+        let program = compile("examples/c/async_epoll.c", &files);
+        let attaching = (0..DEVICES)
+            .map(|index| {
+                assert!(files.image(&format!("{index}.img"), 8 * MIB).exists());
+                let device = index.to_string();
+                let words = ["attach", "--external", "--lanes", "2", "--device", &device];
+                start_ctl(words.into_iter().chain(["--kernel-api", api.name()]))
+            })
+            .collect();
+        wait_until("holders that invite", EVENT_TIMEOUT, || {
+            (0..DEVICES).all(|index| Registry::new(None).join_socket(index).exists())
+        });
+        Self { files, program, attaching }
+    }
+
+    fn start(&self, options: &[&str]) -> Running {
+        let disks = (0..DEVICES).map(|index| {
+            let image = self.files.join(&format!("{index}.img"));
+            format!("nbd{index}={}", image.display())
+        });
+        start(&self.program, options.iter().map(|word| (*word).to_owned()).chain(disks))
+    }
+
+    /// The devices, once the daemon that was started serves them.
+    fn devices(&mut self) -> Vec<Device> {
+        let attached = self.attaching.drain(..);
+        attached.map(|it| Device::printed_by(&it.finish(PROGRAM_TIMEOUT).succeeds())).collect()
+    }
+}
+
+fn is_served_by(device: &Device, daemon: &Running) -> bool {
+    let backend = device.status().backend;
+    backend.state == BackendState::Running && backend.pid == Some(daemon.pid())
+}
+
+fn a_daemon_of_several_devices_is_killed_under_load_and_started_again(api: Api) {
+    let mut log = KernelLog::from_now();
+    let mut fleet = Fleet::new(api);
+    let mut daemon = fleet.start(&[]);
+    let devices = fleet.devices();
+    let paths: Vec<_> = devices.iter().map(Device::path).collect();
+    let areas: Vec<_> = paths.iter().map(|path| Area::of_device(path, 2 * MIB)).collect();
+    for area in &areas {
+        area.fill();
+    }
+    let mut loads: Vec<_> = areas.iter().map(Area::start_verified).collect();
+    for _ in 0..5 {
+        devices.iter().for_each(Device::wait_progress);
+        daemon.signal(SIGKILL);
+        daemon.finish(PROGRAM_TIMEOUT);
+        daemon = fleet.start(&[]);
+    }
+    devices.iter().for_each(Device::wait_progress);
+    loads.iter_mut().for_each(|load| load.goes_on());
+    for load in loads {
+        load.stop().is_good();
+    }
+    for area in &areas {
+        area.check();
+    }
+    for device in devices {
+        assert_eq!(device.status().totals.errors, 0);
+        device.detach_from(daemon.pid());
+    }
+    daemon.finish(PROGRAM_TIMEOUT).succeeds();
+    log.has_no_complaints();
+}
+
+fn a_new_daemon_takes_over_all_devices_and_one_of_them_is_detached(api: Api) {
+    let mut fleet = Fleet::new(api);
+    let blue = fleet.start(&[]);
+    let mut devices = fleet.devices();
+    let noise = Random::by_clock().bytes(MIB as usize);
+    devices.iter().for_each(|device| disk::write(&device.path(), MIB, &noise));
+    let mut green = fleet.start(&["--takeover"]);
+    assert_eq!(blue.finish(PROGRAM_TIMEOUT).code, 128 + SIGKILL as i32);
+    for device in &devices {
+        wait_until("the new daemon", EVENT_TIMEOUT, || is_served_by(device, &green));
+        assert!(disk::read(&device.path(), MIB, MIB) == noise, "{}", device.name());
+    }
+
+    // The holder of a device that is detached leaves the daemon to the others.
+    devices.remove(0).detach_from(green.pid());
+    assert!(green.is_running(), "{}", green.words());
+    for device in devices {
+        assert!(is_served_by(&device, &green), "{}", green.words());
+        assert!(disk::read(&device.path(), MIB, MIB) == noise, "{}", device.name());
+        device.detach_from(green.pid());
+    }
+    green.finish(PROGRAM_TIMEOUT).succeeds();
+}
