@@ -36,7 +36,12 @@ pub(crate) fn attach(context: &Context, wanted: &Attach) -> Result<(), Error> {
     {
         return Err(Error::Attached { name: name.clone(), device });
     }
-    let mut starting = Starting::spawn(context, &arguments(wanted), None)?;
+    let starting = Starting::spawn(context, &arguments(wanted), None)?;
+    finish(context, wanted, starting)
+}
+
+/// Waits until a holder that was started is ready, and prints the path of its device.
+fn finish(context: &Context, wanted: &Attach, mut starting: Starting<'_>) -> Result<(), Error> {
     let start = Instant::now();
     let mut patience = PROGRESS_DELAY;
     loop {
@@ -101,25 +106,55 @@ fn attached_as(context: &Context, name: &str) -> Result<Option<Device>, Error> {
 /// Attaches every device of the file that has `auto` and is not attached. After a failure the others follow.
 pub(crate) fn attach_all(context: &Context, config: &Config) -> Result<(), Error> {
     let mut failed = None;
+    let mut external = Vec::new();
+    let mut others = Vec::new();
     for name in config.automatic() {
         if attached_as(context, name)?.is_some() {
             continue;
         }
-        let attached = config
-            .device(name)
-            .map_err(Error::from)
-            .and_then(check_attach)
-            .and_then(|wanted| attach(context, &wanted));
-        match attached {
-            Ok(()) => {}
-            Err(error @ (Error::Interrupted(_) | Error::NotRoot { .. })) => return Err(error),
-            Err(error) => {
-                eprint(&format!("{name}: {}", error.chain().unwrap_or_default()));
-                failed.get_or_insert(error.exit_code());
+        match config.device(name).map_err(Error::from).and_then(check_attach) {
+            Ok(wanted) if wanted.program.is_none() && !wanted.foreground => {
+                external.push((name, wanted));
             }
+            Ok(wanted) => others.push((name, wanted)),
+            Err(error) => tell_failure(&mut failed, name, error)?,
+        }
+    }
+    // One process may serve all that it is to join from outside. So their holders are started before
+    // any of them is waited for: it would wait for the last one as well, before it joins the first.
+    let mut joining = Vec::new();
+    for (name, wanted) in &external {
+        match Starting::spawn(context, &arguments(wanted), None) {
+            Ok(starting) => joining.push((name, wanted, starting)),
+            Err(error) => tell_failure(&mut failed, name, error)?,
+        }
+    }
+    for (name, wanted) in &others {
+        if let Err(error) = attach(context, wanted) {
+            tell_failure(&mut failed, name, error)?;
+        }
+    }
+    // After an interrupt the others are dropped, and their holders take them down for that.
+    for (name, wanted, starting) in joining {
+        if let Err(error) = finish(context, wanted, starting) {
+            tell_failure(&mut failed, name, error)?;
         }
     }
     failed.map_or(Ok(()), |code| Err(Error::Several(code)))
+}
+
+/// Tells why one of several devices is not attached, and keeps the first one's exit code.
+///
+/// # Errors
+///
+/// Those after which no other device is attached either.
+fn tell_failure(failed: &mut Option<u8>, name: &str, error: Error) -> Result<(), Error> {
+    if matches!(error, Error::Interrupted(_) | Error::NotRoot { .. }) {
+        return Err(error);
+    }
+    eprint(&format!("{name}: {}", error.chain().unwrap_or_default()));
+    failed.get_or_insert(error.exit_code());
+    Ok(())
 }
 
 /// Becomes the holder of a device, a new one or one that has lost its holder; returns if it
