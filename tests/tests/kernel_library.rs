@@ -58,25 +58,31 @@ fn fio_verifies_while_the_mirror_in_c_is_killed_and_replaced(api: Api) {
     assert!(result.writes > 0);
 }
 
-/// Devices that wait for a daemon, and its command.
+/// Devices of a file that wait for a daemon, and its command.
 struct Fleet {
     files: TempDir,
     program: String,
-    attaching: Vec<Running>,
+    attaching: Option<Running>,
 }
 
 impl Fleet {
     fn new(api: Api) -> Self {
         let files = TempDir::new();
         let program = compile("examples/c/async_epoll.c", &files);
-        let attaching = (0..DEVICES)
-            .map(|index| {
-                assert!(files.image(&format!("{index}.img"), 8 * MIB).exists());
-                let device = index.to_string();
-                let words = ["attach", "--external", "--lanes", "2", "--device", &device];
-                start_ctl(words.into_iter().chain(["--kernel-api", api.name()]))
-            })
-            .collect();
+        let entries = (0..DEVICES).map(|index| {
+            assert!(files.image(&format!("{index}.img"), 8 * MIB).exists());
+            format!(
+                "[tenant-{index}]\nexternal = true\nauto = true\nlanes = 2\ndevice = \"nbd{index}\"\n\
+                 kernel-api = \"{}\"\n",
+                api.name()
+            )
+        });
+        let config = files.join("devices.toml");
+        fs::write(&config, entries.collect::<String>()).expect("a file of devices");
+        let words =
+            ["attach", "--all", "--config", &config.display().to_string()].map(String::from);
+        let attaching = Some(start_ctl(words));
+        // All of them, though none is joined.
         wait_until("holders that invite", EVENT_TIMEOUT, || {
             (0..DEVICES).all(|index| Registry::new(None).join_socket(index).exists())
         });
@@ -93,8 +99,11 @@ impl Fleet {
 
     /// The devices, once the daemon that was started serves them.
     fn devices(&mut self) -> Vec<Device> {
-        let attached = self.attaching.drain(..);
-        attached.map(|it| Device::printed_by(&it.finish(PROGRAM_TIMEOUT).succeeds())).collect()
+        let attaching = self.attaching.take().expect("devices that are being attached");
+        let printed = attaching.finish(PROGRAM_TIMEOUT).succeeds().stdout;
+        let paths: Vec<_> = (0..DEVICES).map(|index| format!("/dev/nbd{index}")).collect();
+        assert_eq!(printed.lines().collect::<Vec<_>>(), paths);
+        (0..DEVICES).map(Device::numbered).collect()
     }
 }
 
