@@ -20,7 +20,7 @@
 #include <stdint.h>
 
 /*
- Requests must not be sent to the device's storage for writing.
+ The device cannot be written to.
  */
 #define NBDB_READ_ONLY (1 << 0)
 
@@ -428,7 +428,7 @@ int nbdb_queue_open(void);
 int nbdb_queue_fd(int queue);
 
 /*
- Ends a queue. -EBUSY until each device that was started with it is closed.
+ Ends a queue. -EBUSY until each device that was started with it has ended.
  */
 int nbdb_queue_close(int queue);
 

@@ -271,17 +271,22 @@ unsafe fn start_queued(
     let options = unsafe { structure(options) }?;
     let description = unsafe { description(&options) }?;
     let flags = serve_flags(options.flags)?;
+    let geometry = geometry(&given)?;
+    let queue = queue::acquire(queue)?;
     let queued = Queued {
         device: device.number,
         context: Context(options.context),
-        queue: queue::get(queue)?,
-        geometry: geometry(&given)?,
+        queue: Arc::clone(&queue),
+        geometry,
         outstanding: Arc::clone(&device.outstanding),
     };
     let tell_granted = flags & NBDB_TELL_GRANTED != 0;
     let by = By::Queue { queued: Arc::new(queued), tell_granted };
-    device.start(Served { description, takeover: flags & NBDB_TAKEOVER != 0, by })?;
-    Ok(0)
+    let started = device.start(Served { description, takeover: flags & NBDB_TAKEOVER != 0, by });
+    if started.is_err() {
+        queue.release();
+    }
+    started.map(|()| 0)
 }
 
 unsafe fn description(options: &nbdb_serve_options) -> Outcome<String> {
@@ -344,7 +349,7 @@ pub extern "C" fn nbdb_queue_fd(queue: c_int) -> c_int {
     returned(queue::get(queue).map(|queue| queue.descriptor()))
 }
 
-/// Ends a queue. -EBUSY until each device that was started with it is closed.
+/// Ends a queue. -EBUSY until each device that was started with it has ended.
 #[unsafe(no_mangle)]
 pub extern "C" fn nbdb_queue_close(queue: c_int) -> c_int {
     returned(queue::close(queue).map(|()| 0))

@@ -7,7 +7,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::ffi::c_int;
 use std::os::fd::{AsFd, AsRawFd};
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, RwLock};
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -39,6 +39,9 @@ pub(crate) struct Waiting {
 pub(crate) struct Queue {
     entries: Mutex<VecDeque<Waiting>>,
     ready: EventFd,
+    /// Devices that are started with it and have not ended. Not the count of references: the thread of
+    /// a device that has told of its end may still have one.
+    devices: AtomicUsize,
 }
 
 static QUEUES: LazyLock<RwLock<HashMap<c_int, Arc<Queue>>>> = LazyLock::new(RwLock::default);
@@ -49,7 +52,7 @@ impl Queue {
     fn new() -> nix::Result<Self> {
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
         let ready = EventFd::from_value_and_flags(0, flags)?;
-        Ok(Self { entries: Mutex::default(), ready })
+        Ok(Self { entries: Mutex::default(), ready, devices: AtomicUsize::new(0) })
     }
 
     fn lock(&self) -> MutexGuard<'_, VecDeque<Waiting>> {
@@ -59,6 +62,11 @@ impl Queue {
     /// The descriptor to poll.
     pub(crate) fn descriptor(&self) -> c_int {
         self.ready.as_fd().as_raw_fd()
+    }
+
+    /// A device that was started with it has ended.
+    pub(crate) fn release(&self) {
+        self.devices.fetch_sub(1, Ordering::AcqRel);
     }
 
     pub(crate) fn push(&self, waiting: Waiting) {
@@ -103,13 +111,22 @@ pub(crate) fn get(number: c_int) -> Outcome<Arc<Queue>> {
     queues.get(&number).cloned().ok_or_else(|| Failure::new(libc::EBADF, unknown(number)))
 }
 
+/// A queue for a device that is started with it, which must [release](Queue::release) it.
+pub(crate) fn acquire(number: c_int) -> Outcome<Arc<Queue>> {
+    // Counted while the table is locked, so that it is not closed in between.
+    let queues = QUEUES.read().unwrap_or_else(PoisonError::into_inner);
+    let queue = queues.get(&number).ok_or_else(|| Failure::new(libc::EBADF, unknown(number)))?;
+    queue.devices.fetch_add(1, Ordering::AcqRel);
+    Ok(Arc::clone(queue))
+}
+
 /// Ends a queue that no device uses.
 pub(crate) fn close(number: c_int) -> Outcome<()> {
     let mut queues = QUEUES.write().unwrap_or_else(PoisonError::into_inner);
     let queue = queues.get(&number).ok_or_else(|| Failure::new(libc::EBADF, unknown(number)))?;
-    // Devices hold the others. None can get another one while the table is locked.
-    if Arc::strong_count(queue) > 1 {
-        let message = format!("queue {number} is in use: close its devices first");
+    // None can acquire it while the table is locked.
+    if queue.devices.load(Ordering::Acquire) > 0 {
+        let message = format!("queue {number} is in use: its devices have not ended");
         return Err(Failure::new(libc::EBUSY, message));
     }
     queues.remove(&number);
@@ -154,9 +171,10 @@ mod tests {
     #[test]
     fn a_queue_that_is_used_or_closed_cannot_be_closed() {
         let number = open().unwrap();
-        let used = get(number).unwrap();
+        let used = acquire(number).unwrap();
         assert_eq!(close(number).unwrap_err().errno, libc::EBUSY);
-        drop(used);
+        // The reference that is left is no use.
+        used.release();
         close(number).unwrap();
         assert_eq!(close(number).unwrap_err().errno, libc::EBADF);
         assert_eq!(get(number).unwrap_err().errno, libc::EBADF);

@@ -78,6 +78,10 @@ pub(crate) fn run(device: &Arc<Device>, connection: HolderConnection, served: Se
     }
     let error = failure.as_ref().map_or(0, |failure| -failure.errno);
     device.end(failure);
+    // The program may close device and queue as soon as it is told.
+    if let By::Queue { queued, .. } = &served.by {
+        queued.queue.release();
+    }
     served.by.tell(Entry::Ended(error));
 }
 
