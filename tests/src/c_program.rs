@@ -8,10 +8,9 @@ use crate::ctl::bin_dir;
 use crate::page::root;
 use crate::temp::TempDir;
 
-/// Compiles a source of the repository into a directory; the path of the program.
+/// Puts the library into a directory, under the names by which it is looked for.
 #[track_caller]
-#[must_use]
-pub fn compile(source: &str, directory: &TempDir) -> String {
+pub fn link_library(directory: &TempDir) {
     let library = bin_dir().join("libnbdbackend.so");
     assert!(
         library.exists(),
@@ -23,6 +22,13 @@ pub fn compile(source: &str, directory: &TempDir) -> String {
             symlink(&library, directory.join(name)).expect("a link to the library");
         }
     }
+}
+
+/// Compiles a source of the repository into a directory; the path of the program.
+#[track_caller]
+#[must_use]
+pub fn compile(source: &str, directory: &TempDir) -> String {
+    link_library(directory);
     let source = root().join(source);
     let stem = Path::new(&source).file_stem().expect("a source").to_string_lossy().into_owned();
     let program = directory.join(&stem).display().to_string();

@@ -1,10 +1,10 @@
-//! Programs in C with libnbdbackend as backends of the driver's devices.
+//! Programs with libnbdbackend as backends of the driver's devices.
 
 use std::fs;
 
 use nbd_control::registry::Registry;
 use nbd_control::status::BackendState;
-use nbd_tests::c_program::compile;
+use nbd_tests::c_program::{compile, link_library};
 use nbd_tests::command::{PROGRAM_TIMEOUT, Running, start};
 use nbd_tests::ctl::{ctl, start_ctl};
 use nbd_tests::device::Device;
@@ -12,6 +12,7 @@ use nbd_tests::disk;
 use nbd_tests::fio::{Area, Report};
 use nbd_tests::kernel_log::KernelLog;
 use nbd_tests::killer::{self, Killer};
+use nbd_tests::page::root;
 use nbd_tests::random::Random;
 use nbd_tests::temp::TempDir;
 use nbd_tests::wait::{EVENT_TIMEOUT, wait_until};
@@ -20,10 +21,12 @@ use nix::sys::signal::Signal::SIGKILL;
 
 const MIB: u64 = 1 << 20;
 const KILLS: usize = 10;
+const PYTHON_KILLS: usize = 3;
 const DEVICES: u32 = 3;
 
 kernel_tests!(
     fio_verifies_while_the_mirror_in_c_is_killed_and_replaced,
+    fio_verifies_while_a_backend_in_python_is_killed,
     a_daemon_of_several_devices_is_killed_under_load_and_started_again,
     a_new_daemon_takes_over_all_devices_and_one_of_them_is_detached,
 );
@@ -56,6 +59,29 @@ fn fio_verifies_while_the_mirror_in_c_is_killed_and_replaced(api: Api) {
     let contents = images.map(|image| fs::read(image).expect("an image"));
     assert!(contents[0] == contents[1], "the halves of the mirror differ");
     assert!(result.writes > 0);
+}
+
+fn fio_verifies_while_a_backend_in_python_is_killed(api: Api) {
+    let mut random = Random::from_environment();
+    let files = TempDir::new();
+    link_library(&files);
+    let package = format!("PYTHONPATH={}", root().join("python/nbdbackend").display());
+    let library = format!("NBDBACKEND_LIBRARY={}", files.join("libnbdbackend.so.0").display());
+    let script = root().join("examples/python/file.py").display().to_string();
+    let image = files.image("disk.img", 8 * MIB).display().to_string();
+    let python = ["--", "env", &package, &library, "python3", "-B", "-m", "nbdbackend"];
+    let device = Device::attach(api, python.into_iter().chain([&*script, &image]));
+    let path = device.path();
+    let area = Area::of_device(&path, MIB);
+    area.fill();
+    let killer = Killer::start(&device, 500..=1500);
+    while killer.count() < PYTHON_KILLS {
+        area.verified_round(&mut random);
+    }
+    assert!(killer.stop().len() >= PYTHON_KILLS);
+    area.check();
+    assert_eq!(device.wait_running().totals.errors, 0);
+    device.detach();
 }
 
 /// Devices of a file that wait for a daemon, and its command.

@@ -54,6 +54,13 @@ fn the_header_is_that_of_the_sources() {
     compare("include/nbdbackend.h", &String::from_utf8(header).unwrap());
 }
 
+#[test]
+fn the_pkg_config_file_has_the_version_of_the_crate() {
+    let text = std::fs::read_to_string(crate_dir().join("nbdbackend.pc")).unwrap();
+    let version = format!("\nVersion: {}\n", env!("CARGO_PKG_VERSION"));
+    assert!(text.contains(&version), "nbdbackend.pc has not{version}");
+}
+
 macro_rules! layout {
     ($text:ident, $name:ident { $($member:ident),* }) => {
         let size = size_of::<$name>();

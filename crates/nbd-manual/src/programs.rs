@@ -19,7 +19,7 @@ pub(crate) use ctl::groups;
 pub(crate) const SECTION: &str = "8";
 
 /// Pages that are not about a command line: file name, title, and Markdown.
-pub(crate) const TEXTS: [(&str, &str, &str); 4] = [
+pub(crate) const TEXTS: [(&str, &str, &str); 5] = [
     (
         "nbd-ctl-devices.5",
         "the devices of a machine, by name",
@@ -29,6 +29,11 @@ pub(crate) const TEXTS: [(&str, &str, &str); 4] = [
         "nbd-backend-protocol.7",
         "what a backend exchanges with its holder and with the kernel",
         include_str!("../../../docs/reference/backend-protocol.md"),
+    ),
+    (
+        "libnbdbackend.3",
+        "the C library for programs that serve devices themselves",
+        include_str!("../../../docs/reference/libnbdbackend.md"),
     ),
     (
         "nbd-logs.7",

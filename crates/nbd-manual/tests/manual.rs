@@ -137,7 +137,13 @@ fn every_command_and_option_that_help_shows_has_its_place() {
         }
     }
     assert!(seen > 10, "{seen} commands");
-    for name in ["nbd-ctl-devices.5", "nbd-backend-protocol.7", "nbd-logs.7", "nbd-security.7"] {
+    for name in [
+        "nbd-ctl-devices.5",
+        "nbd-backend-protocol.7",
+        "nbd-logs.7",
+        "nbd-security.7",
+        "libnbdbackend.3",
+    ] {
         assert!(pages.contains_key(name), "{name}");
     }
     for (program, words) in [

@@ -21,8 +21,8 @@ pub(crate) fn include() -> PathBuf {
     crate_dir().join("include")
 }
 
-/// Compiles and links a source with all warnings as errors, into the directory.
-pub(crate) fn compile(compiler: &str, source: &Path, directory: &Directory) -> PathBuf {
+/// Puts the library of this build into the directory, under the names by which it is looked for.
+pub(crate) fn link_library(directory: &Directory) {
     let library = std::env::current_exe().unwrap().parent().unwrap().join("libnbdbackend.so");
     for name in ["libnbdbackend.so", "libnbdbackend.so.0"] {
         let link = directory.path().join(name);
@@ -30,6 +30,11 @@ pub(crate) fn compile(compiler: &str, source: &Path, directory: &Directory) -> P
             symlink(&library, link).unwrap();
         }
     }
+}
+
+/// Compiles and links a source with all warnings as errors, into the directory.
+pub(crate) fn compile(compiler: &str, source: &Path, directory: &Directory) -> PathBuf {
+    link_library(directory);
     let program = directory.path().join(source.file_stem().unwrap());
     let status = Command::new(compiler)
         .args([
@@ -77,6 +82,11 @@ impl Program {
             .stderr(log)
             .spawn();
         Self(child.unwrap())
+    }
+
+    /// How many entries a folder of `/proc/PID` has.
+    pub(crate) fn count(&self, folder: &str) -> usize {
+        std::fs::read_dir(format!("/proc/{}/{folder}", self.0.id())).unwrap().count()
     }
 
     pub(crate) fn kill(mut self) {

@@ -1,7 +1,8 @@
-//! Programs in C with the library, as processes, against scripted holders.
+//! Programs with the library, as processes, against scripted holders.
 
 mod compile;
 mod holder;
+mod languages;
 mod many;
 mod misuse;
 mod one;

@@ -33,6 +33,11 @@ fn a_daemon_of_256_devices_is_killed_with_requests_in_flight_and_all_go_on() {
         assert_eq!(holder.serve(), 0);
         holder.write(0, &[index as u8; 4096]);
     }
+    // As docs/reference/libnbdbackend.md has it: one thread a device, and so many descriptors.
+    let (threads, descriptors) = (program.count("task"), program.count("fd"));
+    assert_eq!(threads, DEVICES as usize + 1);
+    assert!(descriptors <= DEVICES as usize * 3 + 16, "{descriptors} descriptors");
+    println!("{threads} threads, {descriptors} descriptors");
     // The load is under way when it is killed: of these some are answered, and some are not.
     for holder in &mut holders {
         for block in 1..5 {

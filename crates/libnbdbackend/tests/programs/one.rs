@@ -121,6 +121,27 @@ fn an_error_of_a_callback_arrives_and_a_failed_flush_stays_failed() {
 }
 
 #[test]
+fn the_static_library_links_with_what_the_pkg_config_file_names() {
+    let directory = Directory::new();
+    let here = std::env::current_exe().unwrap();
+    let library = here.parent().unwrap().join("libnbdbackend.a");
+    let text = fs::read_to_string(include().join("../nbdbackend.pc")).unwrap();
+    let private = text.lines().find_map(|line| line.strip_prefix("Libs.private: ")).unwrap();
+    let program = directory.path().join("mirror");
+    let status = std::process::Command::new("cc")
+        .args(["-D_GNU_SOURCE", "-I"])
+        .arg(include())
+        .arg("-o")
+        .args([&program, &examples().join("c/mirror.c"), &library])
+        .args(private.split_whitespace())
+        .status();
+    assert!(status.unwrap().success());
+    // It is run without its files, and says so.
+    assert_eq!(Program::start(&directory, &[program], &[]).end().code(), Some(2));
+    assert!(printed(&directory).contains("usage: mirror"));
+}
+
+#[test]
 fn cxx_takes_the_header_and_links() {
     let directory = Directory::new();
     let source = directory.path().join("version.cpp");
