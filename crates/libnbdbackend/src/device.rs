@@ -219,7 +219,7 @@ impl Device {
         };
         drop(state);
         let device = Arc::clone(self);
-        let started = serve::spawn(move || serve::run(&device, *connection, served));
+        let started = serve::spawn(move || serve::run(&device, *connection, &served));
         started.map_err(|error| {
             let failure = Failure::io("cannot start a thread", &error);
             self.end(Some(failure.clone()));
@@ -232,13 +232,13 @@ impl Device {
         &self,
         session: Session,
         ask: impl FnOnce() -> c_int,
-    ) -> Result<Session, (Session, c_int)> {
+    ) -> Result<Session, (Box<Session>, c_int)> {
         *self.name.lock().unwrap_or_else(PoisonError::into_inner) = Some(session.device().into());
         *self.lock() = State::Granted(Box::new(session));
         let answer = ask();
         match std::mem::replace(&mut *self.lock(), State::Started) {
             State::Granted(session) if answer == 0 => Ok(*session),
-            State::Granted(session) => Err((*session, answer)),
+            State::Granted(session) => Err((session, answer)),
             _ => unreachable!("only this thread changes the state of a started device"),
         }
     }

@@ -6,7 +6,7 @@
 //! | module | idea |
 //! |---|---|
 //! | [`abi`] | structures and constants that C sees |
-//! | [`functions`] | functions that C calls |
+//! | [`functions`], [`queue_functions`] | functions that C calls |
 //! | `arguments` | what C passes, checked |
 //! | `error` | errnos, and a message for the calling thread |
 //! | `device` | a device from opening to closing |
@@ -32,6 +32,7 @@ pub mod functions;
 mod log;
 mod outstanding;
 mod queue;
+pub mod queue_functions;
 mod queued;
 mod requests;
 mod serve;

@@ -71,8 +71,8 @@ pub(crate) fn spawn(run: impl FnOnce() + Send + 'static) -> io::Result<()> {
 }
 
 /// Serves a device until its end.
-pub(crate) fn run(device: &Arc<Device>, connection: HolderConnection, served: Served) {
-    let failure = try_run(device, connection, &served).err();
+pub(crate) fn run(device: &Arc<Device>, connection: HolderConnection, served: &Served) {
+    let failure = try_run(device, connection, served).err();
     if let Some(failure) = &failure {
         tracing::error!("{}: {}", served.description, failure.message);
     }

@@ -2,6 +2,8 @@
 //! symbols and their version, the soname, the layout of structures. Each is compared with a file, so
 //! that no change goes unnoticed. `NBD_UPDATE=1` writes the files anew.
 
+#![allow(clippy::unwrap_used, reason = "all of it is a test")]
+
 use std::fmt::Write;
 use std::mem::{offset_of, size_of};
 use std::path::{Path, PathBuf};
@@ -46,6 +48,7 @@ fn the_header_is_that_of_the_sources() {
     let bindings = cbindgen::Builder::new()
         .with_src(crate_dir().join("src/abi.rs"))
         .with_src(crate_dir().join("src/functions.rs"))
+        .with_src(crate_dir().join("src/queue_functions.rs"))
         .with_config(config)
         .generate()
         .unwrap();
