@@ -1,7 +1,7 @@
 //! Scripted holders of devices in a runtime directory of their own, and the kernel behind them.
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -215,6 +215,14 @@ impl Holder {
         self.kernel.read_exact(&mut header).unwrap();
         let reply = SimpleReply::decode(&header).unwrap();
         (reply.cookie, reply.error)
+    }
+
+    /// Whether nothing has come from the backend.
+    pub(crate) fn has_no_reply(&mut self) -> bool {
+        self.kernel.set_nonblocking(true).unwrap();
+        let received = self.kernel.read(&mut [0]);
+        self.kernel.set_nonblocking(false).unwrap();
+        received.is_err_and(|error| error.kind() == ErrorKind::WouldBlock)
     }
 
     /// Sends a request that has no data and waits for its reply.

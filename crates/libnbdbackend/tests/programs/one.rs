@@ -1,8 +1,13 @@
 //! Programs that serve one device.
 
 use std::fs;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
+use std::process::Command;
 
+use nbd_control::backend::{EXPORT_VARIABLE, HOLDER_FD};
 use nbd_proto::{CommandFlags, CommandType, NbdError, Request};
 
 use crate::compile::{Program, compile, examples, include, printed};
@@ -121,6 +126,42 @@ fn an_error_of_a_callback_arrives_and_a_failed_flush_stays_failed() {
 }
 
 #[test]
+fn a_callback_that_throws_ends_the_process_and_nothing_is_answered() {
+    let directory = Directory::new();
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/programs/throws.cpp");
+    let program = compile("c++", &source, &directory).display().to_string();
+    let mut holder = Holder::new(&directory, 0);
+    let program = start(&directory, &[program]);
+    holder.serve();
+    holder.send(request(CommandType::READ, 0, 512), &[]);
+    assert_eq!(program.end().signal(), Some(libc::SIGABRT), "{}", printed(&directory));
+    assert!(holder.has_no_reply());
+}
+
+#[test]
+fn a_program_that_the_holder_started_opens_its_device_once() {
+    let directory = Directory::new();
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/programs/inherited.c");
+    let program = compile("cc", &source, &directory);
+    let mut holder = Holder::new(&directory, 0);
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let mut child = Command::new("sh")
+        .args(["-c", "exec \"$0\" 3<&0 </dev/null"])
+        .arg(program)
+        .env(HOLDER_FD, "3")
+        .env(EXPORT_VARIABLE, format!("{SIZE}:512:3"))
+        .stdin(OwnedFd::from(theirs))
+        .spawn()
+        .unwrap();
+    assert_eq!(holder.converse(ours).description, "inherited:");
+    assert_eq!(holder.grant(), Ok(0));
+    assert_eq!(holder.read(0, 512).len(), 512);
+    holder.disconnect();
+    holder.is_left();
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+}
+
+#[test]
 fn the_static_library_links_with_what_the_pkg_config_file_names() {
     let directory = Directory::new();
     let here = std::env::current_exe().unwrap();
@@ -128,7 +169,7 @@ fn the_static_library_links_with_what_the_pkg_config_file_names() {
     let text = fs::read_to_string(include().join("../nbdbackend.pc")).unwrap();
     let private = text.lines().find_map(|line| line.strip_prefix("Libs.private: ")).unwrap();
     let program = directory.path().join("mirror");
-    let status = std::process::Command::new("cc")
+    let status = Command::new("cc")
         .args(["-D_GNU_SOURCE", "-I"])
         .arg(include())
         .arg("-o")
