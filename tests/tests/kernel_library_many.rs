@@ -24,6 +24,7 @@ use nix::sys::signal::Signal::SIGKILL;
 const DEVICES: u32 = 64;
 const KILLS: usize = 3;
 const BLOCKS: u64 = 16;
+const MAX_LOCKED_BYTES: u64 = 512 << 20;
 /// Proportional memory of holder and sitter of a device, in KiB.
 const MAX_HOLDER_MEMORY: u64 = 1536;
 
@@ -92,7 +93,12 @@ fn start_daemon(program: &str, files: &TempDir, options: &[&str]) -> Running {
         let image = files.join(&format!("{index}.img"));
         format!("nbd{index}={}", image.display())
     });
-    start(program, options.iter().map(|word| (*word).to_owned()).chain(disks))
+    // With a limit of locked memory that the ledgers of a few devices reach: locking all that will be
+    // mapped would keep the others from being served.
+    let limit = format!("--memlock={MAX_LOCKED_BYTES}:{MAX_LOCKED_BYTES}");
+    let limited = ["--bounding-set", "-ipc_lock", "--", "prlimit", &limit, "--", program];
+    let words = limited.into_iter().chain(options.iter().copied()).map(str::to_owned);
+    start("setpriv", words.chain(disks))
 }
 
 /// Attaches devices that wait for a backend from outside, half of them by ioctl, half by netlink.

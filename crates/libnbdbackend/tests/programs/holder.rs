@@ -12,8 +12,9 @@ use nbd_control::Channel;
 use nbd_control::backend::{FromBackend, FromHolder, Grant, Hello};
 use nbd_ledger::{Layout, Ledger};
 use nbd_proto::{CommandFlags, CommandType, NbdError, Request, SimpleReply};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-pub(crate) const EVENT_TIMEOUT: Duration = Duration::from_secs(300);
+pub(crate) const EVENT_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// A directory that is removed with all that is in it.
 pub(crate) struct Directory(PathBuf);
@@ -88,8 +89,16 @@ impl Holder {
 
     /// Accepts the next backend, up to its introduction.
     pub(crate) fn hear(&mut self) -> Hello {
-        let stream = self.listener.accept().unwrap().0;
+        let stream = self.accept();
         self.converse(stream)
+    }
+
+    /// Waits for a connection, with a limit: a program that has failed never comes.
+    fn accept(&self) -> UnixStream {
+        let mut fds = [PollFd::new(self.listener.as_fd(), PollFlags::POLLIN)];
+        let limit = PollTimeout::try_from(EVENT_TIMEOUT).unwrap();
+        assert_eq!(poll(&mut fds, limit).unwrap(), 1, "no backend comes to {}", self.name);
+        self.listener.accept().unwrap().0
     }
 
     /// The same for one that was started with a connection.
@@ -108,7 +117,7 @@ impl Holder {
 
     /// Accepts a backend that looks at what is stored, and does not answer it yet.
     pub(crate) fn is_asked(&mut self) {
-        let mut channel = Channel::new(self.listener.accept().unwrap().0).unwrap();
+        let mut channel = Channel::new(self.accept()).unwrap();
         let message = channel.receive_within::<FromBackend>(EVENT_TIMEOUT).unwrap().message;
         assert_eq!(message, FromBackend::Examine);
         self.channel = Some(channel);
