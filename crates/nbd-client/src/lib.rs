@@ -70,7 +70,7 @@ mod sync;
 mod system;
 
 pub use connect::error::{Cause, ClientError};
-pub use connect::export_shape::{ChangeError, ShapeError};
+pub use connect::export_shape::{ChangeError, ShapeError, check_change};
 pub use connect::target::{Program, Target, TargetError};
 pub use connection::old_connection::StoredFd;
 pub use fence::{Fence, fence, fence_child};

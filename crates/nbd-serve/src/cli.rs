@@ -41,6 +41,9 @@ SPEC is one of
                           serves
   exec+listen:COMMAND     one that is given a listening socket, as by systemd. Options stand before
                           the colon: exec,retry=60: or exec+listen,connections=4,retry=60:
+  nbdkit:PLUGIN[,PARAMETER]...
+                          a plugin of nbdkit, by name or path, with parameters of its own; a comma
+                          in one is written twice
   cow:BASE+DIFF           BASE, a path or a SPEC, is only read; changes go to the file DIFF,
                           which is made if there is none
   null:SIZE               zeroes, whatever is written
@@ -66,6 +69,7 @@ Usually a holder starts this program, and starts it again when it dies:
   nbd-ctl attach -- nbd-serve 'nbds://example.com/disk?connections=4'
   nbd-ctl attach -- nbd-serve 'nbd+unix:///?socket=/run/nbd.sock'
   nbd-ctl attach -- nbd-serve 'exec:nbdkit -s memory 1G'
+  nbd-ctl attach -- nbd-serve nbdkit:./my-plugin.so,file=disk.img
   nbd-ctl attach -- nbd-serve cow:base.img+changes.cow
   nbd-ctl attach -- nbd-serve error:1%@delay:5ms@partition:1@file:disk.img
 
@@ -260,7 +264,12 @@ fn run(cli: &Cli) -> Result<(), Error> {
     let told = holder.as_ref().and_then(HolderConnection::attached);
     // The storage of one who joins by hand may be in use, and is not looked at either.
     let attached = told.or_else(|| endpoint.as_ref().ok().and_then(Endpoint::attached));
-    let export = match spec.and_then(|spec| Ok(Export::open(spec, attached.as_ref())?)) {
+    let open = |spec| -> Result<_, Error> {
+        let export = Export::open(spec, attached.as_ref())?;
+        export.check_keeps_writes()?;
+        Ok(export)
+    };
+    let export = match spec.and_then(open) {
         Ok(export) => export,
         Err(error) => {
             if let Some(holder) = holder {

@@ -6,6 +6,7 @@ pub(crate) mod error;
 pub(crate) mod fd_store;
 mod file;
 mod memory;
+mod nbdkit;
 pub(crate) mod open;
 pub(crate) mod plan;
 mod record;
@@ -87,6 +88,11 @@ impl Export {
     /// Serves it without a holder: there is neither predecessor nor successor.
     pub(crate) fn alone(self) -> Result<Arc<dyn Backend>, ExportError> {
         self.open_storage(&mut NoFdStore)
+    }
+
+    /// Checks that what is written survives this process, as a device needs it.
+    pub(crate) fn check_keeps_writes(&self) -> Result<(), ExportError> {
+        self.plan.loses_writes().map_or(Ok(()), |what| Err(ExportError::LosesWrites(what)))
     }
 
     /// Tells the operator on stderr what is worth knowing.

@@ -5,6 +5,7 @@
 //! mem:SIZE[,block=BYTES]      null: and pattern: likewise
 //! nbd://HOST[:PORT]/[EXPORT]  and the other NBD URIs
 //! exec[,retry=SECONDS][,connections=N]:COMMAND, and exec+listen likewise
+//! nbdkit:PLUGIN[,PARAMETER]   see `nbdkit`
 //! cow:BASE+DIFF               see `cow`
 //! LAYER[:OPTIONS]@SPEC        see `layer`
 //! ```
@@ -18,6 +19,7 @@
 mod cow;
 mod error;
 mod layer;
+mod nbdkit;
 mod report;
 #[cfg(test)]
 mod tests;
@@ -32,6 +34,7 @@ pub(crate) use error::SpecError;
 pub(crate) use layer::{Layer, LayerSpec};
 use nbd_client::Target;
 use nbd_net::address::Address;
+pub(crate) use nbdkit::NbdkitSpec;
 pub(crate) use report::SpecReport;
 
 use crate::size::{self, Size};
@@ -41,7 +44,7 @@ pub(crate) const USUAL_BLOCK: u32 = 512;
 /// The block size of files that are yet to be made, with direct I/O: it suits any file system.
 pub(crate) const DIRECT_BLOCK: u32 = 4096;
 
-const SCHEMES: [&str; 13] = [
+const SCHEMES: [&str; 14] = [
     "file",
     "mem",
     "null",
@@ -55,6 +58,7 @@ const SCHEMES: [&str; 13] = [
     "nbds+vsock",
     "exec",
     "exec+listen",
+    "nbdkit",
 ];
 const OPTIONS: [&str; 4] = ["ro", "direct", "create", "block"];
 
@@ -71,6 +75,8 @@ pub(crate) enum Spec {
     Layer(Box<LayerSpec>),
     /// Another NBD server.
     Remote(Target),
+    /// A plugin of nbdkit.
+    Nbdkit(NbdkitSpec),
 }
 
 /// A file or a block device.
@@ -103,6 +109,7 @@ impl Spec {
             "null" => parse_memory(rest, "null", "null:SIZE").map(Self::Null),
             "pattern" => parse_memory(rest, "pattern", "pattern:SIZE").map(Self::Pattern),
             "cow" => cow::parse(rest).map(|cow| Self::Cow(Box::new(cow))),
+            "nbdkit" => nbdkit::parse(rest).map(Self::Nbdkit),
             _ => {
                 let text = text.to_str().ok_or(SpecError::NotUtf8)?;
                 Ok(Self::Remote(text.parse()?))
@@ -155,6 +162,7 @@ impl Spec {
                 };
                 Self::Remote(Target::Uri(uri))
             }
+            Self::Nbdkit(plugin) => Self::Nbdkit(plugin.map_path(change)),
             Self::Memory(_) | Self::Null(_) | Self::Pattern(_) | Self::Remote(_) => self,
         }
     }
@@ -372,6 +380,7 @@ impl fmt::Display for Spec {
             Self::Cow(cow) => cow.fmt(f),
             Self::Layer(layer) => layer.fmt(f),
             Self::Remote(target) => target.fmt(f),
+            Self::Nbdkit(plugin) => plugin.fmt(f),
         }
     }
 }

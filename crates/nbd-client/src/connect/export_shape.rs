@@ -115,7 +115,11 @@ impl ExportShape {
 /// Whether an export that has the shape `now` can serve a device that was attached with another.
 ///
 /// What is only a hint, like caching and extents, may go: it is done without.
-pub(crate) fn check_change(attached: &Geometry, now: &Geometry) -> Result<(), ChangeError> {
+///
+/// # Errors
+///
+/// It is smaller, or can do less.
+pub fn check_change(attached: &Geometry, now: &Geometry) -> Result<(), ChangeError> {
     let (old, new) = (&attached.capabilities, &now.capabilities);
     // One that has grown serves a device that has not, until `nbd-ctl resize`.
     if now.size < attached.size {

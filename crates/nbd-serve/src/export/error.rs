@@ -4,7 +4,8 @@ use std::io;
 use std::path::PathBuf;
 
 use nbd_backend::JoinError;
-use nbd_client::ClientError;
+use nbd_client::{ChangeError, ClientError};
+use nbd_nbdkit::PluginError;
 use thiserror::Error;
 
 use crate::layers::cow::CowError;
@@ -41,6 +42,15 @@ pub(crate) enum ExportError {
     Keep { device: String, name: String, source: JoinError },
     #[error("cannot make or change the table of settings")]
     Settings(#[source] io::Error),
+    #[error("nbdkit:{plugin}")]
+    Nbdkit { plugin: String, source: PluginError },
+    #[error("nbdkit:{plugin}")]
+    NbdkitChanged { plugin: String, source: ChangeError },
+    #[error(
+        "{0}: keeps what is written in the memory of its process, and a device must survive that: use \
+         mem:SIZE for memory, or readonly@{0} to serve it as it is now"
+    )]
+    LosesWrites(String),
     #[error("there are too many layers: leave some of them out")]
     TooManyLayers,
 }

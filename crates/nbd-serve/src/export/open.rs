@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::export::cow::CowPlan;
 use crate::export::error::ExportError;
+use crate::export::nbdkit::NbdkitPlan;
 use crate::export::plan::{ExportPlan, ShapeHint};
 use crate::export::remote::RemotePlan;
 use crate::export::synthetic::Synthetic;
@@ -16,6 +17,7 @@ use crate::storage::synthetic::{self, Null, Pattern};
 pub(crate) fn open(spec: Spec, hint: ShapeHint<'_>) -> Result<Box<dyn ExportPlan>, ExportError> {
     Ok(match spec {
         Spec::Remote(target) => Box::new(RemotePlan::open(target, hint)?),
+        Spec::Nbdkit(plugin) => Box::new(NbdkitPlan::open(plugin, hint)?),
         Spec::Memory(memory) => Box::new(memory),
         Spec::File(file) => {
             let path = file.path.clone();

@@ -48,6 +48,11 @@ pub(crate) trait ExportPlan: fmt::Debug {
     /// Takes over what the predecessor left, or makes sure that there is something to leave.
     fn open_storage(self: Box<Self>, fds: &mut FdScope<'_>) -> Opened;
 
+    /// What would forget writes when this process dies, in place of keeping them for a successor.
+    fn loses_writes(&self) -> Option<String> {
+        None
+    }
+
     /// Tells the operator on stderr what is worth knowing.
     fn tell(&self) {}
 }

@@ -107,6 +107,10 @@ impl ExportPlan for RecordPlan {
         Ok(Arc::new(Layered::with(inner, Box::new(Recorder::new(log)))))
     }
 
+    fn loses_writes(&self) -> Option<String> {
+        self.inner.loses_writes()
+    }
+
     fn tell(&self) {
         self.inner.tell();
     }

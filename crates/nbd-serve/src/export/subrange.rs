@@ -125,6 +125,10 @@ impl ExportPlan for Subrange {
         Ok(Arc::new(Layered::subrange(inner, geometry, start)))
     }
 
+    fn loses_writes(&self) -> Option<String> {
+        self.inner.loses_writes()
+    }
+
     fn tell(&self) {
         self.inner.tell();
     }

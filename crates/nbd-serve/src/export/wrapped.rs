@@ -111,6 +111,13 @@ impl ExportPlan for WrappedPlan {
         }
     }
 
+    fn loses_writes(&self) -> Option<String> {
+        match self.wrap {
+            Wrap::ReadOnly => None,
+            Wrap::Configurable(..) => self.inner.loses_writes(),
+        }
+    }
+
     fn tell(&self) {
         self.inner.tell();
     }

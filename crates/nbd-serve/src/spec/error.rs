@@ -68,6 +68,15 @@ pub(crate) enum SpecError {
         "write cow:BASE+DIFF, like cow:base.img+changes.cow: the base is only read, and what is written goes to the diff, which is made if there is none"
     )]
     NoDiff,
+    #[error("the plugin is missing: write nbdkit:PLUGIN,KEY=VALUE, like nbdkit:file,disk.img")]
+    NoPlugin,
+    #[error("the parameters of a plugin must be UTF-8")]
+    PluginNotUtf8,
+    #[error(
+        "`{0}` is no plugin: write its parameters after commas, like nbdkit:file,disk.img; for nbdkit's \
+         own options and filters use exec:nbdkit"
+    )]
+    PluginOptions(String),
     #[error("a base is only read, so leave `create` out")]
     CreateBase,
 }
@@ -93,7 +102,7 @@ fn schemes(similar: Option<&str>) -> String {
     match similar {
         Some(scheme) => format!("did you mean `{scheme}:`?"),
         None => "there are file:PATH, mem:SIZE, nbd://HOST/EXPORT, nbds: with TLS, \
-                 nbd+unix:///?socket=PATH, nbd+vsock: and exec:COMMAND; more are in \
+                 nbd+unix:///?socket=PATH, nbd+vsock:, exec:COMMAND and nbdkit:PLUGIN; more are in \
                  `nbd-serve --help`"
             .into(),
     }

@@ -1,0 +1,96 @@
+//! What this thread is doing for a plugin: which callback it is in, and what the plugin said there.
+//!
+//! The functions that plugins call back have no handle for this; so it belongs to the thread, as in
+//! nbdkit.
+
+use std::cell::Cell;
+use std::ffi::CString;
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+/// Messages that are kept for the error of a callback that fails. The last ones tell least.
+const MAX_KEPT_MESSAGES: usize = 4;
+/// A message is cut here, in bytes: it goes into a log and to the holder.
+const MAX_MESSAGE_LEN: usize = 2000;
+
+thread_local! {
+    static CALLBACK: Cell<Option<&'static str>> = const { Cell::new(None) };
+    static ERRNO: Cell<i32> = const { Cell::new(0) };
+}
+
+static PLUGIN_NAME: OnceLock<String> = OnceLock::new();
+/// What the plugin says in a callback whose failure is an error of ours, which then contains it. Of
+/// all threads: a plugin may have some of its own.
+static MESSAGES: Mutex<Option<Vec<String>>> = Mutex::new(None);
+static EXPORT_NAME: Mutex<Option<CString>> = Mutex::new(None);
+
+/// Names the plugin for messages of threads that it starts itself. The first one stays.
+pub(crate) fn name_plugin(name: &str) {
+    // One that is loaded beside it is served too, and only its messages bear the other's name.
+    PLUGIN_NAME.get_or_init(|| name.into());
+}
+
+pub(crate) fn plugin_name() -> &'static str {
+    PLUGIN_NAME.get().map_or("", String::as_str)
+}
+
+/// The export that the plugin's `default_export` named. The last one stays.
+pub(crate) fn name_export(name: &str) {
+    let name = CString::new(name).unwrap_or_default();
+    *EXPORT_NAME.lock().unwrap_or_else(PoisonError::into_inner) = Some(name);
+}
+
+/// The name of the export, if the plugin has a default one.
+pub(crate) fn export_name() -> CString {
+    EXPORT_NAME.lock().unwrap_or_else(PoisonError::into_inner).clone().unwrap_or_default()
+}
+
+/// A callback begins.
+pub(crate) fn enter(callback: &'static str) {
+    CALLBACK.set(Some(callback));
+    ERRNO.set(0);
+}
+
+/// It has returned.
+pub(crate) fn leave() {
+    CALLBACK.set(None);
+}
+
+/// The callback that this thread is in.
+pub(crate) fn callback() -> Option<&'static str> {
+    CALLBACK.get()
+}
+
+/// The error that the plugin has set since the callback began; 0 if it did not.
+pub(crate) fn errno() -> i32 {
+    ERRNO.get()
+}
+
+pub(crate) fn set_errno(errno: i32) {
+    ERRNO.set(errno);
+}
+
+/// The plugin reports an error.
+pub(crate) fn report_error(text: &str) {
+    let text = shorten(text).trim_end();
+    match MESSAGES.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
+        Some(messages) if messages.len() < MAX_KEPT_MESSAGES => messages.push(text.into()),
+        _ => tracing::error!("nbdkit:{}: {text}", plugin_name()),
+    }
+}
+
+/// Begins to keep messages in place of logging them.
+pub(crate) fn keep_messages() {
+    *MESSAGES.lock().unwrap_or_else(PoisonError::into_inner) = Some(Vec::new());
+}
+
+/// What the plugin has said since then. What it says from now on is logged.
+pub(crate) fn take_messages() -> Vec<String> {
+    MESSAGES.lock().unwrap_or_else(PoisonError::into_inner).take().unwrap_or_default()
+}
+
+/// The first bytes of a text, without half a character at their end.
+fn shorten(text: &str) -> &str {
+    let end = text.len().min(MAX_MESSAGE_LEN);
+    let end = (0..=end).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
+    &text[..end]
+}
