@@ -119,3 +119,89 @@ pub(crate) struct NbdkitPlugin {
 
     pub(crate) block_size: Option<BlockSizeFn>,
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fmt::Write;
+    use std::mem::offset_of;
+    use std::path::Path;
+    use std::process::Command;
+
+    use super::*;
+
+    macro_rules! offsets {
+        ($($field:ident $name:literal)*) => { [$(($name, offset_of!(NbdkitPlugin, $field))),*] };
+    }
+
+    /// What a program prints that is compiled with the header.
+    fn print_of_c(statements: &str) -> String {
+        let name = format!("nbd-nbdkit-abi-{}-{}", std::process::id(), statements.len());
+        let directory = std::env::temp_dir().join(name);
+        std::fs::create_dir(&directory).unwrap();
+        let [source, program] = ["offsets.c", "offsets"].map(|name| directory.join(name));
+        let text = format!(
+            "#include <stddef.h>\n#include <stdio.h>\n#define NBDKIT_API_VERSION 2\n\
+             #include <nbdkit-plugin.h>\nint main(void) {{ {statements} return 0; }}\n"
+        );
+        std::fs::write(&source, text).unwrap();
+        let compiled = Command::new("cc").arg("-o").args([&program, &source]).status().unwrap();
+        assert!(compiled.success(), "nbdkit-plugin-dev is needed");
+        let output = Command::new(Path::new(&program)).output().unwrap();
+        std::fs::remove_dir_all(&directory).unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    #[test]
+    fn every_offset_is_that_of_the_header() {
+        let fields = offsets!(
+            struct_size "_struct_size" api_version "_api_version"
+            thread_model_constant "_thread_model" name "name" longname "longname" version "version"
+            description "description" load "load" unload "unload" config "config"
+            config_complete "config_complete" config_help "config_help" open "open" close "close"
+            get_size "get_size" can_write "can_write" can_flush "can_flush"
+            is_rotational "is_rotational" can_trim "can_trim" pread_v1 "_pread_v1"
+            pwrite_v1 "_pwrite_v1" flush_v1 "_flush_v1" trim_v1 "_trim_v1" zero_v1 "_zero_v1"
+            errno_is_preserved "errno_is_preserved" dump_plugin "dump_plugin" can_zero "can_zero"
+            can_fua "can_fua" pread "pread" pwrite "pwrite" flush "flush" trim "trim" zero "zero"
+            magic_config_key "magic_config_key" can_multi_conn "can_multi_conn"
+            can_extents "can_extents" extents "extents" can_cache "can_cache" cache "cache"
+            thread_model "thread_model" can_fast_zero "can_fast_zero" preconnect "preconnect"
+            get_ready "get_ready" after_fork "after_fork" list_exports "list_exports"
+            default_export "default_export" export_description "export_description"
+            cleanup "cleanup" block_size "block_size"
+        );
+        let (mut statements, mut expected) = (String::new(), String::new());
+        for (name, offset) in fields {
+            writeln!(
+                statements,
+                "printf(\"{name} %zu\\n\", offsetof(struct nbdkit_plugin, {name}));"
+            )
+            .unwrap();
+            writeln!(expected, "{name} {offset}").unwrap();
+        }
+        statements.push_str("printf(\"size %zu\\n\", sizeof(struct nbdkit_plugin));");
+        writeln!(expected, "size {}", size_of::<NbdkitPlugin>()).unwrap();
+        assert_eq!(print_of_c(&statements), expected);
+    }
+
+    #[test]
+    fn every_constant_is_that_of_the_header() {
+        let constants = [
+            ("NBDKIT_FLAG_MAY_TRIM", FLAG_MAY_TRIM),
+            ("NBDKIT_FLAG_FUA", FLAG_FUA),
+            ("NBDKIT_FLAG_REQ_ONE", FLAG_REQ_ONE),
+            ("NBDKIT_FLAG_FAST_ZERO", FLAG_FAST_ZERO),
+            ("NBDKIT_FUA_NONE", FUA_NONE.cast_unsigned()),
+            ("NBDKIT_FUA_EMULATE", FUA_EMULATE.cast_unsigned()),
+            ("NBDKIT_FUA_NATIVE", FUA_NATIVE.cast_unsigned()),
+            ("NBDKIT_CACHE_NONE", CACHE_NONE.cast_unsigned()),
+            ("NBDKIT_CACHE_EMULATE", CACHE_EMULATE.cast_unsigned()),
+            ("NBDKIT_CACHE_NATIVE", CACHE_NATIVE.cast_unsigned()),
+            ("NBDKIT_EXTENT_HOLE", EXTENT_HOLE),
+            ("NBDKIT_EXTENT_ZERO", EXTENT_ZERO),
+        ];
+        let printed = constants.map(|(name, _)| format!("printf(\"%d \", {name});")).concat();
+        let expected = constants.map(|(_, value)| format!("{value} ")).concat();
+        assert_eq!(print_of_c(&printed), expected);
+    }
+}

@@ -41,6 +41,12 @@ impl PluginBackend {
         self.offer.size - self.offer.geometry.size
     }
 
+    /// Which requests may be under way at the same time.
+    #[must_use]
+    pub fn thread_model(&self) -> ThreadModel {
+        self.handle.plugin().thread_model()
+    }
+
     /// Reports another shape: the one that a device was attached with, which this serves too.
     #[must_use]
     pub fn with_geometry(mut self, geometry: Geometry) -> Self {

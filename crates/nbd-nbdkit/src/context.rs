@@ -3,8 +3,9 @@
 //! The functions that plugins call back have no handle for this; so it belongs to the thread, as in
 //! nbdkit.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::ffi::CString;
+use std::mem::ManuallyDrop;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 /// Messages that are kept for the error of a callback that fails. The last ones tell least.
@@ -13,14 +14,15 @@ const MAX_KEPT_MESSAGES: usize = 4;
 const MAX_MESSAGE_LEN: usize = 2000;
 
 thread_local! {
+    /// What the plugin says in a callback whose failure is an error of ours, which then contains it.
+    /// Without a destructor, as it is read in exit(3), after those.
+    static MESSAGES: ManuallyDrop<RefCell<Option<Vec<String>>>> =
+        const { ManuallyDrop::new(RefCell::new(None)) };
     static CALLBACK: Cell<Option<&'static str>> = const { Cell::new(None) };
     static ERRNO: Cell<i32> = const { Cell::new(0) };
 }
 
 static PLUGIN_NAME: OnceLock<String> = OnceLock::new();
-/// What the plugin says in a callback whose failure is an error of ours, which then contains it. Of
-/// all threads: a plugin may have some of its own.
-static MESSAGES: Mutex<Option<Vec<String>>> = Mutex::new(None);
 static EXPORT_NAME: Mutex<Option<CString>> = Mutex::new(None);
 
 /// Names the plugin for messages of threads that it starts itself. The first one stays.
@@ -72,20 +74,20 @@ pub(crate) fn set_errno(errno: i32) {
 /// The plugin reports an error.
 pub(crate) fn report_error(text: &str) {
     let text = shorten(text).trim_end();
-    match MESSAGES.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
+    MESSAGES.with(|messages| match messages.borrow_mut().as_mut() {
         Some(messages) if messages.len() < MAX_KEPT_MESSAGES => messages.push(text.into()),
         _ => tracing::error!("nbdkit:{}: {text}", plugin_name()),
-    }
+    });
 }
 
-/// Begins to keep messages in place of logging them.
+/// Begins to keep this thread's messages in place of logging them.
 pub(crate) fn keep_messages() {
-    *MESSAGES.lock().unwrap_or_else(PoisonError::into_inner) = Some(Vec::new());
+    MESSAGES.with(|messages| messages.replace(Some(Vec::new())));
 }
 
 /// What the plugin has said since then. What it says from now on is logged.
 pub(crate) fn take_messages() -> Vec<String> {
-    MESSAGES.lock().unwrap_or_else(PoisonError::into_inner).take().unwrap_or_default()
+    MESSAGES.with(|messages| messages.take()).unwrap_or_default()
 }
 
 /// The first bytes of a text, without half a character at their end.
