@@ -79,6 +79,7 @@ pub(crate) fn find(
 type Partitions = Vec<(u32, Range)>;
 
 const SIGNATURE: &[u8; 8] = b"EFI PART";
+/// The fields of a header, in bytes. Headers may be longer, and nbdkit's are (UEFI: "HeaderSize").
 const HEADER: usize = 92;
 /// Most bytes of a table: 128 entries are usual, and take up 16 KiB.
 const MAX_TABLE_LEN: u64 = 4 << 20;
@@ -88,7 +89,7 @@ fn gpt(read: Read<'_>, size: u64, sector: u64) -> Result<Option<Partitions>, Par
     let mut damaged = false;
     // The second copy is in the last sector.
     for at in [sector, (size / sector).saturating_sub(1) * sector] {
-        let mut header = [0; HEADER];
+        let mut header = vec![0; sector as usize];
         if at < sector || at + sector > size {
             continue;
         }
@@ -96,7 +97,7 @@ fn gpt(read: Read<'_>, size: u64, sector: u64) -> Result<Option<Partitions>, Par
         if header[..8] != *SIGNATURE {
             continue;
         }
-        match gpt_entries(read, size, sector, header)? {
+        match gpt_entries(read, size, sector, &mut header)? {
             Some(partitions) => return Ok(Some(partitions)),
             None => damaged = true,
         }
@@ -109,18 +110,20 @@ fn gpt_entries(
     read: Read<'_>,
     size: u64,
     sector: u64,
-    mut header: [u8; HEADER],
+    header: &mut [u8],
 ) -> Result<Option<Partitions>, PartitionError> {
-    let checksum = word(&header, 16);
+    let checksum = word(header, 16);
     header[16..20].fill(0);
-    let (table, count) = (long(&header, 72), u64::from(word(&header, 80)));
-    let entry = u64::from(word(&header, 84));
+    let (table, count) = (long(header, 72), u64::from(word(header, 80)));
+    let entry = u64::from(word(header, 84));
+    // As the kernel has it: up to a sector.
+    let header_len = word(header, 12) as usize;
+    let checked = header.get(..header_len).filter(|_| header_len >= HEADER);
     let length = count * entry;
     let start = table
         .checked_mul(sector)
         .filter(|start| start.checked_add(length).is_some_and(|end| end <= size));
-    let is_sane = word(&header, 12) == HEADER as u32
-        && crc32fast::hash(&header) == checksum
+    let is_sane = checked.is_some_and(|bytes| crc32fast::hash(bytes) == checksum)
         && (128..=4096).contains(&entry)
         && length <= MAX_TABLE_LEN;
     let (Some(start), true) = (start, is_sane) else {
@@ -128,7 +131,7 @@ fn gpt_entries(
     };
     let mut bytes = vec![0; length as usize];
     read_some(read, &mut bytes, start)?;
-    if crc32fast::hash(&bytes) != word(&header, 88) {
+    if crc32fast::hash(&bytes) != word(header, 88) {
         return Ok(None);
     }
     let entries = (1..).zip(bytes.chunks(entry as usize));
