@@ -224,3 +224,28 @@ fn every_path_becomes_absolute() {
     let here = here.display();
     assert_eq!(spec, format!("record:{here}/log@cow:file:{here}/base,ro+{here}/diff"));
 }
+
+#[test]
+fn plugins_have_parameters_of_their_own() {
+    let spec = |plugin: &str, parameters: &[&str]| {
+        let parameters = parameters.iter().map(ToString::to_string).collect();
+        Ok(Spec::Nbdkit(NbdkitSpec { plugin: plugin.into(), parameters }))
+    };
+    for (text, plugin, parameters) in [
+        ("nbdkit:null", "null", &[] as &[&str]),
+        ("nbdkit:file,a.img", "file", &["a.img"]),
+        ("nbdkit:./a b.so,file=x,y=1=2", "./a b.so", &["file=x", "y=1=2"]),
+        ("nbdkit:eval,pread=dd a,,b,x", "eval", &["pread=dd a,b", "x"]),
+        ("nbdkit:data,data=1,,,size=2", "data", &["data=1,", "size=2"]),
+    ] {
+        assert_eq!(parse(text), spec(plugin, parameters), "{text}");
+        assert_eq!(parse(text).unwrap().to_string(), text);
+    }
+    assert_eq!(parse("nbdkit:null,1M,"), spec("null", &["1M"]));
+    assert!(parse("nbdkit:./a.so").unwrap().absolute().to_string().starts_with("nbdkit:/"));
+    assert!(parse("nbdkit:null").unwrap().absolute().to_string() == "nbdkit:null");
+    assert!(complaint("nbdkit:").contains("nbdkit:PLUGIN"));
+    for text in ["nbdkit:-s null", "nbdkit:null 1M"] {
+        assert!(complaint(text).contains("write its parameters after commas"), "{text}");
+    }
+}

@@ -13,6 +13,8 @@
 //! | `service` | sockets, signals, one log line for each odd client |
 //! | `libnbd` | nbdinfo and nbdcopy |
 //! | `memory` | how much of it many clients together can make the process take |
+//! | `nbdkit` | nbdkit's plugins, beside nbdkit itself |
+//! | `nbdkit` | nbdkit's own plugins, beside nbdkit itself |
 //! | `odd` | odd requests, sent by libnbd from Python |
 //! | `qemu` | qemu-img and qemu-io |
 //! | `fio` | fio's nbd engine, which verifies what it reads |
@@ -27,6 +29,7 @@ mod content;
 mod fio;
 mod libnbd;
 mod memory;
+mod nbdkit;
 mod odd;
 mod offers;
 mod programs;
