@@ -1,6 +1,8 @@
 //! Plugins in C, compiled with the installed header, for each thread model, each version of the
 //! interface, each callback that is missing, and each odd return.
 
+#![allow(clippy::unwrap_used, reason = "all of it is tests")]
+
 mod emulations;
 mod life;
 mod models;
