@@ -113,7 +113,7 @@ fn backends_that_do_not_fit_are_refused(api: Api) {
     }
     let command = ["replace", &name, "--", "no-such-program"];
     ctl(command).fails_with(FAILED).says(&["no-such-program"]);
-    ctl(["replace", &name, "fil:x"]).fails_with(FAILED).says(&["`file:`"]);
+    ctl(["replace", &name, "fil:x"]).fails_with(USAGE).says(&["`file:`"]);
 
     assert_eq!(device.backend(), backend, "the backend was not touched");
     still_works(&device, &files.join("disk.img"));
