@@ -64,7 +64,7 @@ def possible(names, by_name):
 
 def why_no_ublk():
     if shutil.which("rublk") is None:
-        return "rublk is not there. Run: scripts/setup --for bench"
+        return "rublk is not there. Run: scripts/setup --for ublk"
     loaded = subprocess.run(["modprobe", "ublk_drv"], capture_output=True, text=True)
     if not os.path.exists("/dev/ublk-control"):
         return f"this kernel has no ublk driver ({loaded.stderr.strip() or 'nothing said'}). Try: --kernel 6.12"
