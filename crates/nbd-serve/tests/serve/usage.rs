@@ -139,7 +139,7 @@ fn help_has_examples() {
         assert!(stdout.contains(words), "{stdout}");
     }
     let (code, stdout, _) = run(&["--version"]);
-    assert_eq!((code, &*stdout), (0, "nbd-serve 0.1.0\n"));
+    assert_eq!((code, &*stdout), (0, concat!("nbd-serve ", env!("CARGO_PKG_VERSION"), "\n")));
 }
 
 #[test]
