@@ -28,7 +28,8 @@ pub use ancillary::Sender;
 
 /// First bytes of either direction.
 pub const GREETING: [u8; 8] = *b"nbd-hold";
-/// Version of all messages in this crate. Any change to one of them raises it.
+/// Version of all messages in this crate. Any change to one of them raises it. A new kind of message, the last of
+/// its enum, does not: programs that do not know it end the connection.
 pub const VERSION: u32 = 1;
 /// Most descriptors with one frame.
 pub const MAX_FRAME_DESCRIPTORS: usize = 32;

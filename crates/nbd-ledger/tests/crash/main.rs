@@ -3,6 +3,7 @@
 
 mod backend;
 mod peer;
+mod record;
 mod run;
 mod script;
 mod situation;

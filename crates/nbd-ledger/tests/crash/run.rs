@@ -19,6 +19,7 @@ use nix::unistd::Pid;
 
 use crate::backend::{LEDGER, ORDERS, Order, Orders, PASSED, STORAGE};
 use crate::peer::Peer;
+use crate::record;
 use crate::script::{DEVICE, LAYOUT, Step};
 use crate::situation::{self, Situation};
 
@@ -43,6 +44,8 @@ pub(crate) struct Outcome {
     pub(crate) situations: BTreeSet<Situation>,
     /// Crash points that the last backend passed.
     pub(crate) passed: u64,
+    /// The words of the ledger that the first backend left.
+    pub(crate) left: Option<String>,
 }
 
 /// Runs a script against backends that die at the given crash points, one after the other, and
@@ -67,6 +70,8 @@ pub(crate) struct Run {
     stdout: ChildStdout,
     stdout_bytes: Vec<u8>,
     since: Instant,
+    /// Keeps what the first backend leaves.
+    pub(crate) records: bool,
     pub(crate) outcome: Outcome,
 }
 
@@ -97,6 +102,7 @@ impl Run {
             stdout,
             stdout_bytes: Vec::new(),
             since: Instant::now(),
+            records: false,
             outcome: Outcome::default(),
         }
     }
@@ -209,6 +215,9 @@ impl Run {
         assert_eq!(status.signal(), Some(9), "a backend failed: {status}{output}");
         self.outcome.deaths += 1;
         self.outcome.situations.extend(situation::situations(&self.ledger));
+        if self.records {
+            self.outcome.left.get_or_insert_with(|| record::words(&self.ledger));
+        }
         let crash_at = self.crashes.pop().unwrap_or(NO_CRASH);
         let order = self.setting.orders[1];
         (self.child, self.stdout) = start(order, crash_at, &self.lane, &self.ledger, &self.storage);

@@ -72,6 +72,20 @@ pub(crate) fn every_kind() -> Vec<Step> {
     ]
 }
 
+/// The same with so little data that a ledger can be written down. The bytes that are read are zeroes.
+pub(crate) fn few_of_every_kind() -> Vec<Step> {
+    use Step::{Burst, Pieces, Settle};
+    let flush = spec(CommandType::FLUSH, 0, 0);
+    let zeroes = spec(CommandType::WRITE_ZEROES, 8192, 512);
+    vec![
+        Burst(vec![write(0, 64), write(8192, 32), read(65_536, 4096), flush, zeroes]),
+        Settle,
+        Pieces(vec![read(100_000, 20_000), write(30_000, 128)], vec![28 + 13, 28 + 28 + 50]),
+        Burst(vec![read(200_000, 30_000), spec(CommandType::TRIM, 0, 2048), write(4096, 48)]),
+        Settle,
+    ]
+}
+
 /// Reads that are answered with as much data as may be.
 pub(crate) fn reads(count: u64) -> Step {
     let length = LAYOUT.max_payload;
