@@ -204,7 +204,7 @@ fn close_all() {
 fn wait_for_signal(limit: Option<Duration>) -> Option<Signal> {
     let signals = SigSet::all();
     let time = limit.map(|limit| libc::timespec {
-        tv_sec: limit.as_secs().try_into().unwrap_or(libc::time_t::MAX),
+        tv_sec: limit.as_secs().try_into().unwrap_or(i64::MAX),
         tv_nsec: limit.subsec_nanos().into(),
     });
     let time = time.as_ref().map_or(std::ptr::null(), |time| &raw const *time);

@@ -11,7 +11,8 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, FallocateFlags, RenameFlags, fallocate, renameat2};
+use nix::fcntl::{FallocateFlags, fallocate};
+use rustix::fs::{CWD, RenameFlags, renameat_with};
 
 /// What readers look at.
 const CURRENT: &str = "state.json";
@@ -87,10 +88,11 @@ fn keep_room(file: &File, length: usize) -> io::Result<()> {
 }
 
 fn publish(next: &Path, current: &Path) -> io::Result<()> {
-    let exchange = RenameFlags::RENAME_EXCHANGE;
-    match renameat2(AT_FDCWD, next, AT_FDCWD, current, exchange) {
+    use rustix::io::Errno;
+    // With musl `nix` lacks this call.
+    match renameat_with(CWD, next, CWD, current, RenameFlags::EXCHANGE) {
         // There is no current one, or the file system cannot exchange.
-        Err(Errno::ENOENT | Errno::EINVAL | Errno::ENOSYS) => std::fs::rename(next, current),
+        Err(Errno::NOENT | Errno::INVAL | Errno::NOSYS) => std::fs::rename(next, current),
         result => Ok(result?),
     }
 }

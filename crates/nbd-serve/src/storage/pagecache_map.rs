@@ -8,8 +8,7 @@ use nbd_backend::MappedRange;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::mman::ProtFlags;
 use nix::sys::statfs::{
-    BTRFS_SUPER_MAGIC, EXT4_SUPER_MAGIC, F2FS_SUPER_MAGIC, FsType, OVERLAYFS_SUPER_MAGIC,
-    XFS_SUPER_MAGIC, fstatfs,
+    BTRFS_SUPER_MAGIC, EXT4_SUPER_MAGIC, F2FS_SUPER_MAGIC, FsType, OVERLAYFS_SUPER_MAGIC, fstatfs,
 };
 use nix::unistd::geteuid;
 
@@ -19,6 +18,9 @@ use crate::storage::mapping::{Mapping, PAGE};
 const MIN_LEN: usize = 32 << 10;
 /// Longer ones as well: asking for them takes long.
 const MAX_LEN: usize = 1 << 20;
+
+/// `linux/magic.h`; with musl nix does not have it.
+const XFS_SUPER_MAGIC: FsType = FsType(0x5846_5342);
 
 /// Where nobody changes files but through the same page cache. Another machine does, of a file
 /// that is on a network, and those who read what they have mapped never hear of it.
