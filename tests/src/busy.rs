@@ -29,6 +29,12 @@ impl Busy {
     pub fn attach(api: Api) -> Self {
         let files = TempDir::new();
         let device = Device::attach(api, [files.spec("disk.img", 16 * MIB)]);
+        Self::on(device, files)
+    }
+
+    /// Sets the load on a device of files.
+    #[must_use]
+    pub fn on(device: Device, files: TempDir) -> Self {
         let path = device.path();
         let area = Area::of_device(&path, AREA);
         area.fill();
