@@ -64,6 +64,13 @@ fn the_pkg_config_file_has_the_version_of_the_crate() {
     assert!(text.contains(&version), "nbdbackend.pc has not{version}");
 }
 
+#[test]
+fn the_python_package_has_the_version_of_the_crate() {
+    let path = crate_dir().join("../../python/nbdbackend/pyproject.toml");
+    let version = format!("\nversion = \"{}\"\n", env!("CARGO_PKG_VERSION"));
+    assert!(std::fs::read_to_string(path).unwrap().contains(&version), "it has not{version}");
+}
+
 macro_rules! layout {
     ($text:ident, $name:ident { $($member:ident),* }) => {
         let size = size_of::<$name>();
