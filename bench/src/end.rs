@@ -23,6 +23,10 @@ pub enum End {
 
 impl End {
     /// Connects to `unix:PATH` or `tcp:HOST:PORT`.
+    ///
+    /// # Errors
+    ///
+    /// `target` is of another form, or nothing listens there.
     pub fn connect(target: &str) -> io::Result<Self> {
         match target.split_once(':') {
             Some(("unix", path)) => Ok(Self::Unix(UnixStream::connect(path)?)),
@@ -36,6 +40,10 @@ impl End {
     }
 
     /// Sends what goes out at once, and says how much that was.
+    ///
+    /// # Errors
+    ///
+    /// Those of sendmsg(2); a full socket is none.
     pub fn send_now(&self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
         let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
         match sendmsg::<()>(self.as_fd().as_raw_fd(), parts, &[], flags, None) {
@@ -46,6 +54,10 @@ impl End {
     }
 
     /// Waits until there is something to receive, or room to send.
+    ///
+    /// # Errors
+    ///
+    /// Those of poll(2), a signal among them.
     pub fn wait(&self) -> io::Result<()> {
         let mut fd = [PollFd::new(self.as_fd(), PollFlags::POLLIN | PollFlags::POLLOUT)];
         poll(&mut fd, PollTimeout::NONE)?;
@@ -53,6 +65,10 @@ impl End {
     }
 
     /// Waits for something to receive without giving the processor away, for a while.
+    ///
+    /// # Errors
+    ///
+    /// As for [`has_bytes`](Self::has_bytes).
     pub fn look(&self) -> io::Result<()> {
         let begin = Instant::now();
         while !self.has_bytes()? && begin.elapsed() < PATIENCE {}
@@ -60,6 +76,10 @@ impl End {
     }
 
     /// Whether there is something to receive.
+    ///
+    /// # Errors
+    ///
+    /// Those of poll(2), a signal among them.
     pub fn has_bytes(&self) -> io::Result<bool> {
         let mut fd = [PollFd::new(self.as_fd(), PollFlags::POLLIN)];
         Ok(poll(&mut fd, PollTimeout::ZERO)? > 0)
@@ -108,6 +128,10 @@ pub enum Listener {
 
 impl Listener {
     /// Listens on `unix:PATH` or `tcp:HOST:PORT`.
+    ///
+    /// # Errors
+    ///
+    /// `address` is of another form, in use, or not one of this machine.
     pub fn bind(address: &str) -> io::Result<Self> {
         match address.split_once(':') {
             Some(("unix", path)) => Ok(Self::Unix(UnixListener::bind(path)?)),
@@ -117,6 +141,10 @@ impl Listener {
     }
 
     /// Waits for the next connection.
+    ///
+    /// # Errors
+    ///
+    /// Those of accept(2).
     pub fn accept(&self) -> io::Result<End> {
         match self {
             Self::Unix(listener) => Ok(End::Unix(listener.accept()?.0)),

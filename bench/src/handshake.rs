@@ -13,6 +13,11 @@ const REPLY_ACK: u32 = 1;
 const REPLY_ERR_UNSUP: u32 = 1 << 31 | 1;
 
 /// A client's part. Returns the size of the export.
+///
+/// # Errors
+///
+/// The server is of another kind than fixed newstyle without zeroes, or the connection fails or ends
+/// before the size of the export has come.
 pub fn join(end: &mut (impl Read + Write), export: &str) -> io::Result<u64> {
     let mut greeting = [0; 18];
     end.read_exact(&mut greeting)?;
@@ -32,6 +37,10 @@ pub fn join(end: &mut (impl Read + Write), export: &str) -> io::Result<u64> {
 }
 
 /// A server's part: knows nothing but the default way. `false` if the client wants no more.
+///
+/// # Errors
+///
+/// The connection fails, or ends in the middle of the handshake.
 pub fn accept(end: &mut (impl Read + Write), size: u64, transmission: u16) -> io::Result<bool> {
     let mut greeting = [0; 18];
     greeting[..8].copy_from_slice(MAGIC);

@@ -25,6 +25,10 @@ pub struct Lanes {
 
 impl Lanes {
     /// Starts a backend and grants it lanes; returns the kernel's ends of them.
+    ///
+    /// # Errors
+    ///
+    /// `command` is empty, the program cannot be started, or does not say in time what it serves.
     pub fn start(command: &[String], count: usize) -> Result<(Self, Vec<End>), Box<dyn Error>> {
         if command.is_empty() {
             return Err("no backend is named behind --".into());
@@ -51,6 +55,10 @@ impl Lanes {
     }
 
     /// Waits until the backend has left, after its lanes were disconnected.
+    ///
+    /// # Errors
+    ///
+    /// The program cannot be waited for, or has failed.
     pub fn end(mut self) -> Result<(), Box<dyn Error>> {
         let status = self.child.wait()?;
         if status.success() { Ok(()) } else { Err(format!("the backend failed: {status}").into()) }

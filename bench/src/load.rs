@@ -133,6 +133,10 @@ impl Connection {
     }
 
     /// Asks and hears until the plan is done.
+    ///
+    /// # Errors
+    ///
+    /// The connection fails, or the server answers what was not asked.
     pub fn run(mut self) -> io::Result<(Self, Record)> {
         let start = Instant::now();
         let end = start + Duration::from_secs_f64(self.plan.seconds);
@@ -160,6 +164,10 @@ impl Connection {
     }
 
     /// Writes to all of the device, so that nobody is measured reading holes.
+    ///
+    /// # Errors
+    ///
+    /// As for [`run`](Self::run).
     pub fn fill(end: End, size: u64) -> io::Result<End> {
         let block = 1 << 20;
         let requests = Some(size / u64::from(block));
@@ -170,6 +178,10 @@ impl Connection {
     }
 
     /// Disconnects as the specification wants it.
+    ///
+    /// # Errors
+    ///
+    /// The request cannot be sent.
     pub fn leave(mut self) -> io::Result<()> {
         let request = self.author.next(0);
         let request = Request { command: CommandType::DISC, offset: 0, length: 0, ..request };

@@ -31,6 +31,10 @@ pub struct Message(Vec<libc::iovec>);
 
 impl Mapped {
     /// Memory that is all there.
+    ///
+    /// # Errors
+    ///
+    /// `len` is 0, or there is not so much memory.
     pub fn memory(len: usize) -> io::Result<Self> {
         let length = NonZeroUsize::new(len).ok_or(io::ErrorKind::InvalidInput)?;
         let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_POPULATE;
@@ -40,6 +44,10 @@ impl Mapped {
     }
 
     /// A file, which must not get shorter.
+    ///
+    /// # Errors
+    ///
+    /// The file is empty, or cannot be mapped for reading and writing.
     pub fn file(file: &File) -> io::Result<Self> {
         let len = file.metadata()?.len() as usize;
         let length = NonZeroUsize::new(len).ok_or(io::ErrorKind::InvalidInput)?;
@@ -65,6 +73,10 @@ impl Mapped {
     }
 
     /// Stores bytes.
+    ///
+    /// # Errors
+    ///
+    /// The range goes beyond the end.
     pub fn store(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
         let to = self.range(offset, bytes.len())?;
         // SAFETY: `to` has room for as many, outside of any Rust object. Other threads may store there
@@ -74,6 +86,10 @@ impl Mapped {
     }
 
     /// Receives a whole range.
+    ///
+    /// # Errors
+    ///
+    /// The range goes beyond the end, or the peer disconnects before all of it has come.
     pub fn receive(&self, socket: BorrowedFd<'_>, offset: u64, length: usize) -> io::Result<()> {
         let to = self.range(offset, length)?;
         let mut done = 0;
@@ -104,6 +120,10 @@ impl Message {
     }
 
     /// Appends a range of the storage.
+    ///
+    /// # Errors
+    ///
+    /// The range goes beyond the end.
     pub fn push_range(&mut self, storage: &Mapped, offset: u64, length: usize) -> io::Result<()> {
         let base = storage.range(offset, length)?;
         self.0.push(libc::iovec { iov_base: base.cast(), iov_len: length });
@@ -116,6 +136,10 @@ impl Message {
     }
 
     /// Sends all of it, and is empty then. `bytes` are those of [`push_bytes`](Self::push_bytes).
+    ///
+    /// # Errors
+    ///
+    /// Those of sendmsg(2).
     pub fn send(&mut self, socket: BorrowedFd<'_>, mut bytes: &[u8]) -> io::Result<()> {
         for part in self.0.iter_mut().filter(|part| part.iov_base.is_null()) {
             let (these, rest) = bytes.split_at(part.iov_len);

@@ -55,8 +55,6 @@
 //! | `fence` | makes sure that an old connection or server writes no more |
 //! | `options`, `shared`, `error`, `sync`, `system` | settings; what the threads share; why a connection ends; locking; system calls that neither std nor nix has |
 
-#![warn(clippy::missing_errors_doc, clippy::missing_panics_doc)]
-
 mod connect;
 mod connection;
 mod error;

@@ -26,8 +26,6 @@
 //! # }
 //! ```
 
-#![warn(clippy::missing_errors_doc, clippy::missing_panics_doc)]
-
 mod allowance;
 pub mod filter;
 mod lines;
