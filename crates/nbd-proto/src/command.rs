@@ -2,6 +2,7 @@
 
 use core::fmt;
 
+use crate::request::write_request;
 use crate::{CommandFlags, CommandType, ExtendedRequest, Request};
 
 /// What a server has to do: in order, within the export, and offered by it.
@@ -86,21 +87,6 @@ impl fmt::Display for Command {
     }
 }
 
-/// What people read of a request, checked or not.
-pub(crate) fn write_request(
-    f: &mut fmt::Formatter<'_>,
-    command: CommandType,
-    offset: u64,
-    length: u64,
-    fua: bool,
-) -> fmt::Result {
-    write!(f, "{command}")?;
-    if !matches!(command, CommandType::FLUSH | CommandType::DISC) || (offset, length) != (0, 0) {
-        write!(f, " {offset}+{length}")?;
-    }
-    if fua { f.write_str(" (FUA)") } else { Ok(()) }
-}
-
 impl Command {
     /// The command's type.
     pub const fn command_type(&self) -> CommandType {
@@ -127,14 +113,6 @@ impl Command {
             | Self::WriteZeroes { offset, length, .. }
             | Self::BlockStatus { offset, length, .. } => (offset, length),
             Self::Flush | Self::Disconnect => (0, 0),
-        }
-    }
-
-    /// Bytes of data in a simple reply that reports success.
-    pub const fn reply_payload_len(&self) -> u32 {
-        match *self {
-            Self::Read { length, .. } => length,
-            _ => 0,
         }
     }
 

@@ -2,7 +2,6 @@
 
 use core::fmt;
 
-use crate::command::write_request;
 use crate::field::{get_u16, get_u32, get_u64, put_u16, put_u32, put_u64};
 use crate::magic::{self, WrongMagic};
 use crate::{CommandFlags, CommandType};
@@ -142,4 +141,19 @@ impl ExtendedRequest {
             _ => 0,
         }
     }
+}
+
+/// What people read of a request, checked or not.
+pub(crate) fn write_request(
+    f: &mut fmt::Formatter<'_>,
+    command: CommandType,
+    offset: u64,
+    length: u64,
+    fua: bool,
+) -> fmt::Result {
+    write!(f, "{command}")?;
+    if !matches!(command, CommandType::FLUSH | CommandType::DISC) || (offset, length) != (0, 0) {
+        write!(f, " {offset}+{length}")?;
+    }
+    if fua { f.write_str(" (FUA)") } else { Ok(()) }
 }
