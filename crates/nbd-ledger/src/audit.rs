@@ -16,7 +16,7 @@ use crate::layout::{
     FIRST_SEQUENCE, Header, LaneControl, Layout, MAGIC, SlotIndex, SlotState, VERSION,
 };
 use crate::map::{Map, Ring};
-use crate::{receive, transmit};
+use crate::request;
 
 /// Bound of every position and count. No device reaches it, and it is so far below `u64::MAX` that
 /// the sums of a backend's lifetime cannot overflow.
@@ -146,7 +146,7 @@ pub(crate) fn check_lane(
         let slot = map.slot(lane, index);
         let bad = |what| Corruption::Slot { lane, slot: index.get(), what };
         let position = slot.position.load(Ordering::Relaxed);
-        let request = receive::request_of(slot);
+        let request = request::request_of(slot);
         match slot.state() {
             SlotState::Vacant => {}
             // `parsed` commits a slot: at or beyond it, the predecessor died while it filled this one.
@@ -191,7 +191,7 @@ fn check_records(
     let receive_epoch = control.receive_epoch.load(relaxed);
     ensure(receive_epoch < MAX_COUNT, "receive count")?;
     let received = before + count;
-    ensure(parsed <= received + receive::REQUEST_BYTES + u64::from(u32::MAX), "parse position")?;
+    ensure(parsed <= received + request::REQUEST_BYTES + u64::from(u32::MAX), "parse position")?;
     ensure(base <= before && base <= parsed, "ring base")?;
     ensure(received - parsed.min(received) <= layout.ring, "unparsed length")?;
 
@@ -231,14 +231,14 @@ fn check_payload(
     if payload == 0 || payload > layout.max_payload {
         return Ok(());
     }
-    let end = position + receive::REQUEST_BYTES + u64::from(payload);
+    let end = position + request::REQUEST_BYTES + u64::from(payload);
     if end > findings.parsed.min(findings.received) {
         return Err("payload end");
     }
     if position < findings.base || findings.received - position > layout.ring {
         return Err("payload position");
     }
-    let header = ring.bytes((position - findings.base) % layout.ring, receive::REQUEST_BYTES);
+    let header = ring.bytes((position - findings.base) % layout.ring, request::REQUEST_BYTES);
     let same = header.first_chunk().and_then(|bytes| Request::decode(bytes).ok());
     if same == Some(*request) { Ok(()) } else { Err("request: it is not the one in the ring") }
 }
@@ -255,7 +255,7 @@ fn check_pending(findings: &mut Findings, lane: u32) -> Result<(), Corruption> {
         if pending.position < end {
             return Err(bad("position: it overlaps another request"));
         }
-        end = pending.position + receive::REQUEST_BYTES + u64::from(pending.request.payload_len());
+        end = pending.position + request::REQUEST_BYTES + u64::from(pending.request.payload_len());
         if end > findings.parsed {
             return Err(bad("position: its end was not taken yet"));
         }
@@ -277,7 +277,7 @@ fn check_replies(area: &[u8], mut staged: Vec<Request>, lane: u32) -> Result<(),
             return Err(bad("answers two requests"));
         }
         let has_data = request.command == CommandType::READ && reply.error == NbdError::SUCCESS;
-        at += transmit::REPLY_BYTES as usize + if has_data { request.length as usize } else { 0 };
+        at += request::REPLY_BYTES as usize + if has_data { request.length as usize } else { 0 };
         if at > area.len() {
             return Err(bad("is cut off"));
         }

@@ -12,7 +12,8 @@ use nbd_proto::{NbdError, Request};
 use crate::inspect::Inspector;
 use crate::layout::{FLIGHT_RECORDS, FlightRecord};
 use crate::map::LaneWords;
-use crate::receive::{Ticket, decode_kind, encode_kind};
+use crate::receive::Ticket;
+use crate::request::{decode_kind, encode_kind};
 use crate::transmit::Transmitter;
 
 /// An execution of a request, as the recorder tells it. Times are `CLOCK_MONOTONIC` nanoseconds.

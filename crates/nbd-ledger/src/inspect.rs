@@ -13,7 +13,7 @@ use crate::audit;
 use crate::layout::{Header, Layout, SLOTS, SlotIndex, SlotState, TransmitRecord};
 use crate::ledger::LedgerError;
 use crate::map::Map;
-use crate::receive;
+use crate::request;
 
 /// How many of the bytes that a backend has received and not taken are read.
 const MAX_UNREAD_BYTES: u64 = 1 << 20;
@@ -101,7 +101,7 @@ impl Inspector {
                     SlotState::Staged(n) => n > delivered,
                 };
                 let seen = InFlight {
-                    request: receive::request_of(slot),
+                    request: request::request_of(slot),
                     position,
                     received_at: slot.received_at.load(Ordering::Relaxed),
                     started_at: slot.started_at.load(Ordering::Relaxed),

@@ -15,10 +15,7 @@ use crate::layout::{
     FIRST_SEQUENCE, FlightRecord, Header, LaneControl, Layout, MAGIC, Slot, SlotIndex,
     TransmitRecord, VERSION,
 };
-use crate::map::{LaneWords, Map, Ring, TransmitArea};
-use crate::receive::Receiver;
-use crate::recover::{self, Recovery};
-use crate::transmit::Transmitter;
+use crate::map::{LaneWords, Map, Ring};
 
 /// Why a ledger cannot be made or used.
 #[derive(Debug, Error)]
@@ -40,16 +37,17 @@ pub enum LedgerError {
     LaneTaken(u32),
 }
 
-fn system(action: &'static str) -> impl FnOnce(nix::Error) -> LedgerError {
+pub(crate) fn system(action: &'static str) -> impl FnOnce(nix::Error) -> LedgerError {
     move |errno| LedgerError::System { action, source: errno.into() }
 }
 
 /// A ledger that this process may write to: a backend's.
 #[derive(Debug)]
 pub struct Ledger {
-    map: Arc<Map>,
-    file: OwnedFd,
-    opened: Vec<AtomicBool>,
+    pub(crate) map: Arc<Map>,
+    pub(crate) file: OwnedFd,
+    /// Which lanes are open in this process.
+    pub(crate) opened: Vec<AtomicBool>,
 }
 
 impl Ledger {
@@ -86,53 +84,6 @@ impl Ledger {
         audit::check_header(map.header(), layout)?;
         let opened = (0..layout.lanes).map(|_| AtomicBool::new(false)).collect();
         Ok(Arc::new(Self { map: Arc::new(map), file, opened }))
-    }
-
-    /// Opens a lane whose server end is `socket`, checks all that the ledger says about it, and
-    /// brings it into the state from which a successor continues. The predecessor must be dead: this
-    /// call changes what a live one relies on.
-    ///
-    /// # Errors
-    ///
-    /// [`LedgerError::LaneTaken`] if this mapping has opened the lane already,
-    /// [`LedgerError::Corrupt`] if the lane's words contradict each other, and
-    /// [`LedgerError::System`] if ring or transmit area cannot be mapped. After the latter two the
-    /// lane may be tried again.
-    ///
-    /// # Panics
-    ///
-    /// If the layout has no such lane.
-    pub fn open_lane(
-        self: &Arc<Self>,
-        index: u32,
-        socket: OwnedFd,
-    ) -> Result<(Receiver, Transmitter, Recovery), LedgerError> {
-        if self.opened[index as usize].swap(true, Ordering::AcqRel) {
-            return Err(LedgerError::LaneTaken(index));
-        }
-        // Given back only on failure: after success ring slices and tickets of the lane may live on.
-        self.take_over(index, socket)
-            .inspect_err(|_| self.opened[index as usize].store(false, Ordering::Release))
-    }
-
-    fn take_over(
-        self: &Arc<Self>,
-        index: u32,
-        socket: OwnedFd,
-    ) -> Result<(Receiver, Transmitter, Recovery), LedgerError> {
-        let layout = self.map.layout();
-        let ring = Ring::new(self.file.as_fd(), layout, index).map_err(system("map"))?;
-        let area = TransmitArea::new(self.file.as_fd(), layout, index).map_err(system("map"))?;
-        let findings = audit::check_lane(&self.map, index, &ring, area.as_slice())?;
-        let lane = Arc::new(Lane {
-            ledger: Arc::clone(self),
-            words: LaneWords::new(&self.map, index),
-            index,
-            ring,
-            socket,
-            complete: AtomicU64::new(findings.complete()),
-        });
-        Ok(recover::take_over(&lane, area, &findings))
     }
 
     /// The shared header: generation, times, the sticky flush error.
@@ -181,11 +132,11 @@ fn write_initial_state(file: &std::fs::File, layout: &Layout) -> io::Result<()> 
 /// A lane as this process has it open: shared by its receiver, its transmitter and its tickets.
 #[derive(Debug)]
 pub struct Lane {
-    ledger: Arc<Ledger>,
+    pub(crate) ledger: Arc<Ledger>,
     pub(crate) words: LaneWords,
-    index: u32,
+    pub(crate) index: u32,
     pub(crate) ring: Ring,
-    socket: OwnedFd,
+    pub(crate) socket: OwnedFd,
     /// The last transmission that the kernel has taken entirely: slots staged up to it are free.
     /// Private, as the committed number in the ledger is one that may still be under way.
     pub(crate) complete: AtomicU64,

@@ -78,8 +78,6 @@
 //! [`transmit::Transmitter`] with a lock. The lock is private memory, so it dies with the process
 //! and a successor never finds it locked.
 
-#![warn(clippy::missing_errors_doc, clippy::missing_panics_doc)]
-
 pub mod arrivals;
 pub mod audit;
 mod crash_points;
@@ -87,10 +85,8 @@ pub mod flight_recorder;
 pub mod gdb;
 pub mod inspect;
 pub mod latency;
-pub mod layout;
 mod ledger;
-mod map;
-mod message;
+mod memory;
 pub mod receive;
 pub mod recover;
 #[cfg(test)]
@@ -101,6 +97,8 @@ pub use audit::Corruption;
 pub use inspect::Inspector;
 pub use layout::{Layout, SlotIndex};
 pub use ledger::{Lane, Ledger, LedgerError};
+pub use memory::layout;
+pub(crate) use memory::{map, message, request};
 pub use receive::{Receiver, RecvOutcome, StreamError};
 pub use recover::Recovery;
 pub use transmit::{Answer, Transmitter};

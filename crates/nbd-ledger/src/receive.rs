@@ -5,16 +5,15 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use nbd_proto::{CommandFlags, CommandType, Request};
+use nbd_proto::{CommandType, Request};
 use thiserror::Error;
 
 use crate::crash_points::{CrashPoint, crash_point};
 use crate::layout::{SLOTS, SlotIndex, SlotState};
 use crate::ledger::Lane;
 use crate::message;
+use crate::request::{REQUEST_BYTES, encode_kind};
 
-/// Bytes of a request header: the driver's `sizeof(struct nbd_request)`.
-pub(crate) const REQUEST_BYTES: u64 = Request::LEN as u64;
 /// Most bytes of one receive: more evict the processor's caches and gain nothing.
 const MAX_RECEIVE_BYTES: u64 = 512 << 10;
 /// A remainder (a part of a request) of at most this size always moves to the ring's beginning when
@@ -341,27 +340,6 @@ impl Receiver {
         slot.set_state(SlotState::Pending);
         crash_point(CrashPoint::SlotPending);
         self.next_slot = (self.next_slot + 1) % SLOTS as u16;
-    }
-}
-
-pub(crate) fn encode_kind(request: &Request) -> u32 {
-    u32::from(request.flags.bits()) << 16 | u32::from(request.command.0)
-}
-
-/// Command flags and command of a slot's or a record's word.
-pub(crate) fn decode_kind(kind: u32) -> (CommandFlags, CommandType) {
-    (CommandFlags::from_bits((kind >> 16) as u16), CommandType(kind as u16))
-}
-
-/// The request that a slot holds.
-pub(crate) fn request_of(slot: &crate::layout::Slot) -> Request {
-    let (flags, command) = decode_kind(slot.kind.load(Ordering::Relaxed));
-    Request {
-        flags,
-        command,
-        cookie: slot.cookie.load(Ordering::Relaxed),
-        offset: slot.offset.load(Ordering::Relaxed),
-        length: slot.length.load(Ordering::Relaxed),
     }
 }
 

@@ -4,16 +4,18 @@
 //! finds: freeing an uncommitted slot and making a staged one pending can be repeated.
 
 use std::collections::VecDeque;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::audit::Findings;
+use crate::audit::{self, Findings};
 use crate::crash_points::{CrashPoint, crash_point};
 use crate::latency::Latencies;
 use crate::layout::SlotState;
-use crate::ledger::Lane;
-use crate::map::TransmitArea;
-use crate::receive::{REQUEST_BYTES, Receiver, Ticket};
+use crate::ledger::{Lane, Ledger, LedgerError, system};
+use crate::map::{LaneWords, Ring, TransmitArea};
+use crate::receive::{Receiver, Ticket};
+use crate::request::REQUEST_BYTES;
 use crate::transmit::{Tally, Transmitter};
 
 /// What is left to do for a successor, in this order: [`Transmitter::finish`], then execute the
@@ -26,7 +28,56 @@ pub struct Recovery {
     pub unsent: u64,
 }
 
-pub(crate) fn take_over(
+impl Ledger {
+    /// Opens a lane whose server end is `socket`, checks all that the ledger says about it, and
+    /// brings it into the state from which a successor continues. The predecessor must be dead: this
+    /// call changes what a live one relies on.
+    ///
+    /// # Errors
+    ///
+    /// [`LedgerError::LaneTaken`] if this mapping has opened the lane already,
+    /// [`LedgerError::Corrupt`] if the lane's words contradict each other, and
+    /// [`LedgerError::System`] if ring or transmit area cannot be mapped. After the latter two the
+    /// lane may be tried again.
+    ///
+    /// # Panics
+    ///
+    /// If the layout has no such lane.
+    pub fn open_lane(
+        self: &Arc<Self>,
+        index: u32,
+        socket: OwnedFd,
+    ) -> Result<(Receiver, Transmitter, Recovery), LedgerError> {
+        if self.opened[index as usize].swap(true, Ordering::AcqRel) {
+            return Err(LedgerError::LaneTaken(index));
+        }
+        // Given back only on failure: after success ring slices and tickets of the lane may live on.
+        self.take_over(index, socket)
+            .inspect_err(|_| self.opened[index as usize].store(false, Ordering::Release))
+    }
+
+    fn take_over(
+        self: &Arc<Self>,
+        index: u32,
+        socket: OwnedFd,
+    ) -> Result<(Receiver, Transmitter, Recovery), LedgerError> {
+        let layout = self.map.layout();
+        let ring = Ring::new(self.file.as_fd(), layout, index).map_err(system("map"))?;
+        let area = TransmitArea::new(self.file.as_fd(), layout, index).map_err(system("map"))?;
+        let findings = audit::check_lane(&self.map, index, &ring, area.as_slice())?;
+        let lane = Arc::new(Lane {
+            ledger: Arc::clone(self),
+            words: LaneWords::new(&self.map, index),
+            index,
+            ring,
+            socket,
+            complete: AtomicU64::new(findings.complete()),
+        });
+        Ok(take_over(&lane, area, &findings))
+    }
+}
+
+fn take_over(
     lane: &Arc<Lane>,
     area: TransmitArea,
     findings: &Findings,

@@ -13,9 +13,7 @@ use crate::ledger::Lane;
 use crate::map::TransmitArea;
 use crate::message;
 use crate::receive::Ticket;
-
-/// Bytes of a simple reply: the driver's `sizeof(struct nbd_reply)`.
-pub(crate) const REPLY_BYTES: u64 = SimpleReply::LEN as u64;
+use crate::request::REPLY_BYTES;
 
 /// How a request ended.
 #[derive(Clone, Copy, Debug)]
