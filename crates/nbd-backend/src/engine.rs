@@ -11,14 +11,13 @@ use nbd_proto::RequestRules;
 use thiserror::Error;
 
 use crate::backend::Backend;
-use crate::busy_poll::BusyPoll;
 use crate::clock::now;
+use crate::execution::{Workers, unoffered};
+use crate::lane::busy_poll::BusyPoll;
+use crate::lane::recorder::{LaneRecorder, Recorder};
+use crate::lane::recovered_requests::{Predecessor, RecoveredRequests};
 use crate::lane::{LaneError, LaneState, LaneThread, is_closed};
-use crate::recorder::{LaneRecorder, Recorder};
-use crate::recovered_requests::{Predecessor, RecoveredRequests};
 use crate::system::request_flusher_privileges;
-use crate::unoffered;
-use crate::workers::Workers;
 
 /// How serving ended in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,10 +1,12 @@
 //! Finding the holder, and asking it for the lanes.
 
-use std::io;
+mod error;
+mod replay;
+mod session;
+
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use nbd_control::backend::{
     EXAMINE_VARIABLE, EXPORT_VARIABLE, ExportInfo, FromBackend, FromHolder, GROW_VARIABLE,
@@ -13,65 +15,17 @@ use nbd_control::backend::{
 use nbd_control::registry::Registry;
 use nbd_control::{Channel, ChannelError};
 use nbd_ledger::layout;
-use nbd_record::{CAPTURE_FD_NAME, CaptureError, REPLAY_VARIABLE};
-use thiserror::Error;
+use nbd_record::{CAPTURE_FD_NAME, REPLAY_VARIABLE};
 
 use crate::backend::Geometry;
-use crate::replay::Replay;
-use crate::session::Session;
-
-/// The environment variable by which a backend started by hand names its device.
-pub const JOIN_VARIABLE: &str = "NBD_JOIN";
+use error::{ACKNOWLEDGE_TIMEOUT, failure};
+pub use error::{JOIN_VARIABLE, JoinError};
+use replay::Replay;
+pub use session::{Departure, Session};
 
 /// The environment variables that are for one backend only. It must remove them for its children.
 pub const ENVIRONMENT: [&str; 6] =
     [HOLDER_FD, EXPORT_VARIABLE, GROW_VARIABLE, EXAMINE_VARIABLE, JOIN_VARIABLE, REPLAY_VARIABLE];
-
-/// How long the holder may take for an acknowledgement.
-pub(crate) const ACKNOWLEDGE_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Why a backend did not get the lanes.
-#[derive(Debug, Error)]
-pub enum JoinError {
-    /// The environment names no device.
-    #[error(
-        "no device to serve: start this program with `nbd-ctl attach -- PROGRAM`, or set {JOIN_VARIABLE}=nbd0 to take over a device whose backend is gone"
-    )]
-    NoEndpoint,
-    /// The inherited descriptor is not open.
-    #[error("{HOLDER_FD}={0} does not name an open socket")]
-    BadDescriptor(String),
-    /// Not the name of a device.
-    #[error("{0} is not the name of an NBD device (like nbd0)")]
-    BadName(String),
-    /// No holder listens on the socket.
-    #[error("cannot reach the holder at {path} (is the device attached? see `nbd-ctl list`)")]
-    Connect {
-        /// The socket.
-        path: PathBuf,
-        /// The system's answer.
-        #[source]
-        source: io::Error,
-    },
-    /// The capture cannot be replayed.
-    #[error("{}", .path.display())]
-    Recording {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: CaptureError,
-    },
-    /// The holder refused.
-    #[error("{0}")]
-    Refused(String),
-    /// The connection to the holder failed.
-    #[error("cannot talk to the holder")]
-    Channel(#[from] ChannelError),
-    /// The holder broke the protocol.
-    #[error("the holder broke the protocol: {0}")]
-    Protocol(&'static str),
-}
 
 /// Where the holder is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -285,10 +239,6 @@ impl HolderConnection {
         // A holder that is gone needs no reason, so errors are ignored.
         let _ = self.channel.send(&failure(reason, false), &[]);
     }
-}
-
-pub(crate) fn failure(reason: &str, damaged: bool) -> FromBackend {
-    FromBackend::Failed { reason: reason.into(), damaged }
 }
 
 /// Takes the descriptor that the holder left to this process. Sets FD_CLOEXEC: a child that kept it

@@ -1,11 +1,15 @@
 //! Serving one lane: receive requests, execute those that do not block, submit the others to
 //! workers, reply.
 
+pub(crate) mod busy_poll;
+pub(crate) mod recorder;
+pub(crate) mod recovered_requests;
+
 use std::convert::Infallible;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
 use nbd_ledger::receive::{TakeOutcome, Ticket};
@@ -13,13 +17,13 @@ use nbd_ledger::{Answer, Receiver, RecvOutcome, StreamError, Transmitter};
 use nbd_proto::{Command, NbdError, Rejection, RequestRules};
 use thiserror::Error;
 
-use crate::busy_poll::BusyPoll;
+use crate::backend::durability::Durability;
+use crate::backend::{Completion, Task};
 use crate::clock::now;
-use crate::dispatch::{Dispatcher, ReceivedRequest, ReplySink, Room};
-use crate::durability::Durability;
-use crate::recorder::LaneRecorder;
-use crate::task::{Completion, Task};
-use crate::workers::Workers;
+use crate::execution::{Dispatcher, ReceivedRequest, ReplySink, Room, Workers};
+use crate::panics::{AbortOnPanic, lock};
+use busy_poll::BusyPoll;
+use recorder::LaneRecorder;
 
 /// Staged bytes that are sent before the rest of a batch is executed, so that the kernel can
 /// continue meanwhile.
@@ -385,22 +389,4 @@ fn stage(transmitter: &mut Transmitter, ticket: Ticket, answer: Answer<'_>, time
     };
     transmitter.record_execution(&ticket, error, time);
     transmitter.stage(ticket, answer);
-}
-
-/// Aborts the process if this thread panics. A request of a thread that is gone would never be
-/// answered; a successor of the process executes it again.
-#[derive(Debug)]
-pub struct AbortOnPanic;
-
-impl Drop for AbortOnPanic {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            std::process::abort();
-        }
-    }
-}
-
-/// Locks a mutex. Poisoning is ignored, because a panic ends the process: see [`AbortOnPanic`].
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -18,47 +18,36 @@
 //! Problems are reported as events of `tracing`. [`run`] prints them. A program that does not call
 //! it must install a subscriber, or the events are lost.
 
-#![warn(clippy::missing_errors_doc, clippy::missing_panics_doc)]
-
 mod backend;
-mod busy_poll;
 mod clock;
-mod dispatch;
-mod durability;
 mod engine;
-mod extensions;
-mod inline_predictor;
+mod execution;
 mod join;
 mod lane;
-mod mapped_range;
-mod recorder;
-mod recovered_requests;
-mod replay;
-mod session;
+mod panics;
 mod system;
-mod task;
-mod unoffered;
 mod warmup;
-mod workers;
 
-pub use backend::{Backend, Capabilities, Extent, Geometry, ZeroOptions};
-pub use busy_poll::BusyPoll;
+pub use backend::durability::{Durability, ProcessDurability, remember};
+pub use backend::{
+    AsyncBackend, Backend, Capabilities, Completion, Extent, Geometry, InlineBackend,
+    MappedBackend, MappedRange, MappingOwner, NeverBlocks, Task, ZeroOptions,
+};
 pub use clock::now;
-pub use dispatch::{Dispatcher, ReceivedRequest, ReplySink, Room, execute_inline};
-pub use durability::{Durability, ProcessDurability, remember};
 pub use engine::{Outcome, ServeError};
-pub use extensions::{AsyncBackend, InlineBackend, MappedBackend, NeverBlocks};
-pub use join::{ENVIRONMENT, Endpoint, HolderConnection, JOIN_VARIABLE, JoinError, Stored};
-pub use lane::AbortOnPanic;
-pub use mapped_range::{MappedRange, MappingOwner};
+pub use execution::{
+    Dispatcher, ReceivedRequest, ReplySink, Room, Workers, execute_inline, reply_error,
+};
+pub use join::{
+    Departure, ENVIRONMENT, Endpoint, HolderConnection, JOIN_VARIABLE, JoinError, Session, Stored,
+};
+pub use lane::busy_poll::BusyPoll;
 pub use nbd_control::backend::ExportInfo;
 pub use nbd_control::system_error::chain;
 pub use nbd_proto::Command;
-pub use session::{Departure, Session};
+pub use panics::AbortOnPanic;
 pub use system::request_flusher_privileges;
-pub use task::{Completion, Task, reply_error};
 pub use warmup::{warm_up, warm_up_process};
-pub use workers::Workers;
 
 use std::process::ExitCode;
 use std::sync::Arc;

@@ -13,11 +13,10 @@ use std::sync::Arc;
 use nbd_ledger::{Layout, Ledger};
 use nbd_proto::{CommandFlags, CommandType, Request};
 
-use crate::backend::{Backend, Capabilities, Geometry};
+use crate::backend::{Backend, Capabilities, Geometry, InlineBackend, NeverBlocks};
 use crate::engine::{Engine, Granted};
-use crate::extensions::{InlineBackend, NeverBlocks};
 use crate::join::HolderConnection;
-use crate::recovered_requests::Predecessor;
+use crate::lane::recovered_requests::Predecessor;
 
 const REQUEST_LEN: u32 = 4096;
 /// About as many as one system call receives from a deep queue.

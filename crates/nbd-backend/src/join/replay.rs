@@ -6,9 +6,10 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::thread::{self, JoinHandle};
 
+use nbd_control::system_error::chain;
 use nbd_record::{Capture, CaptureError, ReplayOptions, program};
 
-use crate::join::JoinError;
+use super::error::JoinError;
 
 /// A capture that is being replayed.
 #[derive(Debug)]
@@ -26,7 +27,7 @@ impl Replay {
             thread::Builder::new().name("replay".into()).spawn(move || {
                 match program::serve(holder, &recording, &options) {
                     Ok(report) => report.describe(&recording),
-                    Err(error) => crate::chain(&error),
+                    Err(error) => chain(&error),
                 }
             });
         let player = player.map_err(|error| failed(error.into()))?;

@@ -3,9 +3,10 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
+use super::perform::{self, Buffer};
 use crate::backend::Backend;
-use crate::lane::{AbortOnPanic, lock};
-use crate::task::{self, Buffer, Task};
+use crate::backend::Task;
+use crate::panics::{AbortOnPanic, lock};
 
 /// Threads of one backend, started on demand, as many as it [allows](Backend::max_threads). Further
 /// tasks wait in the queue.
@@ -43,7 +44,7 @@ impl Workers {
 
     /// Executes a task: by the backend itself if that takes it, else by a thread.
     pub fn submit(self: &Arc<Self>, task: Box<dyn Task>) {
-        if let Some(task) = task::start(&*self.backend, task) {
+        if let Some(task) = perform::start(&*self.backend, task) {
             self.enqueue(task);
         }
     }
@@ -83,7 +84,7 @@ impl Workers {
         let _abort = AbortOnPanic;
         let mut buffer = Buffer::default();
         while let Some(task) = self.next() {
-            task::perform(&*self.backend, task, &mut buffer);
+            perform::perform(&*self.backend, task, &mut buffer);
             buffer.shrink();
         }
     }

@@ -4,8 +4,8 @@ use std::io;
 
 use nbd_proto::Command;
 
-use crate::mapped_range::MappedRange;
-use crate::task::Task;
+use super::mapped_range::MappedRange;
+use super::task::Task;
 
 /// Commands that the receiving thread may execute, which saves two switches of threads.
 pub trait InlineBackend: Send + Sync {

@@ -5,13 +5,14 @@ use std::sync::Arc;
 
 use nbd_control::Channel;
 use nbd_control::backend::{FromBackend, FromHolder, Grant};
+use nbd_control::system_error::chain;
 use nbd_ledger::Layout;
 
+use super::error::{ACKNOWLEDGE_TIMEOUT, JoinError, failure};
+use super::replay::Replay;
 use crate::backend::Backend;
 use crate::engine::{Engine, Granted, Outcome, ServeError};
-use crate::join::{ACKNOWLEDGE_TIMEOUT, JoinError, failure};
-use crate::recovered_requests::Predecessor;
-use crate::replay::Replay;
+use crate::lane::recovered_requests::Predecessor;
 
 /// A grant: this process owns the lanes, and has read nothing from them yet.
 #[derive(Debug)]
@@ -131,7 +132,7 @@ impl Session {
                 Ok(channel)
             }
             Err(error) => {
-                let _ = channel.send(&failure(&crate::chain(&error), error.is_final()), &[]);
+                let _ = channel.send(&failure(&chain(&error), error.is_final()), &[]);
                 Err(error)
             }
         }

@@ -1,53 +1,12 @@
-//! A command in execution: the trait of its owner, its results, and the ways to execute it.
+//! The ways to execute a command.
 
 use std::io;
 
 use nbd_proto::{Command, NbdError};
 
-use crate::backend::{Backend, Extent, ZeroOptions};
-use crate::durability::{self, Durability};
-use crate::unoffered::{is_unoffered, substitute};
-
-/// A command whose client waits for the reply.
-///
-/// The owner of a task must [`finish`](Self::finish) it, at any time and in any order: the client
-/// waits as long as it takes. A task that is dropped is a request that only a successor of this
-/// process answers.
-pub trait Task: Send + Sync + 'static {
-    /// The command.
-    fn command(&self) -> &Command;
-
-    /// A write's data; empty for other commands.
-    fn payload(&self) -> &[u8];
-
-    /// Notes that execution begins now.
-    fn begin(&self);
-
-    /// Whether the client still waits for the reply. A worker asks before it begins, and finishes
-    /// an unwanted task without executing it. Must be true for commands that change something.
-    fn is_wanted(&self) -> bool {
-        true
-    }
-
-    /// Where a failed flush is remembered.
-    fn durability(&self) -> &dyn Durability;
-
-    /// Answers the client.
-    fn finish(self: Box<Self>, completion: Completion<'_>);
-}
-
-/// The result of a command.
-#[derive(Clone, Copy, Debug)]
-pub enum Completion<'a> {
-    /// Success without data.
-    Done,
-    /// A read's data, all of it.
-    Data(&'a [u8]),
-    /// A block status: at least one extent.
-    Extents(&'a [Extent]),
-    /// The error that the client gets.
-    Error(NbdError),
-}
+use super::unoffered::{is_unoffered, substitute};
+use crate::backend::durability::{self, Durability};
+use crate::backend::{Backend, Completion, Task, ZeroOptions};
 
 /// Submits a task to a backend that executes tasks itself, or returns it for a worker.
 pub(crate) fn start(backend: &dyn Backend, task: Box<dyn Task>) -> Option<Box<dyn Task>> {

@@ -5,12 +5,13 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
+use nbd_control::system_error::chain;
 use nbd_ledger::Transmitter;
 use nbd_ledger::receive::Ticket;
 use nbd_record::{CaptureState, CaptureWriter};
 
 use crate::clock::now;
-use crate::lane::lock;
+use crate::panics::lock;
 
 /// The capture, shared by all lanes.
 pub(crate) struct Recorder {
@@ -24,7 +25,7 @@ impl Recorder {
         let mut writer = match CaptureWriter::resume(File::from(file)) {
             Ok(writer) => writer,
             Err(error) => {
-                tracing::warn!("not recorded: the recording {}", crate::chain(&error));
+                tracing::warn!("not recorded: the recording {}", chain(&error));
                 return None;
             }
         };

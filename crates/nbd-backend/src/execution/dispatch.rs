@@ -9,13 +9,12 @@ use std::sync::Arc;
 
 use nbd_proto::{Command, NbdError};
 
-use crate::backend::Backend;
-use crate::durability::Durability;
-use crate::extensions::{InlineBackend, MappedBackend};
-use crate::inline_predictor::InlinePredictor;
-use crate::task::{Task, execute, reply_error};
-use crate::unoffered::is_unoffered;
-use crate::workers::Workers;
+use super::inline_predictor::InlinePredictor;
+use super::perform::{execute, reply_error};
+use super::unoffered::is_unoffered;
+use super::workers::Workers;
+use crate::backend::durability::Durability;
+use crate::backend::{Backend, InlineBackend, MappedBackend, Task};
 
 /// A request that was received and not executed.
 pub trait ReceivedRequest {
