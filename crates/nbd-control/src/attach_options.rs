@@ -15,6 +15,7 @@
 
 #[cfg(feature = "clap")]
 mod command_line;
+mod values;
 
 use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -36,7 +37,7 @@ pub struct AttachOptions {
     /// Socket pairs between the driver and the backend, 1 to 4 [default: by CPUs, at most 4]
     #[cfg_attr(feature = "clap", arg(long, value_name = "N", hide_default_value = true,
         value_parser = clap::value_parser!(u32).range(1..=4),
-        default_value_t = command_line::default_lanes()))]
+        default_value_t = values::default_lanes()))]
     #[serde(deserialize_with = "lanes")]
     pub lanes: u32,
     /// When to start a lost backend again
@@ -48,7 +49,7 @@ pub struct AttachOptions {
     pub restart_limit: Option<u32>,
     /// Answer a request with EIO once it has crashed so many backends, 2 or more; 0: never
     #[cfg_attr(feature = "clap", arg(long, value_name = "N", default_value_t = 3,
-        value_parser = command_line::poison_limit))]
+        value_parser = values::poison_limit))]
     #[serde(deserialize_with = "poison_limit")]
     pub poison_limit: u32,
     /// What becomes of requests while there is no backend: hold, fail:SECONDS (answer them with
@@ -206,13 +207,8 @@ fn lanes<'de, D: Deserializer<'de>>(from: D) -> Result<u32, D::Error> {
     }
 }
 
-/// One crash does not tell which of several requests has caused it.
-fn check_poison_limit(limit: Option<u32>) -> Result<u32, &'static str> {
-    limit.filter(|limit| *limit != 1).ok_or("use 0 for never, or a number from 2 on")
-}
-
 fn poison_limit<'de, D: Deserializer<'de>>(from: D) -> Result<u32, D::Error> {
-    check_poison_limit(Some(u32::deserialize(from)?)).map_err(Error::custom)
+    values::check_poison_limit(Some(u32::deserialize(from)?)).map_err(Error::custom)
 }
 
 fn ready_timeout<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u32>, D::Error> {

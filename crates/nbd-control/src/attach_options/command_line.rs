@@ -3,7 +3,7 @@
 use clap::{Args, Command, FromArgMatches};
 use serde_json::Value;
 
-use super::{AttachOptions, check_poison_limit};
+use super::AttachOptions;
 
 impl Default for AttachOptions {
     /// What an empty command line means.
@@ -41,14 +41,4 @@ impl AttachOptions {
         };
         given.map(argument).collect()
     }
-}
-
-/// A lane for each processor.
-pub(super) fn default_lanes() -> u32 {
-    let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    processors.min(4) as u32
-}
-
-pub(super) fn poison_limit(text: &str) -> Result<u32, &'static str> {
-    check_poison_limit(text.parse().ok())
 }
