@@ -5,8 +5,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::User;
 use crate::sysfs::{Node, attribute};
+use crate::user::User;
 
 /// So many entries of one kind are looked at.
 const MAX_ENTRIES: usize = 65_536;

@@ -3,8 +3,8 @@
 use std::collections::VecDeque;
 use std::path::Path;
 
-use crate::User;
 use crate::sysfs::{Node, attribute, entries};
+use crate::user::User;
 
 /// So many devices of a stack are looked at, those counted again that are reached by two ways.
 const MAX_LOOKS: usize = 1024;

@@ -19,59 +19,21 @@
 //! a kernel user whose configfs or sysfs is not mounted here. A use that claims the device (each
 //! mount, swap, device-mapper, md) is refused by the kernel itself.
 
-#![warn(clippy::missing_errors_doc, clippy::missing_panics_doc)]
-
 mod kernel;
 mod layers;
 mod mountinfo;
 mod mounts;
 mod processes;
 mod sysfs;
+mod user;
 
 use std::collections::HashSet;
-
-use serde::{Deserialize, Serialize};
 
 pub use layers::{Layer, layers_above, whole_devices_below};
 pub use mountinfo::Mount;
 pub use sysfs::Node;
-
-/// So many users are told; the caller has to end them all, and looks again then.
-const MAX_USERS: usize = 32;
-
-/// One use of a device.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct User {
-    /// What completes "nbd0 is …": `mounted on /mnt`, `opened by fio (pid 4711)`.
-    pub what: String,
-    /// The command that ends it, if there is one.
-    pub ends_with: Option<String>,
-    /// A process has it open, which may pass: udev looks at each device that changes.
-    pub may_pass: bool,
-}
-
-impl User {
-    fn lasting(what: String, ends_with: Option<String>) -> Self {
-        Self { what, ends_with, may_pass: false }
-    }
-}
-
-/// What a [`scan`] tells while it goes on.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Finding {
-    /// The device is used.
-    User(User),
-    /// The memory of this process is looked at next, for which the kernel takes a lock of that
-    /// process. A scan that does not go on from here waits for it.
-    Process {
-        /// Its pid.
-        pid: i32,
-        /// Its name.
-        name: String,
-    },
-    /// Everything has been looked at.
-    Complete,
-}
+use user::MAX_USERS;
+pub use user::{Finding, User};
 
 /// Looks for the users of a device and its partitions, and of all that is stacked on them; those
 /// that have to be ended first come first. Processes are looked at only if nothing else is found,

@@ -4,10 +4,10 @@ use std::collections::HashSet;
 use std::fs;
 use std::path::Path;
 
-use crate::User;
 use crate::mountinfo::Mount;
 use crate::processes::pids;
 use crate::sysfs::Node;
+use crate::user::User;
 
 /// What is mounted from the device, and swap on it.
 pub(crate) fn users(node: &Node) -> Vec<User> {

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use crate::sysfs::{Node, block_number};
-use crate::{Finding, MAX_USERS, User};
+use crate::user::{Finding, MAX_USERS, User};
 
 /// So many mappings of one process are looked at; the kernel allows 65530 unless told otherwise.
 const MAX_MAPPINGS: usize = 100_000;

@@ -9,7 +9,7 @@ use std::io;
 use clap_complete::env::{Bash, EnvCompleter, Fish, Zsh};
 use clap_complete::{Shell, generate};
 
-use crate::Document;
+use crate::document::Document;
 use crate::programs::Program;
 
 /// The variable by which a shell asks a program for completions.

@@ -12,6 +12,7 @@
 //! | `completions` | scripts for bash, zsh and fish |
 
 mod completions;
+mod document;
 mod markdown;
 mod page;
 mod programs;
@@ -21,8 +22,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-/// What a file of the manual is called, like `man/nbd-ctl.8`, and what is in it.
-pub type Document = (String, String);
+pub use document::Document;
 
 /// All of the manual.
 ///

@@ -6,7 +6,7 @@ use clap::Command;
 use clap_mangen::Man;
 use roff::{Roff, bold, roman};
 
-use crate::Document;
+use crate::document::Document;
 use crate::programs::{Program, SECTION, TEXTS, all, groups};
 use crate::surroundings::{environment, files};
 
