@@ -52,8 +52,6 @@
 //! - Sending under a lock never waits: [`Sender::send`](stream::Sender::send) says that there is no room.
 //! - No signal comes of a peer that is gone.
 
-#![warn(clippy::missing_errors_doc, clippy::missing_panics_doc)]
-
 pub mod address;
 pub mod descriptors;
 pub mod listener;

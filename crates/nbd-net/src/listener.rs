@@ -3,41 +3,23 @@
 mod accept;
 mod error;
 mod inherited;
+mod socket_file;
+mod source;
 mod tcp;
 #[cfg(test)]
 mod tests;
 mod unix;
 
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::sync::{Mutex, PoisonError};
+use std::os::fd::AsRawFd;
 
-use nix::sys::socket::{
-    AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, VsockAddr, bind, getsockname,
-    listen, socket,
-};
+use nix::sys::socket::{AddressFamily, Backlog, VsockAddr, bind, listen};
 
-use crate::address::{ANY_CID, Address, Listen};
-use crate::socket::Socket;
+use crate::address::{ANY_CID, Listen};
 
 pub use accept::Listeners;
 pub use error::ListenError;
-
-/// A source of connections.
-#[derive(Debug)]
-pub struct Listener {
-    address: Option<Address>,
-    /// Goes before the descriptor: the file must not outlive the one who answers there.
-    _file: Option<unix::SocketFile>,
-    source: Source,
-}
-
-#[derive(Debug)]
-enum Source {
-    /// A listening socket, which does not block.
-    Many(OwnedFd),
-    /// A connection that was there already; nothing once it is accepted.
-    One(Mutex<Option<Socket>>),
-}
+pub use source::Listener;
+use source::{failed, local_address, stream_socket};
 
 impl Listener {
     /// Listens. One [`Listen`] may become several listeners: a host has several addresses, and a
@@ -71,40 +53,6 @@ impl Listener {
             Listen::Activated => inherited::passed(),
         }
     }
-
-    /// Where clients connect to, with the port that the system chose. `None` for a single
-    /// connection, which there is no connecting to.
-    pub fn address(&self) -> Option<Address> {
-        self.address.clone()
-    }
-
-    /// Has this descriptor, which is listening, and is to be found at the address.
-    fn many(fd: OwnedFd, address: Option<Address>) -> Self {
-        Self { address, _file: None, source: Source::Many(fd) }
-    }
-
-    fn one(socket: Socket) -> Self {
-        Self { address: None, _file: None, source: Source::One(Mutex::new(Some(socket))) }
-    }
-
-    fn take_connection(&self) -> Option<Socket> {
-        match &self.source {
-            Source::Many(_) => None,
-            Source::One(one) => one.lock().unwrap_or_else(PoisonError::into_inner).take(),
-        }
-    }
-}
-
-fn failed(listen: &Listen, errno: nix::Error) -> ListenError {
-    match errno {
-        nix::Error::EADDRINUSE => ListenError::InUse(listen.clone()),
-        errno => ListenError::Failed { listen: listen.clone(), source: errno.into() },
-    }
-}
-
-fn stream_socket(family: AddressFamily) -> nix::Result<OwnedFd> {
-    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    socket(family, SockType::Stream, flags, None)
 }
 
 fn vsock(port: u32) -> nix::Result<Listener> {
@@ -113,20 +61,4 @@ fn vsock(port: u32) -> nix::Result<Listener> {
     listen(&fd, Backlog::MAXCONN)?;
     let address = local_address(&fd)?;
     Ok(Listener::many(fd, address))
-}
-
-/// Where a socket of any family is bound.
-fn local_address(fd: &OwnedFd) -> nix::Result<Option<Address>> {
-    let bound: SockaddrStorage = getsockname(fd.as_raw_fd())?;
-    if let Some(place) = bound.as_sockaddr_in() {
-        return Ok(Some(Address::Tcp { host: place.ip().to_string(), port: place.port() }));
-    }
-    if let Some(place) = bound.as_sockaddr_in6() {
-        return Ok(Some(Address::Tcp { host: place.ip().to_string(), port: place.port() }));
-    }
-    if let Some(place) = bound.as_vsock_addr() {
-        return Ok(Some(Address::Vsock { cid: place.cid(), port: place.port() }));
-    }
-    let path = bound.as_unix_addr().and_then(|place| place.path());
-    Ok(path.map(|path| Address::Unix(path.into())))
 }

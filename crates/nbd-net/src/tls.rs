@@ -15,6 +15,7 @@
 mod accept_any;
 mod error;
 mod files;
+mod provider;
 #[cfg(test)]
 mod tests;
 
@@ -23,13 +24,13 @@ use std::sync::Arc;
 
 use rustls::client::danger::ServerCertVerifier;
 use rustls::client::{Resumption, WebPkiServerVerifier};
-use rustls::crypto::CryptoProvider;
 use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::{ALL_VERSIONS, ClientConfig, RootCertStore, ServerConfig, SupportedProtocolVersion};
 
 use accept_any::AcceptAny;
 use files::Files;
+use provider::provider;
 
 pub use error::{CredentialsError, TlsError};
 
@@ -121,10 +122,6 @@ impl ClientTls {
         config.resumption = Resumption::disabled();
         Ok(Self { config: Arc::new(config) })
     }
-}
-
-fn provider() -> Arc<CryptoProvider> {
-    Arc::new(rustls::crypto::aws_lc_rs::default_provider())
 }
 
 fn client_verifier(files: &Files<'_>) -> Result<Arc<dyn ClientCertVerifier>, CredentialsError> {

@@ -10,7 +10,8 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rustix::net::{SocketFlags, accept_with};
 
-use super::{ListenError, Listener, Source};
+use super::ListenError;
+use super::source::{Listener, Source};
 use crate::address::{Address, Listen};
 use crate::socket::Socket;
 

@@ -14,7 +14,8 @@ use nix::sys::socket::{
 use nix::unistd::{close, dup2_stdin, dup2_stdout};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 
-use super::{ListenError, Listener, local_address};
+use super::ListenError;
+use super::source::{Listener, local_address};
 use crate::address::number;
 use crate::socket::Socket;
 

@@ -9,7 +9,8 @@ use nix::sys::socket::{
     Backlog, SockaddrStorage, bind as bind_socket, listen as listen_on, setsockopt, sockopt,
 };
 
-use super::{ListenError, Listener, failed, local_address, stream_socket};
+use super::ListenError;
+use super::source::{Listener, failed, local_address, stream_socket};
 use crate::address::{Address, Listen};
 use crate::socket::family;
 

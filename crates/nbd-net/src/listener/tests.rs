@@ -7,6 +7,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::*;
+use crate::address::Address;
+use crate::socket::Socket;
 use crate::testing::Scratch;
 
 const MOMENT: Duration = Duration::from_millis(20);

@@ -3,8 +3,8 @@
 use std::fs::{self, File, Permissions};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
@@ -13,29 +13,10 @@ use nix::fcntl::{Flock, FlockArg};
 use nix::sys::socket::{AddressFamily, Backlog, UnixAddr, connect, listen};
 use nix::sys::stat::{Mode, fchmod};
 
-use super::{ListenError, Listener, Source, failed, stream_socket};
+use super::ListenError;
+use super::socket_file::{SocketFile, identity};
+use super::source::{Listener, Source, failed, stream_socket};
 use crate::address::{Address, Listen};
-
-/// A file that the kernel made for our socket.
-#[derive(Debug)]
-pub(super) struct SocketFile {
-    path: PathBuf,
-    /// Device and inode: another server may have put its own socket there since.
-    identity: (u64, u64),
-}
-
-impl Drop for SocketFile {
-    fn drop(&mut self) {
-        if identity(&self.path).is_ok_and(|identity| identity == self.identity) {
-            let _ = fs::remove_file(&self.path);
-        }
-    }
-}
-
-fn identity(path: &Path) -> io::Result<(u64, u64)> {
-    let metadata = fs::symlink_metadata(path)?;
-    Ok((metadata.dev(), metadata.ino()))
-}
 
 pub(super) fn bind(path: &Path, mode: u32) -> Result<Listener, ListenError> {
     let listen = Listen::Unix(path.to_owned());

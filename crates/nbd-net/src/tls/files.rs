@@ -9,7 +9,8 @@ use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
 use rustls::server::VerifierBuilderError;
 
-use super::CredentialsError;
+use super::error::CredentialsError;
+use super::provider::provider;
 
 /// A chain of certificates and the key of its first one.
 type Identity = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
@@ -51,7 +52,7 @@ impl<'a> Files<'a> {
         let key = PrivateKeyDer::from_pem_file(&path);
         let key = key.map_err(|error| explain(error, &path, "private key"))?;
         // Where a key goes with its certificate, only the latter would be named.
-        match super::provider().key_provider.load_private_key(key.clone_key()) {
+        match provider().key_provider.load_private_key(key.clone_key()) {
             Ok(_) => Ok((chain, key)),
             Err(_) => Err(CredentialsError::Key { path, what: unfit(&key) }),
         }

@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use super::percent::{decode, decode_text, may_stand};
@@ -29,7 +30,15 @@ struct Parts<'a> {
     query: Option<&'a str>,
 }
 
-pub(super) fn uri(text: &str) -> Result<Uri, UriError> {
+impl FromStr for Uri {
+    type Err = UriError;
+
+    fn from_str(text: &str) -> Result<Self, UriError> {
+        uri(text)
+    }
+}
+
+fn uri(text: &str) -> Result<Uri, UriError> {
     let (scheme, rest) = text.split_once(':').ok_or_else(|| UriError::Scheme(text.to_owned()))?;
     let (tls, transport) = match scheme.to_ascii_lowercase().as_str() {
         "nbd" => (false, Transport::Tcp),

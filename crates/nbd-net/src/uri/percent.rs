@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::UriError;
+use super::error::UriError;
 
 /// Characters that stand for themselves, or separate, in a URI; and `%`.
 pub(super) fn may_stand(character: char) -> bool {
