@@ -6,97 +6,32 @@
 
 mod direct_receive;
 mod incoming;
+mod next_action;
 mod outgoing;
 mod reply_sink;
+mod shared;
 mod task;
 #[cfg(test)]
 mod tests;
 
-use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 use nbd_backend::{Completion, Dispatcher};
-use nbd_net::socket::Socket;
-use nbd_proto::{CommandType, NbdError, RequestRules as Rules};
-use thiserror::Error;
+use nbd_proto::{CommandType, NbdError};
 
-use crate::export::Export;
-use crate::limits::Limits;
-use crate::memory_budget::{Grant, MemoryBudget};
+use crate::memory_budget::Grant;
 use crate::recv_buffer::RecvBuffer;
-use crate::reply::{ReplyEncoder, ReplyTarget};
+use crate::reply::ReplyTarget;
 use crate::request::{ProtocolError, RequestHeader};
 use crate::send_buffer::{SEND_THRESHOLD, SendBuffer};
-use direct_receive::DirectReceive;
+use next_action::NextAction;
 use reply_sink::{ConnectionSink, NetworkRequest};
+pub(crate) use shared::{Connection, ConnectionError, SendState};
 
 /// How often a connection that waits for workers looks after its client.
 const CLIENT_CHECK_INTERVAL: Duration = Duration::from_millis(500);
-
-/// Why a connection ended without an orderly disconnect.
-#[derive(Debug, Error)]
-pub(crate) enum ConnectionError {
-    #[error(transparent)]
-    Protocol(#[from] ProtocolError),
-    #[error("closed the connection in the middle of a request")]
-    UnexpectedEof,
-    #[error("was in the middle of sending a request when the server was stopped")]
-    Stopped,
-    #[error("was silent for too long")]
-    Idle,
-    #[error(
-        "left a request half sent for too long, or sent it too slowly, while others waited for its memory"
-    )]
-    TooSlow,
-    #[error("does not answer any more, nor does its machine")]
-    PeerVanished,
-    #[error("cannot receive")]
-    Receive(#[source] io::Error),
-}
-
-/// What the receiving thread and the workers share.
-pub(crate) struct Connection {
-    pub(crate) export: Arc<Export>,
-    pub(crate) rules: Rules,
-    pub(crate) replies: ReplyEncoder,
-    pub(crate) limits: Limits,
-    pub(crate) memory: Arc<MemoryBudget>,
-    pub(crate) socket: Arc<Socket>,
-    pub(crate) is_stopping: Arc<AtomicBool>,
-    pub(crate) shared: Mutex<SendState>,
-    pub(crate) changed: Condvar,
-}
-
-/// What the connection's lock protects.
-pub(crate) struct SendState {
-    pub(crate) send_buffer: SendBuffer,
-    /// Whether the receiving thread waits for [`Connection::changed`]. Workers skip the wake-up, a
-    /// system call, while it does not.
-    pub(crate) has_waiter: bool,
-}
-
-impl SendState {
-    pub(crate) fn new(send_buffer: SendBuffer) -> Self {
-        Self { send_buffer, has_waiter: false }
-    }
-}
-
-/// What the receiving thread does next, when no further request can be executed.
-enum NextAction {
-    /// Receive: the next request needs this many bytes.
-    Receive(usize),
-    /// Receive this write's data directly into the storage's memory.
-    ReceiveDirectly(DirectReceive),
-    /// Discard this many bytes of a payload that is longer than the negotiated maximum.
-    SkipPayload(u64),
-    /// Wait: the next request would exceed the limits of requests in flight.
-    WaitForTasks,
-    /// Wait for this many bytes of common memory for the next request's data.
-    WaitForMemory(u64),
-    Disconnect,
-}
 
 impl Connection {
     /// Serves until the client disconnects.

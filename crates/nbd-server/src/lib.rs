@@ -17,8 +17,6 @@
 //! never wait for a client, and the memory for large requests. A client that holds that memory
 //! while others wait for it is disconnected after [`Limits::stall`].
 
-#![warn(clippy::missing_errors_doc, clippy::missing_panics_doc)]
-
 mod connection;
 mod export;
 mod limits;

@@ -28,6 +28,7 @@
 //! [`Limits::stall`]: crate::Limits::stall
 
 mod block;
+mod cache;
 mod pool;
 mod steps;
 #[cfg(test)]
@@ -37,7 +38,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub(crate) use block::Block;
-use block::BlockCache;
+use cache::BlockCache;
 pub(crate) use pool::Grant;
 use pool::Pool;
 pub(crate) use steps::STEP;

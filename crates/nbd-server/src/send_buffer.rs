@@ -1,10 +1,9 @@
 //! Replies that are not sent yet: staged together, sent together, without waiting for the client.
 
 mod queued_grants;
+mod staged;
 
-use std::collections::VecDeque;
 use std::io::{self, IoSlice};
-use std::mem::take;
 use std::time::Duration;
 
 use nbd_backend::MappedRange;
@@ -14,12 +13,8 @@ use crate::limits::Lag;
 use crate::memory_budget::Grant;
 use crate::request::RefusalReason;
 use queued_grants::QueuedGrants;
+use staged::Staged;
 
-/// Size of the buffer at first, in bytes. Small, because a server may have hundreds of clients that
-/// ask for little at once ...
-const INITIAL_BUFFER_SIZE: usize = 64 << 10;
-/// ... and of its later steps. Larger buffers are a multiple of this.
-const BUFFER_SIZE: usize = 512 << 10;
 /// Staged bytes that are sent before the rest of a batch is executed, so that the client can
 /// continue meanwhile.
 pub(crate) const SEND_THRESHOLD: usize = 256 << 10;
@@ -27,14 +22,7 @@ pub(crate) const SEND_THRESHOLD: usize = 256 << 10;
 /// The sending end of a connection. Its users hold the connection's lock.
 pub(crate) struct SendBuffer {
     sender: Sender,
-    /// Bytes to send are at `start..end`.
-    buffer: Vec<u8>,
-    start: usize,
-    end: usize,
-    /// Data in mapped memory, and the index in the buffer before which it is sent.
-    mapped: VecDeque<(usize, MappedRange)>,
-    /// Total bytes of `mapped`.
-    mapped_len: usize,
+    staged: Staged,
     /// Grants for data among the staged bytes.
     held_grants: Vec<Grant>,
     /// Grants for reads that no worker has begun.
@@ -64,11 +52,7 @@ impl SendBuffer {
     pub(crate) fn new(sender: Sender) -> Self {
         Self {
             sender,
-            buffer: vec![0; INITIAL_BUFFER_SIZE],
-            start: 0,
-            end: 0,
-            mapped: VecDeque::new(),
-            mapped_len: 0,
+            staged: Staged::new(),
             held_grants: Vec::new(),
             queued_grants: QueuedGrants::default(),
             lag: Lag::default(),
@@ -85,16 +69,26 @@ impl SendBuffer {
 
     /// Bytes to send.
     pub(crate) fn unsent(&self) -> usize {
-        self.staged() + self.mapped_len
+        self.staged.len()
     }
 
-    /// Bytes to send that lie in the buffer.
-    fn staged(&self) -> usize {
-        self.end - self.start
+    /// Room for the next `length` bytes; [`advance`](Self::advance) stages them.
+    pub(crate) fn room(&mut self, length: usize) -> &mut [u8] {
+        self.staged.room(length)
     }
 
-    fn is_empty(&self) -> bool {
-        self.staged() == 0 && self.mapped.is_empty()
+    /// Stages bytes that were put into [`room`](Self::room).
+    pub(crate) fn advance(&mut self, length: usize) {
+        self.staged.advance(length);
+    }
+
+    pub(crate) fn stage(&mut self, bytes: &[u8]) {
+        self.staged.stage(bytes);
+    }
+
+    /// Stages data in mapped memory, if [that is possible](Self::supports_mapped).
+    pub(crate) fn stage_mapped(&mut self, range: MappedRange) {
+        self.staged.stage_mapped(range);
     }
 
     /// Whether data may be sent from mapped memory. With TLS it may not: encrypting reads it in
@@ -105,12 +99,12 @@ impl SendBuffer {
 
     /// Bytes of data of requests that are in flight, or answered and not sent.
     pub(crate) fn pending(&self) -> u64 {
-        self.outstanding_bytes + self.staged() as u64
+        self.outstanding_bytes + self.staged.buffered() as u64
     }
 
     /// Keeps a grant of memory until all that is staged now is sent.
     pub(crate) fn hold_grant(&mut self, grant: Option<Grant>) {
-        if self.staged() > 0 {
+        if self.staged.buffered() > 0 {
             self.held_grants.extend(grant);
         }
     }
@@ -127,38 +121,6 @@ impl SendBuffer {
         self.recv_holds_memory || !self.held_grants.is_empty() || !self.queued_grants.is_empty()
     }
 
-    /// Room for the next `length` bytes; [`advance`](Self::advance) stages them.
-    pub(crate) fn room(&mut self, length: usize) -> &mut [u8] {
-        if self.buffer.len() - self.end < length {
-            self.buffer.copy_within(self.start..self.end, 0);
-            for (place, _) in &mut self.mapped {
-                *place -= self.start;
-            }
-            (self.start, self.end) = (0, self.end - self.start);
-            if self.buffer.len() < self.end + length {
-                self.buffer.resize((self.end + length).next_multiple_of(BUFFER_SIZE), 0);
-            }
-        }
-        &mut self.buffer[self.end..self.end + length]
-    }
-
-    /// Stages bytes that were put into [`room`](Self::room).
-    pub(crate) fn advance(&mut self, length: usize) {
-        assert!(length <= self.buffer.len() - self.end, "staging what has no room");
-        self.end += length;
-    }
-
-    pub(crate) fn stage(&mut self, bytes: &[u8]) {
-        self.room(bytes.len()).copy_from_slice(bytes);
-        self.advance(bytes.len());
-    }
-
-    /// Stages data in mapped memory, if [that is possible](Self::supports_mapped).
-    pub(crate) fn stage_mapped(&mut self, range: MappedRange) {
-        self.mapped_len += range.len();
-        self.mapped.push_back((self.end, range));
-    }
-
     /// Sends as much as the socket has room for. `WouldBlock` if something is left.
     pub(crate) fn send(&mut self) -> io::Result<()> {
         let sent = self.try_send();
@@ -168,7 +130,7 @@ impl SendBuffer {
     /// Sends a reply whose data lies in a worker's buffer, and stages what the socket has no room
     /// for.
     pub(crate) fn send_directly(&mut self, head: &[u8], data: &[u8]) -> io::Result<()> {
-        if !self.is_empty() || self.is_draining || self.is_closed {
+        if !self.staged.is_empty() || self.is_draining || self.is_closed {
             self.stage(head);
             self.stage(data);
             return if self.is_draining { Ok(()) } else { self.send() };
@@ -188,10 +150,13 @@ impl SendBuffer {
             self.clear();
             return Ok(());
         }
-        while !self.is_empty() {
-            match self.sender.send(&parts(&self.buffer[..self.end], self.start, &self.mapped)) {
-                Ok(count) => self.sent(count),
-                Err(error) if MappedRange::is_gone(&error) => self.copy_ranges()?,
+        while !self.staged.is_empty() {
+            match self.sender.send(&self.staged.parts()) {
+                Ok(count) => {
+                    self.lag.moved(count as u64);
+                    self.staged.consume(count);
+                }
+                Err(error) if MappedRange::is_gone(&error) => self.staged.copy_ranges()?,
                 Err(error) => return Err(error),
             }
         }
@@ -199,58 +164,9 @@ impl SendBuffer {
         self.sender.flush()
     }
 
-    /// Removes what was sent.
-    fn sent(&mut self, mut count: usize) {
-        self.lag.moved(count as u64);
-        while count > 0 {
-            let next = self.mapped.front().map_or(self.end, |(place, _)| *place);
-            let staged = count.min(next - self.start);
-            self.start += staged;
-            count -= staged;
-            let Some((_, range)) = self.mapped.front_mut().filter(|_| self.start == next) else {
-                assert_eq!(count, 0, "more was sent than there is");
-                return;
-            };
-            let mapped_len = count.min(range.len());
-            range.consume(mapped_len);
-            self.mapped_len -= mapped_len;
-            count -= mapped_len;
-            if range.is_empty() {
-                self.mapped.pop_front();
-            }
-        }
-    }
-
-    /// Copies the data of mapped memory, because a page of it is gone. If the storage cannot be
-    /// read either, the client must be disconnected: a header that promises the data may be sent.
-    fn copy_ranges(&mut self) -> io::Result<()> {
-        let (staged, mapped) = (self.buffer[self.start..self.end].to_vec(), take(&mut self.mapped));
-        let mut at = self.start;
-        (self.start, self.end, self.mapped_len) = (0, 0, 0);
-        let mut rest = &staged[..];
-        for (place, range) in mapped {
-            let (before, after) = rest.split_at(place - at);
-            (at, rest) = (place, after);
-            self.stage(before);
-            let room = self.room(range.len());
-            range.read(room).inspect_err(|error| {
-                tracing::error!("{} bytes of storage that were announced to a client are gone, so it is disconnected: {error}",
-                    range.len());
-            })?;
-            self.advance(range.len());
-        }
-        self.stage(rest);
-        Ok(())
-    }
-
     /// Removes all that is staged.
     fn clear(&mut self) {
-        (self.start, self.end) = (0, 0);
-        self.mapped.clear();
-        self.mapped_len = 0;
-        if self.buffer.len() > 4 * BUFFER_SIZE {
-            self.buffer = vec![0; BUFFER_SIZE];
-        }
+        self.staged.clear();
         self.held_grants.clear();
         self.lag = Lag::default();
     }
@@ -336,28 +252,6 @@ impl SendBuffer {
         // An error is ignored: the socket closes next, and the client sees the end by that.
         let _ = self.sender.close();
     }
-}
-
-/// The staged bytes and mapped data in the order in which they are sent.
-#[allow(unsafe_code)]
-fn parts<'a>(
-    staged: &'a [u8],
-    mut start: usize,
-    mapped: &'a VecDeque<(usize, MappedRange)>,
-) -> Vec<IoSlice<'a>> {
-    let mut parts = Vec::with_capacity(2 * mapped.len() + 1);
-    for (place, range) in mapped {
-        if start < *place {
-            parts.push(IoSlice::new(&staged[start..*place]));
-        }
-        // SAFETY: the pieces are for sendmsg(2) alone: a secured connection takes no mapped.
-        parts.push(unsafe { range.io_slice() });
-        start = *place;
-    }
-    if start < staged.len() {
-        parts.push(IoSlice::new(&staged[start..]));
-    }
-    parts
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use nbd_backend::{MappedBackend, MappedRange, reply_error};
 use nbd_proto::{Command, NbdError};
 
-use super::{Connection, ConnectionError};
+use super::shared::{Connection, ConnectionError};
 use crate::recv_buffer::RecvBuffer;
 use crate::reply::ReplyTarget;
 use crate::request::RequestHeader;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use nbd_net::liveness;
 
-use super::{Connection, ConnectionError};
+use super::shared::{Connection, ConnectionError};
 use crate::memory_budget::Grant;
 use crate::recv_buffer::{Blocked, RecvBuffer};
 

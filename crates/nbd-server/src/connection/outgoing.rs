@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use nbd_backend::Dispatcher;
 use nbd_net::liveness;
 
-use super::{Connection, SendState};
+use super::shared::{Connection, SendState};
 use crate::limits::Limits;
 
 impl Connection {

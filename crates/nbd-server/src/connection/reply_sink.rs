@@ -10,8 +10,9 @@ use nbd_backend::{
 };
 use nbd_proto::{Command, NbdError};
 
+use super::next_action::NextAction;
+use super::shared::Connection;
 use super::task::{self, NetworkTask, TaskGrant};
-use super::{Connection, NextAction};
 use crate::memory_budget::Grant;
 use crate::recv_buffer::{Payload, RecvBuffer};
 use crate::reply::{MAX_DATA_HEADER_LEN, is_zero};

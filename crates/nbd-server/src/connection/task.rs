@@ -5,7 +5,8 @@ use std::sync::{Arc, OnceLock};
 use nbd_backend::{Completion, Durability, Task};
 use nbd_proto::Command;
 
-use super::{Connection, outgoing};
+use super::outgoing;
+use super::shared::Connection;
 use crate::memory_budget::Grant;
 use crate::recv_buffer::Payload;
 use crate::reply::ReplyTarget;

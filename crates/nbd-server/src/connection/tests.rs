@@ -1,13 +1,18 @@
-use std::io::Write;
+use std::io::{self, Write};
 use std::os::unix::net::UnixStream;
+use std::sync::{Condvar, Mutex};
 
 use nbd_backend::{Backend, Capabilities, Geometry};
+use nbd_net::socket::Socket;
 use nbd_net::stream::Stream;
-use nbd_proto::TransmissionFlags;
 use nbd_proto::handshake::ReplyStyle;
+use nbd_proto::{RequestRules as Rules, TransmissionFlags};
 
 use super::*;
-use crate::memory_budget::STEP;
+use crate::export::Export;
+use crate::limits::Limits;
+use crate::memory_budget::{MemoryBudget, STEP};
+use crate::reply::ReplyEncoder;
 
 const LENGTH: usize = 2 * STEP;
 
