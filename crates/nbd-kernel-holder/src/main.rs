@@ -8,10 +8,12 @@ mod adopt;
 mod args;
 mod core;
 mod eio_backend;
+mod ending;
 mod holder;
 mod io;
 mod kernel;
 mod pick;
+mod sandbox;
 mod system;
 mod take_down;
 mod view;
@@ -26,8 +28,7 @@ use nbd_control::control::{Failure, FailureKind, Report};
 use nbd_control::registry::Registry;
 
 use args::Args;
-use core::attach::AttachError;
-use core::take_down::Released;
+use core::event::{AttachError, Released};
 use core::{End, Event};
 use holder::{Holder, Settings};
 use io::become_program;
@@ -195,7 +196,7 @@ fn start(args: &Args, mut report: Option<Channel>) -> Result<Holder, Stopped> {
             return Ok(holder);
         };
         report = holder.sockets.report.take();
-        let Some(failure) = holder.told.not_attached.take() else {
+        let Some(failure) = holder.told.failures.attach.take() else {
             return Err(Stopped::Interrupted);
         };
         // What wanted the device may have gone away while it was not to be had.

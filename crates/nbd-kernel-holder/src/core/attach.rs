@@ -2,14 +2,14 @@
 
 use std::time::{Duration, Instant};
 
-use nbd_device_users::User;
-
-use super::event::SetupRefused;
-use super::take_down::Cause;
-use super::{
-    Command, Condition, Core, Event, HelperId, HelperTask, Note, Procedure, Reply, Report,
-    Revision, Sitter, Wait, Watch,
+use super::event::{
+    AttachError, Command, Condition, Event, HelperId, HelperTask, Note, Reply, Report, Revision,
+    SetupRefused,
 };
+use super::procedure::Procedure;
+use super::procedure::attach::Attach;
+use super::procedure::take_down::Cause;
+use super::state::{Core, Sitter, Wait};
 
 /// How long the driver may take to set a device up.
 const DRIVER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -21,104 +21,9 @@ const UDEV_TIMEOUT: Duration = Duration::from_secs(10);
 const QUEUE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a test read may take if a backend has no limit.
 const READ_TIMEOUT: Duration = Duration::from_secs(3600);
-/// No descriptor tells of changes in /sys.
-const INTERVAL: Duration = Duration::from_millis(1);
 
-/// Why a device is not attached.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum AttachError {
-    Interrupted,
-    /// The join socket cannot be made, or what a backend is granted.
-    NotPrepared,
-    /// The program cannot be started, or has failed.
-    NoBackend,
-    BackendLate(Duration),
-    /// Without its state on a file no other holder could take over.
-    NotSaved,
-    SitterNotStarted,
-    DriverRefused,
-    /// Something else has it.
-    Taken(Vec<User>),
-    DriverLate(Duration),
-    GivenUpAtOnce,
-    WrongSize,
-    ReadFailed(i32),
-    ReadLate(Duration),
-}
-
-/// An attach that is under way.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Attach {
-    /// A backend is started, or is to join.
-    AwaitingBackend { until: Option<Instant> },
-    /// Before the first request, where the device exists already.
-    SilencingTimeouts { helper: HelperId, until: Instant },
-    /// The state that names the sitter is written before it goes.
-    Persisting { revision: Revision },
-    /// The sitter tells the driver.
-    Connecting { until: Instant },
-    /// The driver does not take a device that is open: by what?
-    FindingUsers { helper: HelperId, until: Instant },
-    /// The size is to show.
-    AwaitingSize { until: Instant },
-    /// The same for a device that netlink has made.
-    SilencingNew { helper: HelperId, until: Instant },
-    /// The kernel may have kept limits of an earlier export.
-    ComparingLimits { helper: HelperId, until: Instant },
-    /// With the timeout, which a device that was just made did not have before.
-    PersistingTimeout { revision: Revision },
-    /// As the first user will.
-    Reading { helper: HelperId, until: Instant },
-    /// udev opens a device when it appears; what uses it at the same moment gets EBUSY.
-    SettlingUdev { helper: HelperId, until: Instant },
-    /// From here on another holder can adopt it.
-    PersistingAttached { revision: Revision },
-}
-
-impl Attach {
-    pub(super) fn deadline(&self) -> Option<Instant> {
-        match *self {
-            Self::AwaitingBackend { until } => until,
-            Self::SilencingTimeouts { until, .. }
-            | Self::Connecting { until }
-            | Self::FindingUsers { until, .. }
-            | Self::AwaitingSize { until }
-            | Self::SilencingNew { until, .. }
-            | Self::ComparingLimits { until, .. }
-            | Self::Reading { until, .. }
-            | Self::SettlingUdev { until, .. } => Some(until),
-            Self::Persisting { .. }
-            | Self::PersistingTimeout { .. }
-            | Self::PersistingAttached { .. } => None,
-        }
-    }
-
-    pub(super) fn watch(&self) -> Option<Watch> {
-        let condition = Condition::Connected;
-        let awaits = matches!(self, Self::AwaitingSize { .. });
-        awaits.then_some(Watch { condition, interval: INTERVAL })
-    }
-
-    /// A driver that refuses closes the lanes, which ends the backend: what the sitter has to say of it comes
-    /// first.
-    fn awaits_driver(&self) -> bool {
-        use Attach::{AwaitingSize, Connecting, FindingUsers};
-        matches!(self, Connecting { .. } | FindingUsers { .. } | AwaitingSize { .. })
-    }
-
-    /// The helper process that is under way.
-    fn helper(&self) -> Option<HelperId> {
-        match *self {
-            Self::SilencingTimeouts { helper, .. }
-            | Self::FindingUsers { helper, .. }
-            | Self::SilencingNew { helper, .. }
-            | Self::ComparingLimits { helper, .. }
-            | Self::Reading { helper, .. }
-            | Self::SettlingUdev { helper, .. } => Some(helper),
-            _ => None,
-        }
-    }
-}
+/// The step that follows; none when it is attached.
+type Next = Result<Option<Attach>, AttachError>;
 
 impl Core {
     pub(super) fn begin_attach(&mut self) {
@@ -136,7 +41,7 @@ impl Core {
         let helper = attach.helper();
         let next = if interrupted {
             Err(AttachError::Interrupted)
-        } else if self.hopeless && !attach.awaits_driver() {
+        } else if self.backends.hopeless && !attach.awaits_driver() {
             // The first failure before the device exists is the last.
             Err(AttachError::NoBackend)
         } else {
@@ -146,7 +51,7 @@ impl Core {
             Ok(Some(attach)) => Procedure::Attach(attach),
             Ok(None) => Procedure::Idle,
             Err(error) => {
-                if let Some(id) = helper.filter(|_| interrupted || self.hopeless) {
+                if let Some(id) = helper.filter(|_| interrupted || self.backends.hopeless) {
                     self.command(Command::LeaveHelper { id });
                 }
                 // With what is known now, and not of what the end brings.
@@ -156,11 +61,7 @@ impl Core {
         }
     }
 
-    fn next_attach(
-        &mut self,
-        attach: Attach,
-        event: &Event,
-    ) -> Result<Option<Attach>, AttachError> {
+    fn next_attach(&mut self, attach: Attach, event: &Event) -> Next {
         use Attach::{
             AwaitingBackend, AwaitingSize, ComparingLimits, Connecting, FindingUsers, Persisting,
             PersistingAttached, PersistingTimeout, Reading, SettlingUdev, SilencingNew,
@@ -183,11 +84,7 @@ impl Core {
     }
 
     /// A backend is ready before the driver knows of the device.
-    fn attach_backend(
-        &mut self,
-        attach: Attach,
-        event: &Event,
-    ) -> Result<Option<Attach>, AttachError> {
+    fn attach_backend(&mut self, attach: Attach, event: &Event) -> Next {
         Ok(Some(match attach {
             Attach::AwaitingBackend { until } => match event {
                 Event::LanesNotMade => return Err(AttachError::NotPrepared),
@@ -206,7 +103,7 @@ impl Core {
             }
             Attach::Persisting { revision } => match self.is_saved(revision, event) {
                 None if *event == Event::SitterNotStarted => {
-                    self.driver.sitter = Sitter::None;
+                    self.device.sitter = Sitter::None;
                     return Err(AttachError::SitterNotStarted);
                 }
                 None => Attach::Persisting { revision },
@@ -224,11 +121,7 @@ impl Core {
     }
 
     /// The driver sets it up.
-    fn attach_driver(
-        &mut self,
-        attach: Attach,
-        event: &Event,
-    ) -> Result<Option<Attach>, AttachError> {
+    fn attach_driver(&mut self, attach: Attach, event: &Event) -> Next {
         Ok(Some(match attach {
             Attach::Connecting { until } => match event {
                 Event::SitterNotStarted => return Err(AttachError::SitterNotStarted),
@@ -238,7 +131,7 @@ impl Core {
                 Event::SitterSaid(Err(SetupRefused { busy: true, set_up })) => {
                     // The take-down must not touch what is not ours.
                     self.command(Command::ForgetSitter);
-                    self.driver.sitter = Sitter::None;
+                    self.device.sitter = Sitter::None;
                     if *set_up {
                         return Err(AttachError::Taken(Vec::new()));
                     }
@@ -258,9 +151,9 @@ impl Core {
                 }
             }
             Attach::AwaitingSize { until } => match event {
-                _ if self.driver.sitter == Sitter::Gone => return Err(AttachError::GivenUpAtOnce),
+                _ if self.device.sitter == Sitter::Gone => return Err(AttachError::GivenUpAtOnce),
                 Event::Seen { condition: Condition::Connected, holds: true } => {
-                    if self.driver.silenced {
+                    if self.device.silenced {
                         self.compare_limits()
                     } else {
                         let helper = self.start_helper(HelperTask::SilenceTimeouts);
@@ -275,11 +168,7 @@ impl Core {
     }
 
     /// The queue is as it shall be before the first read.
-    fn attach_queue(
-        &mut self,
-        attach: Attach,
-        event: &Event,
-    ) -> Result<Option<Attach>, AttachError> {
+    fn attach_queue(&mut self, attach: Attach, event: &Event) -> Next {
         Ok(Some(match attach {
             Attach::SilencingNew { helper, until } => match self.silenced(helper, until, event) {
                 true => self.compare_limits(),
@@ -304,11 +193,7 @@ impl Core {
     }
 
     /// It can be read, and is told.
-    fn attach_users(
-        &mut self,
-        attach: Attach,
-        event: &Event,
-    ) -> Result<Option<Attach>, AttachError> {
+    fn attach_users(&mut self, attach: Attach, event: &Event) -> Next {
         Ok(Some(match attach {
             Attach::Reading { helper, until } => match event {
                 Event::HelperEnded { id, report } if *id == helper => match report {
@@ -335,7 +220,7 @@ impl Core {
                 if !settled {
                     self.note(Note::UdevLate);
                 }
-                self.attached = true;
+                self.device.attached = true;
                 self.ownership.set_attached(0);
                 Attach::PersistingAttached { revision: self.persist() }
             }
@@ -375,13 +260,13 @@ impl Core {
         if let Event::HelperEnded { id, report: Report::Status(0) } = event
             && *id == helper
         {
-            self.driver.silenced = true;
+            self.device.silenced = true;
         }
         self.is_helper_over(helper, until, event)
     }
 
     fn start_sitter(&mut self) -> Attach {
-        self.driver.sitter = Sitter::Sits;
+        self.device.sitter = Sitter::Sits;
         self.command(Command::StartSitter);
         Attach::Persisting { revision: self.persist() }
     }

@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
+use super::event::{BackendId, Command, Note, Refusal, Reply};
 use super::ownership::{self, Action};
-use super::{BackendId, Command, Core, Failed, Note, Reply, Wait, timers};
+use super::state::{Core, Failed, Replacement, Wait};
+use super::timers;
 
 impl Core {
     pub(super) fn apply(&mut self, event: &ownership::Event) {
@@ -36,7 +38,7 @@ impl Core {
             Action::FailAborted => self.fail_aborted(),
             Action::GiveUp => self.give_up(),
             Action::ReplacementFailed => {
-                self.replacement = None;
+                self.backends.replacement = None;
                 self.reply_waiting(&[Wait::Start], &Reply::PresentBackendGoesOn);
             }
         }
@@ -45,7 +47,7 @@ impl Core {
     pub(super) fn start_program(&mut self) {
         let backend = self.new_backend();
         self.ownership.started(backend);
-        let program = self.replacement.as_mut().map(|replacement| {
+        let program = self.backends.replacement.as_mut().map(|replacement| {
             replacement.backend = Some(backend);
             replacement.program.clone()
         });
@@ -56,7 +58,7 @@ impl Core {
 
     fn start_after(&mut self, pause: Duration) {
         self.timers.restart = Some(self.after(pause));
-        if self.replacement.take().is_some() {
+        if self.backends.replacement.take().is_some() {
             self.note(Note::FormerProgramAgain);
             self.reply_waiting(&[Wait::Start], &Reply::FormerProgramAgain);
         }
@@ -69,10 +71,9 @@ impl Core {
     /// The new program is gone without having served: another backend was faster, or it has died before
     /// the owner.
     pub(super) fn check_replacement(&mut self) {
-        let is_lost = |it: &mut super::Replacement| {
-            it.backend.is_some_and(|backend| !self.ownership.has(backend))
-        };
-        if self.replacement.take_if(is_lost).is_some() {
+        let is_lost =
+            |it: &mut Replacement| it.backend.is_some_and(|backend| !self.ownership.has(backend));
+        if self.backends.replacement.take_if(is_lost).is_some() {
             self.reply_waiting(&[Wait::Start], &Reply::ReplacementLost);
         }
     }
@@ -80,8 +81,8 @@ impl Core {
     /// A client waits for a backend that was ordered, and none will come by itself.
     pub(super) fn check_waiting_for_start(&mut self) {
         use ownership::Phase::{Down, Paused, Waiting};
-        if self.attached
-            && self.failed.is_none()
+        if self.device.attached
+            && self.device.failed.is_none()
             && matches!(self.ownership.phase(), Waiting | Down | Paused)
         {
             self.reply_waiting(&[Wait::Start], &Reply::NoBackendComes);
@@ -89,9 +90,9 @@ impl Core {
     }
 
     fn give_up(&mut self) {
-        self.replacement = None;
-        if !self.attached {
-            self.hopeless = true;
+        self.backends.replacement = None;
+        if !self.device.attached {
+            self.backends.hopeless = true;
             return;
         }
         self.note(Note::GaveUp);
@@ -100,7 +101,7 @@ impl Core {
 
     pub(super) fn hello(&mut self, backend: BackendId, takeover: bool, size: u64) {
         if !self.probe_offers(backend, size) {
-            let why = ownership::Refusal::TooSmall { size };
+            let why = Refusal::TooSmall { size };
             return self.command(Command::Refuse { backend, why });
         }
         self.apply(&ownership::Event::Hello { backend, takeover });
@@ -133,7 +134,7 @@ impl Core {
             return;
         }
         self.timers.unserved_since = None;
-        if let Some(it) = self.replacement.take_if(|it| it.backend == Some(backend)) {
+        if let Some(it) = self.backends.replacement.take_if(|it| it.backend == Some(backend)) {
             self.ownership.set_has_program();
             self.command(Command::SetProgram { program: it.program });
             self.persist();
@@ -144,10 +145,10 @@ impl Core {
 
     /// Ends the lanes of a device that no backend can serve: what is in flight gets EIO.
     pub(super) fn fail_device(&mut self) {
-        if !self.attached {
+        if !self.device.attached {
             return;
         }
-        self.failed = Some(Failed::Damaged);
+        self.device.failed = Some(Failed::Damaged);
         self.note(Note::DeviceFailed);
         self.command(Command::EndLanes);
         self.apply(&ownership::Event::ShutDown);

@@ -14,18 +14,17 @@ mod tests;
 
 use std::time::{Duration, Instant};
 
-use nbd_device_users::User;
-use nix::errno::Errno;
-
+use super::event::{
+    Command, Condition, DetachError, Event, HelperId, HelperTask, Note, Reply, Survey, UsersUnknown,
+};
 use super::fail::GRACE;
 use super::ownership;
-use super::take_down::Cause;
-use super::users::{Checked, UsersCheck, UsersUnknown};
-use super::{
-    Command, Condition, Core, End, Event, HelperId, HelperTask, Note, Procedure, Reply, Survey,
-    Watch,
-};
-use flushing::{Disconnected, Flushing};
+use super::procedure::detach::{Detach, Requester, Step};
+use super::procedure::take_down::Cause;
+use super::procedure::users::Checked;
+use super::procedure::{End, Procedure};
+use super::state::Core;
+use flushing::Disconnected;
 
 /// How long udev may take to look away. It may not be able to while the backend is stuck.
 const UDEV_TIMEOUT: Duration = Duration::from_secs(4);
@@ -35,121 +34,11 @@ const DRAIN_TIMEOUT: Duration = Duration::from_millis(500);
 const ANSWER_TIMEOUT: Duration = Duration::from_millis(2500);
 /// How long the driver may take for a change of the size once all is answered.
 const SIZE_CHANGE_TIMEOUT: Duration = Duration::from_secs(2);
-const INTERVAL: Duration = Duration::from_millis(20);
-
-/// Why a device is not detached.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum DetachError {
-    InUse(Vec<User>),
-    UseUnknown(UsersUnknown),
-    /// The kernel itself has claimed it.
-    Claimed,
-    /// What was not written back would be lost.
-    NotWritten(Errno),
-    /// Its backend does not answer.
-    NotAnswered,
-    /// The driver waits for an answer under its lock, so the lanes must stay open.
-    Unreachable,
-    /// The driver does not let go of it.
-    Stuck,
-}
 
 impl DetachError {
     /// The driver may have been told to disconnect, or still be.
     fn may_have_told(&self) -> bool {
         matches!(self, Self::NotAnswered | Self::UseUnknown(UsersUnknown::TimedOut(_)))
-    }
-}
-
-/// On whose behalf.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Requester {
-    /// The one of the pending order.
-    Client,
-    /// This process is to end.
-    Signal,
-}
-
-/// A detach that is under way.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Detach {
-    requester: Requester,
-    /// When it was begun, or when force took its place.
-    begun: Instant,
-    step: Step,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Step {
-    /// Nothing may use the device.
-    CheckingUsers(UsersCheck),
-    /// udev is told to look away.
-    Leaving { helper: HelperId, until: Instant },
-    /// What is dirty is written back, and the driver is told to disconnect.
-    Flushing(Flushing),
-    /// What has come since it was looked at.
-    CheckingAgain(UsersCheck),
-    /// It stays, and udev is told to watch it again.
-    Staying { helper: HelperId, until: Instant, error: DetachError },
-    /// By force: what is in flight is noted.
-    Noting,
-    /// The backend may answer by itself.
-    Draining { until: Instant, given_up: usize },
-    /// The EIO backend answers.
-    Abandoning { until: Instant, given_up: usize },
-    /// The driver may go on with that only now.
-    AwaitingSizeChange { until: Instant, given_up: usize },
-}
-
-impl Detach {
-    /// From `enough` on, if that is known, only what was noted has to be answered.
-    pub(super) fn deadline(&self, now: Instant, enough: Option<Instant>) -> Option<Instant> {
-        match &self.step {
-            Step::CheckingUsers(check) | Step::CheckingAgain(check) => Some(check.deadline()),
-            Step::Leaving { until, .. } | Step::Staying { until, .. } => Some(*until),
-            Step::Flushing(flushing) => Some(flushing.deadline()),
-            Step::Noting => None,
-            Step::Draining { until, .. } | Step::AwaitingSizeChange { until, .. } => Some(*until),
-            Step::Abandoning { until, .. } => {
-                // Once it has passed it is no deadline any more, but what is watched.
-                let enough = enough.filter(|enough| *enough > now);
-                Some(enough.map_or(*until, |enough| enough.min(*until)))
-            }
-        }
-    }
-
-    pub(super) fn watch(&self, now: Instant, enough: Option<Instant>) -> Option<Watch> {
-        let condition = match self.step {
-            Step::Draining { .. } => Condition::NotedAnswered,
-            Step::Abandoning { .. } => match now >= enough? {
-                true => Condition::NotedAnswered,
-                false => Condition::NotedAnsweredAndQuiet,
-            },
-            Step::AwaitingSizeChange { .. } => Condition::NoSizeChange,
-            _ => return None,
-        };
-        Some(Watch { condition, interval: INTERVAL })
-    }
-
-    /// It is by force by now.
-    fn is_by_force(&self) -> bool {
-        use Step::{Abandoning, AwaitingSizeChange, Draining, Noting};
-        matches!(
-            self.step,
-            Noting | Draining { .. } | Abandoning { .. } | AwaitingSizeChange { .. }
-        )
-    }
-}
-
-impl Step {
-    /// The helper process that is under way.
-    fn helper(&self) -> Option<HelperId> {
-        match self {
-            Self::CheckingUsers(check) | Self::CheckingAgain(check) => check.helper(),
-            Self::Leaving { helper, .. } | Self::Staying { helper, .. } => Some(*helper),
-            Self::Flushing(flushing) => Some(flushing.helper),
-            _ => None,
-        }
     }
 }
 
@@ -166,7 +55,7 @@ enum Next {
 
 impl Core {
     pub(super) fn begin_detach(&mut self, requester: Requester, force: bool) -> Procedure {
-        let step = match (force, self.failed) {
+        let step = match (force, self.device.failed) {
             (true, _) => self.note_in_flight(),
             // There is nothing to write back to.
             (false, Some(_)) => return self.take_down_detached(requester, self.now, 0),
@@ -304,7 +193,7 @@ impl Core {
 
     /// What is in flight is answered, by the backend if it does, otherwise with EIO in its place.
     fn begin_answering(&mut self, survey: &Survey) -> Option<Step> {
-        if self.failed.is_some() || self.ownership.is_shutting_down() {
+        if self.device.failed.is_some() || self.ownership.is_shutting_down() {
             return None;
         }
         if survey.in_flight == 0 && !survey.waiting && !survey.size_change {

@@ -27,7 +27,8 @@ use std::io::Write;
 use std::time::{Duration, Instant};
 
 use super::ownership::Kind;
-use super::{Command, Core, Event, Order, Procedure};
+use super::procedure::Procedure;
+use super::{Command, Core, Event, Order};
 use canonical::canonical;
 use faults::{Fault, plant};
 use world::World;
@@ -111,7 +112,7 @@ impl State {
         outcome: usize,
         fault: Option<Fault>,
     ) -> Result<Duration, String> {
-        let was_attached = self.core.attached || self.core.ownership.is_shutting_down();
+        let was_attached = self.core.device.attached || self.core.ownership.is_shutting_down();
         if !was_attached || self.core.is_forced() || self.core.end().is_some() {
             return Ok(Duration::ZERO);
         }

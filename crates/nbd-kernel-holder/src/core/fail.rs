@@ -3,39 +3,30 @@
 
 use std::time::{Duration, Instant};
 
+use super::event::{Condition, Note, Refused, Reply, Watch};
 use super::ownership;
-use super::{Condition, Core, Note, Reply, Wait, Watch};
+use super::state::{Core, FailOrder, Wait};
 
 /// How often to look whether the requests are answered.
 const INTERVAL: Duration = Duration::from_millis(20);
 /// How long requests that come meanwhile are answered as well. Those that a full socket has kept
 /// in the driver come only then.
 pub(super) const GRACE: Duration = Duration::from_secs(1);
+
 /// How long a killed backend may take to die. One in uninterruptible sleep dies when its storage
 /// answers, and its requests would have been answered then.
 pub(crate) const DEATH_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How far the order has come.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum FailOrder {
-    /// The owner is to be dead until then, and the EIO backend is to come.
-    Killing { until: Instant },
-    /// The EIO backend answers; from `enough` on only what was in flight at the order counts.
-    Answering { enough: Instant },
-    /// It has done so, and is to leave.
-    Leaving,
-}
-
-impl FailOrder {
-    pub(super) fn ordered(now: Instant) -> Self {
-        Self::Killing { until: now + DEATH_TIMEOUT }
-    }
-}
-
 impl Core {
+    /// By order: the owner dies first.
+    pub(super) fn begin_fail(&mut self) {
+        let until = self.after(DEATH_TIMEOUT);
+        self.backends.fail_order = Some(FailOrder::Killing { until });
+    }
+
     /// When the order is withdrawn, unless the owner has died by then, or less is enough.
     pub(super) fn fail_deadline(&self) -> Option<Instant> {
-        match self.fail_order.as_ref()? {
+        match self.backends.fail_order.as_ref()? {
             FailOrder::Killing { until } => {
                 (self.ownership.is_fencing() && self.ownership.has_backend()).then_some(*until)
             }
@@ -45,7 +36,7 @@ impl Core {
     }
 
     pub(super) fn fail_watch(&self) -> Option<Watch> {
-        let Some(FailOrder::Answering { enough }) = self.fail_order else {
+        let Some(FailOrder::Answering { enough }) = self.backends.fail_order else {
             return None;
         };
         let condition = match self.now >= enough {
@@ -57,15 +48,15 @@ impl Core {
 
     /// The EIO backend is ready.
     pub(super) fn fail_answers(&mut self) {
-        if self.fail_order.is_some() {
-            self.fail_order = Some(FailOrder::Answering { enough: self.after(GRACE) });
+        if self.backends.fail_order.is_some() {
+            self.backends.fail_order = Some(FailOrder::Answering { enough: self.after(GRACE) });
         }
     }
 
     /// Lets the EIO backend go once it has answered what it was started for.
     pub(super) fn fail_condition_holds(&mut self, condition: Condition) {
         if self.fail_watch().is_some_and(|watch| watch.condition == condition) {
-            self.fail_order = Some(FailOrder::Leaving);
+            self.backends.fail_order = Some(FailOrder::Leaving);
             self.note(Note::RequestsFailed);
             self.apply(&ownership::Event::FailDone);
         }
@@ -73,22 +64,22 @@ impl Core {
 
     /// The EIO backend has left.
     pub(super) fn complete_fail(&mut self) {
-        if self.fail_order.take_if(|order| *order == FailOrder::Leaving).is_some() {
+        if self.backends.fail_order.take_if(|order| *order == FailOrder::Leaving).is_some() {
             self.reply_waiting(&[Wait::Fail], &Reply::RequestsFailed);
         }
     }
 
     /// The EIO backend came to nothing before its work was done.
     pub(super) fn fail_aborted(&mut self) {
-        self.fail_order = None;
+        self.backends.fail_order = None;
         self.reply_waiting(&[Wait::Fail], &Reply::FailAborted);
     }
 
     /// Answers the operator, and leaves what is in flight to the successor.
     pub(super) fn check_fail_deadline(&mut self) {
-        let is_killing = matches!(self.fail_order, Some(FailOrder::Killing { .. }));
+        let is_killing = matches!(self.backends.fail_order, Some(FailOrder::Killing { .. }));
         if is_killing && self.fail_deadline().is_some_and(|until| until <= self.now) {
-            self.fail_order = None;
+            self.backends.fail_order = None;
             self.apply(&ownership::Event::FailWithdrawn);
             self.note(Note::FailWithdrawn);
             self.reply_waiting(&[Wait::Fail], &Reply::FailWithdrawn);
@@ -97,8 +88,8 @@ impl Core {
 
     /// A device that is given up: what was ordered before is done by that, or by nothing.
     pub(super) fn drop_fail_order(&mut self) {
-        if self.fail_order.take().is_some() {
-            self.reply_waiting(&[Wait::Fail], &Reply::Refused(super::Refused::BeingDetached));
+        if self.backends.fail_order.take().is_some() {
+            self.reply_waiting(&[Wait::Fail], &Reply::Refused(Refused::BeingDetached));
         }
     }
 }

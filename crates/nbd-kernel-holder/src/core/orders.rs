@@ -1,130 +1,25 @@
 //! What clients may order when, and who waits for what.
 
-use super::fail::FailOrder;
+use super::event::{ClientId, Command, Event, Note, Order, Program, Refused, Reply};
 use super::ownership;
-use super::{ClientId, Command, Core, Event, Note, Procedure, Program, Reply};
-
-/// What a client orders.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Order {
-    /// Take the device down; `force`: whatever uses it and whatever is in flight.
-    Detach { force: bool },
-    /// Start the backend anew, or another program in its place.
-    Restart { program: Option<Program> },
-    /// Answer once there is a backend.
-    WaitReady,
-    /// Become this program.
-    Upgrade { program: String },
-    /// Answer what is in flight with EIO. `kill`: a backend that lives, and may still answer it, is
-    /// killed; `in_flight`: there is something to answer.
-    Fail { kill: bool, in_flight: bool },
-    /// Let no backend serve; `kill`: also one that came from outside.
-    Pause { kill: bool },
-    /// Let backends serve again.
-    Resume,
-    /// Change the size; nothing for what the backend has by now.
-    Resize { size: Option<u64>, force: bool },
-    /// A recording was set up: let it begin.
-    Record,
-}
-
-/// Why an order is not carried out now.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Refused {
-    BeingDetached,
-    GivenUp,
-    HasFailed,
-    NotAttachedYet,
-    BeingAnswered,
-    BeingResized,
-    IsPaused,
-    NotPaused,
-    ReplacementUnderWay,
-    AnotherReplacement,
-    AnotherDetach,
-    AnotherUpgrade,
-    NoProgram,
-    /// The backend lives and may still answer.
-    BackendAlive,
-    /// The backend came from outside.
-    BackendJoined,
-}
-
-/// What a client waits for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Wait {
-    /// A backend, however long that takes.
-    Backend,
-    /// The backend that it has ordered, or word that it failed.
-    Start,
-    /// The end of the backend.
-    Pause,
-    /// The answers to what is in flight.
-    Fail,
-}
-
-/// Clients that are answered when something has come.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Waiting(Vec<(ClientId, Wait)>);
-
-impl Waiting {
-    pub(super) fn forget(&mut self, client: ClientId) {
-        self.0.retain(|(waiting, _)| *waiting != client);
-    }
-
-    pub(super) fn has(&self, client: ClientId) -> bool {
-        self.0.iter().any(|(waiting, _)| *waiting == client)
-    }
-}
-
-#[cfg(test)]
-impl Waiting {
-    /// Whether a client waits for a backend, however long that takes.
-    pub(super) fn is_for_backend(&self, client: ClientId) -> bool {
-        self.0.contains(&(client, Wait::Backend))
-    }
-}
-
-/// Orders that are carried out one after the other.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Orders {
-    pub(super) detach: Option<DetachOrder>,
-    pub(super) upgrade: Option<UpgradeOrder>,
-    pub(super) resize: Option<ResizeOrder>,
-    pub(super) stop: bool,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct DetachOrder {
-    pub(super) client: ClientId,
-    pub(super) force: bool,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct UpgradeOrder {
-    pub(super) client: ClientId,
-    pub(super) program: String,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct ResizeOrder {
-    pub(super) client: ClientId,
-    pub(super) size: Option<u64>,
-    pub(super) force: bool,
-}
+use super::procedure::Procedure;
+use super::procedure::detach::DetachOrder;
+use super::procedure::resize::ResizeOrder;
+use super::procedure::upgrade::UpgradeOrder;
+use super::state::{Core, Replacement, Wait};
 
 impl Core {
     /// Why no order can be carried out now.
     pub(crate) fn why_not_now(&self) -> Option<Refused> {
-        if self.failed.is_some() && self.attached {
+        if self.device.failed.is_some() && self.device.attached {
             Some(Refused::HasFailed)
         } else if self.ownership.is_shutting_down() {
             Some(Refused::BeingDetached)
         } else if self.ownership.is_abandoned() {
             Some(Refused::GivenUp)
-        } else if !self.attached {
+        } else if !self.device.attached {
             Some(Refused::NotAttachedYet)
-        } else if self.fail_order.is_some() {
+        } else if self.backends.fail_order.is_some() {
             Some(Refused::BeingAnswered)
         } else if self.is_resizing() {
             Some(Refused::BeingResized)
@@ -140,14 +35,14 @@ impl Core {
 
     /// The same for what a replacement that is under way would disturb.
     pub(crate) fn why_not_beside_replacement(&self) -> Option<Refused> {
-        let replacing = self.replacement.is_some().then_some(Refused::ReplacementUnderWay);
+        let replacing = self.backends.replacement.is_some().then_some(Refused::ReplacementUnderWay);
         self.why_not_now().or(replacing)
     }
 
     /// Why the size cannot be changed now.
     pub(crate) fn why_no_resize(&self) -> Option<Refused> {
         let detaching = self.orders.detach.is_some().then_some(Refused::BeingDetached);
-        let replacing = self.replacement.is_some().then_some(Refused::ReplacementUnderWay);
+        let replacing = self.backends.replacement.is_some().then_some(Refused::ReplacementUnderWay);
         self.why_no_start().or(replacing).or(detaching)
     }
 
@@ -214,9 +109,11 @@ impl Core {
         match order {
             Order::Detach { force } => self.order_detach(client, *force),
             Order::Restart { program } => self.order_restart(client, program.clone()),
-            Order::WaitReady if self.failed.is_some() => self.refuse(client, Refused::HasFailed),
+            Order::WaitReady if self.device.failed.is_some() => {
+                self.refuse(client, Refused::HasFailed)
+            }
             Order::WaitReady => match self.ownership.owner() {
-                Some(backend) if self.ownership.is_ready() && self.attached => {
+                Some(backend) if self.ownership.is_ready() && self.device.attached => {
                     self.reply(client, Reply::Served { backend });
                 }
                 _ => self.await_for(client, Wait::Backend),
@@ -255,12 +152,12 @@ impl Core {
         } else if program.is_none() && !self.ownership.has_program() {
             Some(Refused::NoProgram)
         } else {
-            self.replacement.is_some().then_some(Refused::AnotherReplacement)
+            self.backends.replacement.is_some().then_some(Refused::AnotherReplacement)
         };
         if let Some(why) = refused {
             return self.refuse(client, why);
         }
-        self.replacement = program.map(|program| super::Replacement { program, backend: None });
+        self.backends.replacement = program.map(|program| Replacement { program, backend: None });
         self.restart_for(client);
     }
 
@@ -340,7 +237,7 @@ impl Core {
         }
         self.await_for(client, Wait::Fail);
         self.command(Command::Survey { note: true });
-        self.fail_order = Some(FailOrder::ordered(self.now));
+        self.begin_fail();
         self.note(Note::Failing);
         self.apply(&ownership::Event::Fail);
     }

@@ -1,50 +1,9 @@
 //! The end of the backend that has the lanes: told by the driver or by us, or a loss that has to be made
 //! good.
 
-use std::time::Instant;
-
+use super::event::{Command, Note, OwnerEnd, Reply};
 use super::ownership::{self, Phase};
-use super::{BackendId, Core, Note, Reply, Wait};
-
-/// What is known of an owner's end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct OwnerEnd {
-    /// It may have ended because it was told to.
-    pub(crate) orderly: bool,
-    /// It exited with status 0.
-    pub(crate) clean: bool,
-    /// It had answered something.
-    pub(crate) progressed: bool,
-    /// The spare is of an older build than its program is now.
-    pub(crate) spare_is_old: bool,
-}
-
-/// Which ends are our doing.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct OwnerExit {
-    /// The driver is being told to disconnect, which tells the backend to end.
-    leaving: bool,
-    /// The owner has ended because of that, most probably.
-    departed: Option<OwnerEnd>,
-    /// When its lanes were ended, which tells it to end, too.
-    lanes_ended: Option<Instant>,
-    /// An owner that the driver may have told to end, or still may, in a detach that was refused.
-    told: Option<BackendId>,
-}
-
-impl OwnerExit {
-    pub(super) fn is_leaving(&self) -> bool {
-        self.leaving
-    }
-
-    pub(super) fn lanes_ended(&self) -> Option<Instant> {
-        self.lanes_ended
-    }
-
-    pub(super) fn has_departed(&self) -> bool {
-        self.departed.is_some()
-    }
-}
+use super::state::{Core, Wait};
 
 impl Core {
     pub(super) fn owner_ended(&mut self, end: OwnerEnd) {
@@ -63,11 +22,11 @@ impl Core {
             self.note(Note::OwnerEndedAsTold);
             match self.ownership.is_shutting_down() {
                 true => self.apply(&ownership::Event::OwnerDead { clean: true, progressed: true }),
-                false => self.owner_exit.departed = Some(end),
+                false => self.backends.owner_exit.departed = Some(end),
             }
             return;
         }
-        let told = self.owner_exit.told.take_if(|told| *told == owner).is_some();
+        let told = self.backends.owner_exit.told.take_if(|told| *told == owner).is_some();
         match told && end.orderly {
             true => self.make_good(end),
             false => self.lose_owner(end, end.clean),
@@ -83,38 +42,38 @@ impl Core {
     /// Whether the owner has ended because it is not needed any more: its lanes were ended, or the
     /// driver has sent `NBD_CMD_DISC` in a detach. Requests may have come after that.
     fn was_told_to_end(&self, end: OwnerEnd) -> bool {
-        let by_driver = self.owner_exit.leaving && !self.ownership.is_fencing();
+        let by_driver = self.backends.owner_exit.leaving && !self.ownership.is_fencing();
         end.orderly && (self.ownership.is_shutting_down() || by_driver)
     }
 
     pub(super) fn note_end_of_lanes(&mut self) {
-        self.owner_exit.lanes_ended.get_or_insert(self.now);
+        self.backends.owner_exit.lanes_ended.get_or_insert(self.now);
     }
 
     pub(super) fn begin_leaving(&mut self) {
-        self.owner_exit.leaving = true;
+        self.backends.owner_exit.leaving = true;
     }
 
     /// The device stays after all. `may_be_told`: the driver may have told the backend to end, or still
     /// do it.
     pub(super) fn stop_leaving(&mut self, may_be_told: bool) {
-        self.owner_exit.leaving = false;
+        self.backends.owner_exit.leaving = false;
         if may_be_told {
-            self.owner_exit.told = self.ownership.owner();
+            self.backends.owner_exit.told = self.ownership.owner();
         }
         self.miss_departed();
     }
 
     /// The device stays, or is asked for something, and its owner has ended as it was told to.
     pub(super) fn miss_departed(&mut self) {
-        if let Some(end) = self.owner_exit.departed.take() {
+        if let Some(end) = self.backends.owner_exit.departed.take() {
             self.make_good(end);
         }
     }
 
     /// The device is given up: an owner that has ended as it was told to makes room.
     pub(super) fn bury_departed(&mut self) {
-        if self.owner_exit.departed.take().is_some() {
+        if self.backends.owner_exit.departed.take().is_some() {
             self.apply(&ownership::Event::OwnerDead { clean: false, progressed: true });
         }
     }
@@ -132,13 +91,13 @@ impl Core {
         self.note(Note::OwnerLost);
         self.drop_failed_replacement();
         self.note_unserved();
-        if self.failed.is_some() {
+        if self.device.failed.is_some() {
             return;
         }
         if end.spare_is_old
             && let Some(backend) = self.ownership.lose_spare()
         {
-            self.command(super::Command::Dismiss { backend });
+            self.command(Command::Dismiss { backend });
         }
         let progressed = end.progressed;
         self.apply(&ownership::Event::OwnerDead { clean, progressed });
@@ -153,7 +112,12 @@ impl Core {
             return;
         }
         let owner = self.ownership.owner();
-        if self.replacement.take_if(|it| it.backend.is_some() && it.backend == owner).is_some() {
+        if self
+            .backends
+            .replacement
+            .take_if(|it| it.backend.is_some() && it.backend == owner)
+            .is_some()
+        {
             self.note(Note::FormerProgramAgain);
             self.reply_waiting(&[Wait::Start], &Reply::FormerProgramAgain);
         }
@@ -162,7 +126,7 @@ impl Core {
     fn eio_backend_ended(&mut self) {
         self.note(Note::EioBackendEnded);
         self.timers.eio_since = None;
-        if self.failed.is_some() {
+        if self.device.failed.is_some() {
             return;
         }
         self.pause_eio_backend();

@@ -4,48 +4,15 @@
 //! the device must know every process that may have the lanes, or it would give them to a second one. A
 //! state that cannot be written is tried again.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use super::{BackendId, Command, Core, Note, Revision};
+use super::event::{BackendId, Command, Note, Revision};
+use super::state::{Core, PendingGrant, Unsaved};
 
 /// The first pause before a state is written again, which doubles …
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// … up to this.
 const MAX_PAUSE: Duration = Duration::from_secs(5);
-
-/// How far the state on its file is behind.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Durability {
-    /// Of the latest state.
-    revision: Revision,
-    unsaved: Option<Unsaved>,
-    grant: Option<PendingGrant>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Unsaved {
-    due: Instant,
-    pause: Duration,
-}
-
-/// An owner that gets the lanes once the state of this revision is written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct PendingGrant {
-    backend: BackendId,
-    revision: Revision,
-    /// The log tells that it waits.
-    is_told: bool,
-}
-
-impl Durability {
-    pub(super) fn deadline(&self) -> Option<Instant> {
-        self.unsaved.as_ref().map(|unsaved| unsaved.due)
-    }
-
-    pub(super) fn pending_grant(&self) -> Option<PendingGrant> {
-        self.grant
-    }
-}
 
 impl Core {
     /// Has the state written, and says which revision that is.

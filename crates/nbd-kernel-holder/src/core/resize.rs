@@ -7,17 +7,17 @@
 use std::cmp::Ordering;
 use std::time::{Duration, Instant};
 
-use nbd_device_users::User;
 use nix::errno::Errno;
 
-use super::event::Resized;
-use super::orders::ResizeOrder;
-use super::ownership;
-use super::users::{Checked, UsersCheck, UsersUnknown};
-use super::{
-    BackendId, Command, Condition, Core, Event, HelperId, HelperTask, Note, Procedure, Reply,
-    Report, Revision, Survey, Watch,
+use super::event::{
+    BackendId, Command, Condition, Event, HelperTask, Note, Reply, Report, ResizeError, Resized,
+    Survey,
 };
+use super::ownership;
+use super::procedure::Procedure;
+use super::procedure::resize::{Plan, Resize, ResizeOrder, Sizes, Step};
+use super::procedure::users::Checked;
+use super::state::{Core, Probe};
 
 /// A request that has waited for so many milliseconds may wait for ever, and newer drivers wait for
 /// all of them before they take another size.
@@ -28,191 +28,66 @@ pub(crate) const PROBE_TIMEOUT: Duration = Duration::from_secs(45);
 pub(crate) const DRIVER_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long requests that are in flight may take to be answered before the driver is told.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
-const ANSWER_INTERVAL: Duration = Duration::from_millis(20);
-const SIZE_INTERVAL: Duration = Duration::from_millis(2);
 /// How long udev may take to look at the device again. Late is no failure.
 const UDEV_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Why a device is not resized.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum ResizeError {
-    /// There is no backend that could answer, or a request has waited for so many milliseconds.
-    Stalled(Option<u64>),
-    /// A detach by force came.
-    BeingDetached,
-    /// A backend that came from outside is not asked for its size.
-    Joined,
-    /// The storage is smaller than that.
-    TooSmall { offered: u64, wanted: u64 },
-    /// The backend that was to come has failed.
-    NoBackend,
-    /// No backend has taken over in time.
-    ProbeLate,
-    /// These would lose what is beyond `size`.
-    InUse { users: Vec<User>, size: u64 },
-    /// It cannot be told whether it is used.
-    UseUnknown(UsersUnknown),
-    /// The larger size cannot be written down.
-    NotSaved,
-    /// An earlier change still waits in the driver.
-    EarlierChange,
-    /// What was in flight is not answered.
-    NotAnswered,
-    /// The kernel itself uses it.
-    Claimed,
-    /// What is on it needs more.
-    Needed { size: u64 },
-    /// The driver refuses.
-    Driver(Errno),
-    /// The driver has not done it in time, and may still do it.
-    DriverLate,
-    /// The kernel shows another size than was set.
-    OtherSize,
-}
-
-/// A backend on its way that was asked for its present size.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Probe {
-    /// Less is of no use.
-    least: u64,
-    backend: Option<BackendId>,
-    /// What it has said.
-    offered: Option<u64>,
-    is_gone: bool,
-}
-
-/// A resize that is under way.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Resize {
-    order: ResizeOrder,
-    sizes: Sizes,
-    step: Step,
-}
-
-/// The sizes before, in bytes. They differ while an earlier change is still to be done by the driver.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Sizes {
-    /// What the kernel shows.
-    shown: u64,
-    /// What is written down, which every backend has to have.
-    written: u64,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Step {
-    /// Is the device served?
-    Surveying,
-    /// A backend looks at its storage and takes over.
-    Probing { until: Instant },
-    /// Nothing may use what a smaller size takes away.
-    CheckingUsers { check: UsersCheck, size: u64 },
-    /// A larger size is written down first, so that every successor from now on has enough.
-    Persisting { revision: Revision, size: u64 },
-    /// What is in flight now is to be answered first.
-    Noting { size: u64 },
-    /// Newer drivers wait, under their lock, for all that is in flight, and let nothing new in: what
-    /// waits for a backend that does not answer then waits for ever, and a detach with it. So all
-    /// that was sent before must be answered; a backend that answers that answers the rest, too.
-    Answering { until: Instant, size: u64 },
-    /// The driver is told.
-    Telling { helper: HelperId, until: Instant, size: u64 },
-    /// The size is to show.
-    AwaitingSize { until: Instant, size: u64 },
-    /// udev looks at the device again.
-    SettlingUdev { helper: HelperId, until: Instant, size: u64 },
-}
-
-impl Resize {
-    pub(super) fn deadline(&self) -> Option<Instant> {
-        match &self.step {
-            Step::Surveying | Step::Persisting { .. } | Step::Noting { .. } => None,
-            Step::CheckingUsers { check, .. } => Some(check.deadline()),
-            Step::Probing { until }
-            | Step::Answering { until, .. }
-            | Step::Telling { until, .. }
-            | Step::AwaitingSize { until, .. }
-            | Step::SettlingUdev { until, .. } => Some(*until),
-        }
-    }
-
-    pub(super) fn watch(&self) -> Option<Watch> {
-        Some(match self.step {
-            Step::Answering { .. } => {
-                Watch { condition: Condition::NotedAnswered, interval: ANSWER_INTERVAL }
-            }
-            Step::AwaitingSize { size, .. } => {
-                Watch { condition: Condition::SizeIs(size), interval: SIZE_INTERVAL }
-            }
-            _ => return None,
-        })
-    }
-}
+/// The step that follows; none when it is done.
+type Next = Result<Option<Step>, ResizeError>;
 
 impl Core {
     pub(super) fn begin_resize(&mut self, order: ResizeOrder) -> Procedure {
         self.command(Command::Survey { note: false });
-        Procedure::Resize(Resize { order, sizes: Sizes::default(), step: Step::Surveying })
+        let plan = Plan { order, sizes: Sizes::default() };
+        Procedure::Resize(Resize { plan, step: Step::Surveying })
     }
 
     pub(super) fn step_resize(&mut self, resize: Resize, event: &Event) -> Procedure {
-        let Resize { order, mut sizes, step } = resize;
+        let Resize { mut plan, step } = resize;
         if let (Step::Surveying, Event::Surveyed(survey)) = (&step, event) {
-            sizes = Sizes { shown: survey.size, written: survey.written_size };
+            plan.sizes = Sizes { shown: survey.size, written: survey.written_size };
         }
-        match self.next_resize(order, sizes, step, event) {
-            Ok(Some(step)) => Procedure::Resize(Resize { order, sizes, step }),
+        match self.next_resize(plan, step, event) {
+            Ok(Some(step)) => Procedure::Resize(Resize { plan, step }),
             Ok(None) => Procedure::Idle,
             Err(error) => {
-                self.probe = None;
+                self.backends.probe = None;
                 self.orders.resize = None;
                 self.note(Note::NotResized(error.clone()));
-                self.reply(order.client, Reply::NotResized(error));
+                self.reply(plan.order.client, Reply::NotResized(error));
                 Procedure::Idle
             }
         }
     }
 
-    fn next_resize(
-        &mut self,
-        order: ResizeOrder,
-        sizes: Sizes,
-        step: Step,
-        event: &Event,
-    ) -> Result<Option<Step>, ResizeError> {
+    fn next_resize(&mut self, plan: Plan, step: Step, event: &Event) -> Next {
         match step {
             Step::Surveying
             | Step::Probing { .. }
             | Step::CheckingUsers { .. }
-            | Step::Persisting { .. } => self.prepare_resize(order, sizes, step, event),
+            | Step::Persisting { .. } => self.prepare_resize(plan, step, event),
             Step::Noting { .. }
             | Step::Answering { .. }
             | Step::Telling { .. }
             | Step::AwaitingSize { .. }
-            | Step::SettlingUdev { .. } => self.tell_size(order, sizes, step, event),
+            | Step::SettlingUdev { .. } => self.tell_size(plan, step, event),
         }
     }
 
     /// Before the driver is told.
-    fn prepare_resize(
-        &mut self,
-        order: ResizeOrder,
-        sizes: Sizes,
-        step: Step,
-        event: &Event,
-    ) -> Result<Option<Step>, ResizeError> {
+    fn prepare_resize(&mut self, plan: Plan, step: Step, event: &Event) -> Next {
         Ok(Some(match step {
             Step::Surveying => match event {
-                Event::Surveyed(survey) => return self.plan(order, sizes, survey),
+                Event::Surveyed(survey) => return self.plan(plan, survey),
                 _ => Step::Surveying,
             },
             Step::Probing { until } => match self.probed(until)? {
                 None => Step::Probing { until },
                 Some(offered) => {
-                    self.probe = None;
-                    if let Some(wanted) = order.size.filter(|wanted| offered < *wanted) {
+                    self.backends.probe = None;
+                    if let Some(wanted) = plan.order.size.filter(|wanted| offered < *wanted) {
                         return Err(ResizeError::TooSmall { offered, wanted });
                     }
-                    return self.choose(order, sizes, order.size.unwrap_or(offered));
+                    return self.choose(plan, plan.order.size.unwrap_or(offered));
                 }
             },
             Step::CheckingUsers { check, .. } if self.is_forced() => {
@@ -231,7 +106,7 @@ impl Core {
                 None => Step::Persisting { revision, size },
                 Some(true) => self.note_before_telling(size),
                 Some(false) => {
-                    self.command(Command::SetSize { size: sizes.written });
+                    self.command(Command::SetSize { size: plan.sizes.written });
                     return Err(ResizeError::NotSaved);
                 }
             },
@@ -240,32 +115,26 @@ impl Core {
     }
 
     /// The driver is told, and shows it.
-    fn tell_size(
-        &mut self,
-        order: ResizeOrder,
-        sizes: Sizes,
-        step: Step,
-        event: &Event,
-    ) -> Result<Option<Step>, ResizeError> {
+    fn tell_size(&mut self, plan: Plan, step: Step, event: &Event) -> Next {
         Ok(Some(match step {
             Step::Noting { size } => match event {
                 Event::Surveyed(Survey { size_change: true, .. }) => {
-                    return Err(self.revert(sizes, size, ResizeError::EarlierChange));
+                    return Err(self.revert(plan.sizes, size, ResizeError::EarlierChange));
                 }
                 Event::Surveyed(_) => Step::Answering { until: self.after(ANSWER_TIMEOUT), size },
                 _ => Step::Noting { size },
             },
             Step::Answering { until, size } => match event {
                 _ if self.is_forced() => {
-                    return Err(self.revert(sizes, size, ResizeError::BeingDetached));
+                    return Err(self.revert(plan.sizes, size, ResizeError::BeingDetached));
                 }
                 Event::Seen { condition: Condition::NotedAnswered, holds: true } => {
-                    let guard = size < sizes.shown && !order.force;
+                    let guard = size < plan.sizes.shown && !plan.order.force;
                     let helper = self.start_helper(HelperTask::Resize { size, guard });
                     Step::Telling { helper, until: self.after(DRIVER_TIMEOUT), size }
                 }
                 _ if self.is_late(until) => {
-                    return Err(self.revert(sizes, size, ResizeError::NotAnswered));
+                    return Err(self.revert(plan.sizes, size, ResizeError::NotAnswered));
                 }
                 _ => Step::Answering { until, size },
             },
@@ -280,7 +149,7 @@ impl Core {
             Step::Telling { helper, until, size } => match event {
                 Event::HelperEnded { id, report } if *id == helper => {
                     if let Some(error) = told(report, size) {
-                        return Err(self.revert(sizes, size, error));
+                        return Err(self.revert(plan.sizes, size, error));
                     }
                     Step::AwaitingSize { until: self.after(DRIVER_TIMEOUT), size }
                 }
@@ -295,7 +164,7 @@ impl Core {
                 Event::Seen { condition: Condition::SizeIs(seen), holds: true }
                     if *seen == size =>
                 {
-                    if size < sizes.shown {
+                    if size < plan.sizes.shown {
                         self.command(Command::SetSize { size });
                         self.persist();
                     }
@@ -305,7 +174,7 @@ impl Core {
                     Step::SettlingUdev { helper, until, size }
                 }
                 _ if self.is_late(until) => {
-                    return Err(self.revert(sizes, size, ResizeError::OtherSize));
+                    return Err(self.revert(plan.sizes, size, ResizeError::OtherSize));
                 }
                 _ => Step::AwaitingSize { until, size },
             },
@@ -315,9 +184,9 @@ impl Core {
                     return Ok(Some(Step::SettlingUdev { helper, until, size }));
                 }
                 self.orders.resize = None;
-                let before = sizes.shown;
+                let before = plan.sizes.shown;
                 self.note(Note::Resized { size, before });
-                self.reply(order.client, Reply::Resized { size, before });
+                self.reply(plan.order.client, Reply::Resized { size, before });
                 return Ok(None);
             }
             other => other,
@@ -325,12 +194,8 @@ impl Core {
     }
 
     /// What comes first, by what is asked for.
-    fn plan(
-        &mut self,
-        order: ResizeOrder,
-        sizes: Sizes,
-        survey: &Survey,
-    ) -> Result<Option<Step>, ResizeError> {
+    fn plan(&mut self, plan: Plan, survey: &Survey) -> Next {
+        let Plan { order, sizes } = plan;
         if !survey.served {
             return Err(ResizeError::Stalled(None));
         }
@@ -339,11 +204,9 @@ impl Core {
         }
         let least = order.size.unwrap_or(sizes.shown + 1);
         match order.size {
-            Some(size) if size <= sizes.shown => self.choose(order, sizes, size),
+            Some(size) if size <= sizes.shown => self.choose(plan, size),
             _ if self.ownership.has_joined() => match survey.owner_size {
-                Some(size) if size >= least => {
-                    self.choose(order, sizes, order.size.unwrap_or(size))
-                }
+                Some(size) if size >= least => self.choose(plan, order.size.unwrap_or(size)),
                 _ => Err(ResizeError::Joined),
             },
             _ => Ok(Some(self.start_probe(least))),
@@ -353,7 +216,7 @@ impl Core {
     /// Starts the program again to see how large its storage is. It takes over if that is enough.
     fn start_probe(&mut self, least: u64) -> Step {
         self.note(Note::ProbeStarted);
-        self.probe = Some(Probe { least, backend: None, offered: None, is_gone: false });
+        self.backends.probe = Some(Probe { least, backend: None, offered: None, is_gone: false });
         self.timers.restart = None;
         self.apply(&ownership::Event::Restart);
         Step::Probing { until: self.after(PROBE_TIMEOUT) }
@@ -361,7 +224,7 @@ impl Core {
 
     /// The program that is started is the probe, if one is wanted.
     pub(super) fn join_probe(&mut self, backend: BackendId) -> bool {
-        match &mut self.probe {
+        match &mut self.backends.probe {
             Some(probe) if probe.backend.is_none() => {
                 probe.backend = Some(backend);
                 true
@@ -372,7 +235,7 @@ impl Core {
 
     /// Notes what a probe has said; false if that is of no use.
     pub(super) fn probe_offers(&mut self, backend: BackendId, size: u64) -> bool {
-        match self.probe.as_mut().filter(|probe| probe.backend == Some(backend)) {
+        match self.backends.probe.as_mut().filter(|probe| probe.backend == Some(backend)) {
             Some(probe) => {
                 probe.offered = Some(size);
                 size >= probe.least
@@ -383,19 +246,21 @@ impl Core {
 
     /// It will not come any more.
     pub(super) fn probe_is_gone(&mut self, backend: BackendId) {
-        if let Some(probe) = self.probe.as_mut().filter(|probe| probe.backend == Some(backend)) {
+        if let Some(probe) =
+            self.backends.probe.as_mut().filter(|probe| probe.backend == Some(backend))
+        {
             probe.is_gone = true;
         }
     }
 
     /// What is known of the probe's size, once it serves or has nothing to serve.
     fn probed(&mut self, until: Instant) -> Result<Option<u64>, ResizeError> {
-        let probe = self.probe.ok_or(ResizeError::NoBackend)?;
+        let probe = self.backends.probe.ok_or(ResizeError::NoBackend)?;
         let serves = probe.backend.is_some()
             && self.ownership.owner() == probe.backend
             && self.ownership.is_ready();
         match probe.offered {
-            _ if self.failed.is_some() => Err(ResizeError::NoBackend),
+            _ if self.device.failed.is_some() => Err(ResizeError::NoBackend),
             _ if self.is_forced() => Err(ResizeError::BeingDetached),
             Some(offered) if offered < probe.least => Ok(Some(offered)),
             Some(offered) if serves => Ok(Some(offered)),
@@ -405,12 +270,7 @@ impl Core {
         }
     }
 
-    fn choose(
-        &mut self,
-        order: ResizeOrder,
-        sizes: Sizes,
-        size: u64,
-    ) -> Result<Option<Step>, ResizeError> {
+    fn choose(&mut self, Plan { order, sizes }: Plan, size: u64) -> Next {
         Ok(match size.cmp(&sizes.shown) {
             Ordering::Equal => {
                 self.orders.resize = None;

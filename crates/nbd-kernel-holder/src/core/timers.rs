@@ -2,27 +2,14 @@
 
 use std::time::{Duration, Instant};
 
+use super::event::{Command, Note};
 use super::ownership;
-use super::{Command, Core, Note};
+use super::state::Core;
 
 /// From this pause on an operator who waits for a backend is told that there is none yet.
 pub(super) const TELLING_PAUSE: Duration = Duration::from_secs(1);
 /// The pause after an EIO backend that was lost.
 const EIO_BACKEND_PAUSE: Duration = Duration::from_secs(1);
-
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Timers {
-    /// When the program is started again.
-    pub(super) restart: Option<Instant>,
-    /// When the spare may be started: not while its elder sibling needs the processor.
-    pub(super) spare: Option<Instant>,
-    /// Since when there is no backend.
-    pub(super) unserved_since: Option<Instant>,
-    /// Since when the EIO backend answers.
-    pub(super) eio_since: Option<Instant>,
-    /// An EIO backend that was lost is not started again before this.
-    pub(super) eio_pause: Option<Instant>,
-}
 
 impl Core {
     pub(super) fn timer_deadline(&self) -> Option<Instant> {
@@ -68,8 +55,10 @@ impl Core {
 
     /// When requests have waited for a backend for as long as the operator lets them.
     fn loss_deadline(&self) -> Option<Instant> {
-        let since =
-            self.timers.unserved_since.filter(|_| self.attached && self.failed.is_none())?;
+        let since = self
+            .timers
+            .unserved_since
+            .filter(|_| self.device.attached && self.device.failed.is_none())?;
         let due = since + self.config.loss_limit?;
         let due = self.timers.eio_pause.map_or(due, |pause| due.max(pause));
         let ends = self.ownership.is_abandoned() || self.ownership.is_shutting_down();
@@ -82,7 +71,7 @@ impl Core {
     }
 
     pub(super) fn note_unserved(&mut self) {
-        if self.attached {
+        if self.device.attached {
             self.timers.unserved_since.get_or_insert(self.now);
         }
     }

@@ -2,67 +2,15 @@
 
 use std::time::{Duration, Instant};
 
-use super::orders::UpgradeOrder;
-use super::{
-    Command, Core, Event, HelperId, HelperTask, Note, Procedure, Refused, Reply, Report, Revision,
-    Sitter,
-};
+use super::event::{Command, Event, HelperTask, Note, Reply, Report, UpgradeError};
+use super::procedure::Procedure;
+use super::procedure::upgrade::{Step, Upgrade, UpgradeOrder};
+use super::state::{Core, Sitter};
 
 /// How long the new program may take to tell what it can do.
 pub(crate) const CHECK_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a backend that is just being started or replaced is waited for.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Why the present holder goes on.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum UpgradeError {
-    /// The new program has not said that it can take over.
-    CannotTakeOver(String),
-    /// It has not said so in time.
-    CheckLate { program: String },
-    /// It cannot be run, not even for a question: an errno.
-    CannotRun { program: String, errno: i32 },
-    /// Something else is under way.
-    Refused(Refused),
-    /// A backend is about to serve the device, or a detach was ordered.
-    Unsettled,
-    /// The process was told to stop.
-    Stopping,
-    /// The sitter had what is handed on.
-    NoSitter,
-    /// What the new program would read cannot be written.
-    NotSaved,
-    /// The new program cannot be executed.
-    NotBecome,
-}
-
-/// An upgrade that is under way.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Upgrade {
-    order: UpgradeOrder,
-    step: Step,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Step {
-    /// The new program looks at what it would take over, before anything is given up for it.
-    Checking { helper: HelperId, until: Instant },
-    /// A backend is on its way.
-    Settling { until: Instant },
-    /// The new program reads the state.
-    Persisting { revision: Revision },
-    /// What comes back from that is why it did not.
-    Becoming,
-}
-
-impl Upgrade {
-    pub(super) fn deadline(&self) -> Option<Instant> {
-        match self.step {
-            Step::Checking { until, .. } | Step::Settling { until } => Some(until),
-            Step::Persisting { .. } | Step::Becoming => None,
-        }
-    }
-}
 
 impl Core {
     pub(super) fn begin_upgrade(&mut self, order: UpgradeOrder) -> Procedure {
@@ -152,7 +100,7 @@ impl Core {
         if self.orders.stop {
             return Err(UpgradeError::Stopping);
         }
-        match self.driver.sitter {
+        match self.device.sitter {
             Sitter::Sits => Ok(()),
             Sitter::None | Sitter::Gone => Err(UpgradeError::NoSitter),
         }

@@ -1,63 +1,16 @@
 //! Whether anything uses the device: what a detach or a smaller size would pull away from it.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use nbd_device_users::User;
-
-use super::{Core, Event, HelperId, HelperTask, Report};
+use super::event::{Command, Event, HelperTask, Report};
+use super::procedure::users::{Checked, Step, UsersCheck};
+use super::state::Core;
 
 /// How long a passing user, like udev, may keep a device open.
 const PASSING_TIMEOUT: Duration = Duration::from_secs(1);
 const PASSING_INTERVAL: Duration = Duration::from_millis(50);
 /// How long looking at all processes may take.
 pub(crate) const SCAN_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Why it cannot be told.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum UsersUnknown {
-    /// There is no process to look.
-    NoHelper(String),
-    /// Looking takes too long, and why.
-    TimedOut(String),
-}
-
-/// A look at who uses the device, which is repeated while only passing users do.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct UsersCheck {
-    /// Passing users are refused, too, from then on.
-    give_up: Instant,
-    step: Step,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Step {
-    Scanning { helper: HelperId, until: Instant },
-    Pausing { until: Instant },
-}
-
-/// What came of it.
-pub(super) enum Checked {
-    NotYet(UsersCheck),
-    Unused,
-    Used(Vec<User>),
-    Unknown(UsersUnknown),
-}
-
-impl UsersCheck {
-    pub(super) fn deadline(&self) -> Instant {
-        match self.step {
-            Step::Scanning { until, .. } | Step::Pausing { until } => until,
-        }
-    }
-
-    /// The helper process that is under way.
-    pub(super) fn helper(&self) -> Option<HelperId> {
-        match self.step {
-            Step::Scanning { helper, .. } => Some(helper),
-            Step::Pausing { .. } => None,
-        }
-    }
-}
 
 impl Core {
     pub(super) fn check_users(&mut self) -> UsersCheck {
@@ -89,7 +42,7 @@ impl Core {
             },
             // The answer of a helper that is late is what it has found so far.
             (Step::Scanning { helper, until }, _) if self.is_late(until) => {
-                self.command(super::Command::LeaveHelper { id: helper });
+                self.command(Command::LeaveHelper { id: helper });
                 let until = until + SCAN_TIMEOUT;
                 Checked::NotYet(UsersCheck { give_up, step: Step::Scanning { helper, until } })
             }

@@ -2,16 +2,19 @@
 
 use std::time::{Duration, Instant};
 
-use super::{ClientId, Core, End, Failed, Procedure, Sitter, attach};
+use super::attach;
+use super::event::ClientId;
+use super::procedure::{End, Procedure};
+use super::state::{Core, Failed, Sitter};
 
 impl Core {
     pub(crate) fn is_attached(&self) -> bool {
-        self.attached
+        self.device.attached
     }
 
     /// Requests are executed.
     pub(crate) fn is_served(&self) -> bool {
-        self.attached && self.failed.is_none() && self.ownership.is_ready()
+        self.device.attached && self.device.failed.is_none() && self.ownership.is_ready()
     }
 
     /// A client, of those that may only look, is answered when something has come.
@@ -25,7 +28,7 @@ impl Core {
     }
 
     pub(crate) fn failed(&self) -> Option<Failed> {
-        self.failed
+        self.device.failed
     }
 
     pub(crate) fn end(&self) -> Option<&End> {
@@ -37,7 +40,7 @@ impl Core {
 
     /// The device is attached, and nothing but requests has to be dealt with.
     pub(crate) fn is_idle(&self) -> bool {
-        self.procedure == Procedure::Idle && self.attached
+        self.procedure == Procedure::Idle && self.device.attached
     }
 
     /// It is being taken down.
@@ -51,11 +54,11 @@ impl Core {
     }
 
     pub(crate) fn is_replacing(&self) -> bool {
-        self.replacement.is_some()
+        self.backends.replacement.is_some()
     }
 
     pub(crate) fn is_failing_requests(&self) -> bool {
-        self.fail_order.is_some()
+        self.backends.fail_order.is_some()
     }
 
     /// A backend waits for the lanes until the state that names it is written.
@@ -79,11 +82,11 @@ impl Core {
     }
 
     pub(crate) fn sitter(&self) -> Sitter {
-        self.driver.sitter
+        self.device.sitter
     }
 
     /// The driver's closing of a lane is worth knowing.
     pub(crate) fn watches_lanes(&self) -> bool {
-        self.attached && self.failed.is_none() && !self.driver.dropped
+        self.device.attached && self.device.failed.is_none() && !self.device.dropped
     }
 }

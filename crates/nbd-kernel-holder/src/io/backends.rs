@@ -15,13 +15,13 @@ use nbd_record::CAPTURE_FD_NAME;
 
 use crate::core::{BackendId, Event};
 use crate::holder::Holder;
+use crate::holder::backend_process::{BackendProcess, check_export};
+use crate::holder::connection::allow_close;
+use crate::holder::lanes;
+use crate::holder::outage::Subject;
 use crate::io::abilities::differences;
-use crate::io::backend_process::{BackendProcess, check_export};
-use crate::io::connections::allow_close;
-use crate::io::lanes;
 use crate::kernel::sitter::MAX_STORED_FDS;
 use crate::system::Process;
-use crate::view::outage::Subject;
 
 /// How long a program that closed its connection may take to end.
 const REAP_TIMEOUT: Duration = Duration::from_millis(200);
@@ -92,7 +92,7 @@ impl Holder {
                     backend.last_words = Some(reason.clone());
                 }
                 if damaged && is_owner && self.core.is_attached() {
-                    self.told.device_failure = Some(reason);
+                    self.told.failures.device = Some(reason);
                     self.feed(Event::LedgerDamaged);
                 }
             }
@@ -122,7 +122,7 @@ impl Holder {
                 "refused a backend: {reason}"
             );
         }
-        self.told.last_failure = reason.into();
+        self.told.failures.backend = reason.into();
         if let Some(channel) =
             self.processes.backends.get(&id).and_then(|backend| backend.channel.as_ref())
         {
@@ -235,7 +235,7 @@ impl Holder {
     /// The first backend decides what the device looks like.
     pub(crate) fn prepare_grant(&mut self, id: BackendId) {
         if let Err(text) = self.make_ledger(id) {
-            self.told.setup.text = text;
+            self.told.failures.setup.text = text;
             return self.feed(Event::LanesNotMade);
         }
         let Some(backend) = self.processes.backends.get(&id).filter(|it| !it.answers_eio) else {
@@ -398,7 +398,7 @@ impl Holder {
         };
         backend.reap();
         let error = backend.close_reason.take().unwrap_or_else(|| ChannelError::Closed.to_string());
-        let reason = match (&backend.last_words, &backend.ended) {
+        let reason = match (&backend.last_words, &backend.death.ending) {
             (Some(words), _) => words.clone(),
             (None, Some(ending)) => format!("the backend {ending} before it introduced itself"),
             (None, None) => format!("the backend left before it was served: {error}"),

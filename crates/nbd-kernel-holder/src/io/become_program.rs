@@ -50,7 +50,7 @@ pub(crate) fn judge_answer(program: &str, status: i32, said: &str) -> Result<(),
 impl Holder {
     /// Becomes another program. Back here only if that fails.
     pub(crate) fn become_program(&mut self, client: ClientId, program: &str) {
-        self.told.not_become = match self.try_become(client, program) {
+        self.told.failures.upgrade = match self.try_become(client, program) {
             Ok(errno) => format!("{program} cannot be run: {}", explain(&errno.into())),
             Err(text) => text,
         };

@@ -12,16 +12,17 @@ use nbd_control::system_error::{explain, explain_as};
 use nbd_ledger::Inspector;
 use nix::fcntl::{Flock, FlockArg};
 
-use crate::core::ownership::Refusal;
+use crate::core::event::Refusal;
 use crate::core::{BackendId, Command, Event, Program};
 use crate::holder::Holder;
-use crate::io::backend_process::BackendProcess;
-use crate::io::lanes;
-use crate::io::program::{self, BuildId, Start, Started};
-use crate::io::sandbox::SandboxPlan;
+use crate::holder::backend_process::BackendProcess;
+use crate::holder::lanes;
+use crate::holder::outage::Subject;
+use crate::holder::program::{self, BuildId, Start, Started};
 use crate::kernel::sitter::{self, Setup};
-use crate::view::outage::{Subject, is_shortage};
-use crate::view::status::monotonic;
+use crate::sandbox::SandboxPlan;
+use crate::view::clock::monotonic;
+use crate::view::outage::is_shortage;
 
 /// What a program is started as.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -137,7 +138,7 @@ impl Holder {
         if let Some(error) = self.launch(backend, &program, Role::EioBackend) {
             let text = format!("cannot start what answers with EIO: {error}");
             self.complain(Subject::EioBackend, &text);
-            self.told.last_failure = text;
+            self.told.failures.backend = text;
             self.start_failed(backend, &error);
         }
     }
@@ -237,7 +238,7 @@ impl Holder {
     fn start_sitter(&mut self) {
         self.tell_udev_name();
         let (Some(ledger), Some(export)) = (&self.data.ledger, self.data.export) else {
-            self.told.setup.text = "no export".into();
+            self.told.failures.setup.text = "no export".into();
             return self.feed(Event::SitterNotStarted);
         };
         let started = sitter::start(&Setup {
@@ -256,7 +257,8 @@ impl Holder {
         match started {
             Ok(sitter) => self.processes.sitter = Some(sitter),
             Err(error) => {
-                self.told.setup.text = format!("cannot fork the sitter: {}", explain(&error));
+                self.told.failures.setup.text =
+                    format!("cannot fork the sitter: {}", explain(&error));
                 self.feed(Event::SitterNotStarted);
             }
         }
@@ -269,7 +271,7 @@ impl Holder {
         match sitter.go() {
             // If it is dead, its progress tells.
             Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
-                self.told.setup.text = format!("cannot let the sitter go: {error}");
+                self.told.failures.setup.text = format!("cannot let the sitter go: {error}");
                 self.feed(Event::SitterNotStarted);
             }
             _ => {}
@@ -337,6 +339,6 @@ impl Holder {
 
     /// Why an attached device only awaits its detach, in words.
     pub(crate) fn failure_words(&self) -> Option<String> {
-        self.core.failed().map(|_| self.told.device_failure.clone().unwrap_or_default())
+        self.core.failed().map(|_| self.told.failures.device.clone().unwrap_or_default())
     }
 }

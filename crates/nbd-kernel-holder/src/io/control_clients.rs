@@ -12,8 +12,9 @@ use nbd_control::{Channel, ChannelError};
 
 use crate::core::{ClientId, Event, Order, Refused};
 use crate::holder::Holder;
-use crate::io::backend_process::check_export;
-use crate::io::connections::guard;
+use crate::holder::backend_process::check_export;
+use crate::holder::client::Client;
+use crate::holder::connection::guard;
 use crate::io::listen::peer_uid;
 use crate::system::peer_groups;
 
@@ -23,30 +24,8 @@ const MAX_ACCEPTS: usize = 8;
 const MAX_CLIENTS: usize = 64;
 /// … and most of them that may only look, so that they do not keep out those that may order.
 const MAX_READERS: usize = 32;
-
 /// How long a client may take for the rest of a message that it has begun.
 const REST_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// A connected nbd-ctl.
-#[derive(Debug)]
-pub(crate) struct Client {
-    pub(crate) channel: Channel,
-    /// It is a member of the group, and neither root nor us.
-    is_read_only: bool,
-    /// When it connected, or had sent its last message.
-    heard: Instant,
-    /// Since when it owes the rest of a message, or its greeting.
-    begun: Option<Instant>,
-}
-
-impl Client {
-    /// One that may give orders.
-    pub(crate) fn new(channel: Channel) -> Self {
-        let now = Instant::now();
-        let begun = (!channel.is_at_rest()).then_some(now);
-        Self { channel, is_read_only: false, heard: now, begun }
-    }
-}
 
 impl Holder {
     pub(crate) fn accept_clients(&mut self) {

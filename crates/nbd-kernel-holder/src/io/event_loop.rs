@@ -10,9 +10,10 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::core::event::SetupRefused;
 use crate::core::{BackendId, ClientId, Event, HelperId, Sitter};
+use crate::ending::try_reap;
 use crate::holder::Holder;
-use crate::io::backend_process::try_reap;
-use crate::io::helpers::{Helper, SCAN_INTERVAL};
+use crate::holder::helper::Helper;
+use crate::io::helpers::SCAN_INTERVAL;
 use crate::kernel::sitter::{self, SetupError};
 
 /// How often a dying process is looked at, whose pidfd should tell long before. Not more often: what
@@ -263,7 +264,7 @@ impl Holder {
         let said = said.map_err(|error| {
             let busy = error.errno == nix::errno::Errno::EBUSY;
             let set_up = self.device.setup_pid().is_some();
-            self.told.setup.refused = Some(error);
+            self.told.failures.setup.refused = Some(error);
             SetupRefused { busy, set_up }
         });
         self.feed(Event::SitterSaid(said));
@@ -284,7 +285,7 @@ impl Holder {
     fn fence_due(&self, now: Instant) -> Option<Instant> {
         let owner = self.owner()?;
         let closed = owner.closed_at.is_some_and(|at| at.elapsed() < DYING_TIMEOUT);
-        let dead = owner.dead_since.is_some();
+        let dead = owner.death.since.is_some();
         let looks = self.core.ownership.is_fencing() || closed || dead;
         let last = self.processes.fence_looked;
         looks.then(|| last.map_or(now, |last| last + FENCE_INTERVAL))
@@ -300,7 +301,7 @@ impl Holder {
         };
         // With several processors a process can be seen dead a moment before the kernel tells how it
         // ended. Unless a debugger holds that back, the pidfd has told it by the next look.
-        if std::mem::replace(&mut backend.seen_dead, true) {
+        if std::mem::replace(&mut backend.death.is_seen, true) {
             self.backend_process_ended(id);
         }
     }

@@ -3,7 +3,6 @@
 
 use std::fs::File;
 use std::io::{self, Read, Seek};
-use std::os::fd::BorrowedFd;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -11,47 +10,20 @@ use nbd_control::service;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::unistd::Pid;
 
-use crate::core::users::UsersUnknown;
+use crate::core::event::UsersUnknown;
 use crate::core::{Event, HelperId, HelperTask, Report};
 use crate::holder::Holder;
+use crate::holder::helper::{Helper, Kind};
 use crate::io::become_program::judge_answer;
 use crate::io::udev;
 use crate::io::words::describe_errno;
-use crate::kernel::device_users::{self, Scan};
+use crate::kernel::device_users;
 use crate::kernel::helper_process::{self, HelperProcess};
 use crate::kernel::limits::DIFFERENCES;
 use crate::system::{Process, open_child};
 
 /// How often what a scan has found is taken from its helper, so that it never waits for room.
 pub(crate) const SCAN_INTERVAL: Duration = Duration::from_millis(20);
-
-/// A helper process that has not reported.
-#[derive(Debug)]
-pub(crate) struct Helper {
-    process: HelperProcess,
-    kind: Kind,
-}
-
-#[derive(Debug)]
-enum Kind {
-    Status,
-    Users(Scan),
-    Flush,
-    Resize,
-    SilenceTimeouts,
-    CompareLimits,
-    Program { name: String, answer: File },
-}
-
-impl Helper {
-    pub(crate) fn descriptor(&self) -> BorrowedFd<'_> {
-        self.process.descriptor()
-    }
-
-    pub(crate) fn is_scan(&self) -> bool {
-        matches!(self.kind, Kind::Users(_))
-    }
-}
 
 impl Holder {
     pub(crate) fn start_helper(&mut self, id: HelperId, task: HelperTask) {

@@ -4,8 +4,8 @@ use std::time::Instant;
 
 use crate::core::{BackendId, Event};
 use crate::holder::Holder;
-use crate::io::backend_process::BackendProcess;
-use crate::io::connections::guard;
+use crate::holder::backend_process::BackendProcess;
+use crate::holder::connection::guard;
 
 /// Most connections of backends that have not introduced themselves.
 const MAX_JOINING: usize = 16;

@@ -56,7 +56,7 @@ impl Holder {
         match opened {
             Ok(join) => self.sockets.join = Some(join),
             Err(text) => {
-                self.told.setup.text = text;
+                self.told.failures.setup.text = text;
                 self.feed(Event::LanesNotMade);
             }
         }

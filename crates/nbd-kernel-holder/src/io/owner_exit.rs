@@ -1,19 +1,11 @@
 //! The end of the backend that has the lanes: how it ended, for the core and for the log.
 
 use crate::core::{BackendId, Event, OwnerEnd};
+use crate::ending::Ending;
 use crate::holder::Holder;
-use crate::io::backend_process::Ending;
-use crate::io::program::BuildId;
-use crate::view::outage::Subject;
-
-/// How the last owner ended.
-#[derive(Debug)]
-pub(crate) struct OwnerEnding {
-    pid: i32,
-    /// What it said before it failed, or why it ended.
-    reason: String,
-    ending: Ending,
-}
+use crate::holder::outage::Subject;
+use crate::holder::program::BuildId;
+use crate::holder::told::OwnerEnding;
 
 impl Holder {
     /// The process behind a backend has ended, or no thread of it can run any more.
@@ -78,7 +70,7 @@ impl Holder {
             return;
         };
         self.log_loss(pid, &ending);
-        self.told.last_failure = reason;
+        self.told.failures.backend = reason;
         self.note_loss(ending.to_string(), ending.is_crash());
     }
 
@@ -87,7 +79,7 @@ impl Holder {
             return;
         };
         self.log(&format!("requests are not answered with EIO any more: the stand-in {ending}"));
-        self.told.last_failure = format!("the stand-in {ending}");
+        self.told.failures.backend = format!("the stand-in {ending}");
         self.skip_generation();
     }
 

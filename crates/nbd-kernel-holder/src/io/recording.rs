@@ -4,29 +4,12 @@
 //! A recording begins with a backend's life: replayed, it makes a new process do what this one did.
 
 use std::os::fd::OwnedFd;
-use std::path::Path;
 
 use nbd_control::control::{Failure, FailureKind, Response};
-use nbd_record::CaptureError;
 
 use crate::core::{ClientId, Event, Order};
 use crate::holder::Holder;
-
-/// What requests are written to.
-#[derive(Debug)]
-pub(crate) struct Recording {
-    /// Absolute, for a holder that adopts the device.
-    pub(crate) path: String,
-    pub(crate) file: OwnedFd,
-}
-
-impl Recording {
-    /// The recording of a holder that is gone.
-    pub(crate) fn reopen(path: &str) -> Result<Self, CaptureError> {
-        let file = nbd_record::capture::reopen(Path::new(path))?;
-        Ok(Self { path: path.into(), file: file.into() })
-    }
-}
+use crate::holder::recording::Recording;
 
 impl Holder {
     pub(crate) fn order_recording(&mut self, id: ClientId, path: String, file: Option<OwnedFd>) {

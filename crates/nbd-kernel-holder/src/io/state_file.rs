@@ -18,13 +18,13 @@ impl Holder {
         });
         match written {
             Ok(()) => {
-                if self.told.save_error.take().is_some() {
+                if self.told.failures.save.take().is_some() {
                     self.log("its state can be written again, and is");
                 }
                 self.feed(Event::StatePersisted { revision });
             }
             Err(error) => {
-                if self.told.save_error.is_none() {
+                if self.told.failures.save.is_none() {
                     tracing::error!(
                         device = %self.device.name(),
                         event = "state-not-saved",
@@ -33,7 +33,7 @@ impl Holder {
                         self.place.registry.folder(self.device.index).display()
                     );
                 }
-                self.told.save_error = Some(error);
+                self.told.failures.save = Some(error);
                 self.feed(Event::StateNotPersisted { revision });
             }
         }
@@ -41,7 +41,7 @@ impl Holder {
 
     /// Why the state is not on its file.
     pub(crate) fn state_error(&self) -> String {
-        let error = self.told.save_error.as_ref().map(ToString::to_string);
+        let error = self.told.failures.save.as_ref().map(ToString::to_string);
         let folder = self.place.registry.folder(self.device.index);
         format!(
             "cannot write its state to {}: {}",

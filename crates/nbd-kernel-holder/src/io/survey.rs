@@ -1,6 +1,5 @@
 //! What no descriptor tells of: requests in flight, and what /sys and /proc show.
 
-use std::collections::HashSet;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 
@@ -8,12 +7,8 @@ use nbd_control::process;
 use nbd_control::status::BackendState;
 
 use crate::core::{Condition, Event, Sitter, Survey};
-use crate::holder::Holder;
-use crate::io::lanes;
+use crate::holder::{Holder, InFlight, lanes};
 use crate::kernel::helper_process::{RESIZE, process_name};
-
-/// Lane and cookie of requests.
-pub(crate) type InFlight = HashSet<(u32, u64)>;
 
 impl Holder {
     /// Looks at what the core watches.

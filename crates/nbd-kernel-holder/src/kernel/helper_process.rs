@@ -21,7 +21,7 @@ use super::sitter::numbered_file;
 use super::{Device, IO_TIMEOUT, USUAL_TIMEOUT, device_users, fs_probe, ioctl, read_number};
 use crate::args::KernelApi;
 use crate::core::event::{Flushed, Resized};
-use crate::io::backend_process::{Ending, try_reap};
+use crate::ending::{Ending, try_reap};
 use crate::system::{Process, fork_child, keep_only};
 
 /// How long a helper process may take to end that is done.

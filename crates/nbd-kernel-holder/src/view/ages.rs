@@ -11,26 +11,11 @@ use nbd_ledger::Inspector;
 use nbd_ledger::arrivals::Arrivals;
 
 use crate::holder::Holder;
-use crate::io::lanes;
-use crate::view::status::monotonic;
+use crate::holder::lanes;
+use crate::view::clock::monotonic;
 
 /// How often to look while requests are in flight.
 const INTERVAL: Duration = Duration::from_secs(1);
-
-/// When what had come.
-#[derive(Debug, Default)]
-pub(crate) struct Ages {
-    lanes: Vec<Arrivals>,
-    /// When to look next; nothing while no request is in flight.
-    next: Option<Instant>,
-}
-
-impl Ages {
-    /// When a request at a stream position of a lane had come, on the ledger's clock.
-    pub(crate) fn at(&self, lane: u32, position: u64) -> Option<u64> {
-        self.lanes.get(lane as usize)?.at(position)
-    }
-}
 
 impl Holder {
     fn has_ages(&self) -> bool {

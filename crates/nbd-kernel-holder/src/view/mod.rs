@@ -2,6 +2,7 @@
 //! driver for anything.
 
 pub(crate) mod ages;
+pub(crate) mod clock;
 pub(crate) mod outage;
 pub(crate) mod poison;
 pub(crate) mod status;

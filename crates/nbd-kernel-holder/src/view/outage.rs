@@ -1,7 +1,6 @@
 //! A backend that does not come back: what the log, the status and waiting operators are told while
 //! the core has it started again and again.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::time::{Duration, Instant};
 
@@ -11,52 +10,12 @@ use nix::errno::Errno;
 use crate::core::Event;
 use crate::core::ownership::LONGEST_PAUSE;
 use crate::holder::Holder;
+use crate::holder::outage::{Outage, Subject};
 
 /// A backend that has nothing to answer counts as well again after so long.
 const STABLE_AFTER: Duration = Duration::from_secs(10);
 /// How often to look whether a backend that came after failures has answered.
 const STABLE_INTERVAL: Duration = Duration::from_millis(500);
-
-/// Backends that fail one after the other.
-#[derive(Debug)]
-pub(crate) struct Outage {
-    since: Instant,
-    tries: u32,
-    /// Since when there is a backend that has yet to show that it is better.
-    ready: Option<Instant>,
-}
-
-/// What a repeated complaint is about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Subject {
-    Backend,
-    /// The end of one that had the lanes.
-    Loss,
-    /// One that may not serve the device, or does not fit.
-    Refused,
-    Spare,
-    EioBackend,
-}
-
-/// The latest complaint about each subject, so that a cause that stays is logged once.
-#[derive(Debug, Default)]
-pub(crate) struct Complaints(BTreeMap<Subject, String>);
-
-impl Complaints {
-    /// Notes a complaint; false if it was made before, and nothing else since then.
-    pub(crate) fn is_new(&mut self, subject: Subject, text: &str) -> bool {
-        self.0.insert(subject, text.to_owned()).is_none_or(|before| before != text)
-    }
-
-    /// There is nothing to complain of any more; true if there was.
-    pub(crate) fn clear(&mut self, subject: Subject) -> bool {
-        self.0.remove(&subject).is_some()
-    }
-
-    fn clear_backend(&mut self) {
-        self.0.retain(|subject, _| matches!(subject, Subject::Spare | Subject::EioBackend));
-    }
-}
 
 /// Whether a failure comes from a want of memory, descriptors, processes or space, which is not the
 /// backend's fault and may pass.
@@ -93,7 +52,7 @@ impl Holder {
     /// Why the program could not be started or did not get as far as serving.
     pub(crate) fn note_failure(&mut self, text: String) {
         self.complain(Subject::Backend, &text);
-        self.told.last_failure = text;
+        self.told.failures.backend = text;
     }
 
     /// The program is started again after a pause.
@@ -109,7 +68,7 @@ impl Holder {
                     event = "retrying",
                     "no backend serves the device: {}; it is started again after ever longer pauses, \
                      up to {} s",
-                    self.told.last_failure,
+                    self.told.failures.backend,
                     LONGEST_PAUSE.as_secs()
                 );
             }
@@ -168,7 +127,7 @@ impl Holder {
         Some(RetryStatus {
             since_ms: outage.since.elapsed().as_millis() as u64,
             tries: self.core.ownership.tries(),
-            cause: self.told.last_failure.clone(),
+            cause: self.told.failures.backend.clone(),
             next_ms: next,
         })
     }

@@ -9,7 +9,7 @@ use nbd_proto::{CommandType, Request};
 
 use crate::core::Event;
 use crate::holder::Holder;
-use crate::view::status::{milliseconds, monotonic};
+use crate::view::clock::{milliseconds, monotonic};
 
 /// How many are remembered.
 const MAX_POISONED: usize = 16;

@@ -12,25 +12,14 @@ use nbd_ledger::inspect::TotalsSnapshot;
 use nbd_ledger::latency::{self, HistogramSnapshot};
 use nbd_ledger::layout::SLOTS;
 use nbd_proto::Request;
-use nix::time::{ClockId, clock_gettime};
 
 use crate::core::ownership::Phase;
 use crate::holder::Holder;
-use crate::io::lanes;
+use crate::holder::lanes;
 use crate::io::words::DROPPED;
+use crate::view::clock::{milliseconds, monotonic};
 use crate::view::outage;
 use crate::view::poison;
-
-/// `CLOCK_MONOTONIC` in nanoseconds, the ledger's clock.
-pub(crate) fn monotonic() -> u64 {
-    clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |time| {
-        time.tv_sec().cast_unsigned() * 1_000_000_000 + time.tv_nsec().cast_unsigned()
-    })
-}
-
-pub(crate) fn milliseconds(nanoseconds: u64) -> f64 {
-    nanoseconds as f64 / 1e6
-}
 
 impl Holder {
     pub(crate) fn status(&mut self) -> Status {
@@ -142,7 +131,7 @@ impl Holder {
             }
             BackendState::Down => format!(
                 "it failed too often ({}); see the log, then `nbd-ctl restart {name}`",
-                self.told.last_failure
+                self.told.failures.backend
             ),
             _ => String::new(),
         }

@@ -1,13 +1,13 @@
 //! What is dirty is written back, by a helper process that then has the driver disconnect. Meanwhile the core looks
 //! from time to time whether a backend answers.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::errno::Errno;
 
-use super::super::event::Flushed;
-use super::super::{Command, Core, Event, HelperId, HelperTask, Note, Report, Survey};
-use super::{DetachError, Step};
+use crate::core::event::{Command, DetachError, Event, Flushed, HelperTask, Note, Report, Survey};
+use crate::core::procedure::detach::{Flushing, Step};
+use crate::core::state::Core;
 
 /// How long writing back may take, unless the operator forces.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(60);
@@ -15,23 +15,6 @@ const FLUSH_TIMEOUT: Duration = Duration::from_secs(60);
 const FLUSH_UNSERVED_TIMEOUT: Duration = Duration::from_secs(3);
 /// How often to look whether a backend answers.
 pub(super) const FLUSH_INTERVAL: Duration = Duration::from_millis(500);
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Flushing {
-    pub(super) helper: HelperId,
-    until: Instant,
-    /// When to look again; nothing while a look is under way. Counted from its answer: with looks that
-    /// take longer than the interval the event loop would come to nothing else.
-    look: Option<Instant>,
-    /// Since when no backend answers.
-    unserved: Option<Instant>,
-}
-
-impl Flushing {
-    pub(super) fn deadline(&self) -> Instant {
-        self.look.map_or(self.until, |look| look.min(self.until))
-    }
-}
 
 /// The driver was told to disconnect.
 pub(super) struct Disconnected;
@@ -80,7 +63,7 @@ impl Core {
     fn flushed(&mut self, report: &Report) -> Result<Step, Disconnected> {
         match report {
             Report::Flushed(Flushed::Disconnected) => {
-                self.driver.disconnected = true;
+                self.device.disconnected = true;
                 Err(Disconnected)
             }
             Report::Flushed(Flushed::NotDisconnected) => {

@@ -43,7 +43,7 @@ pub(super) fn plant(fault: Fault, core: &mut Core, commands: &mut Vec<Command>) 
             }
         }
         Fault::ForceNotAnswered => {
-            core.orders.detach.take_if(|order| order.force && !core.attached);
+            core.orders.detach.take_if(|order| order.force && !core.device.attached);
         }
         Fault::SpareDuringShutdown if commands.contains(&Command::EndLanes) => {
             let backend = core.new_backend();

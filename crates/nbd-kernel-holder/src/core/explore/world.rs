@@ -6,9 +6,8 @@ use std::time::{Duration, Instant};
 use nbd_device_users::User;
 use nix::errno::Errno;
 
-use super::super::event::{Flushed, Resized, SetupRefused};
+use super::super::event::{Flushed, Resized, SetupRefused, UsersUnknown};
 use super::super::ownership::Ownership;
-use super::super::users::UsersUnknown;
 use super::super::{
     BackendId, ClientId, Command, Condition, Config, Core, End, Event, HelperId, HelperTask, Order,
     OwnerEnd, Report, Revision, Sitter, Survey,
@@ -122,7 +121,7 @@ impl World {
             }
             Command::KillBackends => self.backends.clear(),
             Command::PersistState { revision } => {
-                let sits = core.driver.sitter == Sitter::Sits;
+                let sits = core.device.sitter == Sitter::Sits;
                 self.writing.push((*revision, core.ownership.owner(), sits));
             }
             Command::StartHelper { id, task } => {
@@ -266,7 +265,7 @@ impl World {
         for (&backend, &stage) in &self.backends {
             events.extend(self.possible_of(core, backend, stage));
         }
-        if !self.joined && core.attached {
+        if !self.joined && core.device.attached {
             let backend = BackendId(1000);
             events.push(Event::Hello { backend, takeover: true, size: 2 * SIZE });
         }
@@ -303,9 +302,9 @@ impl World {
             events.push(Event::Stop);
         }
         if !self.lanes_closed {
-            events.push(if core.attached { Event::LanesClosed } else { Event::StarterGone });
+            events.push(if core.device.attached { Event::LanesClosed } else { Event::StarterGone });
         }
-        if !self.damaged && core.attached && core.ownership.is_ready() {
+        if !self.damaged && core.device.attached && core.ownership.is_ready() {
             events.push(Event::LedgerDamaged);
         }
         if self.clients.len() < MAX_ORDERS {

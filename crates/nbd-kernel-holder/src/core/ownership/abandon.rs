@@ -6,8 +6,8 @@ use super::{Action, Event, Kind, Ownership};
 
 impl Ownership {
     pub(super) fn abandon(&mut self) -> Vec<Action> {
-        self.abandoned = true;
-        self.failing = false;
+        self.hold.abandoned = true;
+        self.hold.failing = false;
         let mut actions = self.send_away();
         let answered = self.owner.is_some_and(|it| it.kind == Kind::EioBackend && !it.dying);
         if self.owner.is_none() && self.eio_backend.is_none() {
@@ -20,7 +20,7 @@ impl Ownership {
 
     /// Whether no backend is granted the lanes any more.
     pub(crate) fn is_abandoned(&self) -> bool {
-        self.abandoned
+        self.hold.abandoned
     }
 
     pub(super) fn apply_abandoned(&mut self, event: &Event) -> Vec<Action> {

@@ -13,7 +13,7 @@ impl Ownership {
     }
 
     pub(crate) fn is_paused(&self) -> bool {
-        self.paused
+        self.hold.paused
     }
 
     /// Whether requests wait, and for nothing but a backend.
@@ -33,11 +33,11 @@ impl Ownership {
 
     /// The paused holder of this device was replaced.
     pub(crate) fn set_paused(&mut self) {
-        self.paused = true;
+        self.hold.paused = true;
     }
 
     pub(super) fn is_held(&self) -> bool {
-        self.paused || self.failing
+        self.hold.paused || self.hold.failing
     }
 
     /// Has the owner killed, if there is one.
@@ -48,7 +48,7 @@ impl Ownership {
     }
 
     pub(super) fn pause(&mut self) -> Vec<Action> {
-        self.paused = true;
+        self.hold.paused = true;
         self.due = false;
         self.down = false;
         // They would be of an old build by the time they are needed.
@@ -59,18 +59,18 @@ impl Ownership {
     }
 
     pub(super) fn resume(&mut self) -> Vec<Action> {
-        self.paused = false;
+        self.hold.paused = false;
         self.forget_failures();
         if self.owner.is_some() {
             // It is dying, and what follows follows then.
             return Vec::new();
         }
         let waiting = self.grant_waiting();
-        if waiting.is_empty() && self.has_program { vec![Action::Start] } else { waiting }
+        if waiting.is_empty() && self.policy.has_program { vec![Action::Start] } else { waiting }
     }
 
     pub(super) fn fail_in_flight(&mut self) -> Vec<Action> {
-        self.failing = true;
+        self.hold.failing = true;
         if self.owner.is_some() || self.eio_backend.is_some() {
             return self.kill_owner().into_iter().collect();
         }
@@ -78,13 +78,13 @@ impl Ownership {
     }
 
     pub(super) fn fail_done(&mut self) -> Vec<Action> {
-        self.failing = false;
+        self.hold.failing = false;
         self.kill_owner().into_iter().collect()
     }
 
     /// The owner stays dying. Its successor executes again what it leaves, as after any death.
     pub(super) fn withdraw_fail(&mut self) -> Vec<Action> {
-        self.failing = false;
+        self.hold.failing = false;
         Vec::new()
     }
 
@@ -105,9 +105,12 @@ impl Ownership {
 
     pub(super) fn eio_backend_dead(&mut self) -> Vec<Action> {
         // Its work is not done, or it would not be failing any more.
-        let failed = std::mem::take(&mut self.failing).then_some(Action::FailAborted);
-        let next =
-            if self.paused || self.owner.is_some() { Vec::new() } else { self.grant_waiting() };
+        let failed = std::mem::take(&mut self.hold.failing).then_some(Action::FailAborted);
+        let next = if self.hold.paused || self.owner.is_some() {
+            Vec::new()
+        } else {
+            self.grant_waiting()
+        };
         failed.into_iter().chain(next).collect()
     }
 
@@ -118,14 +121,14 @@ impl Ownership {
         clean: bool,
         progressed: bool,
     ) -> Vec<Action> {
-        if !self.failing {
+        if !self.hold.failing {
             return Vec::new();
         }
         let under_way = self.eio_backend.is_some();
         let mut actions: Vec<Action> =
             (!under_way).then_some(Action::StartEioBackend).into_iter().collect();
         // Its successor is started meanwhile, and waits.
-        if !self.paused && self.candidate.is_none() && self.spare.is_none() {
+        if !self.hold.paused && self.candidate.is_none() && self.spare.is_none() {
             actions.extend(self.choose_successor(owner, clean, progressed));
         }
         actions

@@ -21,12 +21,12 @@ const FIRST_SPARE_PAUSE: Duration = Duration::from_secs(1);
 impl Ownership {
     /// Tries in a row that came to nothing.
     pub(crate) fn tries(&self) -> u32 {
-        self.tries
+        self.failures.tries
     }
 
     /// How long to wait before a spare that is wanted is started.
     pub(crate) fn spare_pause(&self) -> Duration {
-        match self.spare_failures {
+        match self.failures.spare {
             0 => SPARE_PAUSE,
             failures => doubled(FIRST_SPARE_PAUSE, failures),
         }
@@ -35,35 +35,35 @@ impl Ownership {
     /// The spare has ended, or could not be started.
     pub(crate) fn spare_failed(&mut self) {
         self.spare = None;
-        self.spare_failures = self.spare_failures.saturating_add(1);
+        self.failures.spare = self.failures.spare.saturating_add(1);
     }
 
     pub(super) fn forget_failures(&mut self) {
-        self.tries = 0;
-        self.failures = 0;
+        self.failures.tries = 0;
+        self.failures.own = 0;
     }
 
     /// A shortage of memory, descriptors or space is not the backend's fault: it makes the pauses
     /// longer and uses up no limit.
     pub(super) fn count_failure(&mut self, shortage: bool) {
-        self.tries = self.tries.saturating_add(1);
-        self.failures = self.failures.saturating_add(u32::from(!shortage));
+        self.failures.tries = self.failures.tries.saturating_add(1);
+        self.failures.own = self.failures.own.saturating_add(u32::from(!shortage));
     }
 
     /// What follows when the program has to be started again.
     pub(super) fn again(&mut self) -> Vec<Action> {
-        let is_too_much = self.limit.is_some_and(|limit| self.failures > limit);
-        let is_wanted = self.has_program && self.when != RestartWhen::Never;
+        let is_too_much = self.policy.limit.is_some_and(|limit| self.failures.own > limit);
+        let is_wanted = self.policy.has_program && self.policy.when != RestartWhen::Never;
         if !self.attached || !is_wanted || is_too_much {
             // Without a program it is one from outside that is waited for.
-            self.down = self.has_program;
+            self.down = self.policy.has_program;
             return vec![Action::GiveUp];
         }
-        if self.tries == 0 {
+        if self.failures.tries == 0 {
             return vec![Action::Start];
         }
         self.due = true;
-        vec![Action::StartAfter(doubled(FIRST_PAUSE, self.tries))]
+        vec![Action::StartAfter(doubled(FIRST_PAUSE, self.failures.tries))]
     }
 }
 

@@ -5,7 +5,7 @@ use super::{Action, BackendId, Event, Ownership, Refusal};
 impl Ownership {
     /// Sends all away but the owner, which sees the end of its lanes.
     pub(super) fn shut_down(&mut self) -> Vec<Action> {
-        self.shutting_down = true;
+        self.hold.shutting_down = true;
         let eio_backend = self.eio_backend.take().map(Action::Dismiss);
         eio_backend.into_iter().chain(self.send_away()).collect()
     }
@@ -24,7 +24,7 @@ impl Ownership {
 
     /// Whether the device is being taken down.
     pub(crate) fn is_shutting_down(&self) -> bool {
-        self.shutting_down
+        self.hold.shutting_down
     }
 
     /// What follows from an event then: nothing, but that a backend that comes is too late.

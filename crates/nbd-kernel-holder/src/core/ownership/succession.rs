@@ -43,7 +43,7 @@ impl Ownership {
         progressed: bool,
     ) -> Vec<Action> {
         let stays_down = owner.kind != Kind::Program
-            || match self.when {
+            || match self.policy.when {
                 RestartWhen::Never => true,
                 RestartWhen::OnFailure => clean,
                 RestartWhen::Always => false,
@@ -62,7 +62,7 @@ impl Ownership {
             return Vec::new();
         }
         match self.spare.take() {
-            Some(spare) if self.tries == 0 => self.grant(spare, Kind::Program),
+            Some(spare) if self.failures.tries == 0 => self.grant(spare, Kind::Program),
             Some(spare) => {
                 // It would be as short-lived as the last one; the pause comes first.
                 let mut actions = vec![Action::Dismiss(spare)];

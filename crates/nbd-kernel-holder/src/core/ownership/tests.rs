@@ -1,5 +1,7 @@
+use std::time::Duration;
+
 use super::*;
-use crate::core::BackendId;
+use crate::args::RestartWhen;
 
 const KILLED: Event = Event::OwnerDead { clean: false, progressed: true };
 const CRASHED_AT_ONCE: Event = Event::OwnerDead { clean: false, progressed: false };

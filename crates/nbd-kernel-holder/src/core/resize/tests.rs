@@ -1,5 +1,5 @@
 use super::super::fixture::{CLIENT, feed, served};
-use super::super::{Order, OwnerEnd};
+use super::super::{HelperId, Order, OwnerEnd};
 use super::*;
 
 const GIB: u64 = 1 << 30;

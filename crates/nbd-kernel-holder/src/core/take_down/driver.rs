@@ -3,11 +3,11 @@
 
 use std::time::{Duration, Instant};
 
-use super::super::detach::DetachError;
-use super::super::{
-    Command, Condition, Core, Event, HelperId, HelperTask, Note, Sitter, Watch, ownership,
-};
-use super::{Released, left};
+use crate::core::event::{Command, Condition, DetachError, Event, HelperTask, Note, Released};
+use crate::core::ownership;
+use crate::core::procedure::limits::left;
+use crate::core::procedure::releasing::{Releasing, Then};
+use crate::core::state::{Core, Sitter};
 
 /// How long the driver's lock may be held by what does not wait for a backend.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(1);
@@ -15,79 +15,12 @@ const LOCK_TIMEOUT: Duration = Duration::from_secs(1);
 const SITTER_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long users that have seen the end of the device may take to close it before the next look.
 const CLOSE_TIMEOUT: Duration = Duration::from_millis(100);
-/// No descriptor tells of changes in /sys.
-const INTERVAL: Duration = Duration::from_millis(2);
-
-/// How far that has come.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Releasing {
-    /// Counting what has to be answered.
-    Surveying,
-    /// Finding out whether the driver holds its lock.
-    TryingLock { helper: HelperId, until: Instant, unanswered: bool },
-    /// A signal has the driver fail what is in flight without its lock, but only as long as the lanes are
-    /// open: otherwise the ioctl returns by itself, and waits for the lock.
-    InterruptingSitter { until: Instant },
-    /// Telling the driver to disconnect.
-    Disconnecting { helper: HelperId, until: Instant, then: Then },
-    /// The ioctl returns, or the sitter is dead.
-    AwaitingSitter { until: Instant, is_last: bool },
-    /// The driver clears the device.
-    AwaitingClear { until: Instant },
-    /// Who keeps it open?
-    FindingUsers { helper: HelperId, until: Instant },
-    /// Users that have seen its end only have to close it, unless they are lasting ones.
-    AwaitingClose { until: Instant, lasting: bool },
-    /// Whether the driver itself still waits for something.
-    AwaitingQuiet { until: Instant },
-    /// A change of the size keeps the lock of the driver.
-    AwaitingNoSizeChange { until: Instant },
-    /// For the answer.
-    FindingRemainingUsers { helper: HelperId, until: Instant },
-}
-
-/// What follows when the driver was told.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Then {
-    KillSitter,
-    KillSitterAgain,
-    AwaitUsers,
-}
 
 pub(super) enum Next {
     Step(Releasing),
     Released(Released),
     /// The driver does not let go.
     Stays(DetachError),
-}
-
-impl Releasing {
-    pub(super) fn deadline(&self) -> Option<Instant> {
-        match *self {
-            Self::Surveying => None,
-            Self::TryingLock { until, .. }
-            | Self::InterruptingSitter { until }
-            | Self::Disconnecting { until, .. }
-            | Self::AwaitingSitter { until, .. }
-            | Self::AwaitingClear { until }
-            | Self::FindingUsers { until, .. }
-            | Self::AwaitingClose { until, .. }
-            | Self::AwaitingQuiet { until }
-            | Self::AwaitingNoSizeChange { until }
-            | Self::FindingRemainingUsers { until, .. } => Some(until),
-        }
-    }
-
-    pub(super) fn watch(&self) -> Option<Watch> {
-        let condition = match self {
-            Self::InterruptingSitter { .. } => Condition::SitterParked,
-            Self::AwaitingClear { .. } | Self::AwaitingClose { .. } => Condition::Clear,
-            Self::AwaitingQuiet { .. } => Condition::Quiet,
-            Self::AwaitingNoSizeChange { .. } => Condition::NoSizeChange,
-            _ => return None,
-        };
-        Some(Watch { condition, interval: INTERVAL })
-    }
 }
 
 impl Core {
@@ -145,7 +78,7 @@ impl Core {
             },
             Releasing::InterruptingSitter { until } => {
                 let parked = Event::Seen { condition: Condition::SitterParked, holds: true };
-                let is_gone = self.driver.sitter == Sitter::Gone;
+                let is_gone = self.device.sitter == Sitter::Gone;
                 match *event == parked || is_gone || self.is_late(until) {
                     true => self.end_lanes(left),
                     false => Next::Step(step),
@@ -158,7 +91,7 @@ impl Core {
     /// While the driver waits for an answer under its lock, nothing else than an answer reaches a netlink
     /// device, so its lanes must stay open.
     fn try_lock(&mut self, unanswered: bool, left: Duration) -> Next {
-        let serves = self.attached && self.failed.is_none();
+        let serves = self.device.attached && self.device.failed.is_none();
         if !(self.config.netlink && serves && unanswered) {
             return self.interrupt_sitter(unanswered, left);
         }
@@ -167,10 +100,10 @@ impl Core {
     }
 
     fn interrupt_sitter(&mut self, unanswered: bool, left: Duration) -> Next {
-        self.attached = false;
+        self.device.attached = false;
         self.timers.restart = None;
-        let sits = self.driver.sitter == Sitter::Sits && !self.config.netlink;
-        let given_up = self.ownership.is_abandoned() && self.failed.is_none();
+        let sits = self.device.sitter == Sitter::Sits && !self.config.netlink;
+        let given_up = self.ownership.is_abandoned() && self.device.failed.is_none();
         if sits && given_up && unanswered {
             self.command(Command::KillSitter);
             return Next::Step(Releasing::InterruptingSitter { until: self.after(SITTER_TIMEOUT) });
@@ -183,10 +116,10 @@ impl Core {
         self.note_end_of_lanes();
         self.drop_fail_order();
         self.apply(&ownership::Event::ShutDown);
-        if self.driver.sitter == Sitter::None {
+        if self.device.sitter == Sitter::None {
             return Next::Released(Released::Clear);
         }
-        Next::Step(match (self.config.netlink, self.driver.disconnected) {
+        Next::Step(match (self.config.netlink, self.device.disconnected) {
             (false, _) => self.await_sitter(false, left),
             // Not a second time, which the driver would complain of in the kernel's log.
             (true, true) => {
@@ -204,7 +137,7 @@ impl Core {
 
     fn await_sitter(&mut self, is_last: bool, limit: Duration) -> Releasing {
         let until = self.after(limit);
-        match self.driver.sitter {
+        match self.device.sitter {
             Sitter::Gone => Releasing::AwaitingClear { until },
             Sitter::None | Sitter::Sits => Releasing::AwaitingSitter { until, is_last },
         }
@@ -224,7 +157,7 @@ impl Core {
             }
             Releasing::AwaitingSitter { until, is_last } => {
                 let is_late = self.is_late(until);
-                if self.driver.sitter == Sitter::Gone || (is_late && is_last) {
+                if self.device.sitter == Sitter::Gone || (is_late && is_last) {
                     return Releasing::AwaitingClear { until: self.after(left) };
                 }
                 if !is_late {
@@ -245,7 +178,7 @@ impl Core {
     fn step_clear(&mut self, step: Releasing, deadline: Instant, event: &Event) -> Next {
         let left = left(deadline, self.now);
         let clear = Event::Seen { condition: Condition::Clear, holds: true };
-        let is_gone = self.driver.sitter == Sitter::Gone;
+        let is_gone = self.device.sitter == Sitter::Gone;
         Next::Step(match step {
             Releasing::FindingUsers { helper, mut until } => {
                 match self.found_users(helper, &mut until, event) {
@@ -281,7 +214,7 @@ impl Core {
             (
                 Releasing::AwaitingQuiet { .. },
                 Event::Seen { condition: Condition::Quiet, holds: true },
-            ) => match self.driver.sitter {
+            ) => match self.device.sitter {
                 Sitter::Gone => {
                     Next::Step(Releasing::AwaitingNoSizeChange { until: self.after(left) })
                 }

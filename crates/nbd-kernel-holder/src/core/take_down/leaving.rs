@@ -1,67 +1,21 @@
 //! The end of the backends, whose lanes have ended, and of what was changed for them.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use super::super::{Command, Condition, Core, Event, HelperId, HelperTask, Note, Report, Watch};
-use super::{STEP_TIMEOUT, TIMEOUT, left};
-
-/// How long a backend may take to end by itself in a detach in order: nbd-serve gives another server
-/// 5 s to close its connections, and a program that it has started as long to end after SIGTERM.
-const ORDERLY_TIMEOUT: Duration = Duration::from_secs(15);
-/// How often to look whether the owner is stopped, and how often in a row, to be sure: under strace a
-/// process is stopped for a moment at each system call.
-const STOPPED_INTERVAL: Duration = Duration::from_millis(20);
-const STOPPED_LOOKS: u32 = 5;
-/// How often to look whether all are dead, beside what their descriptors tell.
-const DEAD_INTERVAL: Duration = Duration::from_millis(20);
-
-/// How far that has come.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Leaving {
-    /// The owner may close its own connections.
-    AwaitingOwner { lanes_ended: Instant, in_order: bool, stopped: u32 },
-    /// All that were killed are to be dead.
-    AwaitingProcesses { until: Instant },
-    /// A store to `queue/` may wait for requests that nothing answers.
-    Restoring { helper: HelperId, until: Instant },
-}
-
-impl Leaving {
-    pub(super) fn deadline(&self) -> Instant {
-        match *self {
-            Self::AwaitingOwner { lanes_ended, in_order, .. } => {
-                lanes_ended + owner_timeout(in_order)
-            }
-            Self::AwaitingProcesses { until } | Self::Restoring { until, .. } => until,
-        }
-    }
-
-    pub(super) fn watches(&self) -> Vec<Watch> {
-        let watch = |condition, interval| Watch { condition, interval };
-        match self {
-            Self::AwaitingOwner { .. } => vec![
-                watch(Condition::OwnerGone, STOPPED_INTERVAL),
-                watch(Condition::OwnerStopped, STOPPED_INTERVAL),
-            ],
-            Self::AwaitingProcesses { .. } => vec![watch(Condition::NoProcesses, DEAD_INTERVAL)],
-            Self::Restoring { .. } => Vec::new(),
-        }
-    }
-}
-
-fn owner_timeout(in_order: bool) -> Duration {
-    if in_order { ORDERLY_TIMEOUT } else { STEP_TIMEOUT }
-}
+use crate::core::event::{Command, Condition, Event, HelperTask, Note, Report};
+use crate::core::procedure::leaving::{Leaving, STOPPED_LOOKS, owner_timeout};
+use crate::core::procedure::limits::{TIMEOUT, left};
+use crate::core::state::Core;
 
 impl Core {
     pub(super) fn begin_leaving_lanes(&mut self, is_detach: bool, begun: Instant) -> Leaving {
         self.command(Command::CloseJoin);
         // One that has not begun to serve would not end by itself.
-        if !self.ownership.is_ready() || self.owner_exit.has_departed() {
+        if !self.ownership.is_ready() || self.backends.owner_exit.has_departed() {
             return self.end_backends(begun);
         }
-        let in_order = is_detach && self.owner_exit.is_leaving() && !self.is_forced();
-        let lanes_ended = self.owner_exit.lanes_ended().unwrap_or(self.now);
+        let in_order = is_detach && self.backends.owner_exit.is_leaving() && !self.is_forced();
+        let lanes_ended = self.backends.owner_exit.lanes_ended().unwrap_or(self.now);
         Leaving::AwaitingOwner { lanes_ended, in_order, stopped: 0 }
     }
 
@@ -126,7 +80,7 @@ impl Core {
     }
 
     fn restore(&mut self, begun: Instant) -> Option<Leaving> {
-        if !self.driver.silenced {
+        if !self.device.silenced {
             return None;
         }
         let helper = self.start_helper(HelperTask::RestoreTimeouts);

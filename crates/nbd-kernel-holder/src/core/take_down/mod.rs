@@ -4,81 +4,18 @@
 mod driver;
 mod leaving;
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use nbd_device_users::User;
 
-use super::attach::AttachError;
-use super::detach::{DetachError, Requester};
-use super::{
-    Command, Core, End, Event, Failed, HelperId, HelperTask, Note, Procedure, Refused, Reply,
-    Report, Watch,
+use crate::core::event::{
+    Command, DetachError, Event, HelperId, HelperTask, Note, Refused, Released, Reply, Report,
 };
-use driver::Releasing;
-use leaving::Leaving;
-
-/// How long the steps may take together. The last ones get a little time whatever the others took, so
-/// that all ends within 10 s.
-const TIMEOUT: Duration = Duration::from_millis(7500);
-/// How long each step may take before the next, harder one …
-const STEP_TIMEOUT: Duration = Duration::from_secs(2);
-/// … and the least time for it, whatever the steps before it took.
-const MIN_STEP_TIMEOUT: Duration = Duration::from_millis(500);
-
-/// What the driver has made of a device that was taken down.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Released {
-    /// It is free.
-    Clear,
-    /// It has no connection any more, and is free when these users have closed it.
-    InUse(Vec<User>),
-}
-
-/// Why it is taken down.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Cause {
-    /// Ordered at `begun`; `given_up` requests are failed by that.
-    Detach { requester: Requester, by_force: bool, begun: Instant, given_up: usize },
-    /// The driver has closed the lanes.
-    Dropped,
-    /// The attach has come to nothing.
-    NotAttached(AttachError),
-}
-
-/// A device that is being taken down.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct TakeDown {
-    cause: Cause,
-    begun: Instant,
-    phase: Phase,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Phase {
-    Releasing(Releasing),
-    Leaving(Released, Leaving),
-}
-
-impl TakeDown {
-    pub(super) fn deadline(&self) -> Option<Instant> {
-        match &self.phase {
-            Phase::Releasing(step) => step.deadline(),
-            Phase::Leaving(_, step) => Some(step.deadline()),
-        }
-    }
-
-    pub(super) fn watches(&self) -> Vec<Watch> {
-        match &self.phase {
-            Phase::Releasing(step) => step.watch().into_iter().collect(),
-            Phase::Leaving(_, step) => step.watches(),
-        }
-    }
-
-    /// It is what another program has left of the device.
-    pub(super) fn is_clearing(&self) -> bool {
-        self.cause == Cause::Dropped
-    }
-}
+use crate::core::procedure::detach::Requester;
+use crate::core::procedure::limits::{STEP_TIMEOUT, TIMEOUT};
+use crate::core::procedure::take_down::{Cause, Phase, TakeDown};
+use crate::core::procedure::{End, Procedure};
+use crate::core::state::{Core, Failed};
 
 impl Core {
     pub(super) fn begin_take_down(&mut self, cause: Cause) -> Procedure {
@@ -191,11 +128,11 @@ impl Core {
         match cause {
             Cause::Detach { requester, by_force, .. } => {
                 if error == DetachError::Stuck {
-                    self.failed = Some(Failed::Stuck);
+                    self.device.failed = Some(Failed::Stuck);
                     self.note(Note::Stuck);
                 }
-                self.attached = true;
-                if error == DetachError::Unreachable && self.owner_exit.is_leaving() {
+                self.device.attached = true;
+                if error == DetachError::Unreachable && self.backends.owner_exit.is_leaving() {
                     self.stop_leaving(true);
                     // Nothing waits for that.
                     self.start_helper(HelperTask::TellUdev { leaving: false });
@@ -225,9 +162,4 @@ impl Core {
             }
         }
     }
-}
-
-/// How long the next step may take.
-fn left(deadline: Instant, now: Instant) -> Duration {
-    deadline.saturating_duration_since(now).clamp(MIN_STEP_TIMEOUT, STEP_TIMEOUT)
 }

@@ -7,7 +7,7 @@ use nbd_device_users::User;
 use nix::errno::Errno;
 
 use super::{describe_errno, failed, words_for};
-use crate::core::attach::AttachError;
+use crate::core::event::AttachError;
 use crate::holder::Holder;
 
 impl Holder {
@@ -19,8 +19,8 @@ impl Holder {
         let late = |limit: &Duration| limit.as_secs();
         Some(match error {
             AttachError::Interrupted => return None,
-            AttachError::NotPrepared => failed(Other, self.told.setup.text.clone()),
-            AttachError::NoBackend => failed(Other, self.told.last_failure.clone()),
+            AttachError::NotPrepared => failed(Other, self.told.failures.setup.text.clone()),
+            AttachError::NoBackend => failed(Other, self.told.failures.backend.clone()),
             AttachError::BackendLate(limit) => {
                 let text = format!(
                     "no backend was ready within {} s: see that the program joins its holder, or raise --ready-timeout",
@@ -35,7 +35,7 @@ impl Holder {
                     self.state_error()
                 ),
             ),
-            AttachError::SitterNotStarted => failed(Other, self.told.setup.text.clone()),
+            AttachError::SitterNotStarted => failed(Other, self.told.failures.setup.text.clone()),
             AttachError::DriverRefused => {
                 failed(Other, format!("{name}: {}", self.explain_setup()))
             }
@@ -63,8 +63,8 @@ impl Holder {
     }
 
     fn explain_setup(&self) -> String {
-        let Some(error) = &self.told.setup.refused else {
-            return self.told.setup.text.clone();
+        let Some(error) = &self.told.failures.setup.refused else {
+            return self.told.failures.setup.text.clone();
         };
         let step = &error.step;
         match error.errno {

@@ -5,19 +5,11 @@ use nbd_control::status::TotalsStatus;
 
 use super::{failed, in_use_words, words_for};
 use crate::core::Sitter;
-use crate::core::detach::DetachError;
-use crate::core::take_down::Released;
-use crate::core::users::UsersUnknown;
+use crate::core::event::DetachError;
+use crate::core::event::Released;
+use crate::core::event::UsersUnknown;
 use crate::holder::Holder;
-
-/// The counts of a device that is taken down: the ledger's, which is let go of.
-#[derive(Debug, Default)]
-pub(crate) struct Closing {
-    totals: TotalsStatus,
-    /// Requests that are failed by that.
-    given_up: usize,
-    summary: String,
-}
+use crate::holder::told::Closing;
 
 impl Holder {
     /// Remembers the counts.

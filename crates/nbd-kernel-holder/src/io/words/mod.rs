@@ -2,6 +2,7 @@
 
 mod attach;
 mod detach;
+mod notes;
 mod resize;
 
 use nbd_control::control::{Failure, FailureKind, Response};
@@ -10,15 +11,14 @@ use nbd_control::size::Size;
 use nbd_device_users::User;
 use nix::errno::Errno;
 
+use crate::core::event::Refusal;
+use crate::core::event::Released;
+use crate::core::event::UpgradeError;
 use crate::core::fail::DEATH_TIMEOUT;
-use crate::core::ownership::Refusal;
-use crate::core::take_down::Released;
-use crate::core::upgrade::{self, UpgradeError};
+use crate::core::upgrade;
 use crate::core::{BackendId, ClientId, Refused, Reply};
 use crate::holder::Holder;
-use crate::io::backend_process::BackendProcess;
-
-pub(crate) use detach::Closing;
+use crate::holder::backend_process::BackendProcess;
 
 /// Why a device is gone without a detach.
 pub(crate) const DROPPED: &str = "the driver has dropped the device: it was disconnected by another \
@@ -66,7 +66,7 @@ impl Holder {
 
     fn words_of(&self, reply: &Reply) -> Result<String, Failure> {
         let name = self.device.name();
-        let last = &self.told.last_failure;
+        let last = &self.told.failures.backend;
         let other = |text: String| Err(failed(FailureKind::Other, text));
         match reply {
             Reply::Served { backend } => Ok(self.served_words(*backend)),
@@ -120,7 +120,7 @@ impl Holder {
             Reply::GaveUp => other(last.clone()),
             Reply::FailAborted => other(format!("{name}: not answered: {last}")),
             Reply::FailWithdrawn => Err(failed(FailureKind::TimedOut, self.fail_withdrawn_words())),
-            Reply::DeviceFailed => other(self.told.device_failure.clone().unwrap_or_default()),
+            Reply::DeviceFailed => other(self.told.failures.device.clone().unwrap_or_default()),
             Reply::Dropped => Err(failed(FailureKind::NoDevice, format!("{name}: {DROPPED}"))),
         }
     }
@@ -239,7 +239,7 @@ impl Holder {
                 (Other, "its sitter is gone, which had what is handed on: detach at leisure".into())
             }
             UpgradeError::NotSaved => (Other, "its state cannot be written".into()),
-            UpgradeError::NotBecome => (Other, self.told.not_become.clone()),
+            UpgradeError::NotBecome => (Other, self.told.failures.upgrade.clone()),
         };
         failed(kind, format!("the present holder goes on: {why}"))
     }

@@ -4,7 +4,8 @@ use nbd_control::control::{Failure, FailureKind};
 use nbd_control::size::Size;
 
 use super::{failed, in_use_words};
-use crate::core::resize::{self, ResizeError};
+use crate::core::event::ResizeError;
+use crate::core::resize;
 use crate::holder::Holder;
 
 impl Holder {
@@ -15,7 +16,7 @@ impl Holder {
     pub(crate) fn not_resized(&self, error: &ResizeError) -> Failure {
         use FailureKind::{Busy, Other, TimedOut};
         let name = self.device.name();
-        let last = &self.told.last_failure;
+        let last = &self.told.failures.backend;
         let not = |kind, text: String| failed(kind, format!("{name} is not resized: {text}"));
         match error {
             ResizeError::Stalled(age) => {

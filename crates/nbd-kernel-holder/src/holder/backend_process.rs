@@ -4,13 +4,13 @@ use nbd_control::Channel;
 use nbd_control::backend::{ExportInfo, Hello};
 use nbd_control::channel::Sender;
 use nbd_control::process;
-use nix::sys::signal::Signal;
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::sys::wait::WaitStatus;
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::Pid;
 use std::time::{Duration, Instant};
 
-use crate::io::program::BuildId;
+use super::program::BuildId;
+use crate::ending::{Ending, try_reap};
 use crate::system::Process;
 
 /// How long the last threads of a dead process may be on their way out before its end is told without
@@ -28,9 +28,7 @@ pub(crate) struct BackendProcess {
     /// The process that introduced itself, as the kernel named it.
     pub(crate) process: Option<Process>,
     pub(crate) hello: Option<Hello>,
-    pub(crate) ended: Option<Ending>,
-    /// When no thread of it could run any more, but its end was not known yet.
-    pub(crate) dead_since: Option<Instant>,
+    pub(crate) death: Death,
     /// What it said before it failed.
     pub(crate) last_words: Option<String>,
     pub(crate) since: Instant,
@@ -40,79 +38,20 @@ pub(crate) struct BackendProcess {
     pub(crate) build: Option<BuildId>,
     /// It is ours, and answers every request with EIO.
     pub(crate) answers_eio: bool,
-    /// A look has found no thread of it alive, before the pidfd said so.
-    pub(crate) seen_dead: bool,
     /// Since boot, if it came from outside.
     pub(crate) connected: Option<Duration>,
     /// How many requests it has given up.
     pub(crate) poisoned: u32,
 }
 
-/// How a process ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Ending {
-    Exited(i32),
-    Killed(Signal, bool),
-    /// It has not: its process lives on, and is done with the device.
-    Left,
-    /// The kernel does not tell: it was not our child, or a tracer keeps it.
-    Unknown,
-}
-
-impl Ending {
-    /// Reads what waitpid(2) tells; nothing if that is no end.
-    fn of(status: nix::Result<WaitStatus>) -> Option<Self> {
-        match status {
-            Ok(WaitStatus::Exited(_, status)) => Some(Self::Exited(status)),
-            Ok(WaitStatus::Signaled(_, signal, core)) => Some(Self::Killed(signal, core)),
-            Ok(_) => None,
-            Err(_) => Some(Self::Unknown),
-        }
-    }
-
-    /// Whether the process may have ended because it was told to.
-    ///
-    /// Of a process that is not our child the end cannot be known; of a child it is, so an unknown
-    /// one is no end in order.
-    pub(crate) fn is_orderly(&self, own_child: bool) -> bool {
-        match self {
-            Self::Exited(status) => *status == 0,
-            Self::Left => true,
-            Self::Unknown => !own_child,
-            Self::Killed(..) => false,
-        }
-    }
-
-    /// Whether the process ended by a fault of its own. SIGKILL is an operator's, or the
-    /// kernel's when memory is short; the other signals are sent by people, too.
-    pub(crate) fn is_crash(&self) -> bool {
-        match self {
-            Self::Exited(status) => *status != 0,
-            Self::Killed(signal, _) => matches!(
-                signal,
-                Signal::SIGABRT
-                    | Signal::SIGBUS
-                    | Signal::SIGFPE
-                    | Signal::SIGILL
-                    | Signal::SIGSEGV
-                    | Signal::SIGSYS
-                    | Signal::SIGTRAP
-            ),
-            Self::Left | Self::Unknown => false,
-        }
-    }
-}
-
-impl std::fmt::Display for Ending {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Exited(status) => write!(f, "exited with status {status}"),
-            Self::Killed(signal, false) => write!(f, "killed by {signal}"),
-            Self::Killed(signal, true) => write!(f, "killed by {signal} (core dumped)"),
-            Self::Left => write!(f, "left, and its process lives on"),
-            Self::Unknown => write!(f, "ended, it is not known how"),
-        }
-    }
+/// What is known of its end.
+#[derive(Debug, Default)]
+pub(crate) struct Death {
+    pub(crate) ending: Option<Ending>,
+    /// When no thread of it could run any more, but its end was not known yet.
+    pub(crate) since: Option<Instant>,
+    /// A look has found no thread of it alive, before the pidfd said so.
+    pub(crate) is_seen: bool,
 }
 
 impl BackendProcess {
@@ -123,14 +62,12 @@ impl BackendProcess {
             child,
             process: None,
             hello: None,
-            ended: None,
-            dead_since: None,
+            death: Death::default(),
             last_words: None,
             since: Instant::now(),
             close_reason: None,
             build: None,
             answers_eio: false,
-            seen_dead: false,
             connected: None,
             poisoned: 0,
         }
@@ -185,7 +122,7 @@ impl BackendProcess {
     /// (`thread_group_empty` in the kernel's exit.c decides both).
     pub(crate) fn end(&mut self) -> Option<Ending> {
         self.reap();
-        if let Some(ending) = &self.ended {
+        if let Some(ending) = &self.death.ending {
             return Some(ending.clone());
         }
         let Some(process) = self.process.as_ref().or(self.child.as_ref()) else {
@@ -196,7 +133,7 @@ impl BackendProcess {
         let told = process::exit_code(pid);
         let told = told.and_then(|code| Ending::of(WaitStatus::from_raw(process.pid, code)));
         let kept = process.has_ended() || process::is_traced(pid);
-        let since = *self.dead_since.get_or_insert_with(Instant::now);
+        let since = *self.death.since.get_or_insert_with(Instant::now);
         if told.is_none() && self.is_own_child() && !kept && since.elapsed() < EXIT_TIMEOUT {
             return None;
         }
@@ -212,7 +149,7 @@ impl BackendProcess {
     /// Collects the exit status of the program, if it has ended.
     pub(crate) fn reap(&mut self) {
         if let Some(ending) = self.child.as_ref().and_then(|child| try_reap(child.pid)) {
-            self.ended = Some(ending);
+            self.death.ending = Some(ending);
             self.child = None;
         }
     }
@@ -229,11 +166,6 @@ impl BackendProcess {
             let _ = process.kill();
         }
     }
-}
-
-/// The exit status of a child that has ended.
-pub(crate) fn try_reap(pid: Pid) -> Option<Ending> {
-    Ending::of(waitpid(pid, Some(WaitPidFlag::WNOHANG)))
 }
 
 /// Whether the kernel can make a device of what a backend offers; the error says why not.
@@ -257,6 +189,9 @@ pub(crate) fn check_export(export: &ExportInfo) -> Result<(), String> {
 
 #[cfg(test)]
 mod tests {
+    use nix::sys::signal::Signal;
+    use nix::sys::wait::{WaitPidFlag, waitpid};
+
     use super::*;
 
     /// A process with two threads, and the one that is not its leader.

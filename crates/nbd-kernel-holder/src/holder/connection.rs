@@ -10,7 +10,6 @@ use nix::fcntl::OFlag;
 use nix::libc;
 use nix::sys::socket::{Shutdown, setsockopt, shutdown, sockopt};
 
-use crate::holder::Holder;
 use crate::system::{Process, fork_child, inherited, keep_only};
 
 /// Where the child that closes a connection has it, and the pipe that ends when its parent has closed it.
@@ -33,16 +32,6 @@ fn limit(mut channel: Channel) -> Result<Channel, ChannelError> {
     Ok(channel)
 }
 
-impl Holder {
-    /// Ends a conversation.
-    pub(crate) fn let_go(&mut self, channel: Channel) {
-        match close(channel) {
-            Ok(closer) => self.processes.orphans.extend(closer),
-            Err(error) => self.warn(&format!("a connection may be slow to close: {error}")),
-        }
-    }
-}
-
 /// Sees to it that closing what was received does not take as long as a peer likes (`SO_LINGER`).
 pub(crate) fn allow_close(descriptors: &[OwnedFd]) {
     let off = libc::linger { l_onoff: 0, l_linger: 0 };
@@ -55,7 +44,7 @@ pub(crate) fn allow_close(descriptors: &[OwnedFd]) {
 /// Closes a connection. If unread descriptors are left, a child process does it, which is returned: the last one to
 /// let go of a descriptor that is under way to us closes what it stands for, and to close a TCP socket that
 /// lingers (`SO_LINGER`) takes as long as its peer likes, unless the process is exiting.
-fn close(mut channel: Channel) -> io::Result<Option<Process>> {
+pub(crate) fn close(mut channel: Channel) -> io::Result<Option<Process>> {
     // Also for those that were not let in, and so not guarded.
     channel.never_wait().map_err(io::Error::other)?;
     // From now on nothing comes in any more.

@@ -1,17 +1,28 @@
 //! The holder of a device: its [`Core`], which decides, and all that it has in the world.
 
-use std::collections::{BTreeMap, VecDeque};
+mod ages;
+pub(crate) mod backend_process;
+pub(crate) mod client;
+pub(crate) mod connection;
+pub(crate) mod helper;
+pub(crate) mod lanes;
+mod log;
+pub(crate) mod outage;
+pub(crate) mod program;
+pub(crate) mod recording;
+mod settings;
+mod signals;
+pub(crate) mod told;
+
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::fs::OpenOptions;
-use std::ops::Deref;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use nbd_control::Channel;
-use nbd_control::attach_options::AttachOptions;
 use nbd_control::backend::ExportInfo;
-use nbd_control::control::{Failure, Report};
-use nbd_control::history::History;
+use nbd_control::control::Report;
 use nbd_control::process::ProcessId;
 use nbd_control::registry::{HolderLock, Registry};
 use nbd_ledger::{Inspector, Layout};
@@ -20,73 +31,20 @@ use nix::unistd::{Gid, Uid};
 use crate::args::KernelApi;
 use crate::core::ownership::Ownership;
 use crate::core::{BackendId, ClientId, Config, Core, Event, HelperId};
-use crate::io::backend_process::BackendProcess;
-use crate::io::control_clients::Client;
-use crate::io::helpers::Helper;
-use crate::io::log_sink::LogSink;
-use crate::io::owner_exit::OwnerEnding;
-use crate::io::program;
-use crate::io::recording::Recording;
-use crate::io::signals::Signals;
-use crate::io::survey::InFlight;
-use crate::io::words::Closing;
 use crate::kernel::Device;
-use crate::kernel::sitter::{SetupError, Sitter};
+use crate::kernel::sitter::Sitter;
 use crate::system::Process;
-use crate::view::ages::Ages;
-use crate::view::outage::{Complaints, Outage};
+use backend_process::BackendProcess;
+use client::Client;
+use helper::Helper;
+use log::LogSink;
+use recording::Recording;
+pub(crate) use settings::Settings;
+use signals::Signals;
+use told::Told;
 
-/// What was asked for at attach. Its [`AttachOptions`] are read as if they were fields of it.
-#[derive(Clone, Debug)]
-pub(crate) struct Settings {
-    /// For the next holder, which looks up user and group by itself.
-    pub(crate) options: AttachOptions,
-    pub(crate) api: KernelApi,
-    pub(crate) user: Option<(String, Uid, Gid)>,
-    pub(crate) group: Option<(String, Gid)>,
-    pub(crate) program: Vec<String>,
-    pub(crate) name: Option<String>,
-    /// Which events to log, as the command line has it.
-    pub(crate) log_level: Option<String>,
-    pub(crate) patience: Option<Duration>,
-}
-
-impl Settings {
-    /// The options, with nothing but their user and group looked up.
-    ///
-    /// # Errors
-    ///
-    /// The options do not go together, or there is no such user or group.
-    pub(crate) fn new(options: AttachOptions) -> Result<Self, String> {
-        options.check()?;
-        let user = options.user.as_ref().map(|name| match program::look_up(name) {
-            Ok((uid, gid)) => Ok((name.clone(), uid, gid)),
-            Err(error) => Err(format!("--user {name}: {error}")),
-        });
-        let group = options.group.as_ref().map(|name| match program::look_up_group(name) {
-            Ok(gid) => Ok((name.clone(), gid)),
-            Err(error) => Err(format!("--group {name}: {error}")),
-        });
-        Ok(Self {
-            api: options.kernel_api,
-            user: user.transpose()?,
-            group: group.transpose()?,
-            options,
-            program: Vec::new(),
-            name: None,
-            log_level: None,
-            patience: None,
-        })
-    }
-}
-
-impl Deref for Settings {
-    type Target = AttachOptions;
-
-    fn deref(&self) -> &AttachOptions {
-        &self.options
-    }
-}
+/// Lane and cookie of requests.
+pub(crate) type InFlight = HashSet<(u32, u64)>;
 
 /// A device's holder.
 #[derive(Debug)]
@@ -178,38 +136,6 @@ impl Processes {
     }
 }
 
-/// What operators are told, and what that is made of.
-#[derive(Debug, Default)]
-pub(crate) struct Told {
-    pub(crate) history: History,
-    pub(crate) complaints: Complaints,
-    pub(crate) outage: Option<Outage>,
-    /// Why the last backend failed.
-    pub(crate) last_failure: String,
-    pub(crate) owner_ending: Option<OwnerEnding>,
-    pub(crate) ages: Ages,
-    pub(crate) begun: Option<Instant>,
-    pub(crate) closing: Closing,
-    /// Requests that were answered with EIO by the last order.
-    pub(crate) failed_requests: u64,
-    pub(crate) errors_before: u64,
-    /// Why the device failed.
-    pub(crate) device_failure: Option<String>,
-    pub(crate) setup: SetupFailure,
-    /// Why there is no device; nothing if it was the operator who wanted no more.
-    pub(crate) not_attached: Option<Failure>,
-    pub(crate) save_error: Option<std::io::Error>,
-    pub(crate) not_become: String,
-}
-
-/// Why a device could not be set up.
-#[derive(Debug, Default)]
-pub(crate) struct SetupFailure {
-    pub(crate) refused: Option<SetupError>,
-    /// What failed before the driver was asked.
-    pub(crate) text: String,
-}
-
 impl Holder {
     /// `given`: no other device will do.
     ///
@@ -267,6 +193,14 @@ impl Holder {
             clients: BTreeMap::new(),
             told: Told::default(),
         })
+    }
+
+    /// Ends a conversation.
+    pub(crate) fn let_go(&mut self, channel: Channel) {
+        match connection::close(channel) {
+            Ok(closer) => self.processes.orphans.extend(closer),
+            Err(error) => self.warn(&format!("a connection may be slow to close: {error}")),
+        }
     }
 
     pub(crate) fn log(&self, text: &str) {

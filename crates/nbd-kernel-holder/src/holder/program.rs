@@ -14,8 +14,8 @@ use nbd_control::backend::{
 use nbd_control::{Channel, service};
 use nix::unistd::{Gid, Group, Uid, User};
 
-use crate::io::connections::guard;
-use crate::io::sandbox::SandboxPlan;
+use super::connection::guard;
+use crate::sandbox::SandboxPlan;
 use crate::system::{Process, prepare_program};
 
 /// A program that was started, and the connection on which it will introduce itself.

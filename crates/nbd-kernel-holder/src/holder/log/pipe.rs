@@ -10,7 +10,7 @@ use nbd_log::Allowance;
 use nix::fcntl::OFlag;
 use nix::unistd::{Gid, Uid};
 
-use super::log_text::{Splitter, Tail};
+use super::text::{Splitter, Tail};
 use crate::core::BackendId;
 
 /// What one program may write to the log: bytes a second, and at once.

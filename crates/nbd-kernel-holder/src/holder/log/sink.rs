@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 
 use nix::unistd::{Gid, Uid};
 
-use super::log_file::LogFile;
-use super::log_pipe::{Found, LogPipe, READ};
+use super::file::LogFile;
+use super::pipe::{Found, LogPipe, READ};
 use crate::core::BackendId;
 use crate::kernel::sitter::{LOG_PIPES, MAX_LOG_PIPES};
 use crate::system::Process;

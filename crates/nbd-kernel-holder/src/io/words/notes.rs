@@ -4,11 +4,11 @@ use std::time::{Duration, Instant};
 
 use nbd_control::control::{Failure, Report};
 
+use super::{DROPPED, describe_errno, words_for};
 use crate::core::{BackendId, Note};
 use crate::holder::Holder;
-use crate::io::backend_process::BackendProcess;
-use crate::io::words::{DROPPED, describe_errno, words_for};
-use crate::view::outage::Subject;
+use crate::holder::backend_process::BackendProcess;
+use crate::holder::outage::Subject;
 
 impl Holder {
     pub(crate) fn write_note(&mut self, note: Note) {
@@ -19,7 +19,7 @@ impl Holder {
                     "{name} waits for its backend: run `nbd-serve --join {name} SPEC`, or NBD_JOIN={name} PROGRAM"
                 ));
             }
-            Note::NotAttached(error) => self.told.not_attached = self.not_attached(&error),
+            Note::NotAttached(error) => self.told.failures.attach = self.not_attached(&error),
             Note::Stopping => nbd_control::service::stopping(),
             Note::Attached => {
                 self.log_attached();
@@ -30,7 +30,7 @@ impl Holder {
             }
             Note::Retrying { pause } => self.note_retry(pause),
             Note::FormerProgramAgain => {
-                let last = &self.told.last_failure;
+                let last = &self.told.failures.backend;
                 self.warn(&format!("the former program is started again: {last}"));
             }
             Note::GaveUp => {
@@ -48,7 +48,7 @@ impl Holder {
             }
             Note::Recovered { backend } => self.log_recovered(backend),
             Note::DeviceFailed => {
-                let reason = self.told.device_failure.clone().unwrap_or_default();
+                let reason = self.told.failures.device.clone().unwrap_or_default();
                 tracing::error!(
                     device = %self.device.name(),
                     event = "failed",
@@ -118,7 +118,7 @@ impl Holder {
             Note::Dropped => {
                 tracing::error!(device = %self.device.name(), event = "dropped", "{DROPPED}");
             }
-            Note::Stuck => self.told.device_failure = Some(self.stuck().text),
+            Note::Stuck => self.told.failures.device = Some(self.stuck().text),
             Note::Left(error) => self.warn(&self.not_detached(&error).text),
             Note::Kept(users) => {
                 let (words, _) = words_for(&users);
@@ -152,7 +152,7 @@ impl Holder {
     }
 
     fn log_error(&self, event: &str, words: impl Fn(&str) -> String) {
-        let text = words(&self.told.last_failure);
+        let text = words(&self.told.failures.backend);
         tracing::error!(device = %self.device.name(), event, "{text}");
     }
 
