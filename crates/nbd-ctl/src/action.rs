@@ -1,5 +1,8 @@
 //! The command line as it is meant: every name checked, every program found.
 
+pub(crate) mod complete;
+pub(crate) mod parse;
+
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -9,12 +12,12 @@ use nbd_control::control::Request;
 use crate::cli::{
     AttachArguments, Command, ListArguments, RecordArguments, TopArguments, TraceArguments, Until,
 };
-use crate::config::{Config, ConfigError, default_file, is_name};
+use crate::config::{Config, ConfigError, default_file};
 use crate::context::eprint;
 use crate::debug::Debug;
 use crate::debug::record::Record;
 use crate::debug::replay::Replay;
-use crate::device::Device;
+use crate::device::{Device, is_name};
 use crate::error::Error;
 use crate::inspect::metrics::Listen;
 use crate::inspect::why::Target;

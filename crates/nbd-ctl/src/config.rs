@@ -15,7 +15,7 @@ use thiserror::Error;
 use toml::Spanned;
 
 use crate::cli::AttachArguments;
-use crate::device::Device;
+use crate::device::{Device, is_name};
 
 const DEFAULT_FILE: &str = "/etc/nbd-ctl/devices.toml";
 /// The environment variable that names another file.
@@ -66,13 +66,6 @@ pub(crate) enum ConfigError {
 /// The file that is meant if none is named on the command line.
 pub(crate) fn default_file() -> PathBuf {
     env::var_os(FILE_VARIABLE).map_or_else(|| DEFAULT_FILE.into(), PathBuf::from)
-}
-
-/// Whether this names a device of the file, and not what to serve: a name has no colon.
-pub(crate) fn is_name(text: &str) -> bool {
-    let mut letters = text.chars();
-    letters.next().is_some_and(|first| first.is_ascii_alphanumeric())
-        && letters.all(|letter| letter.is_ascii_alphanumeric() || "-_.".contains(letter))
 }
 
 impl Config {

@@ -24,7 +24,7 @@ use crate::context::{Context, eprint};
 use crate::debug::storage_deps::StorageDeps;
 use crate::device::Device;
 use crate::error::Error;
-use crate::inspect::render::state_name;
+use crate::inspect::listed::state_name;
 use crate::inspect::status;
 use crate::program;
 

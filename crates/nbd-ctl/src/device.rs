@@ -7,8 +7,7 @@ use std::sync::OnceLock;
 
 use nbd_control::registry::Registry;
 use nbd_device_users::{layers_above, whole_devices_below};
-
-use crate::error::Error;
+use thiserror::Error;
 
 /// Where names that were given at attach are looked up; set once, before anything is parsed.
 static NAMES: OnceLock<Registry> = OnceLock::new();
@@ -53,11 +52,8 @@ impl Device {
 impl Device {
     /// The same as parsing, and for those who only look also a partition, a mapping or a loop
     /// device: the device below it.
-    pub(crate) fn below(text: &str) -> Result<Self, Error> {
-        text.parse().or_else(|error| match error {
-            Error::NotADevice { device: Some(device), .. } => Ok(device),
-            error => Err(error),
-        })
+    pub(crate) fn below(text: &str) -> Result<Self, NotADevice> {
+        text.parse().or_else(|error: NotADevice| error.device.ok_or(error))
     }
 }
 
@@ -68,25 +64,64 @@ impl fmt::Display for Device {
 }
 
 impl FromStr for Device {
-    type Err = Error;
+    type Err = NotADevice;
 
     /// Takes `nbd0`, `/dev/nbd0`, `0`, and the name that a device was given.
-    fn from_str(text: &str) -> Result<Self, Error> {
-        Self::literal(text).or_else(|| Self::named(text)).ok_or_else(|| not_a_device(text))
+    fn from_str(text: &str) -> Result<Self, NotADevice> {
+        Self::literal(text).or_else(|| Self::named(text)).ok_or_else(|| NotADevice::new(text))
     }
 }
 
-fn not_a_device(text: &str) -> Error {
-    let argument = text.to_string();
-    let partition = partition_of(number_in(text)).map(Device);
-    let device = partition.or_else(|| device_below(text));
-    // A partition is nothing that has to be closed.
-    let closed_by = device.filter(|_| partition.is_none()).and_then(|device| {
-        let layers = layers_above(&device.to_string()).into_iter();
-        let top = layers.rev().find(|layer| !layer.is_partition());
-        top.and_then(|layer| layer.closing_command())
-    });
-    Error::NotADevice { argument, device, is_partition: partition.is_some(), closed_by }
+/// Why a word names no device.
+#[derive(Debug, Error)]
+#[error("{argument}: {}", self.cause())]
+pub(crate) struct NotADevice {
+    argument: String,
+    /// The device that it is a part of, or that it is made of.
+    device: Option<Device>,
+    is_partition: bool,
+    /// The command that closes what is made of the device.
+    closed_by: Option<String>,
+}
+
+impl NotADevice {
+    fn new(text: &str) -> Self {
+        let argument = text.to_string();
+        let partition = partition_of(number_in(text)).map(Device);
+        let device = partition.or_else(|| device_below(text));
+        // A partition is nothing that has to be closed.
+        let closed_by = device.filter(|_| partition.is_none()).and_then(|device| {
+            let layers = layers_above(&device.to_string()).into_iter();
+            let top = layers.rev().find(|layer| !layer.is_partition());
+            top.and_then(|layer| layer.closing_command())
+        });
+        Self { argument, device, is_partition: partition.is_some(), closed_by }
+    }
+
+    fn cause(&self) -> String {
+        match (self.device, &self.closed_by) {
+            (Some(device), _) if self.is_partition => {
+                format!("a partition: give the whole device, {device}")
+            }
+            (Some(device), Some(command)) => {
+                format!("it is made of {device}: give {device}, to detach that after `{command}`")
+            }
+            (Some(device), None) => format!("it is made of {device}: give {device}"),
+            (None, _) if is_name(&self.argument) => {
+                "not an nbd device, and no attached device has this name: give it as nbd0, /dev/nbd0 or 0, or \
+                 by a name that nbd-ctl list shows"
+                    .into()
+            }
+            (None, _) => "not an nbd device: give it as nbd0, /dev/nbd0 or 0".into(),
+        }
+    }
+}
+
+/// Whether this names a device of the file, and not what to serve: a name has no colon.
+pub(crate) fn is_name(text: &str) -> bool {
+    let mut letters = text.chars();
+    letters.next().is_some_and(|first| first.is_ascii_alphanumeric())
+        && letters.all(|letter| letter.is_ascii_alphanumeric() || "-_.".contains(letter))
 }
 
 /// The NBD device that a mapping or a loop device is made of.
@@ -146,8 +181,8 @@ mod tests {
             "../nbd0",
         ] {
             let error = text.parse::<Device>().unwrap_err();
-            assert!(matches!(&error, Error::NotADevice { is_partition: false, .. }), "{text}");
-            assert_eq!(error.exit_code(), 2);
+            assert!(!error.is_partition, "{text}");
+            assert_eq!(crate::error::Error::from(error).exit_code(), 2);
         }
     }
 

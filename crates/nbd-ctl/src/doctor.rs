@@ -1,21 +1,22 @@
 //! `nbd-ctl doctor`: what on this machine keeps devices from being attached, kept or let go.
 
 mod conflicts;
+mod findings;
 mod kernel_bugs;
 
 use std::fs;
 use std::path::Path;
 
-use serde::Serialize;
-
 use crate::context::{Context, print};
 use crate::error::Error;
+use crate::holder::abandoned::Abandoned;
 use crate::holder::adopt::adopt;
-use crate::holder::device_state::{Abandoned, DeviceState, devices, probe};
+use crate::holder::device_state::{DeviceState, devices, probe};
 use crate::holder::take_down::clear;
 use crate::inspect::status::print_json;
 use crate::program;
-use crate::style::{CellStyle, is_coloured};
+use crate::text::style::is_coloured;
+use findings::{Findings, Level, read};
 
 /// The least kernel: `close_range`. Adoption takes `pidfd_getfd`, which is older.
 const MIN_KERNEL: (u32, u32) = (5, 9);
@@ -23,47 +24,6 @@ const UDEV_RULES: &str = "udev/rules.d/59-nbd-ctl.rules";
 /// A mebibyte of locked memory is what a holder touches; backends need some more.
 const MIN_LOCKED_BYTES: u64 = 16 << 20;
 const MIN_OPEN_FILES: u64 = 1024;
-
-/// How bad it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-enum Level {
-    Fine,
-    /// Something to know.
-    Warning,
-    /// Something that will not work.
-    Trouble,
-    /// It was, and has been put right.
-    Fixed,
-}
-
-impl Level {
-    fn style(self) -> CellStyle {
-        match self {
-            Self::Fine | Self::Fixed => CellStyle::Good,
-            Self::Warning => CellStyle::Odd,
-            Self::Trouble => CellStyle::Bad,
-        }
-    }
-}
-
-/// What was found.
-#[derive(Debug, Serialize)]
-struct Finding {
-    check: &'static str,
-    level: Level,
-    text: String,
-}
-
-/// All that was found.
-#[derive(Debug, Default)]
-struct Findings(Vec<Finding>);
-
-impl Findings {
-    fn add(&mut self, check: &'static str, level: Level, text: impl Into<String>) {
-        self.0.push(Finding { check, level, text: text.into() });
-    }
-}
 
 /// Looks at everything; with `fix`, also cleans and adopts what was left behind.
 pub(crate) fn doctor(context: &Context, json: bool, fix: bool) -> Result<(), Error> {
@@ -91,10 +51,6 @@ pub(crate) fn doctor(context: &Context, json: bool, fix: bool) -> Result<(), Err
         true => Err(Error::Several(1)),
         false => Ok(()),
     }
-}
-
-fn read(path: impl AsRef<Path>) -> Option<String> {
-    fs::read_to_string(path).ok().map(|text| text.trim().to_owned())
 }
 
 fn check_driver(found: &mut Findings) {

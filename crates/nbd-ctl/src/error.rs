@@ -12,9 +12,9 @@ use nbd_record::CaptureError;
 use nbd_record::fake_holder::FakeHolderError;
 use thiserror::Error;
 
-use crate::config::{ConfigError, is_name};
-use crate::device::Device;
-use crate::holder::device_state::Abandoned;
+use crate::config::ConfigError;
+use crate::device::{Device, NotADevice};
+use crate::holder::abandoned::Abandoned;
 
 /// Exit status after SIGINT or SIGTERM, as shells have it.
 const INTERRUPTED_STATUS: u8 = 130;
@@ -28,15 +28,8 @@ pub(crate) enum Error {
     /// The command line makes no sense; clap's words.
     #[error("{0}")]
     Usage(String),
-    #[error("{argument}: {}", not_a_device(argument, *device, *is_partition, closed_by.as_deref()))]
-    NotADevice {
-        argument: String,
-        /// The device that it is a part of, or that it is made of.
-        device: Option<Device>,
-        is_partition: bool,
-        /// The command that closes what is made of the device.
-        closed_by: Option<String>,
-    },
+    #[error(transparent)]
+    NotADevice(#[from] NotADevice),
     #[error("{pid}: no such process; a device is given as nbd{pid}")]
     NoProcess { pid: i32 },
     #[error(transparent)]
@@ -229,7 +222,7 @@ impl Error {
             Self::Several(code) => return *code,
             Self::Crashed { .. } => return CRASHED_STATUS,
             Self::Refused(failure) => failure.kind,
-            Self::Usage(_) | Self::NotADevice { .. } => FailureKind::Usage,
+            Self::Usage(_) | Self::NotADevice(_) => FailureKind::Usage,
             Self::NoDevice { .. } | Self::Stale { .. } => FailureKind::NoDevice,
             Self::NoSuchName { cause: ConfigError::Unknown { .. }, .. }
             | Self::Config(ConfigError::Unknown { .. }) => FailureKind::NoDevice,
@@ -251,29 +244,6 @@ impl Error {
             _ => FailureKind::Other,
         };
         kind.exit_code()
-    }
-}
-
-fn not_a_device(
-    argument: &str,
-    device: Option<Device>,
-    is_partition: bool,
-    closed_by: Option<&str>,
-) -> String {
-    match (device, closed_by) {
-        (Some(device), _) if is_partition => {
-            format!("a partition: give the whole device, {device}")
-        }
-        (Some(device), Some(command)) => {
-            format!("it is made of {device}: give {device}, to detach that after `{command}`")
-        }
-        (Some(device), None) => format!("it is made of {device}: give {device}"),
-        (None, _) if is_name(argument) => {
-            "not an nbd device, and no attached device has this name: give it as nbd0, /dev/nbd0 or 0, or \
-             by a name that nbd-ctl list shows"
-                .into()
-        }
-        (None, _) => "not an nbd device: give it as nbd0, /dev/nbd0 or 0".into(),
     }
 }
 

@@ -3,6 +3,7 @@
 //! | module | idea |
 //! |---|---|
 //! | [`status`] | `status`: what there is of each device |
+//! | [`listed`] | a device as all these know it |
 //! | [`list`] | `list`: devices in columns |
 //! | [`why`] | `why`: who waits for what, and the way out |
 //! | [`top`] | `top`: devices as they are at work, on a terminal |
@@ -13,6 +14,7 @@
 
 pub(crate) mod events;
 pub(crate) mod list;
+pub(crate) mod listed;
 pub(crate) mod metrics;
 pub(crate) mod render;
 pub(crate) mod status;

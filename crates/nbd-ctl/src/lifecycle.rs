@@ -8,12 +8,14 @@
 //! | [`attach`] | `attach`: starts a holder, or becomes one |
 //! | [`check_config`] | `check-config`: what a file with devices says that cannot be meant |
 //! | [`detach`] | `detach`: has a holder end its device, or takes down what is left |
+//! | [`order`] | what a holder is told to do, and why it may take long |
 //! | [`set`] | `set`: settings of a backend |
 //! | [`wait`] | `wait`: until a device is served, or gone |
 
 pub(crate) mod attach;
 pub(crate) mod check_config;
 pub(crate) mod detach;
+mod order;
 pub(crate) mod set;
 pub(crate) mod wait;
 

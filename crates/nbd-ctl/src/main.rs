@@ -9,8 +9,8 @@
 //!
 //! | module | idea |
 //! |---|---|
-//! | [`cli`], [`action`] | the command line as typed, and as checked |
-//! | [`parse`], [`complete`] | between the two; and completing it for a shell |
+//! | [`cli`] | the command line as typed |
+//! | [`action`] | the same as checked; between the two; and completing it for a shell |
 //! | [`config`] | the devices of this machine by name: `devices.toml` |
 //! | [`device`] | the name of a device |
 //! | [`context`] | what every command needs: the registry, the terminal, and Ctrl-C |
@@ -20,12 +20,11 @@
 //! | [`debug`] | gdb on a backend; requests with their data, and the same requests again |
 //! | [`doctor`] | what on this machine keeps devices from working |
 //! | [`program`], [`spec`] | finding programs; what nbd-serve makes of a SPEC |
-//! | [`table`], [`style`], [`wall_clock`] | values as text in columns; colours; dates |
+//! | [`text`] | values as text in columns; colours; dates |
 //! | [`error`] | every way to fail, and its exit status |
 
 mod action;
 mod cli;
-mod complete;
 mod config;
 mod context;
 mod debug;
@@ -35,12 +34,9 @@ mod error;
 mod holder;
 mod inspect;
 mod lifecycle;
-mod parse;
 mod program;
 mod spec;
-mod style;
-mod table;
-mod wall_clock;
+mod text;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -67,7 +63,7 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<(), Error> {
-    let Some(arguments) = parse::parse()? else {
+    let Some(arguments) = action::parse::parse()? else {
         return Ok(());
     };
     let context = Arc::new(Context::new(arguments.runtime_dir)?);

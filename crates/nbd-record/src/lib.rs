@@ -46,6 +46,7 @@
 //! | module | idea |
 //! |---|---|
 //! | [`mod@format`] | the bytes of a capture |
+//! | [`file`] | opening a capture, and its header |
 //! | [`writer`] | a backend's end of a capture |
 //! | [`capture`] | reading a capture |
 //! | [`fake_holder`] | the holder's part for one program, without a device |
@@ -53,17 +54,17 @@
 //! | [`program`] | replays to a program in a process of its own |
 //! | [`minimise`] | finds the fewest requests with which a program crashes |
 
-#![warn(clippy::missing_errors_doc, clippy::missing_panics_doc)]
-
 pub mod capture;
 pub mod fake_holder;
+pub mod file;
 pub mod format;
 pub mod minimise;
 pub mod program;
 pub mod replayer;
 pub mod writer;
 
-pub use capture::{Capture, CaptureError};
+pub use capture::Capture;
+pub use file::CaptureError;
 pub use format::{CaptureHeader, CaptureState};
 pub use replayer::{ReplayOptions, ReplayReport};
 pub use writer::CaptureWriter;

@@ -15,7 +15,7 @@ use std::time::SystemTime;
 use nbd_control::backend::ExportInfo;
 use nbd_proto::{NbdError, Request};
 
-use crate::capture::{CaptureError, header, state};
+use crate::file::{CaptureError, header, state};
 use crate::format::{
     CaptureHeader, CaptureState, END_OFFSET, ENTRIES_OFFSET, Entry, EntryKind, STATE_OFFSET,
 };

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use nbd_control::control::{Request, Response};
 use nbd_control::status::Status;
-use nbd_record::capture::{reopen, state};
+use nbd_record::file::{reopen, state};
 use nbd_record::{Capture, CaptureError, CaptureHeader, CaptureState, writer};
 
 use crate::context::{Context, eprint, progress};
@@ -17,7 +17,7 @@ use crate::error::Error;
 use crate::holder::client::HolderClient;
 use crate::inspect::render::count;
 use crate::inspect::status;
-use crate::table::size;
+use crate::text::table::size;
 
 /// The holder does it by itself.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -138,7 +138,7 @@ fn begin(
 ) -> Result<String, Error> {
     holder.send_with(&Request::Record { path: path.display().to_string() }, file)?;
     let doing = "starting its backend anew, to record it";
-    match holder.answer(Some(BACKEND_START_TIMEOUT), doing)? {
+    match holder.answer_order(Some(BACKEND_START_TIMEOUT), doing)? {
         Response::Done { text } => Ok(text),
         _ => Err(Error::Confused { device }),
     }

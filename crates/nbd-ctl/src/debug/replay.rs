@@ -13,7 +13,7 @@ use nbd_proto::NbdError;
 use nbd_record::minimise::{Attempt, minimise};
 use nbd_record::program::{ending, run};
 use nbd_record::replayer::ReplayEnd;
-use nbd_record::{Capture, ReplayOptions};
+use nbd_record::{Capture, ReplayOptions, ReplayReport};
 use nix::sys::resource::{Resource, setrlimit};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
@@ -89,14 +89,7 @@ fn once(recording: &Capture, program: &[String], wanted: &Replay) -> Result<(), 
         answer_timeout: wanted.limit,
         ..ReplayOptions::default()
     };
-    let outcome = run(recording, program, &options).map_err(|source| start(program, source))?;
-    interrupted(outcome.status)?;
-    let crash = outcome.crash();
-    let report = outcome.played.map_err(|source| Error::NotPlayed {
-        program: program[0].clone(),
-        ending: ending(outcome.status),
-        source,
-    })?;
+    let (crash, report) = play(recording, program, &options)?;
     eprint(&report.describe(recording));
     match (crash, report.end) {
         (Some(ending), _) => Err(Error::Crashed { program: program[0].clone(), ending }),
@@ -107,6 +100,23 @@ fn once(recording: &Capture, program: &[String], wanted: &Replay) -> Result<(), 
         _ if !report.differences.is_empty() => Err(Error::Several(Error::DIFFERENT)),
         _ => Ok(()),
     }
+}
+
+/// How the program crashed, if it did, and what was replayed to it.
+fn play(
+    recording: &Capture,
+    program: &[String],
+    options: &ReplayOptions,
+) -> Result<(Option<String>, ReplayReport), Error> {
+    let failed = |source| Error::Start { program: program[0].clone(), source };
+    let outcome = run(recording, program, options).map_err(failed)?;
+    interrupted(outcome.status)?;
+    let crash = outcome.crash();
+    let failed = |source| {
+        let ending = ending(outcome.status);
+        Error::NotPlayed { program: program[0].clone(), ending, source }
+    };
+    Ok((crash, outcome.played.map_err(failed)?))
 }
 
 fn shorten(
@@ -135,14 +145,7 @@ fn shorten(
             chosen: Some(chosen.to_vec()),
             quiet: attempts > 1,
         };
-        let outcome = run(recording, program, &options).map_err(|source| start(program, source))?;
-        interrupted(outcome.status)?;
-        let crash = outcome.crash();
-        let report = outcome.played.map_err(|source| Error::NotPlayed {
-            program: program[0].clone(),
-            ending: ending(outcome.status),
-            source,
-        })?;
+        let (crash, report) = play(recording, program, &options)?;
         progress(&format!(
             "attempt {attempts}: {} sent, {}",
             count(report.count() as u32, "request"),
@@ -189,10 +192,6 @@ fn prepare(command: Option<&str>) -> Result<(), Error> {
         true => Ok(()),
         false => Err(Error::Prepare { command: command.into(), ending: ending(status) }),
     }
-}
-
-fn start(program: &[String], source: std::io::Error) -> Error {
-    Error::Start { program: program[0].clone(), source }
 }
 
 /// Ctrl-C goes to the whole group of processes: this one and the programs that it has started.

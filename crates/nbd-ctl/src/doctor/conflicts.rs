@@ -7,7 +7,7 @@ use nbd_control::remains::stray;
 use crate::config::{Config, default_file};
 use crate::context::Context;
 use crate::device::Device;
-use crate::doctor::{Findings, Level, read};
+use crate::doctor::findings::{Findings, Level, read};
 use crate::error::Error;
 use crate::holder::device_state::devices;
 

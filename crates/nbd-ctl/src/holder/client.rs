@@ -16,7 +16,6 @@ use crate::error::Error;
 use crate::holder::adopt::adopt;
 use crate::holder::device_state::{DeviceState, no_device, probe};
 use crate::holder::take_down::clear;
-use crate::inspect::why;
 
 /// How long a holder may be alive without listening.
 const LISTEN_TIMEOUT: Duration = Duration::from_secs(3);
@@ -28,8 +27,8 @@ const PROGRESS_DELAY: Duration = Duration::from_secs(1);
 /// The holder of a device, at the other end of its control socket.
 #[derive(Debug)]
 pub(crate) struct HolderClient<'a> {
-    context: &'a Context,
-    device: Device,
+    pub(crate) context: &'a Context,
+    pub(crate) device: Device,
     channel: Channel,
 }
 
@@ -155,20 +154,6 @@ impl<'a> HolderClient<'a> {
         }
     }
 
-    /// Sends a request that is answered with `Done`; the result is what that says.
-    pub(crate) fn order(
-        &mut self,
-        request: &Request,
-        limit: Option<Duration>,
-        doing: &str,
-    ) -> Result<String, Error> {
-        self.send(request)?;
-        match self.answer(limit, doing)? {
-            Response::Done { text } => Ok(text),
-            _ => Err(Error::Confused { device: self.device }),
-        }
-    }
-
     /// Waits until the holder has ended the conversation, up to `limit`: whether it has.
     pub(crate) fn outlasts(&mut self, limit: Duration) -> Result<bool, Error> {
         let deadline = Instant::now() + limit;
@@ -188,13 +173,7 @@ impl<'a> HolderClient<'a> {
 
     fn silent(&self, limit: Duration, doing: &str) -> Error {
         let registry = &self.context.registry;
-        let mut holder = describe(registry, self.device, doing);
-        // What an order waits for. A look has waited for nothing but the holder itself.
-        if !doing.is_empty()
-            && let Some(cause) = why::in_short(self.context, self.device)
-        {
-            holder = format!("{holder}; {0}: {cause}: see nbd-ctl why {0}", self.device);
-        }
+        let holder = describe(registry, self.device, doing);
         Error::Silent { device: self.device, limit, holder, log: registry.log(self.device.0) }
     }
 }

@@ -1,6 +1,5 @@
 //! What there is of a device in the registry, and clearing away what is left of a dead one.
 
-use std::fmt;
 use std::io::{self, ErrorKind};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
@@ -12,6 +11,7 @@ use nix::fcntl::{Flock, FlockArg};
 use crate::context::Context;
 use crate::device::Device;
 use crate::error::Error;
+use crate::holder::abandoned::Abandoned;
 
 /// How long the registry may be locked by others.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
@@ -32,33 +32,6 @@ pub(crate) enum DeviceState {
     /// All its processes are gone. Certain only under the registry's lock, which holders hold
     /// while they make a folder and listen on its socket.
     Stale,
-}
-
-/// A device that can only be taken down.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Abandoned {
-    /// The backend, if it is alive.
-    pub(crate) backend: Option<i32>,
-    /// The kernel's device is still there, and the backend serves it.
-    pub(crate) connected: bool,
-}
-
-impl fmt::Display for Abandoned {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match (self.backend, self.connected) {
-            (Some(pid), true) => write!(
-                f,
-                "its holder and its sitter are gone, so it cannot be adopted; its backend (pid {pid}) \
-                 serves it still"
-            ),
-            (Some(pid), false) => write!(
-                f,
-                "its holder and its sitter are gone, and the device with them; its backend (pid {pid}) \
-                 is left"
-            ),
-            (None, _) => write!(f, "its processes are gone, and the kernel still has the device"),
-        }
-    }
 }
 
 /// Looks at a device's entry.

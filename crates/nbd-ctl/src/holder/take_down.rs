@@ -6,7 +6,8 @@ use std::time::Duration;
 use crate::context::Context;
 use crate::device::Device;
 use crate::error::Error;
-use crate::holder::device_state::{Abandoned, DeviceState, clean, probe};
+use crate::holder::abandoned::Abandoned;
+use crate::holder::device_state::{DeviceState, clean, probe};
 use crate::holder::logs;
 use crate::holder::spawn::{Ending, Outcome, Starting};
 

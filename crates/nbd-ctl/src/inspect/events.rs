@@ -17,7 +17,7 @@ use crate::context::{Context, print};
 use crate::device::Device;
 use crate::error::Error;
 use crate::holder::device_state::{devices, no_device};
-use crate::wall_clock;
+use crate::text::wall_clock;
 
 /// How often to look for more.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);

@@ -9,10 +9,11 @@ use nbd_control::text::printable;
 use crate::cli::{ListArguments, ListColumn};
 use crate::context::{Context, print};
 use crate::error::Error;
+use crate::inspect::listed::{Entry, Listed};
 use crate::inspect::render::{NO_VALUE, join, number, some};
-use crate::inspect::status::{Entry, Listed, all};
-use crate::style::is_coloured;
-use crate::table::{Align, age, painted, size};
+use crate::inspect::status::all;
+use crate::text::style::is_coloured;
+use crate::text::table::{Align, age, painted, size};
 
 /// What is shown if no columns are named.
 const USUAL_COLUMNS: [ListColumn; 11] = [

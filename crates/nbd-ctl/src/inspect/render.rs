@@ -1,14 +1,11 @@
 //! What is known of devices, as text for people.
 
 use nbd_control::latency::LatencyStatus;
-use nbd_control::status::{
-    BackendState, PoisonStatus, RecoveryStatus, RequestStatus, Stage, Status,
-};
+use nbd_control::status::{PoisonStatus, RecoveryStatus, RequestStatus, Stage, Status};
 use nbd_control::text::printable;
 
-use crate::inspect::status::{Entry, Listed};
-use crate::style::CellStyle;
-use crate::table::{Align, age, columns, command_line, size, span};
+use crate::inspect::listed::{Entry, Listed, state_name};
+use crate::text::table::{Align, age, columns, command_line, size, span};
 
 /// Most requests in flight that a status shows.
 const MAX_SHOWN_REQUESTS: usize = 20;
@@ -209,34 +206,6 @@ fn requests(requests: &[RequestStatus]) -> String {
     }
     let lines: Vec<String> = lines.iter().map(|line| format!("    {line}")).collect();
     join(&lines)
-}
-
-pub(crate) const fn state_name(state: BackendState) -> &'static str {
-    match state {
-        BackendState::Starting => "starting",
-        BackendState::Running => "running",
-        BackendState::Stopped => "stopped",
-        BackendState::Restarting => "restarting",
-        BackendState::Waiting => "waiting",
-        BackendState::Down => "down",
-        BackendState::Paused => "paused",
-        BackendState::Failing => "failing",
-        BackendState::Failed => "failed",
-    }
-}
-
-pub(crate) const fn state_style(state: BackendState) -> CellStyle {
-    match state {
-        BackendState::Running => CellStyle::Good,
-        BackendState::Starting
-        | BackendState::Restarting
-        | BackendState::Waiting
-        | BackendState::Paused => CellStyle::Odd,
-        BackendState::Stopped
-        | BackendState::Down
-        | BackendState::Failing
-        | BackendState::Failed => CellStyle::Bad,
-    }
 }
 
 pub(crate) const fn stage_name(stage: Stage) -> &'static str {

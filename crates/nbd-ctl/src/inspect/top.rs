@@ -36,18 +36,9 @@ use crate::context::Context;
 use crate::device::Device;
 use crate::error::Error;
 use crate::holder::device_state::{DeviceState, no_device, probe};
-use crate::inspect::top::model::{Model, Then};
-use crate::inspect::top::sample::{Looked, Looks};
-use crate::inspect::top::view::Look;
-
-/// What the program reacts to.
-#[derive(Debug)]
-enum Event {
-    Looked(Box<Looked>),
-    Terminal(event::Event),
-    /// Ctrl-C from elsewhere, SIGTERM, or a terminal that is gone.
-    End,
-}
+use crate::inspect::top::model::{Event, Model, Then};
+use crate::inspect::top::sample::Looks;
+use crate::inspect::top::view::look::Look;
 
 /// Watches devices until the user has seen enough.
 pub(crate) fn top(

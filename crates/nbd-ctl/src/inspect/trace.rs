@@ -13,7 +13,7 @@ use crate::context::{Context, eprint, print};
 use crate::device::Device;
 use crate::error::Error;
 use crate::holder::client::HolderClient;
-use crate::wall_clock;
+use crate::text::wall_clock;
 
 /// How long the holder may take to answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);

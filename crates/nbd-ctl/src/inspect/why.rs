@@ -9,13 +9,17 @@
 //! | `above` | a device and what is stacked on it, by all names |
 //! | `probe` | from `/proc` and `/sys` to facts |
 //! | `stack` | what a thread does, by its kernel stack |
-//! | `explain` | from facts to words; pure |
+//! | `explain` | from facts to an explanation: who waits for what, and the way out; pure |
+//! | `words` | an explanation as text |
 
 mod above;
 mod explain;
+mod explanation;
 mod facts;
 mod probe;
+mod process;
 mod stack;
+mod words;
 
 use std::str::FromStr;
 
@@ -26,7 +30,8 @@ use crate::holder::device_state::{devices, no_device};
 use crate::inspect::status::{look_at, print_json};
 
 use above::Stack;
-use explain::{Explanation, explain};
+use explain::explain;
+use explanation::Explanation;
 use facts::Facts;
 
 /// What to explain.
@@ -53,7 +58,7 @@ pub(crate) fn why(context: &Context, target: Option<Target>, json: bool) -> Resu
         Some(Target::Device(device)) => {
             let explanation = of_device(context, device)?;
             let explanation = explanation.ok_or_else(|| no_device(&context.registry, device))?;
-            if json { print_json(&explanation) } else { print(&explain::text(&explanation)) }
+            if json { print_json(&explanation) } else { print(&words::text(&explanation)) }
         }
         Some(Target::Process(pid)) => of_process(context, pid, json),
         None => {
@@ -71,7 +76,7 @@ pub(crate) fn why(context: &Context, target: Option<Target>, json: bool) -> Resu
 }
 
 fn texts(all: &[Explanation]) -> String {
-    let texts: Vec<String> = all.iter().map(explain::text).collect();
+    let texts: Vec<String> = all.iter().map(words::text).collect();
     texts.join("\n")
 }
 
@@ -84,7 +89,7 @@ fn of_device(context: &Context, device: Device) -> Result<Option<Explanation>, E
 
 /// Why a device does not go on, in one sentence, if that can be told.
 pub(crate) fn in_short(context: &Context, device: Device) -> Option<String> {
-    explain::in_short(&of_device(context, device).ok()??)
+    words::in_short(&of_device(context, device).ok()??)
 }
 
 fn of_all(context: &Context) -> Result<Vec<Explanation>, Error> {
@@ -108,7 +113,7 @@ fn of_process(context: &Context, pid: i32, json: bool) -> Result<(), Error> {
             about.push(explain(&Facts::gather(device, listed)));
         }
     }
-    let own = explain::process(&process, &roles, about.is_empty());
+    let own = words::process(&process, &roles, about.is_empty());
     if json {
         return print_json(&serde_json::json!({
             "process": process, "roles": roles, "says": own, "devices": about,

@@ -8,8 +8,9 @@ use crate::cli::Until;
 use crate::context::{Context, eprint, progress};
 use crate::device::Device;
 use crate::error::Error;
+use crate::holder::abandoned::Abandoned;
 use crate::holder::client::HolderClient;
-use crate::holder::device_state::{Abandoned, DeviceState, probe};
+use crate::holder::device_state::{DeviceState, probe};
 use crate::holder::take_down::clear;
 
 /// How often to look at what cannot be listened to.

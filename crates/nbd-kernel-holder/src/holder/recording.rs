@@ -16,7 +16,7 @@ pub(crate) struct Recording {
 impl Recording {
     /// The recording of a holder that is gone.
     pub(crate) fn reopen(path: &str) -> Result<Self, CaptureError> {
-        let file = nbd_record::capture::reopen(Path::new(path))?;
+        let file = nbd_record::file::reopen(Path::new(path))?;
         Ok(Self { path: path.into(), file: file.into() })
     }
 }

@@ -3,8 +3,8 @@ use nbd_control::status::{BackendState, BackendStatus};
 
 use super::*;
 use crate::device::Device;
+use crate::inspect::listed::Orphan;
 use crate::inspect::render::tests::{example, request};
-use crate::inspect::status::Orphan;
 
 fn entry(listed: Listed) -> Entry {
     Entry { listed, name: None, used_by: Vec::new() }

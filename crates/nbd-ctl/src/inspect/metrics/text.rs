@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use nbd_control::status::{BackendState, Status};
 
-use crate::inspect::status::Listed;
+use crate::inspect::listed::Listed;
 
 pub(super) const MEDIA_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 /// Bounds of the histograms: powers of two from 4 µs to 34 s, which are bounds of the holder's too.

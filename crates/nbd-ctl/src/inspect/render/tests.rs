@@ -2,7 +2,7 @@
 
 use nbd_control::backend::ExportInfo;
 use nbd_control::latency::{Bucket, LatencyStatus};
-use nbd_control::status::{BackendStatus, TotalsStatus};
+use nbd_control::status::{BackendState, BackendStatus, TotalsStatus};
 
 use super::*;
 

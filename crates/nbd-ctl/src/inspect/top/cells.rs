@@ -7,12 +7,11 @@ use nbd_control::latency::LatencyStatus;
 use nbd_control::status::{BackendState, Status};
 use nbd_control::text::printable;
 
-use crate::inspect::render::{self, state_name};
-use crate::inspect::status::Listed;
+use crate::inspect::listed::{Listed, state_name, state_style};
 use crate::inspect::top::model::Row;
 use crate::inspect::top::rates::Rates;
-use crate::style::CellStyle;
-use crate::table::{Align, age, span};
+use crate::text::style::CellStyle;
+use crate::text::table::{Align, age, span};
 
 /// A column.
 #[derive(Debug)]
@@ -91,7 +90,7 @@ pub(crate) fn state(row: &Row, now: Instant) -> (&'static str, CellStyle) {
 
 fn backend(status: &Status) -> (&'static str, CellStyle) {
     let backend = &status.backend;
-    let style = render::state_style(backend.state);
+    let style = state_style(backend.state);
     match (backend.state, backend.tracer_pid) {
         (BackendState::Stopped, Some(_)) => ("debugger", style),
         (state, _) => (state_name(state), style),

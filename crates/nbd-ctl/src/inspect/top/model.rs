@@ -6,8 +6,7 @@ use nbd_control::status::Status;
 use ratatui::crossterm::event::Event as Input;
 
 use crate::device::Device;
-use crate::inspect::status::Listed;
-use crate::inspect::top::Event;
+use crate::inspect::listed::Listed;
 use crate::inspect::top::history::{Cell, History};
 use crate::inspect::top::keys::{Key, meaning};
 use crate::inspect::top::rates::Rates;
@@ -18,6 +17,15 @@ use crate::inspect::top::slow::Slow;
 const SILENCE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Intervals to choose from, in milliseconds.
 const INTERVALS_MS: [u64; 10] = [100, 200, 500, 1000, 2000, 5000, 10_000, 30_000, 60_000, 300_000];
+
+/// What the program reacts to.
+#[derive(Debug)]
+pub(crate) enum Event {
+    Looked(Box<Looked>),
+    Terminal(Input),
+    /// Ctrl-C from elsewhere, SIGTERM, or a terminal that is gone.
+    End,
+}
 
 /// What the caller must do after an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

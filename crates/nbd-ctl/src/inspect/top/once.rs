@@ -10,11 +10,12 @@ use serde::Serialize;
 use crate::context::{Context, eprint, print};
 use crate::device::Device;
 use crate::error::Error;
-use crate::inspect::status::{Listed, print_json};
+use crate::inspect::listed::Listed;
+use crate::inspect::status::print_json;
 use crate::inspect::top::cells::{COLUMNS, cells, remark, state};
 use crate::inspect::top::model::Row;
 use crate::inspect::top::sample::{Looked, Looks};
-use crate::table;
+use crate::text::table;
 
 /// A holder that hangs as soon as it is connected to is waited for no longer.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(10);

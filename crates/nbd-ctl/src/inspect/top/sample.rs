@@ -17,7 +17,8 @@ use crate::device::Device;
 use crate::error::Error;
 use crate::holder::client::HolderClient;
 use crate::holder::device_state::{self, DeviceState, probe};
-use crate::inspect::status::{Listed, look_at};
+use crate::inspect::listed::Listed;
+use crate::inspect::status::look_at;
 use crate::inspect::trace::fetch;
 
 /// What came of a look.

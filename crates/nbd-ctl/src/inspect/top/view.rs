@@ -4,44 +4,19 @@ mod details;
 mod heat;
 mod help;
 mod list;
+pub(crate) mod look;
 
 use std::time::Instant;
 
 use ratatui::Frame;
 use ratatui::layout::Rect;
-use ratatui::style::{Color, Modifier, Style};
-use ratatui::text::{Line, Span};
+use ratatui::text::Line;
 
 use crate::inspect::top::model::Model;
-use crate::style::CellStyle;
-use crate::table::age;
+use look::{Look, REVERSED, lines};
 
 /// The smallest terminal on which anything can be made out.
 const MIN_TERMINAL_SIZE: (u16, u16) = (50, 10);
-
-/// What the terminal can show.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Look {
-    pub(crate) colour: bool,
-    pub(crate) unicode: bool,
-}
-
-impl Look {
-    fn colour(self, colour: Color) -> Style {
-        if self.colour { Style::new().fg(colour) } else { Style::new() }
-    }
-
-    fn cell_style(self, style: CellStyle) -> Style {
-        match style {
-            CellStyle::Good => self.colour(Color::Green),
-            CellStyle::Odd => self.colour(Color::Yellow),
-            CellStyle::Bad => self.colour(Color::Red).add_modifier(Modifier::BOLD),
-        }
-    }
-}
-
-const BOLD: Style = Style::new().add_modifier(Modifier::BOLD);
-const REVERSED: Style = Style::new().add_modifier(Modifier::REVERSED);
 
 /// Draws everything.
 pub(crate) fn draw(frame: &mut Frame<'_>, model: &Model, look: Look, now: Instant) {
@@ -76,36 +51,11 @@ fn too_small(frame: &mut Frame<'_>) {
     lines(frame, frame.area(), words.map(Line::from).into());
 }
 
-/// Writes lines from the top of an area, as many as it has room for.
-fn lines(frame: &mut Frame<'_>, area: Rect, lines: Vec<Line<'_>>) {
-    for (line, y) in lines.into_iter().zip(area.top()..area.bottom()) {
-        frame.buffer_mut().set_line(area.x, y, &line, area.width);
-    }
-}
-
 fn footer(frame: &mut Frame<'_>, keys: &str) {
     let area = frame.area();
     let last = Rect { y: area.bottom() - 1, height: 1, ..area };
     let text = format!("{keys:<width$}", width = area.width as usize);
     lines(frame, last, vec![Line::styled(text, REVERSED)]);
-}
-
-/// What the whole screen is about.
-fn title(model: &Model) -> Line<'static> {
-    let devices = match model.rows().len() {
-        1 => "1 device".to_string(),
-        count => format!("{count} devices"),
-    };
-    let every = match model.interval().as_millis() as u64 {
-        short @ 0..1000 => format!("{short} ms"),
-        long => age(long),
-    };
-    let text = format!("  {devices}, every {every}, by {}", model.sort.name());
-    let mut spans = vec![Span::styled("nbd-ctl top", BOLD), Span::raw(text)];
-    if model.paused() {
-        spans.push(Span::styled("  PAUSED", BOLD));
-    }
-    Line::from(spans)
 }
 
 /// Others would be shown as question marks, or garbled.

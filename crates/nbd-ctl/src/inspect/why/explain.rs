@@ -2,76 +2,16 @@
 
 use nbd_control::status::{BackendState, RequestStatus, Stage, Status};
 use nbd_control::text::printable;
-use serde::Serialize;
 
 use super::above::Above;
-use super::facts::{Facts, Process};
-use crate::inspect::status::{Listed, Orphan};
-use crate::table::age;
+use super::explanation::{Explanation, MAX_LISTED, Remedy, Verdict, way};
+use super::facts::Facts;
+use super::process::Process;
+use super::words::{describe, doing};
+use crate::inspect::listed::{Listed, Orphan};
 
 /// Requests that are younger are on their way, and nothing is wrong with that.
 const MIN_WAIT_MS: u64 = 1000;
-/// How many requests and waiting processes are told one by one.
-const MAX_LISTED: usize = 8;
-
-/// Why a device does not go on, if it does not.
-#[derive(Debug, Serialize)]
-pub(crate) struct Explanation {
-    device: String,
-    /// The state in one word, for programs.
-    verdict: Verdict,
-    /// The cause in one sentence.
-    cause: String,
-    /// Further facts, a sentence each.
-    details: Vec<String>,
-    /// What can be done about it.
-    ways_out: Vec<Remedy>,
-    /// Processes that wait.
-    waiters: Vec<Process>,
-    /// Requests that wait, oldest first.
-    requests: Vec<RequestStatus>,
-    /// Requests that the block layer waits for.
-    block_layer: u64,
-    /// What is stacked on the device, that on top first.
-    above: Vec<Above>,
-}
-
-/// What is the matter.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub(crate) enum Verdict {
-    Nothing,
-    Slow,
-    Blocked,
-    Stopped,
-    Traced,
-    Starting,
-    Fencing,
-    Restarting,
-    NoBackend,
-    Down,
-    Paused,
-    Failing,
-    Failed,
-    SitterGone,
-    HolderGone,
-    HolderSilent,
-    Ending,
-    Abandoned,
-    Stale,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub(crate) struct Remedy {
-    /// A command, or what to do by hand.
-    what: String,
-    /// What comes of it.
-    effect: String,
-}
-
-fn way(what: impl Into<String>, effect: &str) -> Remedy {
-    Remedy { what: what.into(), effect: effect.into() }
-}
 
 /// Explains a device.
 pub(crate) fn explain(facts: &Facts) -> Explanation {
@@ -329,15 +269,6 @@ fn fencing(facts: &Facts, device: &str) -> (Verdict, String, Vec<Remedy>) {
     (Verdict::Fencing, cause, vec![out, force])
 }
 
-fn doing(process: &Process) -> Option<String> {
-    let inside = process.wchan.as_ref().or(process.stack.first());
-    match (process.doing, inside) {
-        (Some(words), _) => Some(words.to_owned()),
-        (None, Some(function)) => Some(format!("it sleeps in {function}")),
-        (None, None) => None,
-    }
-}
-
 /// Requests that were being executed when backends crashed.
 fn suspects(status: &Status) -> Vec<String> {
     let suspects = status.in_flight.iter().filter(|request| request.crashes > 0);
@@ -463,101 +394,6 @@ fn ending(facts: &Facts, device: &str) -> Told {
             vec![way(format!("nbd-ctl wait {device} --for gone"), "waits for that")],
         ),
     }
-}
-
-fn describe(request: &RequestStatus) -> String {
-    let command = printable(&request.command, &[]);
-    match request.length {
-        0 => command,
-        length => format!("{command} {}+{length}", request.offset),
-    }
-}
-
-fn request(request: &RequestStatus) -> String {
-    let stage = match request.stage {
-        // Of requests that came together the later ones can be a little older than is known.
-        Stage::Unread => {
-            let seen = age(request.age_ms);
-            return format!("{}, for at least {seen}: no backend has read it", describe(request));
-        }
-        Stage::Queued => "read by a backend, not begun",
-        Stage::Executing => "being executed",
-    };
-    format!("{}, for {}: {stage}", describe(request), age(request.age_ms))
-}
-
-fn waiter(process: &Process) -> String {
-    let doing = doing(process).map(|words| format!(": {words}")).unwrap_or_default();
-    format!("{} (pid {}) waits{doing}", printable(&process.name, &[]), process.pid)
-}
-
-/// The cause alone, if something is the matter.
-pub(crate) fn in_short(told: &Explanation) -> Option<String> {
-    (told.verdict != Verdict::Nothing).then(|| printable(&told.cause, &[]))
-}
-
-/// An explanation for people.
-pub(crate) fn text(told: &Explanation) -> String {
-    let mut lines = vec![format!("{}: {}", told.device, printable(&told.cause, &[]))];
-    let waiting: Vec<&RequestStatus> = match told.verdict {
-        Verdict::Nothing => Vec::new(),
-        _ => told.requests.iter().collect(),
-    };
-    match (&told.waiters[..], &waiting[..]) {
-        ([one], [only]) => {
-            lines.push(format!("  {}; it is for {}", waiter(one), request(only)));
-        }
-        (waiters, waiting) => {
-            lines.extend(listed(waiters, waiter, "processes"));
-            lines.extend(listed(waiting, |one| request(one), "requests"));
-        }
-    }
-    lines.extend(told.details.iter().map(|detail| format!("  {}", printable(detail, &[]))));
-    if !told.ways_out.is_empty() {
-        lines.push("  ways out:".into());
-    }
-    let width = told.ways_out.iter().map(|way| way.what.chars().count()).max().unwrap_or(0);
-    for Remedy { what, effect } in &told.ways_out {
-        lines.push(format!("    {what:<width$}  {effect}"));
-    }
-    lines.iter().map(|line| format!("{line}\n")).collect()
-}
-
-fn listed<T>(all: &[T], say: impl Fn(&T) -> String, what: &str) -> Vec<String> {
-    let mut lines: Vec<String> =
-        all.iter().take(MAX_LISTED).map(|one| format!("  {}", say(one))).collect();
-    if all.len() > MAX_LISTED {
-        lines.push(format!("  … and {} more {what}", all.len() - MAX_LISTED));
-    }
-    lines
-}
-
-/// What a process does, seen from itself.
-pub(crate) fn process(process: &Process, roles: &[String], alone: bool) -> String {
-    let name = format!("{} (pid {})", printable(&process.name, &[]), process.pid);
-    let state = match process.state {
-        'D' => "waits in the kernel and cannot be interrupted",
-        'T' => "is stopped by a signal",
-        't' => "is stopped by its tracer",
-        'Z' => "is dead; its parent has not taken note of it",
-        'R' => "runs",
-        _ => "sleeps, and can be interrupted",
-    };
-    let mut text = format!("{name} {state}");
-    if let Some(words) = doing(process) {
-        text.push_str(&format!(": {words}"));
-    }
-    if let Some(tracer) = &process.tracer {
-        let tracer = format!("{} (pid {})", printable(&tracer.name, &[]), tracer.pid);
-        text.push_str(&format!("; it is traced by {tracer}"));
-    }
-    if !roles.is_empty() {
-        text.push_str(&format!("; it is {}", roles.join(" and ")));
-    }
-    if alone {
-        text.push_str("; it uses no attached NBD device");
-    }
-    text
 }
 
 #[cfg(test)]

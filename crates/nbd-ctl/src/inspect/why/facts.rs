@@ -1,11 +1,10 @@
 //! What is known of a device and of those who have to do with it.
 
-use serde::Serialize;
-
 use super::above::{Above, Stack};
 use super::probe;
+use super::process::Process;
 use crate::device::Device;
-use crate::inspect::status::Listed;
+use crate::inspect::listed::Listed;
 
 /// Everything that an explanation is made of.
 #[derive(Debug)]
@@ -24,30 +23,6 @@ pub(crate) struct Facts {
     /// Requests that the block layer waits for: those in the ledger and in the sockets, and those
     /// that the driver could not send yet.
     pub(crate) block_layer: u64,
-}
-
-/// A process, by its most telling thread.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub(crate) struct Process {
-    pub(crate) pid: i32,
-    pub(crate) name: String,
-    /// The state letter: D if any thread is in uninterruptible sleep, else the main thread's.
-    pub(crate) state: char,
-    /// Who traces it.
-    pub(crate) tracer: Option<Tracer>,
-    /// The kernel functions that the thread is in, the innermost first; empty unless root looks.
-    pub(crate) stack: Vec<String>,
-    /// The one in which it sleeps. Some kernels tell a wrong one, so only what its stack confirms.
-    pub(crate) wchan: Option<String>,
-    /// What it does there, in words.
-    pub(crate) doing: Option<&'static str>,
-}
-
-/// A process that traces another one.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub(crate) struct Tracer {
-    pub(crate) pid: i32,
-    pub(crate) name: String,
 }
 
 impl Facts {

@@ -8,10 +8,10 @@ use nbd_control::process::{stat, tracer};
 use nbd_device_users::{Mount, whole_devices_below};
 
 use super::above::Stack;
-use super::facts::{Process, Tracer};
+use super::process::{Process, Tracer};
 use super::stack;
 use crate::device::Device;
-use crate::inspect::status::Listed;
+use crate::inspect::listed::Listed;
 
 /// A process as it is now.
 pub(crate) fn process(pid: i32) -> Option<Process> {

@@ -13,8 +13,9 @@ use crate::inspect::render;
 use crate::inspect::top::cells::{brief, remark, state};
 use crate::inspect::top::model::Row;
 use crate::inspect::top::rates::Rates;
-use crate::inspect::top::view::{BOLD, Look, heat};
-use crate::table::{Align, age, columns, size, span};
+use crate::inspect::top::view::heat;
+use crate::inspect::top::view::look::{BOLD, Look};
+use crate::text::table::{Align, age, columns, size, span};
 
 pub(crate) fn lines(row: &Row, look: Look, area: Rect, now: Instant) -> Vec<Line<'static>> {
     let (word, style) = state(row, now);

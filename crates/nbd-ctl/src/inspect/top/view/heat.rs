@@ -4,7 +4,7 @@ use ratatui::style::Color;
 use ratatui::text::Span;
 
 use crate::inspect::top::history::{Cell, History};
-use crate::inspect::top::view::Look;
+use crate::inspect::top::view::look::Look;
 
 /// The latest intervals, the newest at the right end of `width`.
 pub(crate) fn spans(history: &History, width: usize, look: Look) -> Vec<Span<'static>> {

@@ -4,7 +4,7 @@ use ratatui::text::Line;
 
 use crate::inspect::top::history::legend;
 use crate::inspect::top::keys::KEYS;
-use crate::inspect::top::view::BOLD;
+use crate::inspect::top::view::look::BOLD;
 
 pub(crate) fn lines() -> Vec<Line<'static>> {
     let mut lines = vec![Line::styled("Keys", BOLD)];

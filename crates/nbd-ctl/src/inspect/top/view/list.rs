@@ -11,8 +11,9 @@ use crate::device::Device;
 use crate::inspect::top::cells::{COLUMNS, Column, cells, remark, state};
 use crate::inspect::top::history::legend;
 use crate::inspect::top::model::{Model, Row};
-use crate::inspect::top::view::{BOLD, Look, REVERSED, heat, lines, title};
-use crate::table::Align;
+use crate::inspect::top::view::heat;
+use crate::inspect::top::view::look::{BOLD, Look, REVERSED, lines, title};
+use crate::text::table::Align;
 
 /// Title, header, remark and footer.
 const FIXED_LINES: usize = 4;

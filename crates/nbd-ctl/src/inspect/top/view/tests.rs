@@ -3,11 +3,12 @@ use std::time::Duration;
 use ratatui::Terminal;
 use ratatui::backend::TestBackend;
 use ratatui::crossterm::event::KeyCode;
+use ratatui::style::Color;
 
 use super::*;
 use crate::device::Device;
+use crate::inspect::listed::Listed;
 use crate::inspect::render::tests::request;
-use crate::inspect::status::Listed;
 use crate::inspect::top::model::tests::{looked, press, two_devices};
 use crate::inspect::top::rates::tests::after_reads;
 use nbd_control::status::BackendState;

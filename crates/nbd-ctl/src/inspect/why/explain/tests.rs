@@ -4,7 +4,8 @@
 use nbd_control::backend::ExportInfo;
 use nbd_control::status::{BackendStatus, TotalsStatus};
 
-use super::super::facts::Tracer;
+use super::super::process::Tracer;
+use super::super::words::{self, text};
 use super::*;
 use crate::device::Device;
 
@@ -313,10 +314,10 @@ fn names_of_processes_cannot_talk_to_the_terminal() {
 fn a_process_is_told_what_it_does() {
     let mut dd = process(30, "dd", 'D');
     dd.doing = Some("reads");
-    let told = super::process(&dd, &[], false);
+    let told = words::process(&dd, &[], false);
     assert_eq!(told, "dd (pid 30) waits in the kernel and cannot be interrupted: reads");
     let shell = traced(process(31, "sh", 't'));
-    let told = super::process(&shell, &["the backend of nbd0".into()], true);
+    let told = words::process(&shell, &["the backend of nbd0".into()], true);
     for words in ["traced by gdb (pid 20)", "it is the backend of nbd0", "no attached NBD device"] {
         assert!(told.contains(words), "{told}");
     }

@@ -8,8 +8,8 @@ use clap::parser::ValueSource;
 use clap_complete::env::CompleteEnv;
 use nbd_control::attach_options::AttachOptions;
 
+use crate::action::complete;
 use crate::cli::{self, Arguments};
-use crate::complete;
 use crate::context::print;
 use crate::error::Error;
 
