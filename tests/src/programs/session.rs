@@ -54,6 +54,10 @@ impl Session {
     }
 
     /// Types a command; the error says what is wrong with it.
+    ///
+    /// # Errors
+    ///
+    /// The command has another output or exit status than the page says, or does not end.
     pub fn step(&mut self, step: &Step) -> Result<(), String> {
         self.count += 1;
         let file = |kind: &str| self.files.join(&format!("{}.{kind}", self.count));

@@ -1,0 +1,8 @@
+//! What goes wrong around a device.
+
+pub mod cgroup;
+pub mod full_run;
+pub mod killer;
+pub mod stall;
+pub mod trouble;
+pub mod under;
