@@ -150,7 +150,7 @@ impl DetachTarget {
         match text.parse() {
             Ok(device) => Ok(Self::One(device)),
             Err(_) if if_attached && is_name(&text) => Ok(Self::Unknown(text)),
-            Err(error) => Err(error),
+            Err(error) => Err(error.into()),
         }
     }
 }
@@ -372,5 +372,5 @@ fn replacement(spec: Option<String>, program: Vec<String>) -> Result<Option<Vec<
 }
 
 fn optional(device: Option<String>) -> Result<Option<Device>, Error> {
-    device.map(|name| name.parse()).transpose()
+    Ok(device.map(|name| name.parse()).transpose()?)
 }

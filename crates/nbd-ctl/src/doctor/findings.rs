@@ -40,7 +40,7 @@ pub(super) struct Finding {
 
 /// All that was found.
 #[derive(Debug, Default)]
-pub(super) struct Findings(Vec<Finding>);
+pub(super) struct Findings(pub(super) Vec<Finding>);
 
 impl Findings {
     pub(super) fn add(&mut self, check: &'static str, level: Level, text: impl Into<String>) {

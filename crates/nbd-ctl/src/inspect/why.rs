@@ -47,7 +47,7 @@ impl FromStr for Target {
     fn from_str(text: &str) -> Result<Self, Error> {
         match text.parse() {
             Ok(pid) if text.bytes().all(|byte| byte.is_ascii_digit()) => Ok(Self::Process(pid)),
-            _ => Device::below(text).map(Self::Device),
+            _ => Ok(Self::Device(Device::below(text)?)),
         }
     }
 }

@@ -14,7 +14,7 @@ pub(super) struct SocketFile {
 }
 
 impl Drop for SocketFile {
-    pub(super) fn drop(&mut self) {
+    fn drop(&mut self) {
         if identity(&self.path).is_ok_and(|identity| identity == self.identity) {
             let _ = fs::remove_file(&self.path);
         }
