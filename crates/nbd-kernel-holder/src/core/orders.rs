@@ -110,7 +110,7 @@ impl Core {
             Order::Detach { force } => self.order_detach(client, *force),
             Order::Restart { program } => self.order_restart(client, program.clone()),
             Order::WaitReady if self.device.failed.is_some() => {
-                self.refuse(client, Refused::HasFailed)
+                self.refuse(client, Refused::HasFailed);
             }
             Order::WaitReady => match self.ownership.owner() {
                 Some(backend) if self.ownership.is_ready() && self.device.attached => {
