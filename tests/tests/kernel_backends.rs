@@ -236,6 +236,6 @@ fn a_detach_by_force_does_not_wait_for_slow_connections(api: Api) {
     let late = ctl(["restart", &device.name()]);
     late.fails_with(4).says(&["is being detached"]);
     device.detach_by_force();
-    patient.finish(PROGRAM_TIMEOUT).fails_with(4).says(&["another detach was asked for"]);
+    patient.finish(PROGRAM_TIMEOUT).fails_with(4).says(&["another detach is under way"]);
     assert!(!signal(backend, SIGCONT));
 }

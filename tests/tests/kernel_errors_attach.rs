@@ -139,8 +139,8 @@ fn attach_refuses_a_device_in_use_and_names_that_are_none(api: Api) {
     let refused = |device: &str, code, words: &[&str]| {
         is_refused(api, &["--device", device, &spec], code, words);
     };
-    refused("sda", USAGE, &["sda", "not an nbd device", "nbd0"]);
-    refused("/dev/sda", USAGE, &["/dev/sda", "not an nbd device"]);
+    refused("sda", USAGE, &["sda", "not an NBD device", "nbd0"]);
+    refused("/dev/sda", USAGE, &["/dev/sda", "not an NBD device"]);
     refused("nbd0p1", USAGE, &["a partition", "nbd0"]);
     if api == Api::Ioctl {
         let words = ["/dev/nbd99", "does not exist", "16 devices", "nbds_max"];

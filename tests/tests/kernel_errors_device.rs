@@ -43,7 +43,7 @@ fn commands_refuse_devices_that_are_not_attached(api: Api) {
             // A status of what lies on a device is that device's.
             ctl([command, "nbd0p1"]).fails_with(USAGE).says(&["a partition"]);
         }
-        ctl([command, "/dev/sda"]).fails_with(USAGE).says(&["not an nbd device"]);
+        ctl([command, "/dev/sda"]).fails_with(USAGE).says(&["not an NBD device"]);
     }
     ctl(["status", "nbd0p1"]).succeeds();
     ctl(["detahc", "nbd0"]).fails_with(USAGE).says(&["detach"]);
@@ -101,7 +101,7 @@ fn backends_that_do_not_fit_are_refused(api: Api) {
     let sizes = ["smaller.img", "524288", "1048576", &name];
 
     let join = ["--join", &name, "--takeover", &smaller];
-    let other = ["smaller.img", "is not the file that was attached"];
+    let other = ["smaller.img", "is another file than the attached one"];
     start_serve(join).finish(PROGRAM_TIMEOUT).fails_with(FAILED).says(&other);
     ctl(["replace", &name, &smaller]).fails_with(FAILED).says(&other);
     // One that does not look before is refused by the holder.
@@ -128,7 +128,7 @@ fn a_path_that_leads_to_another_file_costs_no_backend(api: Api) {
     let other = files.spec("other.img", 2 * MIB);
     let device = Device::attach(api, [&spec]);
     let (name, backend) = (device.name(), device.backend());
-    let reason = "is not the file that was attached";
+    let reason = "is another file than the attached one";
     ctl(["replace", &name, &other]).fails_with(FAILED).says(&["other.img", reason]);
     let join = ["--join", &name, "--takeover", &other];
     start_serve(join).finish(PROGRAM_TIMEOUT).fails_with(FAILED).says(&["other.img", reason]);
@@ -180,7 +180,7 @@ fn a_replacement_that_fails_late_does_not_lose_the_device(api: Api) {
     let name = device.name();
     let rash = format!("unset NBD_EXAMINE; exec {} {other}", program("nbd-serve"));
     let refused = ctl(["replace", &name, "--", "/bin/sh", "-c", &rash]).fails_with(FAILED);
-    refused.says(&["other.img", "is not the file that was attached"]);
+    refused.says(&["other.img", "is another file than the attached one"]);
 
     still_works(&device, &files.join("disk.img"));
     let backend = device.wait_running().backend;

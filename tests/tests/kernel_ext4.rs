@@ -90,7 +90,7 @@ fn detach_by_force_takes_a_mounted_device_away(api: Api) {
 
     // Its lanes and backend are gone, and the driver keeps the rest for the mount.
     let held = ctl(["detach", "--force", &name]).fails_with(4);
-    held.says(&["has lost its connection", &format!("mounted on {place}")]);
+    held.says(&["is disconnected", &format!("mounted on {place}")]);
     ctl(["status", &name]).fails_with(3);
     mount.unmount();
     drop(device);

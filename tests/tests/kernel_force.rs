@@ -213,7 +213,7 @@ fn detach_by_force_frees_a_device_that_is_being_detached(api: Api) {
     wait_until("what it writes back", EVENT_TIMEOUT, || !device.status().in_flight.is_empty());
     let freezer = Freezer::start(api, &device);
     force(device, Vec::new());
-    patient.finish(PROGRAM_TIMEOUT).fails_with(IN_USE).says(&["another detach was asked for"]);
+    patient.finish(PROGRAM_TIMEOUT).fails_with(IN_USE).says(&["another detach is under way"]);
     freezer.ends();
     assert!(process::signal(server.pid(), SIGCONT));
 }

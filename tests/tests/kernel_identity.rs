@@ -125,7 +125,7 @@ fn a_backend_gets_no_lanes_before_the_state_that_names_it_is_written(api: Api) {
     read.finish(PROGRAM_TIMEOUT).succeeds();
     let status = device.wait_running();
     assert_eq!(status.backend.pid, Some(device.backend()));
-    assert!(device.log().contains("can be written again"), "{}", device.log());
+    assert!(device.log().contains("could be written again"), "{}", device.log());
     device.detach();
 }
 
@@ -222,7 +222,7 @@ fn a_device_without_holder_and_sitter_is_explained_and_taken_down_in_order(api: 
     }
     disk::read_all(&device.path());
     disk::write_to_cache(&device.path(), 0, &[9; 4096]);
-    let serves = format!("its backend (pid {backend}) serves it still");
+    let serves = format!("its backend (pid {backend}) still serves it");
     let why = ctl(["why", &name]).succeeds();
     assert!(why.stdout.contains(&serves), "{}", why.stdout);
     ctl(["list"]).succeeds().says(&[&serves, "nbd-ctl detach"]);
@@ -276,7 +276,7 @@ fn detach_of_a_device_whose_sitter_is_frozen_says_what_was_done(api: Api) {
     // It may be gone already.
     assert!([0, 3].contains(&detached.code), "{detached:?}");
     if api == Api::Ioctl && detached.code == 0 {
-        detached.says(&["the driver has dropped the device", "cleared away"]);
+        detached.says(&["the driver has dropped the device", "what was left is removed"]);
     }
     drop(freezer);
     device.has_left_nothing(&processes);

@@ -65,7 +65,7 @@ fn a_backend_joins_by_hand_and_another_takes_over(api: Api) {
         device.status().backend.state == BackendState::Waiting
     });
     ctl(["wait", "nbd0", "--timeout", "1"]).fails_with(5);
-    ctl(["restart", "nbd0"]).fails_with(4).says(&["joins from outside"]);
+    ctl(["restart", "nbd0"]).fails_with(4).says(&["joins by hand"]);
     let mut read = start_read(&device.path(), 0);
     wait_until("a request waits", EVENT_TIMEOUT, || !device.status().in_flight.is_empty());
     let third = start_serve(["--join", "nbd0", &spec]);

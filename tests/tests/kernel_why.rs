@@ -78,8 +78,7 @@ fn why_names_a_stopped_backend_its_reader_and_the_remedy(api: Api) {
     let dd = format!("dd (pid {}) waits", read.pid());
     let cont = format!("kill -CONT {}", device.backend());
     let request = format!("it is for read {MIB}+4096");
-    let words =
-        [&dd, "past the cache", &request, "no backend has read it", "nothing is lost", &cont];
+    let words = [&dd, "direct I/O", &request, "no backend has read it", "nothing is lost", &cont];
     wait_words(&name, &words);
     // The same, asked about the process that hangs, and about the one it hangs for.
     let of_dd = wait_words(&read.pid().to_string(), &["cannot be interrupted", &cont]);
@@ -230,7 +229,7 @@ fn why_tells_a_slow_and_a_starting_backend_apart(api: Api) {
     fs::write(&late, "").expect("a file");
     device.signal_backend(SIGKILL);
     wait_verdict(&device, "starting");
-    wait_words(&name, &["is not serving yet", "nothing is lost", "nbd-ctl fail"]);
+    wait_words(&name, &["does not serve yet", "nothing is lost", "nbd-ctl fail"]);
     fs::remove_file(&late).expect("a file to remove");
     read.finish(PROGRAM_TIMEOUT).succeeds();
     device.detach();
@@ -252,7 +251,7 @@ fn why_names_a_stopped_holder_and_a_stale_device(api: Api) {
             signal(process.pid, SIGKILL);
         }
         wait_verdict(&device, "stale");
-        wait_words(&device.name(), &["all its processes are gone", "nbd-ctl detach"]);
+        wait_words(&device.name(), &["all its processes have died", "nbd-ctl detach"]);
         ctl(["detach", &device.name()]).fails_with(3);
         device.has_left_nothing(&processes);
         return;

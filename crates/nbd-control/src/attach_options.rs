@@ -31,10 +31,10 @@ const UNLIMITED_RESTARTS: u32 = u32::MAX;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "clap", derive(clap::Args))]
 pub struct AttachOptions {
-    /// How to talk to the driver
+    /// The interface to the driver
     #[cfg_attr(feature = "clap", arg(long, value_enum, default_value = "ioctl"))]
     pub kernel_api: KernelApi,
-    /// Socket pairs between the driver and the backend, 1 to 4 [default: by CPUs, at most 4]
+    /// Lanes (socket pairs between driver and backend), 1 to 4 [default: number of CPUs, at most 4]
     #[cfg_attr(feature = "clap", arg(long, value_name = "N", hide_default_value = true,
         value_parser = clap::value_parser!(u32).range(1..=4),
         default_value_t = values::default_lanes()))]
@@ -43,40 +43,40 @@ pub struct AttachOptions {
     /// When to start a lost backend again
     #[cfg_attr(feature = "clap", arg(long, value_enum, default_value = "on-failure"))]
     pub restart: RestartWhen,
-    /// Give up after so many failures in a row without an answered request [default: never]
+    /// Stop starting backends after N failures in a row without an answered request [default: never]
     #[cfg_attr(feature = "clap", arg(long, value_name = "N"))]
     #[serde(with = "restart_limit")]
     pub restart_limit: Option<u32>,
-    /// Answer a request with EIO once it has crashed so many backends, 2 or more; 0: never
+    /// Answer a request with EIO after it has crashed N backends, 2 or more; 0: never
     #[cfg_attr(feature = "clap", arg(long, value_name = "N", default_value_t = 3,
         value_parser = values::poison_limit))]
     #[serde(deserialize_with = "poison_limit")]
     pub poison_limit: u32,
-    /// What becomes of requests while there is no backend: hold, fail:SECONDS (answer them with
-    /// EIO once there has been none for so long) or fail (30 seconds)
+    /// Requests while there is no backend: hold (they wait), fail:SECONDS (they get EIO after the
+    /// backend has been gone for SECONDS), or fail (after 30 s)
     #[cfg_attr(feature = "clap", arg(long, value_name = "WHAT", default_value = "hold"))]
     pub on_backend_loss: OnBackendLoss,
     /// Keep a second backend started. The command lines have different words for it.
     #[cfg_attr(feature = "clap", arg(skip))]
     pub warm_spare: bool,
-    /// Keep systemd's last kill at shutdown away: the root filesystem is on the device
+    /// Survive systemd's last kill at shutdown: for a device with the root filesystem
     #[cfg_attr(feature = "clap", arg(long))]
     #[serde(default)]
     pub survive_shutdown: bool,
     /// The user that backends run as
     #[cfg_attr(feature = "clap", arg(long, value_name = "USER"))]
     pub user: Option<String>,
-    /// Confine backends: namespaces of their own, no privileges, a filter of system calls, and
-    /// with local, the default, no network. Needs --user
+    /// Confine backends: own namespaces, no privileges, filtered system calls; with local, the
+    /// default, no network. Needs --user
     #[cfg_attr(feature = "clap", arg(long, value_enum, value_name = "KIND", num_args = 0..=1,
         require_equals = true, default_missing_value = "local"))]
     #[serde(default)]
     pub sandbox: Option<Sandbox>,
-    /// Let members of this group look: list, status, why, trace, metrics [default: root only]
+    /// Allow members of this group to use list, status, why, trace and metrics [default: root only]
     #[cfg_attr(feature = "clap", arg(long, value_name = "GROUP"))]
     #[serde(default)]
     pub group: Option<String>,
-    /// How long attaching may take [default: 30; no limit with --external]
+    /// Seconds that an attach may take [default: 30; no limit with --external]
     #[cfg_attr(feature = "clap", arg(long, value_name = "SECONDS",
         value_parser = clap::value_parser!(u32).range(1..)))]
     #[serde(default, deserialize_with = "ready_timeout")]

@@ -84,9 +84,9 @@ fn way_out(errno: Errno) -> Option<&'static str> {
         Errno::ENOMEM => "free memory, or raise the limit that this process is under",
         Errno::EAGAIN => "raise the limit of processes (`ulimit -u`, TasksMax=), or try again",
         Errno::ENOEXEC => {
-            "it is no program for this machine; a script begins with a line like #!/bin/sh"
+            "it is not a program for this machine; a script must begin with a line like #!/bin/sh"
         }
-        Errno::ETXTBSY => "a program that runs is written to: try again",
+        Errno::ETXTBSY => "the program is being written: try again",
         Errno::EADDRINUSE => {
             "another program listens there (`ss -lp`): end it, or choose another address"
         }

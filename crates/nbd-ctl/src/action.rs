@@ -299,7 +299,7 @@ fn by_name(arguments: AttachArguments) -> Result<AttachArguments, Error> {
     if arguments.has_options() {
         let (name, file) = (name.to_owned(), file.display());
         return Err(Error::Usage(format!(
-            "{name}: its options are those in {file}: change them there"
+            "{name}: devices.toml has its options: change them in {file}"
         )));
     }
     Ok(AttachArguments { foreground: arguments.foreground, ..found })

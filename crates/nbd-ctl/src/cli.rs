@@ -45,11 +45,11 @@ Example:
   nbd-ctl list
   nbd-ctl detach nbd0";
 
-/// Attaches, inspects and detaches NBD devices whose backends may die.
+/// Attaches, inspects and detaches NBD devices. A device survives the process that serves it.
 #[derive(Debug, Parser)]
 #[command(name = "nbd-ctl", version, after_help = EXIT_CODES)]
 pub(crate) struct Arguments {
-    /// Where attached devices are registered [default: $NBD_RUNTIME_DIR, else /run/nbd].
+    /// Directory with the state of attached devices [default: $NBD_RUNTIME_DIR, else /run/nbd].
     #[arg(long, global = true, value_name = "DIR")]
     pub(crate) runtime_dir: Option<PathBuf>,
     #[command(subcommand)]
@@ -58,7 +58,7 @@ pub(crate) struct Arguments {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Make a block device of an export, and print its path once it can be used
+    /// Make a block device of an export and print its path when it is ready
     #[command(
         override_usage = "\
 nbd-ctl attach [OPTIONS] SPEC
@@ -67,8 +67,9 @@ nbd-ctl attach [OPTIONS] SPEC
        nbd-ctl attach [--config FILE] [--foreground] NAME
        nbd-ctl attach [--config FILE] --all",
         after_help = "\
-A NAME, which has no colon in it, is that of a device in /etc/nbd-ctl/devices.toml, where all its
-options are. Once attached it can be used wherever a device is asked for.
+SPEC says what to serve, like file:PATH or mem:1G; nbd-serve --help lists all. A word without a colon is
+the NAME of a device in /etc/nbd-ctl/devices.toml, which has its options. Every command takes the name of an
+attached device in place of nbd0.
 
 Example:
   nbd-ctl attach file:/srv/disk.img
@@ -80,22 +81,23 @@ Example:
   nbd-ctl attach backup            # [backup] in /etc/nbd-ctl/devices.toml"
     )]
     Attach(AttachArguments),
-    /// Flush a device and take it away
+    /// Write everything back, then remove a device
     #[command(after_help = "\
-Refuses while the device is mounted or held open. With --force, what is in flight fails.
+Refuses while the device is in use, and names its users. Refuses if data cannot be written, and the device
+stays. --force does neither: unanswered requests get EIO, and unwritten data is lost.
 
 Example:
   nbd-ctl detach nbd0
   nbd-ctl detach --all --force")]
     Detach(DetachArguments),
-    /// Wait until a device is served, or gone
+    /// Wait until a device is served, attached or gone
     #[command(after_help = "\
 Example:
   nbd-ctl wait nbd0 --timeout 10
   nbd-ctl wait backup --for attached --timeout 60
   nbd-ctl wait nbd0 --for gone")]
     Wait {
-        /// nbd0, /dev/nbd0 or 0, or the name of a device; with --for attached also one that there is not yet.
+        /// The device: nbd0, /dev/nbd0, 0, or its name; with --for attached it need not exist yet.
         device: String,
         /// What to wait for.
         #[arg(long = "for", value_name = "WHAT", value_enum, default_value_t = Until::Ready)]
@@ -103,15 +105,15 @@ Example:
         #[command(flatten)]
         limit: Limit,
     },
-    /// Give a device another size while it is in use
+    /// Change the size of a device while it is in use
     #[command(after_help = "\
-Grow what the device is made of first (`truncate -s`, `lvextend`, the other server's export), then
-the device, then the file system on it. The backend is started again to look how large its storage
-is by now; I/O waits meanwhile. mem: and cow: keep their size; exec: has it only after a new attach.
+To grow, first enlarge the storage (`truncate -s`, `lvextend`, the other server's export), then the device,
+then its file system. The backend is started again to read the new size; I/O waits meanwhile. mem: and cow:
+cannot grow while attached; exec: has its new size only after another attach.
 
 To shrink is refused while the device is in use, and if a file system (ext, XFS, btrfs) or a partition
-on it needs more; make that smaller first. What it is made of is not touched. A device whose requests
-wait is not resized at all. The size survives backends and holders, not the detach.
+on it needs more space: make that smaller first. The storage itself keeps its size. A device whose requests
+wait is not resized. The size is kept until the device is detached.
 
 Example:
   nbd-ctl resize nbd0 --to-backend   # after truncate -s 20G disk.img; then resize2fs /dev/nbd0
@@ -120,35 +122,36 @@ Example:
     Resize(ResizeArguments),
     /// List the attached devices
     #[command(after_help = "\
-USED-BY is where a device is mounted, and what else keeps it: swap, mappings, loop devices. The member
-\"entry\" of a JSON object is attached, orphaned (its holder is gone: nbd-ctl adopt), ending, stale (its
-processes are gone) or unreachable. Sizes are bytes, times milliseconds. On a terminal states have colours,
-unless NO_COLOR is set.
+USED-BY shows where a device is mounted and what else uses it: swap, mappings, loop devices. In JSON, \"entry\"
+is attached, orphaned (its holder has died: nbd-ctl adopt), ending, stale (its processes have died) or
+unreachable; sizes are in bytes, times in milliseconds. States have colours on a terminal, unless NO_COLOR
+is set.
 
 Example:
   nbd-ctl list
   nbd-ctl list -o device,name,state,used-by --watch
   nbd-ctl list --json | jq -r '.[] | select(.entry == \"attached\") | .path'")]
     List(ListArguments),
-    /// Tell everything about a device, or about all
+    /// Show the state of a device, or of all devices
     #[command(after_help = "\
-Answers at once, whatever state the backend is in.
+Shows backend, holder, restarts, unanswered requests with their ages, totals and latencies. Reads shared
+memory, so it answers also while the backend is stopped or dead.
 
 Example:
   nbd-ctl status nbd0
   nbd-ctl status nbd0 --json | jq '.in_flight | length'")]
     Status {
-        /// nbd0, /dev/nbd0 or 0, a partition or a mapping on it [default: all devices].
+        /// The device: nbd0, /dev/nbd0, 0, its name, or a partition or mapping on it [default: all devices].
         device: Option<String>,
         /// Print JSON: an object, or an array without DEVICE.
         #[arg(long)]
         json: bool,
     },
-    /// Say why I/O does not go on: who waits for what, and the way out
+    /// Explain why I/O waits: which process waits for what, and the ways out
     #[command(after_help = "\
-Reads /proc, /sys and, through the holder, the shared memory; asks neither the backend nor the
-driver, so it answers whatever is stuck. A bare number is a process: what it waits for. Mappings
-(LUKS, LVM) and loop devices on the device are seen through, and named with what closes them.
+Reads /proc, /sys and shared memory. It asks neither backend nor driver, so it answers whatever is stuck.
+A number is the pid of a process, and shows what that process waits for. Mappings (LUKS, LVM) and loop
+devices on the device are named with the command that closes them.
 
 Example:
   nbd-ctl why nbd0
@@ -156,20 +159,20 @@ Example:
   nbd-ctl why 4711
   nbd-ctl why nbd0 --json | jq -r .verdict")]
     Why {
-        /// nbd0, a partition or a mapping on it, or the pid of a process [default: all devices].
+        /// The device, a partition or mapping on it, or the pid of a process [default: all devices].
         #[arg(value_name = "DEVICE|PID")]
         target: Option<String>,
         /// Print JSON: an object, or an array without DEVICE.
         #[arg(long)]
         json: bool,
     },
-    /// Watch devices: requests, bandwidth, latency, who serves them
+    /// Watch requests, bandwidth and latency of devices, and their backends
     #[command(after_help = "\
-Keys are explained by ?, and q leaves. Needs a terminal of 50 columns and 10 lines or more; colours
-are left out if NO_COLOR is set. Latency is the time from when a backend took a request to the end
-of its execution; a percentile is an upper bound, a quarter too high at most.
-With --once it watches for one interval, prints that, and needs no terminal. A device whose holder
-does not answer has a line that says so, and makes the exit status of --once 5.
+Press ? for the keys, q to leave. Needs a terminal of at least 50 columns and 10 lines; NO_COLOR turns
+colours off. Latency is the time from when a backend took a request to the end of its execution. A
+percentile is an upper bound, at most 25 % too high.
+--once watches for one interval, prints it, and needs no terminal. If a holder does not answer, its line
+says so, and --once ends with exit status 5.
 
 Example:
   nbd-ctl top
@@ -177,54 +180,52 @@ Example:
   nbd-ctl top --once
   nbd-ctl top --once --json | jq '.[] | {device, p99: .latency.p99_ms}'")]
     Top(TopArguments),
-    /// Show the end of a device's log: what its holder and its backends had to say
+    /// Show the end of a device's log: messages of its holder and its backends
     #[command(after_help = "\
-The log of a device that is not attached any more, or that could not be attached, is kept until the
-next one of that number ends. Asks no process, so it works whatever is stuck.
+The log is kept after a detach or a failed attach, until the next device of that number ends. Reads files
+only, so it works whatever is stuck.
 
 Example:
   nbd-ctl logs nbd0
   nbd-ctl logs nbd0 --lines 500 | grep event=
-  nbd-ctl logs nbd0 --last    # of the time before this one")]
+  nbd-ctl logs nbd0 --last    # before the present attach")]
     Logs {
-        /// nbd0, /dev/nbd0, 0, or the name of an attached device.
+        /// The device: nbd0, /dev/nbd0, 0, or its name.
         device: String,
-        /// Show that of the time before this one.
+        /// Show the log of the time before the present attach.
         #[arg(long)]
         last: bool,
-        /// How many lines at most; those of the last MiB or two are kept.
+        /// Show at most so many lines; the log keeps the last 1 to 2 MiB.
         #[arg(long, short = 'n', value_name = "COUNT", default_value_t = 50)]
         lines: usize,
     },
-    /// Tell what happens to devices, as it happens
+    /// Follow what happens to devices: attach, loss and recovery of backends, detach
     #[command(after_help = "\
-Follows the logs of all devices, also of those that are attached later, and shows their events: attach,
-backend-lost, recovered, poison, detach and so on; nbd-logs(7) has them all. Dates are UTC, of when the
-event was seen. Asks no process. Ends on Ctrl-C.
+Follows the logs of all devices, also of those attached later, and prints their events; nbd-logs(7) lists
+them. Times are UTC, when the event was read. Reads files only. Ctrl-C ends it.
 
 Example:
   nbd-ctl events
   nbd-ctl events nbd0 --json | jq -r 'select(.event == \"backend-lost\").text'")]
     Events {
-        /// nbd0, /dev/nbd0, 0, or the name of an attached device [default: all devices].
+        /// The device: nbd0, /dev/nbd0, 0, or its name [default: all devices].
         device: Option<String>,
         /// Print a JSON object for each event, one a line.
         #[arg(long)]
         json: bool,
     },
-    /// Print what the holders have counted, as OpenMetrics text
+    /// Print counters of all devices as OpenMetrics text, or serve them to Prometheus
     #[command(after_help = "\
 With --listen it answers GET /metrics by HTTP until Ctrl-C.
 
-The text has the name of each device, what it serves (paths, URIs, command lines) and how much is read
-and written. TCP has no users: a port on a loopback address shows all of that to every user and
-container that can reach this machine's loopback, and to no other machine. A unix socket shows it to
-the user that has started this, and with --group to the members of a group. Use one if names are
-confidential; other machines want a proxy with authentication in front of it.
+The text has the name of each device, what it serves (paths, URIs, command lines) and how much is read and
+written. Every user and container of this machine can read a TCP port, no other machine can. A unix socket
+is readable by its owner only, and with --group by a group: use one if names are confidential. For other
+machines, put a proxy with authentication in front of it.
 
-Over TCP only requests for localhost, a loopback address or a --host are answered (others: 421), so
-that pages in a browser cannot read them. Up to 16 clients are connected at the same time; a further
-one takes the place of the oldest that is slow. Each has 5 s to ask and 5 s to take its answer.
+Over TCP only requests for localhost, a loopback address or a --host are answered (others: 421), so that
+pages in a browser cannot read them. At most 16 clients are connected; a further one replaces the oldest
+slow one. Each has 5 s to ask and 5 s to take its answer.
 
 Example:
   nbd-ctl metrics
@@ -232,7 +233,7 @@ Example:
   nbd-ctl metrics --listen 9103 --host host.docker.internal
   nbd-ctl metrics --listen unix:/run/nbd-metrics --group prometheus")]
     Metrics {
-        /// Answer here: unix:PATH, a port, or a loopback address with a port.
+        /// Listen here: unix:PATH, a port, or a loopback address with a port.
         #[arg(long, value_name = "ADDRESS")]
         listen: Option<String>,
         /// Also answer clients that ask by this name over TCP; may be repeated.
@@ -242,28 +243,31 @@ Example:
         #[arg(long, value_name = "GROUP", requires = "listen")]
         group: Option<String>,
     },
-    /// Kill a device's backend and start it anew; I/O waits meanwhile
+    /// Kill the backend and start it again; I/O waits meanwhile
     #[command(after_help = "\
+The next backend executes again what was not answered. Also ends a pause between failed starts.
+
 Example:
   nbd-ctl restart nbd0")]
     Restart {
-        /// nbd0, /dev/nbd0 or 0.
+        /// The device: nbd0, /dev/nbd0, 0, or its name.
         device: String,
         #[command(flatten)]
         limit: Limit,
     },
-    /// Let another program take over from the backend; I/O waits meanwhile
+    /// Replace the backend by a newer build or another program; I/O waits meanwhile
     #[command(after_help = "\
-Without SPEC or PROGRAM, the present program is started again from its file: a newer build.
+Without SPEC or PROGRAM, the present command line is started again, with the program that is installed now. If
+the new backend cannot serve the device, the present one goes on.
 
 Example:
   nbd-ctl replace nbd0
   nbd-ctl replace nbd0 file:/srv/disk.img
   nbd-ctl replace nbd0 -- ./my-backend-2 --verbose")]
     Replace {
-        /// nbd0, /dev/nbd0 or 0.
+        /// The device: nbd0, /dev/nbd0, 0, or its name.
         device: String,
-        /// What nbd-serve shall serve, like file:/srv/disk.img.
+        /// What nbd-serve serves, like file:/srv/disk.img.
         #[arg(conflicts_with = "program")]
         spec: Option<String>,
         /// Your own backend and its arguments.
@@ -272,60 +276,62 @@ Example:
         #[command(flatten)]
         limit: Limit,
     },
-    /// Change what the layers of a device do (delay, error, rate, log) while it is in use
+    /// Change settings of the layers delay, error, rate and log while the device is in use
     #[command(after_help = "\
-Without NAME=VALUE, the settings are only printed. They survive the backend.
+Without NAME=VALUE it prints the settings. They are kept until the device is detached. A device that was
+attached without such a layer has none.
 
 Example:
   nbd-ctl attach error:rate=0@delay:read=5ms@file:/srv/disk.img
   nbd-ctl set nbd0 error.rate=1% delay.read=100ms
   nbd-ctl set nbd0 --json | jq -r '.\"error.rate\"'")]
     Set {
-        /// nbd0, /dev/nbd0 or 0.
+        /// The device: nbd0, /dev/nbd0, 0, or its name.
         device: String,
-        /// New values; all of them, or none if one is wrong.
+        /// New values. If one is wrong, none is set.
         #[arg(value_name = "NAME=VALUE")]
         assignments: Vec<String>,
         /// Print a JSON object.
         #[arg(long)]
         json: bool,
     },
-    /// Keep all backends off a device for a while; I/O waits meanwhile
+    /// Stop serving a device until resume, to copy its storage; I/O waits meanwhile
     #[command(after_help = "\
-Kills the backend and waits for its end; then nothing touches its storage any more. No backend is
-granted the device before nbd-ctl resume. One that has joined by hand is killed only with --kill.
+Kills the backend and waits until it is dead. From then on no process touches the storage until nbd-ctl
+resume. A backend that joined by hand is killed only with --kill.
 
 Example:
   nbd-ctl pause nbd0 && cp disk.img copy.img; nbd-ctl resume nbd0")]
     Pause(OrderArguments),
-    /// Let backends serve a paused device again
+    /// Serve a paused device again
     #[command(after_help = "\
+Starts the backend again; it executes the requests that have waited.
+
 Example:
   nbd-ctl resume nbd0")]
     Resume {
-        /// nbd0, /dev/nbd0 or 0.
+        /// The device: nbd0, /dev/nbd0, 0, or its name.
         device: String,
         #[command(flatten)]
         limit: Limit,
     },
-    /// Answer what is in flight with EIO, and keep the device
+    /// Answer the requests that wait with EIO, and keep the device
     #[command(after_help = "\
-A backend that is alive, also one that is stopped in a debugger, may still answer what it has, so the
-holder may not: --kill kills it first, and it is started again afterwards. Programs that wait get EIO;
-requests that come later are served or wait as usual. A backend that its storage keeps in the
-kernel cannot die: after 10 s the order is withdrawn, and nothing is answered with EIO later.
+Programs that wait get EIO. Later requests are served, or wait, as usual. A living backend, also one that
+is stopped in a debugger, may still answer, so the command refuses; --kill kills it first, and it is started
+again afterwards. A backend that waits in the kernel for its storage cannot die: after 10 s the order is
+withdrawn, and no request gets EIO later.
 
 Example:
   nbd-ctl fail nbd0
   nbd-ctl fail --kill nbd0")]
     Fail(OrderArguments),
-    /// Start gdb on a device's backend; I/O waits whenever gdb stops it
+    /// Start gdb on the backend; I/O waits while gdb stops it
     #[command(
         override_usage = "nbd-ctl debug [OPTIONS] <DEVICE> [-- GDB-ARGUMENTS...]",
         after_help = "\
-In gdb, `nbd requests` lists what the backend was asked and has not answered, and `nbd request N`
-prints one. Quitting gdb leaves the backend as it is. Refuses if something that gdb needs is on the
-device itself, as gdb would wait for itself.
+In gdb, `nbd requests` lists unanswered requests and `nbd request N` prints one with its data. The backend
+goes on when gdb quits. Refuses if a file that gdb needs is on the device itself: gdb would wait for itself.
 
 Example:
   nbd-ctl debug nbd0
@@ -333,41 +339,40 @@ Example:
   nbd-ctl debug nbd0 -- -batch -ex 'thread apply all backtrace'"
     )]
     Debug {
-        /// nbd0, /dev/nbd0 or 0.
+        /// The device: nbd0, /dev/nbd0, 0, or its name.
         device: String,
-        /// Where the backend's sources are, besides where they were compiled; may be repeated.
+        /// Another directory with the backend's sources; may be repeated.
         #[arg(long, value_name = "DIR")]
         source: Vec<PathBuf>,
-        /// Only warn of what gdb needs and is on the device itself.
+        /// Warn instead of refusing if a file that gdb needs is on the device.
         #[arg(long)]
         yes: bool,
         /// More arguments for gdb.
         #[arg(last = true)]
         arguments: Vec<OsString>,
     },
-    /// Show the latest requests that were executed, with times and results
+    /// Show the latest executed requests with times and results
     #[command(after_help = "\
-The device's shared memory keeps the latest 4095 requests of each lane, whatever becomes of the
-backend: see what it did before it crashed. Those that are not answered yet are in nbd-ctl status.
-Times are seconds since boot, like those of the kernel's log; with --wall-clock dates, which are wrong by
-the time that the machine was suspended since. Then the member \"finished\" of JSON is such a date.
+Shared memory keeps the latest 4095 requests of each lane, also after the backend has crashed. Unanswered
+requests are in nbd-ctl status. Times are seconds since boot, as in the kernel's log. With --wall-clock they
+are dates, also \"finished\" in JSON; they are wrong by any time that the machine was suspended since.
 
 Example:
   nbd-ctl trace nbd0 --last 20
   nbd-ctl trace nbd0 --follow --kind write --slower-than 50
   nbd-ctl trace nbd0 --range 1048576+4096 --json | jq .took_ms")]
     Trace(TraceArguments),
-    /// Write down the requests of a device with their data, to replay them after a crash
+    /// Record the requests of a device with their data, to replay them after a crash
     #[command(
         override_usage = "\
 nbd-ctl record [OPTIONS] DEVICE FILE
        nbd-ctl record --stop DEVICE",
         after_help = "\
-Starts the backend anew, as a recording begins with a backend's life; one that joined by hand is to
-be ended and run again by yourself. A request is in FILE before it is executed, so whatever crashes
-the backend is there. When backends die, the recording goes on with the next one. It ends when the
-limit is reached or FILE cannot be written to; the device goes on. To replay it you need the storage
-as it was before: copy it while the device is paused.
+Restarts the backend, because a recording begins with a backend's life. End a backend that joined by hand
+and run it again yourself. Each request is in FILE before it is executed, so the request that crashes the
+backend is there. The recording goes on with the next backend. It ends when the limit is reached or FILE
+cannot be written to; the device goes on. A replay needs the storage as it was before: copy it while the
+device is paused.
 
 Example:
   nbd-ctl pause nbd0 && cp disk.img before.img; nbd-ctl resume nbd0
@@ -383,15 +388,15 @@ nbd-ctl replay [--list] FILE
        nbd-ctl replay [OPTIONS] FILE SPEC
        nbd-ctl replay [OPTIONS] FILE -- PROGRAM [ARGUMENTS]...",
         after_help = "\
-Starts any backend as a holder does and plays the kernel for it; needs neither root nor the driver.
-Requests that overlapped may overlap again, all others keep their order. Without SPEC or PROGRAM it
-tells what is in FILE. The storage is changed by it: give it a copy, or cow:.
+Starts a backend and sends it the recorded requests; needs neither root nor the driver. Requests that
+overlapped may overlap again; all others keep their order. Without SPEC or PROGRAM it prints what is in
+FILE. A replay changes the storage: give it a copy, or use cow:.
 
 Exit status:
   0  replayed to the end, with the recorded results; with --minimise: OUT is written
   1  failed; with --minimise also: the backend does not crash
-  7  the backend ended before it was told to
-  8  replayed to the end, and results differ from the recorded ones
+  7  the backend ended too early: the crash is reproduced
+  8  replayed to the end, but results differ from the recorded ones
 
 Example:
   nbd-ctl replay crash.nbdrec
@@ -402,10 +407,11 @@ Example:
       ./my-backend copy.img"
     )]
     Replay(ReplayArguments),
-    /// Look for what on this machine keeps devices from working
+    /// Check this machine: driver, rights, limits, leftovers, other tools at NBD devices
     #[command(after_help = "\
-Looks at the driver, the kernel, rights, limits, udev, our programs, what is left of devices whose
-processes are gone, and who else sets up devices. Exit status 1 if something will not work.
+Each line is fine, a warning or trouble, and says what to do. Checks the driver, the kernel, rights, limits,
+udev, our programs, leftovers of dead devices, and other programs that set up NBD devices. Exit status 1 if
+there is trouble.
 
 Example:
   nbd-ctl doctor
@@ -415,49 +421,48 @@ Example:
         /// Print a JSON array.
         #[arg(long)]
         json: bool,
-        /// Clean up stale entries and adopt devices without holder.
+        /// Remove leftovers of dead devices, and adopt devices without a holder.
         #[arg(long)]
         fix: bool,
     },
-    /// Check the file with the devices of this machine
+    /// Check devices.toml, the file with the devices of this machine
     #[command(after_help = "\
-Tells mistakes with line and key: values, SPECs, relative paths, programs and users that are not there.
-Prints the devices that have none. Exit status 2 if there is a mistake.
+Prints each mistake with its line and key: wrong values and SPECs, relative paths, missing programs and
+users. Prints the devices without mistakes. Exit status 2 if there is a mistake.
 
 Example:
   nbd-ctl check-config
   nbd-ctl check-config ./devices.toml")]
     CheckConfig {
-        /// The file [default: $NBD_CTL_CONFIG, else /etc/nbd-ctl/devices.toml].
+        /// The file to check [default: $NBD_CTL_CONFIG, else /etc/nbd-ctl/devices.toml].
         file: Option<PathBuf>,
     },
-    /// Start a new holder for a device whose holder is gone
+    /// Start a new holder for a device whose holder has died
     #[command(after_help = "\
-I/O goes on without a holder, but a lost backend is not started again. Every other command that
-names the device adopts it first; list and status without DEVICE only tell.
+I/O goes on without a holder, but a lost backend is not started again. Every other command that names the
+device adopts it first; list and status of all devices only report it.
 
 Example:
   nbd-ctl adopt nbd0")]
     Adopt {
-        /// nbd0, /dev/nbd0 or 0.
+        /// The device: nbd0, /dev/nbd0, 0, or its name.
         device: String,
     },
-    /// Let the holder become another build of itself; I/O goes on meanwhile
+    /// Change a holder to the installed nbd-kernel-holder; I/O goes on meanwhile
     #[command(
         group = one_of("whose", ["device", "all"]),
         after_help = "\
-The new build is the nbd-kernel-holder that nbd-ctl attach would start. It is asked first whether
-it can take over; if not, the present one goes on. Process, backend and device stay the same; for a
-new build of nbd-serve there is nbd-ctl replace.
+First asks the installed program whether it can take over. If not, the present one goes on. Process id,
+backend and device stay the same. For a new nbd-serve use nbd-ctl replace.
 
 Example:
   nbd-ctl upgrade nbd0
   nbd-ctl upgrade --all"
     )]
     Upgrade {
-        /// nbd0, /dev/nbd0 or 0.
+        /// The device: nbd0, /dev/nbd0, 0, or its name.
         device: Option<String>,
-        /// The holders of all devices.
+        /// Change the holders of all devices.
         #[arg(long)]
         all: bool,
         #[command(flatten)]

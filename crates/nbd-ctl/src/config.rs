@@ -50,12 +50,11 @@ type Table = BTreeMap<Spanned<String>, Spanned<Value>>;
 #[derive(Debug, Error)]
 pub(crate) enum ConfigError {
     #[error(
-        "{}: there is no such file: make one, with a table for each device as nbd-ctl-devices(5) tells, \
-         or name another by `check-config FILE`, `--config FILE` or {FILE_VARIABLE}",
+        "{}: no such file: create it (nbd-ctl-devices(5) describes it), or name another by `check-config FILE`, `--config FILE` or {FILE_VARIABLE}",
         path.display()
     )]
     Missing { path: PathBuf },
-    #[error("{}: nbd-ctl-devices(5) says what belongs into it", path.display())]
+    #[error("{}: nbd-ctl-devices(5) describes the file", path.display())]
     Read { path: PathBuf, source: std::io::Error },
     #[error("{}:{line}: {key}: {cause}", path.display())]
     Wrong { path: PathBuf, line: usize, key: String, cause: String },
@@ -106,7 +105,12 @@ impl Config {
             if let Some(device) = entry.device
                 && let Some(other) = owners.insert(device, name.clone())
             {
-                return Err(wrong(offset, format!("{device} belongs to {other} already")));
+                return Err(wrong(
+                    offset,
+                    format!(
+                        "{device} is also the device of {other}: choose another, or leave `device` out"
+                    ),
+                ));
             }
             devices.insert(name, entry);
         }
@@ -181,7 +185,7 @@ impl DeviceTable {
             "program" => {
                 arguments.program = read(value)?;
                 if arguments.program.is_empty() {
-                    return Err("no program in it".into());
+                    return Err("the list is empty: write the program and its arguments".into());
                 }
             }
             "external" => arguments.external = read(value)?,
@@ -215,14 +219,14 @@ impl DeviceTable {
             return Some("a name has letters, digits and -_. only".into());
         }
         if Device::literal(name).is_some() {
-            return Some("a device's own name; it belongs into the key `device`".into());
+            return Some("the driver has a device of this name: choose another name, and write the device with the key `device`".into());
         }
         let AttachArguments { spec, program, external, .. } = &self.arguments;
         let given = [spec.is_some(), !program.is_empty(), *external];
         match given.into_iter().filter(|given| *given).count() {
             1 => None,
             0 => Some("one of the keys export, program or external is needed".into()),
-            _ => Some("only one of the keys export, program and external can be had".into()),
+            _ => Some("write only one of the keys export, program and external".into()),
         }
     }
 }
@@ -252,7 +256,8 @@ fn read<T: DeserializeOwned>(value: Value) -> Result<T, String> {
 }
 
 fn device(text: &str) -> Result<Device, String> {
-    Device::literal(text).ok_or_else(|| format!("`{text}` is no NBD device, like nbd0"))
+    Device::literal(text)
+        .ok_or_else(|| format!("`{text}` is not an NBD device: write it like nbd0"))
 }
 
 #[cfg(test)]
@@ -309,10 +314,10 @@ mod tests {
             ("[a]\nexternal = true\nsandbox = \"x\"\n", 3, "a.sandbox: `x` is none of local"),
             ("[a]\nexternal = true\npoison-limit = 1\n", 3, "a.poison-limit: use 0 for never"),
             ("[a]\nready-timeout = 0\n", 2, "a.ready-timeout: must be at least 1 second"),
-            ("[a]\ndevice = \"sda\"\n", 2, "a.device: `sda` is no NBD device"),
+            ("[a]\ndevice = \"sda\"\n", 2, "a.device: `sda` is not an NBD device"),
             ("\n[a]\nlanes = 1\n", 2, "a: one of the keys export, program or external"),
             ("[a]\nexport = \"m:\"\nexternal = true\n", 1, "a: only one of the keys export,"),
-            ("[nbd0]\nexternal = true\n", 1, "nbd0: a device's own name"),
+            ("[nbd0]\nexternal = true\n", 1, "nbd0: the driver has a device of this name"),
             ("[\"a/b\"]\nexternal = true\n", 1, "\"a/b\": a name has letters"),
             ("[a]\nexport = mem:1M\n", 2, "a.export: "),
             (

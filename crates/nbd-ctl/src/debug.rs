@@ -51,7 +51,7 @@ pub(crate) fn debug(context: &Context, wanted: &Debug) -> Result<(), Error> {
     match on_itself(device, &needed(&gdb, pid, &wanted.sources)) {
         Some(needed) if wanted.yes => {
             eprint(&format!(
-                "warning: gdb may wait for itself, as it needs this on {device}: {needed}"
+                "warning: gdb may wait for itself: it needs {needed}, which is on {device}"
             ));
         }
         Some(needed) => return Err(Error::OnItself { device, needed }),

@@ -30,7 +30,7 @@ impl Device {
         device.filter(|device| device.0.to_string() == number)
     }
 
-    /// The name that it was given at attach.
+    /// Its name, given at attach.
     pub(crate) fn name(self) -> Option<String> {
         NAMES.get()?.name(self.0)
     }
@@ -101,18 +101,17 @@ impl NotADevice {
     fn cause(&self) -> String {
         match (self.device, &self.closed_by) {
             (Some(device), _) if self.is_partition => {
-                format!("a partition: give the whole device, {device}")
+                format!("is a partition: give the whole device, {device}")
             }
             (Some(device), Some(command)) => {
-                format!("it is made of {device}: give {device}, to detach that after `{command}`")
+                format!("is made of {device}: run `{command}` first, then detach {device}")
             }
-            (Some(device), None) => format!("it is made of {device}: give {device}"),
+            (Some(device), None) => format!("is made of {device}: give {device}"),
             (None, _) if is_name(&self.argument) => {
-                "not an nbd device, and no attached device has this name: give it as nbd0, /dev/nbd0 or 0, or \
-                 by a name that nbd-ctl list shows"
+                "not an NBD device, and no attached device has this name: give it as nbd0, /dev/nbd0 or 0, or by a name that nbd-ctl list shows"
                     .into()
             }
-            (None, _) => "not an nbd device: give it as nbd0, /dev/nbd0 or 0".into(),
+            (None, _) => "not an NBD device: give it as nbd0, /dev/nbd0 or 0".into(),
         }
     }
 }

@@ -97,7 +97,7 @@ fn check_rights(context: &Context, found: &mut Findings) {
     match capabilities.is_some_and(|set| set & (1 << 21) != 0) && nix::unistd::geteuid().is_root() {
         true => found.add("rights", Level::Fine, "root, with CAP_SYS_ADMIN"),
         false => {
-            let text = "attaching takes root with CAP_SYS_ADMIN: run this with sudo to see all";
+            let text = "attaching needs root with CAP_SYS_ADMIN: run nbd-ctl doctor with sudo to check everything";
             found.add("rights", Level::Trouble, text);
         }
     }
@@ -105,7 +105,10 @@ fn check_rights(context: &Context, found: &mut Findings) {
     if let Ok(meta) = fs::metadata(directory) {
         use std::os::unix::fs::MetadataExt;
         if meta.mode() & 0o022 != 0 || meta.uid() != 0 {
-            let text = format!("{}: others may write to it: chmod go-w it", directory.display());
+            let text = format!(
+                "{}: other users may write to it: run `chmod go-w` on it",
+                directory.display()
+            );
             found.add("rights", Level::Trouble, text);
         }
     }
@@ -150,8 +153,7 @@ fn check_udev(found: &mut Findings) {
     match folders.iter().any(|folder| Path::new(folder).join(UDEV_RULES).exists()) {
         true => found.add("udev", Level::Fine, "our rules are installed"),
         false => {
-            let text = "59-nbd-ctl.rules are not installed: no links in /dev/disk/by-nbd, and udev \
-                        may open a device that is being detached";
+            let text = "59-nbd-ctl.rules are not installed: there are no links in /dev/disk/by-nbd, and udev may open a device during its detach. Install the package, or copy packaging/59-nbd-ctl.rules to /etc/udev/rules.d";
             found.add("udev", Level::Warning, text);
         }
     }
@@ -168,41 +170,44 @@ fn check_programs(found: &mut Findings) {
 
 fn check_registry(context: &Context, fix: bool, found: &mut Findings) -> Result<(), Error> {
     for device in devices(&context.registry)? {
-        let done =
-            match probe(&context.registry, device) {
-                Ok(
-                    DeviceState::Stale | DeviceState::Abandoned(Abandoned { backend: None, .. }),
-                ) if fix => clear(context, device).map(|_| "cleaned up"),
-                Ok(DeviceState::Orphaned(state)) if fix => {
-                    adopt(context, device, &state).map(|()| "has a holder again")
-                }
-                Ok(DeviceState::Stale) => {
-                    let text = format!("{device}: its processes are gone: nbd-ctl doctor --fix");
-                    found.add("registry", Level::Trouble, text);
-                    continue;
-                }
-                Ok(DeviceState::Abandoned(abandoned)) => {
-                    let text = Error::Abandoned { device, abandoned }.to_string();
-                    found.add("registry", Level::Trouble, text);
-                    continue;
-                }
-                Ok(DeviceState::Orphaned(_)) => {
-                    let text = format!("{device}: its holder is gone: nbd-ctl doctor --fix");
-                    found.add("registry", Level::Trouble, text);
-                    continue;
-                }
-                Ok(DeviceState::Unsettled { holder }) => {
-                    let text = format!("{device}: its holder (pid {holder}) does not listen");
-                    found.add("registry", Level::Warning, text);
-                    continue;
-                }
-                Ok(DeviceState::Listening(_)) => {
-                    found.add("registry", Level::Fine, format!("{device} is held"));
-                    continue;
-                }
-                Ok(DeviceState::Absent) => continue,
-                Err(error) => Err(error),
-            };
+        let done = match probe(&context.registry, device) {
+            Ok(DeviceState::Stale | DeviceState::Abandoned(Abandoned { backend: None, .. }))
+                if fix =>
+            {
+                clear(context, device).map(|_| "cleaned up")
+            }
+            Ok(DeviceState::Orphaned(state)) if fix => {
+                adopt(context, device, &state).map(|()| "has a holder again")
+            }
+            Ok(DeviceState::Stale) => {
+                let text = format!(
+                    "{device}: its processes have died: nbd-ctl doctor --fix removes what is left"
+                );
+                found.add("registry", Level::Trouble, text);
+                continue;
+            }
+            Ok(DeviceState::Abandoned(abandoned)) => {
+                let text = Error::Abandoned { device, abandoned }.to_string();
+                found.add("registry", Level::Trouble, text);
+                continue;
+            }
+            Ok(DeviceState::Orphaned(_)) => {
+                let text = format!("{device}: its holder has died: nbd-ctl doctor --fix adopts it");
+                found.add("registry", Level::Trouble, text);
+                continue;
+            }
+            Ok(DeviceState::Unsettled { holder }) => {
+                let text = format!("{device}: its holder (pid {holder}) does not listen");
+                found.add("registry", Level::Warning, text);
+                continue;
+            }
+            Ok(DeviceState::Listening(_)) => {
+                found.add("registry", Level::Fine, format!("{device} is held"));
+                continue;
+            }
+            Ok(DeviceState::Absent) => continue,
+            Err(error) => Err(error),
+        };
         match done {
             Ok(text) => found.add("registry", Level::Fixed, format!("{device}: {text}")),
             Err(error @ Error::Interrupted(_)) => return Err(error),

@@ -36,8 +36,7 @@ pub(crate) enum Error {
     Config(#[from] ConfigError),
     /// A word without colon names a device; a newcomer may have meant the file that is here.
     #[error(
-        "{name}: this file is served with `nbd-ctl attach file:{name}`; a word without colon is the \
-         name of a device in devices.toml"
+        "{name}: to serve this file: nbd-ctl attach file:{name}. A word without a colon is the name of a device in devices.toml"
     )]
     IsFile { name: String },
     #[error("{cause}; to serve a file of this name: nbd-ctl attach file:{name}")]
@@ -48,7 +47,7 @@ pub(crate) enum Error {
     NotRoot { command: &'static str },
     #[error("{device}: no such attached device ({})", known(attached))]
     NoDevice { device: Device, attached: Vec<Device> },
-    #[error("{device} is stale: its processes are gone; {}", if *cleaned {
+    #[error("{device} is stale: its processes have died; {}", if *cleaned {
         "cleaned up".to_string()
     } else {
         format!("nbd-ctl detach {device} cleans up")
@@ -63,7 +62,7 @@ pub(crate) enum Error {
     Stray { device: Device, pid: i32 },
     #[error("{device}: permission denied: only root may control it; run nbd-ctl with sudo")]
     Forbidden { device: Device },
-    #[error("{device}: its holder{} does not listen: it is about to go, or stopped; try again, or see {}", pid(*holder), log.display())]
+    #[error("{device}: its holder{} does not listen: it is ending or stopped. Try again, or see {}", pid(*holder), log.display())]
     Unsettled { device: Device, holder: Option<i32>, log: PathBuf },
     #[error("{device}: no answer within {} s: its holder{}; see {}", .limit.as_secs_f64(), holder, log.display())]
     Silent {
@@ -81,25 +80,25 @@ pub(crate) enum Error {
     },
     #[error("{device}: its holder ended before it answered; see nbd-ctl logs {device}")]
     Ended { device: Device },
-    #[error("{device}: its holder gave an answer to another question; use programs of one release")]
+    #[error("{device}: the answer of its holder does not fit: install programs of one release")]
     Confused { device: Device },
     /// The holder's own words.
     #[error("{}", .0.text)]
     Refused(Failure),
-    #[error("{device}: not gone within {} s: nbd-ctl detach {device} takes it away", .limit.as_secs_f64())]
+    #[error("{device}: still attached after {} s: nbd-ctl detach {device} detaches it", .limit.as_secs_f64())]
     NotGone { device: Device, limit: Duration },
-    #[error("{name}: not attached within {} s: nbd-ctl list shows what is, nbd-ctl logs {name} why not", .limit.as_secs_f64())]
+    #[error("{name}: not attached after {} s: nbd-ctl list shows what is attached, nbd-ctl logs {name} why it is not", .limit.as_secs_f64())]
     NotAttached { name: String, limit: Duration },
     #[error("{device}: no backend to debug: it is {state}; see nbd-ctl status {device}")]
     NoBackend { device: Device, state: &'static str },
     #[error("{device}: its backend (pid {pid}) is traced by pid {tracer} already")]
     Traced { device: Device, pid: i32, tracer: i32 },
     #[error(
-        "{device}: gdb may wait for itself, as it needs this on {device}: {needed}; have it elsewhere, or go on with --yes"
+        "{device}: gdb would wait for itself: it needs {needed}, which is on {device}. Copy that elsewhere, or use --yes"
     )]
     OnItself { device: Device, needed: String },
     #[error(
-        "{device}: its backend would wait for itself, as this is on {device}: {needed}; have it elsewhere"
+        "{device}: its backend would wait for itself: {needed} is on {device}. Choose another place"
     )]
     RecordsItself { device: Device, needed: String },
     #[error("{device} is being recorded to {path}: nbd-ctl record --stop {device} ends that")]
@@ -114,7 +113,7 @@ pub(crate) enum Error {
     },
     #[error("{}: the recording was cut short: {why}; the device goes on", path.display())]
     CutShort { path: PathBuf, why: String },
-    #[error("{program} {ending} before anything was replayed")]
+    #[error("{program} {ending} before the first request")]
     NotPlayed {
         program: String,
         ending: String,
@@ -134,7 +133,7 @@ pub(crate) enum Error {
     #[error("{device}: its holder{} is alive: there is nothing to adopt", pid(*holder))]
     HasHolder { device: Device, holder: Option<i32> },
     #[error(
-        "{device}: its holder is gone and it cannot be adopted; nbd-ctl detach --force {device} takes down what is left"
+        "{device}: its holder has died and it cannot be adopted: nbd-ctl detach --force {device} removes what is left"
     )]
     State {
         device: Device,
@@ -147,7 +146,7 @@ pub(crate) enum Error {
         #[source]
         source: io::Error,
     },
-    #[error("{}: locked for more than {} s: another nbd-ctl or holder is stuck", path.display(), .limit.as_secs())]
+    #[error("{}: locked for more than {} s by another nbd-ctl or holder: `fuser` on that file shows its pid", path.display(), .limit.as_secs())]
     Locked { path: PathBuf, limit: Duration },
     #[error("{program}: no such program {place}: {way_out}")]
     NoProgram { program: String, place: &'static str, way_out: String },

@@ -15,7 +15,7 @@ const HOLDER_VARIABLE: &str = "NBD_HOLDER_PROGRAM";
 pub(crate) fn holder() -> Result<String, Error> {
     match env::var(HOLDER_VARIABLE) {
         Ok(name) if !name.is_empty() => find(&name),
-        _ => ours("nbd-kernel-holder", format!("install it, or name it in {HOLDER_VARIABLE}")),
+        _ => ours("nbd-kernel-holder", format!("install it, or set {HOLDER_VARIABLE} to its path")),
     }
 }
 

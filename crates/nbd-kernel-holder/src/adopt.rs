@@ -2,7 +2,7 @@
 //! the backend has the lanes, and the sitter kept copies of all that a holder owns.
 
 use std::fs::File;
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::net::UnixListener;
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ use nbd_control::control::{Failure, FailureKind, Response};
 use nbd_control::handover::Handover;
 use nbd_control::process::{ProcessId, is_dead};
 use nbd_control::registry::{HolderLock, Registry, State};
-use nbd_control::system_error::explain;
+use nbd_control::system_error::{chain, explain};
 use nbd_ledger::{Inspector, Layout, layout};
 use nix::fcntl::{Flock, FlockArg};
 
@@ -93,21 +93,24 @@ pub(crate) fn take_over(registry: Registry, fd: RawFd) -> Result<Holder, Failure
         .read_state(left.index)
         .map_err(|error| other(format!("{name}: its state cannot be read: {error}")))?
         .filter(|state| state.holder.pid == nix::unistd::getpid().as_raw())
-        .ok_or(other(format!("{name} is not held by this process")))?;
+        .ok_or(other(format!("{name} has another holder than this process")))?;
     let mut sockets = descriptors.into_iter();
     let control = sockets.next().map(UnixListener::from);
     let join = sockets.next().map(UnixListener::from);
     let mut channel = |is_left: bool| {
         let fd = if is_left { sockets.next() } else { None };
         let channel = fd.map(|fd| guard_resumed(fd.into()));
-        channel.transpose().map_err(|error| other(format!("{name}: a connection: {error}")))
+        channel
+            .transpose()
+            .map_err(|error| other(format!("{name}: a connection: {}", chain(&error))))
     };
     let mut process = BackendProcess::new(channel(left.backend)?, None);
     let client = channel(left.client)?;
     let lock = inherit_lock(&registry, left.index, sockets.next())?;
     let mut holder = rebuild(registry, &state, lock)?;
-    become_program::admit_signals()
-        .map_err(|errno| other(format!("{name}: signals stay blocked: {errno}")))?;
+    become_program::admit_signals().map_err(|errno| {
+        other(format!("{name}: cannot unblock signals: {}", explain(&errno.into())))
+    })?;
     // Of what came before that there is no signal any more.
     holder.release_sitter();
     (holder.sockets.control, holder.sockets.join) = (control, join);
@@ -131,7 +134,9 @@ fn receive(fd: RawFd) -> Result<(Handover, Vec<OwnedFd>), Failure> {
     let left = system::inherited(fd)
         .map_err(nbd_control::ChannelError::from)
         .and_then(|fd| Channel::new(fd.into())?.receive_within::<Handover>(Duration::ZERO));
-    let left = left.map_err(|error| other(format!("what the former program left: {error}")))?;
+    let left = left.map_err(|error| {
+        other(format!("cannot read what the former program left: {}", chain(&error)))
+    })?;
     Ok((left.message, left.descriptors))
 }
 
@@ -165,8 +170,9 @@ fn rebuild(registry: Registry, state: &State, lock: HolderLock) -> Result<Holder
         .map_err(|error| other(error.to_string()))?;
     holder.data.layout = Layout::with_lanes(state.options.lanes);
     holder.log_sink.take_from(&sitter);
-    copy_descriptors(&mut holder, &sitter, state)
-        .map_err(|error| other(format!("{name}: cannot copy from its sitter: {error}")))?;
+    copy_descriptors(&mut holder, &sitter, state).map_err(|error| {
+        other(format!("{name}: cannot copy from its sitter: {}", explain(&error)))
+    })?;
     holder.processes.sitter = Some(Sitter::seated(sitter, state.sitter));
     // The driver may have been told another size that was not written down any more.
     let size = Some(holder.device.size()).filter(|size| *size != 0).unwrap_or(state.export.size);
@@ -178,7 +184,9 @@ fn rebuild(registry: Registry, state: &State, lock: HolderLock) -> Result<Holder
     if let Some(path) = &state.recording {
         match Recording::reopen(path) {
             Ok(recording) => holder.data.recording = Some(recording),
-            Err(error) => holder.log(&format!("no longer recorded: {path} {error}")),
+            Err(error) => {
+                holder.log(&format!("the recording to {path} has ended: {}", chain(&error)))
+            }
         }
     }
     Ok(holder)
@@ -200,7 +208,7 @@ fn shield_sitter(holder: &Holder) {
         return;
     };
     if let Err(errno) = sitter::shield(&sitter.process) {
-        holder.warn(&format!("cannot keep debuggers off the sitter: {errno}"));
+        holder.warn(&format!("cannot keep debuggers off the sitter: {}", explain(&errno.into())));
     }
 }
 
@@ -242,7 +250,9 @@ fn inherit_lock(
     folder: Option<OwnedFd>,
 ) -> Result<HolderLock, Failure> {
     let name = Device::new(index).name();
-    let failed = |error| other(format!("{name}: its folder cannot be locked: {error}"));
+    let failed = |error: io::Error| {
+        other(format!("{name}: its folder cannot be locked: {}", explain(&error)))
+    };
     let taken = || other(format!("{name}: another process holds it"));
     if let Some(folder) = folder {
         return Registry::lock_opened(File::from(folder)).map_err(failed)?.ok_or_else(taken);
@@ -269,7 +279,9 @@ fn check_state(registry: &Registry, index: u32) -> Result<State, Failure> {
         return Err(Failure::new(FailureKind::Busy, text));
     }
     if !state.sitter.is_alive() {
-        let text = format!("{name}: its sitter is gone too, so there is nothing to adopt");
+        let text = format!(
+            "{name}: its sitter has died too, so it cannot be adopted: `nbd-ctl detach {name}` removes what is left"
+        );
         return Err(Failure::new(FailureKind::NoDevice, text));
     }
     Ok(state)

@@ -10,34 +10,34 @@ use nbd_log::Filter;
 
 pub(crate) use nbd_control::attach_options::{KernelApi, RestartWhen, Sandbox};
 
-/// Holds a kernel NBD device while its backend may come and go.
+/// Keeps a kernel NBD device while its backend is started, killed and replaced.
 ///
-/// Usually started by `nbd-ctl attach`. Run by hand or by a service manager it stays in the
-/// foreground, prints the device's path once it can be used, and detaches on SIGTERM.
+/// `nbd-ctl attach` starts it. Run by hand or by a service manager it stays in the foreground,
+/// prints the device's path when it is ready, and detaches on SIGTERM.
 #[derive(Debug, Parser)]
 #[command(
     version,
     after_help = "Example:\n  nbd-kernel-holder --device nbd0 -- nbd-serve file:disk.img"
 )]
 pub(crate) struct Args {
-    /// Where devices are registered [default: /run/nbd]
+    /// Directory with the state of attached devices [default: /run/nbd]
     #[arg(long, value_name = "DIR")]
     pub(crate) runtime_dir: Option<PathBuf>,
-    /// The device to use, like nbd0; a free one is picked without it
+    /// The device to use, like nbd0 [default: a free one]
     #[arg(long, value_name = "DEVICE", value_parser = device_index)]
     pub(crate) device: Option<u32>,
     #[command(flatten)]
     pub(crate) options: AttachOptions,
-    /// Keep a second backend started, which takes over the moment the first one is lost
+    /// Keep a second backend started, which takes over when the first one is lost
     #[arg(long)]
     pub(crate) warm_spare: bool,
-    /// The name by which it is known besides, also below /dev/disk/by-nbd
+    /// A name for the device, also below /dev/disk/by-nbd
     #[arg(long, value_name = "NAME", value_parser = device_name)]
     pub(crate) name: Option<String>,
     /// Start no backend: wait for one to join
     #[arg(long, conflicts_with = "program")]
     pub(crate) external: bool,
-    /// Take over a device whose holder is gone
+    /// Become the holder of a device whose holder has died
     #[arg(long, value_name = "DEVICE", value_parser = device_index,
           conflicts_with_all = ["program", "external", "device"])]
     pub(crate) adopt: Option<u32>,
@@ -60,11 +60,11 @@ pub(crate) struct Args {
     /// Be the backend that answers every request with EIO
     #[arg(long, hide = true)]
     pub(crate) stand_in: bool,
-    /// Log this and what is more important: error, warn, info, debug, trace, off [default: $NBD_LOG,
-    /// which backends inherit, else info]
+    /// Lowest level to log: error, warn, info, debug, trace, or off [default: $NBD_LOG, which
+    /// backends inherit, else info]
     #[arg(long, value_name = "LEVEL")]
     pub(crate) log_level: Option<Filter>,
-    /// Log more: debug, and trace if it is given twice
+    /// Log level debug; given twice, trace
     #[arg(short, long, action = clap::ArgAction::Count, conflicts_with = "log_level")]
     pub(crate) verbose: u8,
     /// The backend to start

@@ -66,7 +66,7 @@ pub(crate) fn run() -> ExitCode {
 
 fn serve() -> Result<(), Box<dyn Error>> {
     let holder = HolderConnection::connect(&Endpoint::from_environment()?)?;
-    let export = holder.attached().ok_or("only a holder starts this")?;
+    let export = holder.attached().ok_or("only a holder may start this")?;
     let attached = Geometry::of(&export);
     let session = holder.hello("stand-in: EIO", &attached, false)?;
     session.serve(Arc::new(EioBackend::new(attached)))?;

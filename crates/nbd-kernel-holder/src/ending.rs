@@ -67,8 +67,8 @@ impl fmt::Display for Ending {
             Self::Exited(status) => write!(f, "exited with status {status}"),
             Self::Killed(signal, false) => write!(f, "killed by {signal}"),
             Self::Killed(signal, true) => write!(f, "killed by {signal} (core dumped)"),
-            Self::Left => write!(f, "left, and its process lives on"),
-            Self::Unknown => write!(f, "ended, it is not known how"),
+            Self::Left => write!(f, "has left the device, and its process goes on"),
+            Self::Unknown => write!(f, "ended in an unknown way"),
         }
     }
 }

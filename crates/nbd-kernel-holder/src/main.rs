@@ -26,6 +26,7 @@ use nbd_control::Channel;
 use nbd_control::attach_options::AttachOptions;
 use nbd_control::control::{Failure, FailureKind, Report};
 use nbd_control::registry::Registry;
+use nbd_control::system_error::explain;
 
 use args::Args;
 use core::event::{AttachError, Released};
@@ -179,7 +180,10 @@ fn start(args: &Args, mut report: Option<Channel>) -> Result<Holder, Stopped> {
             Err(error) => {
                 let mut text = error.to_string();
                 if let Err(error) = registry.remove(index) {
-                    text.push_str(&format!("; cannot remove its registry entry: {error}"));
+                    text.push_str(&format!(
+                        "; cannot remove its registry entry: {}",
+                        explain(&error)
+                    ));
                 }
                 return Err(Stopped::Failed(Failure::new(FailureKind::Other, text), report));
             }

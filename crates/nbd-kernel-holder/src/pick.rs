@@ -65,7 +65,7 @@ pub(crate) fn pick(
     registry.create_folder(index).map_err(|error| in_folder(registry, index, &error))?;
     reserve(registry, device, wanted.is_some()).inspect_err(|_| {
         if let Err(error) = registry.remove(index) {
-            tracing::warn!("nbd{index}: cannot remove its registry entry: {error}");
+            tracing::warn!("nbd{index}: cannot remove its registry entry: {}", explain(&error));
         }
     })
 }
@@ -170,11 +170,11 @@ fn registered(registry: &Registry, index: u32) -> Option<String> {
     }
     let remains = Remains::of(index, state.as_ref());
     if state.is_some() && remains.sitter.is_some() {
-        return Some(format!("it is attached and its holder is gone; `nbd-ctl adopt {name}`"));
+        return Some(format!("it is attached and its holder has died: `nbd-ctl adopt {name}`"));
     }
     if !remains.is_nothing() {
         return Some(format!(
-            "its holder is gone and has left something; `nbd-ctl detach {name}` takes it down"
+            "its holder has died and has left something; `nbd-ctl detach {name}` removes it"
         ));
     }
     if let Some(milliseconds) = state.and_then(|state| state.io_timeout)
@@ -202,6 +202,6 @@ fn restore_timeouts(device: &Device, milliseconds: u64) -> Option<String> {
     let done = helper.wait(FREE_TIMEOUT).is_some();
     let pid = helper.process.pid;
     (!done).then(|| {
-        format!("the kernel still waits for requests of its last user (process {pid} hangs in it)")
+        format!("the kernel still waits for requests of its last user (process {pid} waits in the driver)")
     })
 }

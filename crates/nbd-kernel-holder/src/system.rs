@@ -8,6 +8,7 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 use crate::sandbox::SandboxPlan;
+use nbd_control::system_error::explain;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::waitpid;
@@ -122,7 +123,8 @@ pub(crate) fn open_child(child: Pid) -> io::Result<Process> {
     Process::open(child.as_raw()).inspect_err(|_| {
         let ended = kill(child, Signal::SIGKILL).and_then(|()| waitpid(child, None).map(drop));
         if let Err(errno) = ended {
-            tracing::warn!("process {child}, which cannot be watched, is left: {errno}");
+            let why = explain(&errno.into());
+            tracing::warn!("process {child} cannot be watched, and is left: {why}");
         }
     })
 }

@@ -69,7 +69,7 @@ pub(crate) fn take_down(registry: &Registry, index: u32, force: bool) -> Result<
         (false, Some(backend)) => format!("backend {}", backend.pid),
         (false, None) => "its entry".into(),
     };
-    Ok(format!("{} is taken down: its holder was gone and had left {what}", device.name()))
+    Ok(format!("{} is removed: its holder had died and had left {what}", device.name()))
 }
 
 fn lock_registry(registry: &Registry, device: &Device) -> Result<Flock<std::fs::File>, Failure> {
@@ -159,8 +159,7 @@ fn disconnect(device: &Device, remains: &Remains, force: bool) -> Result<(), Fai
     let deadline = Instant::now() + STEP_TIMEOUT;
     while !device.is_clear() {
         if Instant::now() >= deadline {
-            let text = "the driver has not let go of it: a process may have it open; see the \
-                        kernel log, and try again";
+            let text = "the driver has not freed it: a process may have it open; see the kernel log (`dmesg`), and try again";
             return Err(failure(FailureKind::TimedOut, device, text));
         }
         std::thread::sleep(SYSFS_INTERVAL);
@@ -176,8 +175,9 @@ fn check_unused(device: &Device) -> Result<(), Failure> {
         );
         failure(kind, device, &text)
     };
-    let (helper, mut scan) = device_users::scan(device, &[])
-        .map_err(|error| unknown(FailureKind::Other, format!("no helper process: {error}")))?;
+    let (helper, mut scan) = device_users::scan(device, &[]).map_err(|error| {
+        unknown(FailureKind::Other, format!("cannot start a helper process: {}", explain(&error)))
+    })?;
     let deadline = Instant::now() + SCAN_TIMEOUT;
     let mut done = false;
     while !done && Instant::now() < deadline {
@@ -215,7 +215,7 @@ fn flush(device: &Device) -> Result<(), Failure> {
             Err(failure(FailureKind::DataLost, device, &text))
         }
         None => {
-            let text = format!("its backend does not answer: let it continue, or {force}");
+            let text = format!("its backend does not answer: continue it, or {force}");
             Err(failure(FailureKind::TimedOut, device, &text))
         }
     }

@@ -39,10 +39,10 @@ const MIN_MEMORY: u64 = 1 << 20;
 #[derive(Debug, Args)]
 #[command(next_help_heading = "As a network server")]
 pub struct NetworkArgs {
-    /// Serve clients here; may be given several times.
+    /// Serve NBD clients here; may be repeated.
     ///
-    /// unix:PATH, tcp:HOST:PORT, vsock:PORT, systemd (the sockets of a socket unit), or - (the one
-    /// connection that stdin is).
+    /// unix:PATH, tcp:HOST:PORT, vsock:PORT, systemd (the sockets of a socket unit), or - (stdin is
+    /// the connection of one client).
     #[arg(long, value_name = "WHERE")]
     pub listen: Vec<Listen>,
 
@@ -50,60 +50,58 @@ pub struct NetworkArgs {
     #[arg(long, value_name = "OCTAL", default_value = "600", value_parser = parse_mode, requires = "listen")]
     pub socket_mode: u32,
 
-    /// Refuse writes of all clients, whatever the exports could.
+    /// Make all exports read-only.
     #[arg(long, requires = "listen")]
     pub read_only: bool,
 
-    /// Directory with server-cert.pem and server-key.pem. All files are read once, at the start.
+    /// Directory with server-cert.pem and server-key.pem, which are read once, at the start.
     #[arg(long, value_name = "DIRECTORY", requires = "listen")]
     pub tls_certificates: Option<PathBuf>,
 
-    /// Whether clients must, may or cannot secure their connections [default: required with
-    /// --tls-certificates, off without].
+    /// Whether clients use TLS [default: required with --tls-certificates, else off].
     #[arg(long, value_name = "WHEN", requires = "listen")]
     pub tls: Option<TlsMode>,
 
-    /// Clients must have a certificate that is signed by one in ca-cert.pem, and that is not in
-    /// ca-crl.pem, if there is such a list of revoked certificates.
+    /// Require client certificates that are signed by ca-cert.pem and not revoked by ca-crl.pem, if
+    /// that file exists.
     #[arg(long, requires = "tls_certificates")]
     pub tls_verify_peer: bool,
 
-    /// Most clients at a time; more are turned away.
+    /// Most clients at a time; further ones are disconnected.
     ///
-    /// The limit of open files is raised for them. Where it cannot be raised far enough, there are
-    /// fewer, and a warning says so.
+    /// The limit of open files is raised for them. If it cannot be raised far enough, fewer clients
+    /// are served, and a warning says so.
     #[arg(long, value_name = "NUMBER", default_value_t = Limits::default().connections, requires = "listen")]
     pub max_connections: usize,
 
-    /// Longest read or write that is served.
+    /// Longest read or write; 4096 to 1G.
     #[arg(long, value_name = "SIZE", default_value = "64M", value_parser = parse_payload, requires = "listen")]
     pub max_payload: u32,
 
-    /// Memory for the data of requests under way, of all clients together; what is beyond that waits
-    /// for its turn.
+    /// Memory for the data of all requests under way; further requests queue. At least 1M.
     ///
-    /// Small requests are served at once, whatever the others do: beside this memory each client has
-    /// buffers of its own, 4M at most. A long write takes memory as its data comes, 2M at a time. A
-    /// client that leaves replies unread or a request half sent for half a minute, or falls as far
-    /// behind 256K a second, while others wait for memory that is taken up by that, is dropped.
+    /// Besides, each client has buffers of its own, 4M at most, so that small requests do not queue. A
+    /// long write takes memory as its data comes, 2M at a time. While other clients wait for memory,
+    /// a client is disconnected that has not read replies or not finished a request for 30 s, or is
+    /// 30 s behind a rate of 256K a second.
     #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = parse_memory, requires = "listen")]
     pub max_memory: u64,
 
-    /// Seconds that a client has for the handshake.
+    /// Seconds that a client may take for the handshake.
     #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = parse_seconds, requires = "listen")]
     pub handshake_timeout: Duration,
 
-    /// Seconds of silence after which a client is dropped [default: never].
+    /// Seconds without a request after which a client is disconnected [default: never].
     ///
-    /// A client whose machine has vanished is dropped anyway: after about a minute and a half without
-    /// an acknowledgement, or some six minutes if it had long stopped reading before.
+    /// A client whose machine has vanished is disconnected in any case: after 60 to 90 s without an
+    /// acknowledgement, or after six minutes if it had stopped reading before.
     #[arg(long, value_name = "SECONDS", value_parser = parse_seconds, requires = "listen")]
     pub idle_timeout: Option<Duration>,
 
-    /// Seconds that requests under way may take to end after SIGTERM or SIGINT.
+    /// Seconds to wait for requests under way after SIGTERM or SIGINT.
     ///
-    /// A client whose requests take longer sees the end of its connection when this process has ended,
-    /// and with it whatever could still have been written.
+    /// The connection of a client whose requests take longer ends with this process, after which
+    /// nothing is written any more.
     #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = parse_seconds, requires = "listen")]
     pub grace: Duration,
 }
@@ -111,11 +109,11 @@ pub struct NetworkArgs {
 /// Whether connections are secured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum TlsMode {
-    /// In the clear only.
+    /// No client uses TLS.
     Off,
-    /// As the client likes.
+    /// Clients may use TLS.
     Optional,
-    /// Secured only.
+    /// Clients must use TLS.
     Required,
 }
 

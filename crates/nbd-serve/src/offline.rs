@@ -21,7 +21,7 @@ use crate::size::Size;
 use crate::spec::{CowSpec, Spec, SpecError};
 use powercut::PowercutError;
 
-/// Works on the files of exports that are not being served.
+/// Works on files that are not being served.
 #[derive(Debug, Parser)]
 #[command(name = "nbd-serve", version, disable_help_subcommand = true)]
 struct Offline {
@@ -33,7 +33,7 @@ struct Offline {
 enum Tool {
     /// Write the changes of a `cow:` export to its base, and empty the diff.
     #[command(after_help = "\
-Nothing may serve base or diff meanwhile. If it is interrupted, do it again.
+Refuses while base or diff is being served. If it is interrupted, run it again.
 
 Example:
   nbd-serve commit cow:base.img+changes.cow")]
@@ -42,9 +42,9 @@ Example:
         #[arg(value_name = "SPEC")]
         spec: OsString,
     },
-    /// Forget the changes of a `cow:` export.
+    /// Discard the changes of a `cow:` export.
     #[command(after_help = "\
-Nothing may serve the diff meanwhile.
+Refuses while the diff is being served.
 
 Example:
   nbd-serve discard cow:base.img+changes.cow")]
@@ -60,7 +60,7 @@ Example:
 enum Error {
     #[error("{text}")]
     Spec { text: String, source: SpecError },
-    #[error("{0}: is no cow: export, and only those have changes to commit or discard")]
+    #[error("{0}: is not a cow: export, and only those have changes to commit or discard")]
     NotCow(String),
     #[error(transparent)]
     Export(#[from] ExportError),

@@ -240,7 +240,7 @@ impl SendBuffer {
         if !self.has_refused && !matches!(refusal, RefusalReason::Stopping) {
             self.has_refused = true;
             let peer = self.sender.socket().peer();
-            tracing::warn!("{peer}: {refusal}; later ones are refused without a word here");
+            tracing::warn!("{peer}: {refusal}; later refusals are not logged");
         }
     }
 

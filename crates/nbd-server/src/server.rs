@@ -155,7 +155,10 @@ impl Clients {
             }
         }
         self.for_each(|client| {
-            tracing::warn!("{}: requests are stuck and are abandoned", client.socket.peer());
+            tracing::warn!(
+                "{}: requests have not ended within --grace, and are abandoned",
+                client.socket.peer()
+            );
         });
         self.is_abandoned.store(true, Ordering::Relaxed);
         self.left.notify_all();

@@ -64,7 +64,9 @@ pub enum Cause {
     #[error("the program does not end, although it was killed: see its state with `ps`")]
     WontExit,
     /// The program serves one connection.
-    #[error("the program serves one connection only, on its standard input and output")]
+    #[error(
+        "the program serves one connection only, on its standard input and output: leave connections= out"
+    )]
     OneConnectionOnly,
     /// The export cannot be a device.
     #[error(transparent)]

@@ -45,12 +45,10 @@ pub enum TargetError {
     #[error("{0}: without a command: write {0}:nbdkit -s memory 1G, for example")]
     NoCommand(&'static str),
     /// No such option.
-    #[error(
-        "there is no option {0:?} for {1}: retry=SECONDS and connections=N are all that there are"
-    )]
+    #[error("there is no option {0:?} for {1}: use retry=SECONDS and connections=N")]
     Unknown(String, &'static str),
     /// An option that was there before.
-    #[error("the option {0:?} is there twice: leave one of them out")]
+    #[error("the option {0:?} is given twice: leave one of them out")]
     Twice(&'static str),
     /// An option's value does not fit.
     #[error("{0} is not understood: write {1}")]

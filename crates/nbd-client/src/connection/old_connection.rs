@@ -86,8 +86,7 @@ impl Shared {
                 Ok(Fence::Open) => {}
                 Ok(Fence::OutOfReach) => {
                     self.log_info(
-                        "the server's machine does not answer any more: what it had been sent \
-                         over the old connection, it may still carry out",
+                        "the server's machine does not answer: it may still execute what it received over the old connection",
                     );
                     return jobs;
                 }
@@ -109,8 +108,7 @@ impl Shared {
             if began.elapsed() >= self.options.fence_limit && !is_logged {
                 is_logged = true;
                 self.log_info(
-                    "the server has not closed the old connection and may still carry out what \
-                     came over it, so requests wait until it has; ending the server helps",
+                    "the server has not closed the old connection, and may still execute requests of it: new requests wait until it is closed. To continue, end the server",
                 );
             }
         }
@@ -125,8 +123,7 @@ impl Shared {
 
     fn log_expired(&self, count: usize) {
         self.log_info(&format!(
-            "gave up waiting: {count} requests, and all that come until the server is back, fail \
-             with EIO"
+            "the server is gone for too long (retry=): {count} requests, and later ones until it is back, get EIO"
         ));
     }
 }

@@ -243,8 +243,7 @@ impl ConnectionWorker {
         if !is_out && !jobs.is_empty() && pool.is_up() {
             let count = jobs.len();
             tracing::warn!(
-                "{name}: one of several connections lost: {}; {count} requests go over \
-                 the others",
+                "{name}: one of several connections is lost: {}; {count} requests use the others",
                 chain(&lost)
             );
         }

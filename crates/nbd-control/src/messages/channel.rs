@@ -53,7 +53,7 @@ pub enum ChannelError {
     #[error("no answer within {:.1} s", .0.as_secs_f64())]
     TimedOut(Duration),
     /// The peer leaves what it was sent unread, and there is no room for more.
-    #[error("the peer does not read what it is sent")]
+    #[error("the peer does not read its messages")]
     Unread,
     /// The peer is not one of our programs.
     #[error("the peer does not speak our protocol (it sent {0:02x?})")]
@@ -67,7 +67,7 @@ pub enum ChannelError {
         found: u32,
     },
     /// Descriptors came where none may.
-    #[error("the peer sends descriptors, which it may not")]
+    #[error("the peer sends descriptors, which it must not")]
     Descriptors,
     /// A frame cannot be what it claims to be.
     #[error("malformed message: {0}")]

@@ -29,7 +29,7 @@ pub enum Request {
         /// `NAME=VALUE` each; without any, the settings are only told.
         assignments: Vec<String>,
     },
-    /// Answer what is in flight with EIO, and keep the device.
+    /// Answer the requests that wait with EIO, and keep the device.
     Fail {
         /// Kill a backend that is alive: no other process may answer its requests.
         kill: bool,
@@ -39,7 +39,7 @@ pub enum Request {
         /// Also one that joined from outside, which the holder cannot start again.
         kill: bool,
     },
-    /// Let backends serve a paused device again.
+    /// Serve a paused device again.
     Resume,
     /// Tell which requests were executed.
     Trace {

@@ -11,7 +11,7 @@ use super::values::{Kind, ListColumn, Range, interval, milliseconds, seconds, si
 
 #[derive(Debug, Args)]
 pub(crate) struct ListArguments {
-    /// The columns to show, in this order.
+    /// Columns to show, in this order, separated by commas.
     #[arg(
         long = "output",
         short = 'o',
@@ -21,7 +21,7 @@ pub(crate) struct ListArguments {
         conflicts_with = "json"
     )]
     pub(crate) columns: Vec<ListColumn>,
-    /// Show it again every 2 seconds, or so many, until Ctrl-C.
+    /// Repeat every 2 seconds, or every SECONDS, until Ctrl-C.
     #[arg(long, value_name = "SECONDS", num_args = 0..=1, require_equals = true,
         default_missing_value = "2", value_parser = interval, conflicts_with = "json")]
     pub(crate) watch: Option<Duration>,
@@ -32,10 +32,10 @@ pub(crate) struct ListArguments {
 
 #[derive(Debug, Args)]
 pub(crate) struct TopArguments {
-    /// nbd0, /dev/nbd0 or 0 [default: all devices, also those that come later].
+    /// The devices: nbd0, /dev/nbd0, 0, or names [default: all, also later ones].
     #[arg(value_name = "DEVICE")]
     pub(crate) device: Vec<String>,
-    /// Seconds between two looks at the devices.
+    /// Seconds between two updates.
     #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = interval)]
     pub(crate) interval: Duration,
     /// Print one interval as text.
@@ -49,28 +49,28 @@ pub(crate) struct TopArguments {
 #[derive(Clone, Debug, Args)]
 #[command(group = one_of("what", ["spec", "program", "external", "all"]))]
 pub(crate) struct AttachArguments {
-    /// What nbd-serve shall serve, like file:/srv/disk.img, mem:1G or nbd://storage.example/disk
-    /// (see `nbd-serve --help`); or the name of a device in the file.
+    /// What nbd-serve serves, like file:/srv/disk.img, mem:1G or nbd://storage.example/disk; or the
+    /// name of a device in devices.toml.
     pub(crate) spec: Option<String>,
     /// Your own backend and its arguments.
     #[arg(last = true)]
     pub(crate) program: Vec<String>,
-    /// Attach all devices of the file that are not attached, but those with auto = false.
+    /// Attach all devices of devices.toml that are not attached, except those with auto = false.
     #[arg(long)]
     pub(crate) all: bool,
-    /// The file with the devices [default: $NBD_CTL_CONFIG, else /etc/nbd-ctl/devices.toml].
+    /// Another devices.toml [default: $NBD_CTL_CONFIG, else /etc/nbd-ctl/devices.toml].
     #[arg(long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
-    /// Become the holder and stay, as service managers want it; adopts a device of this name.
+    /// Stay in the foreground as the holder, for service managers; adopts an attached device of this name.
     #[arg(long, conflicts_with = "all")]
     pub(crate) foreground: bool,
-    /// Call the device so, as its name in the file would.
+    /// Give the device a name, as a device of devices.toml has.
     #[arg(long)]
     pub(crate) name: Option<String>,
     /// Start no backend; wait until one joins.
     #[arg(long)]
     pub(crate) external: bool,
-    /// The device to use [default: a free one].
+    /// The device to use, like nbd3 [default: a free one].
     #[arg(long)]
     pub(crate) device: Option<String>,
     #[command(flatten)]
@@ -78,16 +78,16 @@ pub(crate) struct AttachArguments {
     /// One of them was typed, be it the default.
     #[arg(skip)]
     pub(crate) typed_options: bool,
-    /// Do without the second nbd-serve that is kept started to take over at once.
+    /// Keep no second nbd-serve ready: saves its memory, makes recovery slower.
     #[arg(long, conflicts_with_all = ["program", "external"])]
     pub(crate) no_spare: bool,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct OrderArguments {
-    /// nbd0, /dev/nbd0 or 0.
+    /// The device: nbd0, /dev/nbd0, 0, or its name.
     pub(crate) device: String,
-    /// Kill a backend that is in the way.
+    /// Kill a backend that is alive.
     #[arg(long)]
     pub(crate) kill: bool,
     #[command(flatten)]
@@ -97,15 +97,15 @@ pub(crate) struct OrderArguments {
 #[derive(Debug, Args)]
 #[command(group = one_of("to", ["size", "to_backend"]))]
 pub(crate) struct ResizeArguments {
-    /// nbd0, /dev/nbd0 or 0.
+    /// The device: nbd0, /dev/nbd0, 0, or its name.
     pub(crate) device: String,
-    /// The new size in bytes, or with K, M, G or T: at most what the backend has by now.
+    /// The new size in bytes, or with K, M, G or T; at most that of the storage.
     #[arg(value_parser = size)]
     pub(crate) size: Option<u64>,
-    /// The size that the backend has by now.
+    /// Take the present size of the storage.
     #[arg(long)]
     pub(crate) to_backend: bool,
-    /// Shrink a device that is in use, or whose file system or partitions need more.
+    /// Shrink also if the device is in use or its content needs more: loses what is beyond.
     #[arg(long)]
     pub(crate) force: bool,
     #[command(flatten)]
@@ -115,15 +115,15 @@ pub(crate) struct ResizeArguments {
 #[derive(Debug, Args)]
 #[command(group = one_of("which", ["device", "all"]))]
 pub(crate) struct DetachArguments {
-    /// nbd0, /dev/nbd0 or 0.
+    /// The device: nbd0, /dev/nbd0, 0, or its name.
     pub(crate) device: Option<String>,
     /// Detach all devices.
     #[arg(long)]
     pub(crate) all: bool,
-    /// Succeed if the device is not attached (any more).
+    /// Succeed also if the device is not attached.
     #[arg(long)]
     pub(crate) if_attached: bool,
-    /// Fail what is in flight, also while the device is in use; ends within 10 s.
+    /// Detach within 10 s, whatever uses or blocks the device; unwritten data is lost.
     #[arg(long)]
     pub(crate) force: bool,
     #[command(flatten)]
@@ -132,25 +132,25 @@ pub(crate) struct DetachArguments {
 
 #[derive(Clone, Copy, Debug, Args)]
 pub(crate) struct Limit {
-    /// Give up after so many seconds; fractions are fine.
+    /// Give up after this time, in seconds, like 10 or 0.5.
     #[arg(long = "timeout", value_name = "SECONDS", value_parser = seconds)]
     pub(crate) timeout: Option<Duration>,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct TraceArguments {
-    /// nbd0, /dev/nbd0 or 0.
+    /// The device: nbd0, /dev/nbd0, 0, or its name.
     pub(crate) device: String,
-    /// Go on with what is executed from now on, until Ctrl-C or the end of the device.
+    /// Go on with later requests, until Ctrl-C or the end of the device.
     #[arg(long)]
     pub(crate) follow: bool,
-    /// Only these commands, like read,write or flush.
+    /// Only these commands, separated by commas, like read,write.
     #[arg(long, value_name = "COMMANDS", value_delimiter = ',', value_enum)]
     pub(crate) kind: Vec<Kind>,
     /// Only requests that touch these bytes.
     #[arg(long, value_name = "OFFSET+LENGTH")]
     pub(crate) range: Option<Range>,
-    /// Only requests that took longer than so many milliseconds, from being read to their end.
+    /// Only requests that took longer than this, in milliseconds, from being received to their end.
     #[arg(long, value_name = "MS", value_parser = milliseconds)]
     pub(crate) slower_than: Option<f64>,
     /// Only requests that were answered with an error.
@@ -159,7 +159,7 @@ pub(crate) struct TraceArguments {
     /// Show dates and times in UTC, in place of seconds since boot.
     #[arg(long)]
     pub(crate) wall_clock: bool,
-    /// Only the latest so many of those.
+    /// Only the latest N of them.
     #[arg(long, value_name = "N")]
     pub(crate) last: Option<usize>,
     /// Print a JSON object for each request, one a line.
@@ -169,21 +169,21 @@ pub(crate) struct TraceArguments {
 
 #[derive(Debug, Args)]
 pub(crate) struct RecordArguments {
-    /// nbd0, /dev/nbd0 or 0.
+    /// The device: nbd0, /dev/nbd0, 0, or its name.
     pub(crate) device: String,
     /// The recording, a new file that only its owner may read.
     #[arg(required_unless_present = "stop", conflicts_with = "stop")]
     pub(crate) file: Option<PathBuf>,
-    /// End the recording that is under way, and tell what is in it.
+    /// End the present recording and print what is in it.
     #[arg(long, conflicts_with_all = ["limit", "time", "background"])]
     pub(crate) stop: bool,
-    /// End it when FILE would become larger: bytes, or with K, M, G or T.
+    /// End it before FILE becomes larger: bytes, or with K, M, G or T.
     #[arg(long, value_name = "SIZE", value_parser = size, default_value = "1G")]
     pub(crate) limit: u64,
-    /// End it after so many seconds.
+    /// End it after this time.
     #[arg(long = "for", value_name = "SECONDS", value_parser = seconds, conflicts_with = "background")]
     pub(crate) time: Option<Duration>,
-    /// Return while it goes on.
+    /// Return at once; the recording goes on.
     #[arg(long)]
     pub(crate) background: bool,
 }
@@ -192,23 +192,23 @@ pub(crate) struct RecordArguments {
 pub(crate) struct ReplayArguments {
     /// The recording.
     pub(crate) file: PathBuf,
-    /// What nbd-serve shall serve, like file:copy.img.
+    /// What nbd-serve serves, like file:copy.img.
     #[arg(conflicts_with = "program")]
     pub(crate) spec: Option<String>,
     /// Your own backend and its arguments.
     #[arg(last = true)]
     pub(crate) program: Vec<String>,
-    /// List all requests in FILE: when, what, and how each was answered.
+    /// List all requests in FILE: time, command, result.
     #[arg(long, conflicts_with_all = ["spec", "program", "one_by_one", "minimise", "before"])]
     pub(crate) list: bool,
-    /// Send each request only when the one before it is answered.
+    /// Send each request after the one before it is answered.
     #[arg(long)]
     pub(crate) one_by_one: bool,
-    /// Find the fewest requests with which the backend still ends in the same way, and write them
-    /// to this new file.
+    /// Find the fewest requests with which the backend still ends in the same way; write them to
+    /// this new file.
     #[arg(long, value_name = "OUT")]
     pub(crate) minimise: Option<PathBuf>,
-    /// Run this by sh before each attempt, to bring the storage into its former state.
+    /// Run this shell command before each attempt, to restore the storage.
     #[arg(long, value_name = "COMMAND")]
     pub(crate) before: Option<String>,
     #[command(flatten)]

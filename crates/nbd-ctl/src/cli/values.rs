@@ -19,35 +19,35 @@ pub(crate) enum Kind {
 /// A column of `nbd-ctl list`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum ListColumn {
-    /// The driver's name, like nbd0.
+    /// Its device, like nbd0.
     Device,
-    /// The name that it was given at attach.
+    /// Its name, given at attach.
     Name,
     /// Its size.
     Size,
     /// What is served.
     Backend,
-    /// The process of the backend.
+    /// Process id of the backend.
     Pid,
     /// What the backend does.
     State,
     /// How often a backend was started again.
     Restarts,
-    /// Socket pairs.
+    /// Number of lanes (socket pairs to the driver).
     Lanes,
-    /// Requests that are not answered.
+    /// Number of unanswered requests.
     InFlight,
-    /// The age of the oldest of those.
+    /// Age of the oldest unanswered request.
     Oldest,
-    /// Where it is mounted, and what else keeps it.
+    /// Where it is mounted, and what else uses it.
     UsedBy,
     /// Its path, like /dev/nbd0.
     Path,
-    /// ro or rw.
+    /// ro (read-only) or rw.
     Access,
-    /// How the driver was told: ioctl or netlink.
+    /// The interface to the driver: ioctl or netlink.
     KernelApi,
-    /// The process of its holder.
+    /// Process id of the holder.
     Holder,
 }
 
@@ -73,9 +73,9 @@ impl FromStr for Range {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Until {
-    /// A backend serves the device, which is attached.
+    /// The device, attached already, has a backend that serves it.
     Ready,
-    /// A device of this name is attached, perhaps only later, and served.
+    /// A device of this name is attached, now or later, and served.
     Attached,
     /// The device is detached.
     Gone,

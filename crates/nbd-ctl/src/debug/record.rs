@@ -39,7 +39,7 @@ pub(crate) struct Record {
     pub(crate) limit: u64,
     /// When to stop.
     pub(crate) time: Option<Duration>,
-    /// Return while it goes on.
+    /// Return at once; the recording goes on.
     pub(crate) background: bool,
 }
 
@@ -194,7 +194,7 @@ fn finish(context: &Context, device: Device, path: &Path, file: &File) -> Result
             Err(Error::CutShort { path: path.into(), why: found.to_string() })
         }
         CaptureState::Full => {
-            eprint(&format!("the recording has ended by itself: {found}; see --limit"));
+            eprint(&format!("the recording has ended early: {found}; --limit allows more"));
             Ok(())
         }
         CaptureState::Going | CaptureState::Stopped => Ok(()),

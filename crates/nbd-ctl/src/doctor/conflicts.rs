@@ -60,7 +60,7 @@ pub(super) fn check(context: &Context, found: &mut Findings) -> Result<(), Error
             },
             None if !ours.contains(&device) && attribute("size").is_some_and(|it| it != "0") => {
                 let text = format!(
-                    "{device} has a size, but no process has set it up: nbd-client -d {device}"
+                    "{device} is set up, but no process uses it: free it with nbd-client -d {device}"
                 );
                 found.add("rivals", Level::Trouble, text);
             }
@@ -88,7 +88,7 @@ pub(super) fn check(context: &Context, found: &mut Findings) -> Result<(), Error
     }
     for (pid, name) in takers() {
         let text = format!(
-            "{name} (pid {pid}) may take devices as well: give yours fixed numbers, with `device`"
+            "{name} (pid {pid}) may take NBD devices too: give yours fixed numbers with the key `device`"
         );
         found.add("rivals", Level::Fine, text);
     }

@@ -16,15 +16,14 @@ impl fmt::Display for Abandoned {
         match (self.backend, self.connected) {
             (Some(pid), true) => write!(
                 f,
-                "its holder and its sitter are gone, so it cannot be adopted; its backend (pid {pid}) \
-                 serves it still"
+                "its holder and its sitter have died, so it cannot be adopted; its backend (pid {pid}) still serves it"
             ),
             (Some(pid), false) => write!(
                 f,
                 "its holder and its sitter are gone, and the device with them; its backend (pid {pid}) \
                  is left"
             ),
-            (None, _) => write!(f, "its processes are gone, and the kernel still has the device"),
+            (None, _) => write!(f, "its processes have died, and the kernel still has the device"),
         }
     }
 }

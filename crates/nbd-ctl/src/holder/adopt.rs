@@ -54,7 +54,7 @@ pub(crate) fn adopt(context: &Context, device: Device, state: &State) -> Result<
         Outcome::Ready { .. } => {
             let pid = holder_pid(context, device).unwrap_or(starting.pid().cast_signed());
             eprint(&format!(
-                "{device}: its holder (pid {}) is gone; adopted by pid {pid}",
+                "{device}: its holder (pid {}) had died; adopted by pid {pid}",
                 state.holder.pid
             ));
             Ok(())

@@ -33,7 +33,7 @@ pub(crate) fn logs(
         _ => Error::Registry { path, source },
     })?;
     if !is_attached && !last {
-        eprint(&format!("{device} is not attached: this is the log of the last time that it was"));
+        eprint(&format!("{device} is not attached: this is the log of its last attach"));
     }
     print(&lines)
 }

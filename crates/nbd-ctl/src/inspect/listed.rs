@@ -49,7 +49,7 @@ pub(crate) enum Listed {
 pub(crate) struct Entry {
     #[serde(flatten)]
     pub(crate) listed: Listed,
-    /// The name that it was given at attach.
+    /// Its name, given at attach.
     pub(crate) name: Option<String>,
     /// What completes "nbd0 is …": `mounted on /mnt`. Open files do not count, as they come and go.
     pub(crate) used_by: Vec<String>,

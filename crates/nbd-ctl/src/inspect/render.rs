@@ -50,7 +50,7 @@ pub(crate) fn status(entry: &Entry) -> Option<String> {
     }
     add("serves", &some(&status.backend.description));
     match status.backend.program.as_slice() {
-        [] => add("program", "none: backends join from outside"),
+        [] => add("program", "none: backends join by hand"),
         program => add("program", &command_line(program)),
     }
     if let Some(path) = &status.recording {

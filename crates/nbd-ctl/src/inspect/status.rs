@@ -86,7 +86,7 @@ fn remark(listed: &Listed) -> Option<String> {
             "{device}: its holder (pid {}) is gone; the device works on: nbd-ctl adopt {device}",
             orphan.holder_pid
         )),
-        Listed::Ending { .. } => Some(format!("{device}: its holder is about to go")),
+        Listed::Ending { .. } => Some(format!("{device}: its holder is ending")),
         Listed::Abandoned { detail, .. }
         | Listed::Stale { detail, .. }
         | Listed::Unreachable { detail, .. } => Some(detail.clone()),

@@ -58,7 +58,7 @@ fn finish(context: &Context, wanted: &Attach, mut starting: Starting<'_>) -> Res
             }
             Outcome::TimedOut => {
                 if patience == PROGRESS_DELAY && start.elapsed() >= PROGRESS_DELAY {
-                    progress("waiting for the device to be ready; Ctrl-C gives up");
+                    progress("waiting until the device is ready; Ctrl-C gives up");
                 }
                 patience = WAKE_UP_INTERVAL;
             }

@@ -73,7 +73,7 @@ fn backend(
 /// A service manager starts in another directory than an operator.
 fn relative(path: &str) -> String {
     format!(
-        "{path}: begins at the working directory, which is another one for systemd; write the whole path"
+        "{path}: is a relative path, and systemd has another working directory; write the absolute path"
     )
 }
 
@@ -104,5 +104,5 @@ fn options(arguments: &AttachArguments) -> Vec<Mistake> {
 }
 
 fn unknown(what: &str, name: &str, database: &str) -> String {
-    format!("there is no {what} {name}: `getent {database}` lists those of this machine")
+    format!("no {what} {name} on this machine: `getent {database}` lists all")
 }

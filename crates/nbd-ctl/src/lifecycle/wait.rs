@@ -87,7 +87,7 @@ fn wait_gone(context: &Context, device: Device, limit: Duration) -> Result<(), E
             }
             DeviceState::Stale | DeviceState::Abandoned(_) => {
                 if clear(context, device)? {
-                    eprint(&format!("{device} was stale; cleaned up"));
+                    eprint(&format!("{device} was stale: what was left of it is removed"));
                 }
                 continue;
             }

@@ -178,7 +178,7 @@ fn a_registry_that_stays_locked_is_told() {
     runtime.run(&["detach", "nbd0"]).failed(
         5,
         &format!(
-            "{}: locked for more than 5 s: another nbd-ctl or holder is stuck",
+            "{}: locked for more than 5 s by another nbd-ctl or holder: `fuser` on that file shows its pid",
             path.display()
         ),
     );
@@ -220,7 +220,7 @@ fn a_damaged_state_is_left_alone() {
     assert_eq!(ran.code, Some(1), "{ran:?}");
     assert!(
         ran.stderr.starts_with(&format!(
-            "nbd-ctl: nbd0: its holder is gone and it cannot be adopted; nbd-ctl detach --force nbd0 \
+            "nbd-ctl: nbd0: its holder has died and it cannot be adopted: nbd-ctl detach --force nbd0 \
              takes down what is left: {}: ",
             file.display()
         )),

@@ -49,7 +49,7 @@ fn a_file_without_its_scheme_is_told_how_to_be_served() {
     std::fs::write(runtime.directory.join("disk.img"), "x").unwrap();
     run("disk.img").failed(
         2,
-        "disk.img: this file is served with `nbd-ctl attach file:disk.img`; a word without colon \
+        "disk.img: to serve this file: nbd-ctl attach file:disk.img. A word without a colon \
          is the name of a device in devices.toml",
     );
     let ran = run("other.img");
@@ -98,10 +98,10 @@ fn check_config_finds_what_cannot_be_meant() {
     assert_eq!((ran.code, ran.stdout.as_str()), (Some(2), "d  external\n"), "{ran:?}");
     for words in [
         ":2: a.export: rather large",
-        ":2: a.export: disk.img: begins at the working directory",
-        ":5: b.user: there is no user no-such-user: `getent passwd`",
-        ":6: b.group: there is no group no-such-group: `getent group`",
-        ":8: c.program: ./none: begins at the working directory",
+        ":2: a.export: disk.img: is a relative path",
+        ":5: b.user: no user no-such-user on this machine: `getent passwd`",
+        ":6: b.group: no group no-such-group on this machine: `getent group`",
+        ":8: c.program: ./none: is a relative path",
         ":8: c.program: ./none: no such program there",
         ":9: c.sandbox: --sandbox needs --user",
         ":14: e.user: a sandbox cannot confine root",
@@ -130,7 +130,7 @@ fn what_is_not_a_device_is_named() {
     for command in ["detach", "status", "restart", "replace", "upgrade", "set", "wait", "adopt"] {
         runtime
             .run(&[command, "/dev/sda"])
-            .failed(2, "/dev/sda: not an nbd device: give it as nbd0, /dev/nbd0 or 0");
+            .failed(2, "/dev/sda: not an NBD device: give it as nbd0, /dev/nbd0 or 0");
     }
     runtime
         .run(&["attach", "--device", "nbd0p1", "mem:1M"])

@@ -141,10 +141,9 @@ fn errors_peer_version() {
 fn errors_peer_wrong_answer() {
     let runtime = RuntimeDir::new();
     let holder = runtime.answers(0, vec![Response::Status(Box::new(status("nbd0")))]);
-    runtime.run(&["restart", "nbd0"]).failed(
-        1,
-        "nbd0: its holder gave an answer to another question; use programs of one release",
-    );
+    runtime
+        .run(&["restart", "nbd0"])
+        .failed(1, "nbd0: the answer of its holder does not fit: install programs of one release");
     holder.join().unwrap();
 }
 
@@ -252,7 +251,7 @@ fn waiting_for_gone_has_its_limit() {
     let listener = runtime.listen(0, |listener| listener).join().unwrap();
     runtime
         .run(&["wait", "nbd0", "--for", "gone", "--timeout", "0.2"])
-        .failed(5, "nbd0: not gone within 0.2 s: nbd-ctl detach nbd0 takes it away");
+        .failed(5, "nbd0: still attached after 0.2 s: nbd-ctl detach nbd0 detaches it");
     drop(listener);
 }
 

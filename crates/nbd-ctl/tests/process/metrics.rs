@@ -183,7 +183,10 @@ fn the_socket_of_a_server_that_lives_is_left_alone() {
 fn options_that_would_not_protect_are_refused() {
     let runtime = RuntimeDir::new();
     for (arguments, words) in [
-        (&["--listen", "0.0.0.0:9103"][..], "put a proxy that has it in front of unix:PATH"),
+        (
+            &["--listen", "0.0.0.0:9103"][..],
+            "put a proxy with authentication in front of unix:PATH",
+        ),
         (&["--listen", "9103", "--group", "root"], "TCP answers every user of this machine"),
         (&["--listen", "unix:/run/m", "--host", "a"], "may ask by any name"),
         (&["--host", "a"], "--listen"),

@@ -138,7 +138,7 @@ fn the_log_of_a_device_that_is_gone_is_found_by_its_name() {
     );
     runtime.run(&["logs", "other"]).failed(
         2,
-        "other: not an nbd device, and no attached device has this name: give it as nbd0, /dev/nbd0 or 0, \
+        "other: not an NBD device, and no attached device has this name: give it as nbd0, /dev/nbd0 or 0, \
          or by a name that nbd-ctl list shows",
     );
 }
@@ -148,13 +148,13 @@ fn a_device_that_is_not_attached_yet_can_be_waited_for() {
     let runtime = RuntimeDir::new();
     let wait = |name| ["wait", name, "--for", "attached", "--timeout", "0.2"];
     for name in ["nbd0", "backup"] {
-        let words = "nbd-ctl list shows what is, nbd-ctl logs";
-        let text = format!("{name}: not attached within 0.2 s: {words} {name} why not");
+        let words = "nbd-ctl list shows what is attached, nbd-ctl logs";
+        let text = format!("{name}: not attached after 0.2 s: {words} {name} why it is not");
         runtime.run(&wait(name)).failed(5, &text);
     }
     runtime
         .run(&wait("/dev/sda"))
-        .failed(2, "/dev/sda: not an nbd device: give it as nbd0, /dev/nbd0 or 0");
+        .failed(2, "/dev/sda: not an NBD device: give it as nbd0, /dev/nbd0 or 0");
     let mut command = runtime.command(&["wait", "backup", "--for", "attached"]);
     let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     runtime.registry.create_folder(0).unwrap();

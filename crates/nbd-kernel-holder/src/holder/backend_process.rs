@@ -4,9 +4,11 @@ use nbd_control::Channel;
 use nbd_control::backend::{ExportInfo, Hello};
 use nbd_control::channel::Sender;
 use nbd_control::process;
+use nbd_control::system_error::explain;
 use nix::sys::wait::WaitStatus;
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::Pid;
+use std::io;
 use std::time::{Duration, Instant};
 
 use super::program::BuildId;
@@ -85,7 +87,7 @@ impl BackendProcess {
     /// or one that is younger than the connection. A child of ours that is not reaped keeps its number.
     pub(crate) fn open_sender(&self, sender: &Sender) -> Result<Process, String> {
         let (pid, uid) = (sender.credentials.pid(), sender.credentials.uid());
-        let failed = |error| format!("process {pid}: {error}");
+        let failed = |error: io::Error| format!("process {pid}: {}", explain(&error));
         if let Some(pidfd) = &sender.process {
             let pidfd = pidfd.try_clone().map_err(failed)?;
             return Ok(Process { pid: Pid::from_raw(pid), pidfd });
@@ -96,9 +98,9 @@ impl BackendProcess {
             process::started(pid).is_some_and(|started| started <= connected)
         });
         let is_same = is_child || (process::has_user(pid, uid) && is_old_enough);
-        is_same
-            .then_some(process)
-            .ok_or(format!("process {pid} is not the one any more that spoke"))
+        is_same.then_some(process).ok_or(format!(
+            "process {pid} is another one than the one that spoke: start the backend again"
+        ))
     }
 
     pub(crate) fn pid(&self) -> Option<i32> {
@@ -229,7 +231,7 @@ mod tests {
         let backend = BackendProcess::new(None, None);
         assert_eq!(backend.open_sender(&number_only(me, uid)).unwrap().pid.as_raw(), me);
         let other_user = backend.open_sender(&number_only(me, 4_000_000_000));
-        assert!(other_user.unwrap_err().contains("not the one any more"));
+        assert!(other_user.unwrap_err().contains("another one than the one that spoke"));
         // One that is younger than the connection on which it is said to have spoken.
         let joined = |connected| BackendProcess {
             connected: Some(connected),

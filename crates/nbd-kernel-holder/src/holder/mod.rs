@@ -25,6 +25,7 @@ use nbd_control::backend::ExportInfo;
 use nbd_control::control::Report;
 use nbd_control::process::ProcessId;
 use nbd_control::registry::{HolderLock, Registry};
+use nbd_control::system_error::explain;
 use nbd_ledger::{Inspector, Layout};
 use nix::unistd::{Gid, Uid};
 
@@ -199,7 +200,9 @@ impl Holder {
     pub(crate) fn let_go(&mut self, channel: Channel) {
         match connection::close(channel) {
             Ok(closer) => self.processes.orphans.extend(closer),
-            Err(error) => self.warn(&format!("a connection may be slow to close: {error}")),
+            Err(error) => {
+                self.warn(&format!("a connection may be slow to close: {}", explain(&error)))
+            }
         }
     }
 
@@ -237,7 +240,7 @@ impl Holder {
             Ok(())
         });
         if let Err(error) = redirected {
-            self.warn(&format!("cannot let go of standard input and output: {error}"));
+            self.warn(&format!("cannot close standard input and output: {}", explain(&error)));
         }
         self.log_sink.take_stderr();
     }

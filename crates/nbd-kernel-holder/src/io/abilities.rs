@@ -28,11 +28,11 @@ pub(crate) fn differences(found: &ExportInfo, attached: &ExportInfo, device: &st
     }
     let named = abilities(found.flags & !attached.flags);
     if !named.is_empty() {
-        told.push(format!("it has {named}, and {device} was attached without"));
+        told.push(format!("it offers {named}, and {device} was attached without"));
     }
     let named = abilities(attached.flags & !found.flags);
     if !named.is_empty() {
-        told.push(format!("it lacks {named}, and {device} was attached with that"));
+        told.push(format!("it does not offer {named}, and {device} was attached with that"));
     }
     told.join("; ")
 }
@@ -63,16 +63,16 @@ mod tests {
     fn what_differs_is_called_by_its_name() {
         for (found, attached, words) in [
             (export(512, 1), export(4096, 1), "its blocks have 512 bytes, and those of nbd0 4096"),
-            (export(512, 3), export(512, 1), "it has read-only, and nbd0 was attached without"),
+            (export(512, 3), export(512, 1), "it offers read-only, and nbd0 was attached without"),
             (
                 export(512, 1),
                 export(512, 1 | 4 | 32),
-                "it lacks flush, trim, and nbd0 was attached with that",
+                "it does not offer flush, trim, and nbd0 was attached with that",
             ),
             (
                 export(512, 3),
                 export(512, 1 | 1 << 15),
-                "it has read-only, and nbd0 was attached without; it lacks 0x8000, and nbd0 was \
+                "it offers read-only, and nbd0 was attached without; it does not offer 0x8000, and nbd0 was \
                  attached with that",
             ),
         ] {

@@ -70,7 +70,7 @@ impl Holder {
         match message {
             // It has the lanes, so it must not be forgotten, whatever it says.
             FromBackend::Hello(_) | FromBackend::Examine if is_owner => {
-                self.warn("ignored: the backend introduced itself twice");
+                self.warn("ignored: the backend said Hello twice");
             }
             FromBackend::Hello(hello) => self.take_hello(id, hello),
             FromBackend::Keep { name } if is_owner => {
@@ -102,7 +102,7 @@ impl Holder {
             | FromBackend::Ready { .. }
             | FromBackend::Poisoned(_)
             | FromBackend::Left => {
-                self.refuse(id, "only the backend that was granted the lanes may say that");
+                self.refuse(id, "only the backend that has the lanes may say that");
             }
         }
     }
@@ -139,7 +139,10 @@ impl Holder {
         let is_recovering = !self.core.ownership.is_ready();
         let backend = self.processes.backends.get_mut(&id);
         let Some(backend) = backend.filter(|it| is_recovering && it.poisoned < most) else {
-            return self.complain(Subject::Backend, "ignored: the backend gives up too much");
+            return self.complain(
+                Subject::Backend,
+                "ignored: the backend gives up more requests than there can be",
+            );
         };
         backend.poisoned += 1;
         self.take_poison(poison);
@@ -163,12 +166,14 @@ impl Holder {
     /// The process that has spoken, if it may serve the device.
     fn check_sender<'a>(&self, backend: &'a BackendProcess) -> Result<&'a Sender, String> {
         let sender = backend.channel.as_ref().and_then(nbd_control::Channel::sender);
-        let sender = sender.ok_or("the kernel does not vouch for it")?;
+        let sender = sender.ok_or("the kernel does not tell which process it is")?;
         let user = self.settings.user.as_ref().map(|(_, uid, _)| uid.as_raw());
         let uid = sender.credentials.uid();
         match uid == 0 || Some(uid) == user {
             true => Ok(sender),
-            false => Err(format!("user {uid} may not serve this device")),
+            false => Err(format!(
+                "user {uid} may not serve this device: attach it with --user, or run the backend as root"
+            )),
         }
     }
 
@@ -178,7 +183,7 @@ impl Holder {
             return;
         };
         let refused = match self.check_sender(backend) {
-            _ if backend.hello.is_some() => Some("only before it introduces itself".to_owned()),
+            _ if backend.hello.is_some() => Some("only before its Hello".to_owned()),
             checked => checked.err(),
         };
         if let Some(reason) = refused {
@@ -197,13 +202,13 @@ impl Holder {
     fn check_hello(&self, id: BackendId, hello: &Hello) -> Result<Process, String> {
         let backend = self.processes.backends.get(&id).ok_or("it is gone")?;
         if backend.hello.is_some() {
-            return Err("it introduced itself twice".into());
+            return Err("it said Hello twice".into());
         }
         let sender = self.check_sender(backend)?;
         if hello.ledger_version != layout::VERSION {
             let (theirs, ours) = (hello.ledger_version, layout::VERSION);
             return Err(format!(
-                "it was built for ledger version {theirs} and not {ours}: build it with this release"
+                "it was built for ledger version {theirs}, and this holder needs {ours}: build it with this release"
             ));
         }
         if backend.answers_eio {
@@ -329,12 +334,10 @@ impl Holder {
             return Err(format!("a keepsake's name has 1 to {MAX_NAME} bytes"));
         }
         if name == CAPTURE_FD_NAME {
-            return Err(format!(
-                "{CAPTURE_FD_NAME} is what a recording of the operator's is called"
-            ));
+            return Err(format!("the name {CAPTURE_FD_NAME} is reserved for recordings"));
         }
         if self.processes.sitter.is_some() {
-            return Err("keepsakes are taken only before the device is attached".into());
+            return Err("keepsakes are accepted only before the device is attached".into());
         }
         self.data.fd_store.retain(|(kept, _)| *kept != name);
         if self.data.fd_store.len() == MAX_STORED_FDS {
@@ -400,8 +403,10 @@ impl Holder {
         let error = backend.close_reason.take().unwrap_or_else(|| ChannelError::Closed.to_string());
         let reason = match (&backend.last_words, &backend.death.ending) {
             (Some(words), _) => words.clone(),
-            (None, Some(ending)) => format!("the backend {ending} before it introduced itself"),
-            (None, None) => format!("the backend left before it was served: {error}"),
+            (None, Some(ending)) => format!("the backend {ending} before its Hello"),
+            (None, None) => {
+                format!("the backend closed its connection before it was ready: {error}")
+            }
         };
         let text = match backend.last_words {
             Some(_) => reason,

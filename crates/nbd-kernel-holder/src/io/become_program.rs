@@ -60,7 +60,8 @@ impl Holder {
     /// The last steps. Nothing in here waits, so nothing changes meanwhile.
     fn try_become(&mut self, client: ClientId, program: &str) -> Result<Errno, String> {
         let handover = self.leave_the_rest(client);
-        let failed = |error: &dyn std::fmt::Display| format!("cannot hand over: {error}");
+        let failed =
+            |error: &dyn std::fmt::Display| format!("cannot hand over to the new program: {error}");
         let (ours, theirs) = UnixStream::pair().map_err(|error| failed(&error))?;
         let descriptors = self.to_hand_on(&handover, client);
         let sent = Channel::new(ours).and_then(|ours| ours.send(&handover, &descriptors));
@@ -98,7 +99,7 @@ impl Holder {
             self.release_sitter();
         }
         let result = match taken.stop {
-            true => Err("it was told to stop, and does that first".to_owned()),
+            true => Err("it was told to stop and does that first".to_owned()),
             false => {
                 let executed = blocked
                     .and_then(|()| system::inherit(descriptor.as_fd()))
@@ -110,7 +111,7 @@ impl Holder {
             }
         };
         if let Err(errno) = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&before), None) {
-            self.warn(&format!("signals stay blocked: {errno}"));
+            self.warn(&format!("cannot unblock signals: {}", explain(&errno.into())));
         }
         if taken.stop {
             self.feed(Event::Stop);

@@ -136,7 +136,7 @@ impl Holder {
     fn start_eio_backend(&mut self, backend: BackendId) {
         let program = ["/proc/self/exe", "--stand-in"].map(String::from);
         if let Some(error) = self.launch(backend, &program, Role::EioBackend) {
-            let text = format!("cannot start what answers with EIO: {error}");
+            let text = format!("cannot start the EIO backend: {}", explain(&error));
             self.complain(Subject::EioBackend, &text);
             self.told.failures.backend = text;
             self.start_failed(backend, &error);
@@ -271,7 +271,8 @@ impl Holder {
         match sitter.go() {
             // If it is dead, its progress tells.
             Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
-                self.told.failures.setup.text = format!("cannot let the sitter go: {error}");
+                self.told.failures.setup.text =
+                    format!("cannot start the sitter: {}", explain(&error));
                 self.feed(Event::SitterNotStarted);
             }
             _ => {}
@@ -284,7 +285,7 @@ impl Holder {
             // It has ended already.
             && error.raw_os_error() != Some(libc::ESRCH)
         {
-            self.warn(&format!("cannot kill the sitter: {error}"));
+            self.warn(&format!("cannot kill the sitter: {}", explain(&error)));
         }
     }
 
@@ -305,7 +306,7 @@ impl Holder {
         // What the folder keeps of the log is complete.
         self.log_sink.drain_all();
         if let Err(error) = self.place.registry.remove(self.device.index) {
-            self.warn(&format!("cannot remove its registry entry: {error}"));
+            self.warn(&format!("cannot remove its registry entry: {}", explain(&error)));
         }
     }
 

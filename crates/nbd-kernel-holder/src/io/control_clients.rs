@@ -8,6 +8,7 @@ use nbd_control::backend::ExportInfo;
 use nbd_control::channel::Received;
 use nbd_control::control::{Failure, FailureKind, Request, Response};
 use nbd_control::settings;
+use nbd_control::system_error::chain;
 use nbd_control::{Channel, ChannelError};
 
 use crate::core::{ClientId, Event, Order, Refused};
@@ -47,7 +48,7 @@ impl Holder {
         }
         if self.clients.len() >= MAX_CLIENTS || (!is_owner && !self.has_room_for_reader()) {
             self.let_go(Channel::resume(stream));
-            return self.warn("a client is not let in: too many are connected");
+            return self.warn("a client is refused: too many are connected");
         }
         if let Ok(mut channel) = guard(stream) {
             // The capture file of a recording.
@@ -126,7 +127,7 @@ impl Holder {
                 self.forget_client(id);
             }
             Err(error) => {
-                let text = format!("a control connection failed: {error}");
+                let text = format!("the connection of a client failed: {}", chain(&error));
                 self.warn(&text);
                 let failure = Failure::new(FailureKind::Other, error.to_string());
                 self.answer(id, &Response::Failed(failure));
@@ -208,12 +209,13 @@ impl Holder {
         let name = self.device.name();
         let failed = |kind, text: String| Failure::new(kind, format!("{name}: {text}"));
         let other = |error: std::io::Error| {
-            failed(FailureKind::Other, format!("its settings cannot be used: {error}"))
+            failed(FailureKind::Other, format!("its table of settings is damaged: {error}"))
         };
         let kept = self.data.fd_store.iter().find(|(kept, _)| kept == settings::KEEPSAKE);
         let table = kept.map(|(_, fd)| fd.try_clone().map(File::from));
         let Some(table) = table.transpose().map_err(other)?.filter(settings::is_memory) else {
-            let text = "has no settings: attach it with a layer that has, like delay@file:PATH";
+            let text =
+                "has no settings: attach it with a layer that has some, like delay@file:PATH";
             return Err(failed(FailureKind::Other, text.into()));
         };
         let current = settings::load(&table).map_err(other)?;
@@ -235,7 +237,7 @@ impl Holder {
         let sent = match channel.send(response, &[]) {
             // Nothing of it was sent.
             Err(ChannelError::Malformed(error)) => {
-                let text = format!("the answer cannot be sent: {error}");
+                let text = format!("cannot send the answer: {error}");
                 channel.send(&Response::Failed(Failure::new(FailureKind::Other, text)), &[])
             }
             sent => sent,

@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use nbd_control::service;
+use nbd_control::system_error::explain;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::unistd::Pid;
 
@@ -35,12 +36,12 @@ impl Holder {
             Ok(None) => self.feed(Event::HelperEnded { id, report: Report::Status(0) }),
             Err(error) => {
                 match wanted {
-                    HelperTask::SilenceTimeouts => self.timeouts_not_silenced(&error.to_string()),
+                    HelperTask::SilenceTimeouts => self.timeouts_not_silenced(&explain(&error)),
                     HelperTask::CompareLimits => self.tell_differences(None),
                     _ => {}
                 }
                 let report = match wanted == HelperTask::FindUsers {
-                    true => Report::Users(Err(UsersUnknown::NoHelper(error.to_string()))),
+                    true => Report::Users(Err(UsersUnknown::NoHelper(explain(&error)))),
                     false => Report::Status(error.raw_os_error().unwrap_or(libc::EAGAIN)),
                 };
                 self.feed(Event::HelperEnded { id, report });
@@ -173,7 +174,7 @@ impl Holder {
         };
         let process = helper.process.process;
         if let Err(error) = process.kill() {
-            self.warn(&format!("helper process {}: {error}", process.pid));
+            self.warn(&format!("helper process {}: {}", process.pid, explain(&error)));
         }
         self.processes.orphans.push(process);
         match helper.kind {
@@ -191,7 +192,7 @@ impl Holder {
 
     fn timeouts_not_silenced(&self, error: &str) {
         self.notice(&format!(
-            "cannot set queue/io_timeout ({error}): the driver will complain about requests that wait for longer than 30 s, and with several lanes drop one"
+            "cannot set queue/io_timeout ({error}): the kernel logs requests that wait for longer than 30 s, and with several lanes the driver drops a lane then"
         ));
     }
 
@@ -203,7 +204,7 @@ impl Holder {
         let name = self.device.name();
         for (_, meaning) in DIFFERENCES.iter().filter(|(bit, _)| found & bit != 0) {
             self.notice(&format!(
-                "{name}: the kernel {meaning} (it may keep what an earlier export has set)"
+                "{name}: the kernel {meaning} (it may keep what an earlier export had set)"
             ));
         }
     }

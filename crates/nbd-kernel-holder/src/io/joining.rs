@@ -2,6 +2,8 @@
 
 use std::time::Instant;
 
+use nbd_control::system_error::chain;
+
 use crate::core::{BackendId, Event};
 use crate::holder::Holder;
 use crate::holder::backend_process::BackendProcess;
@@ -28,7 +30,10 @@ impl Holder {
                 let id = self.core.new_backend();
                 self.processes.backends.insert(id, BackendProcess::joined(channel));
             }
-            Err(error) => self.warn(&format!("a backend that joined failed: {error}")),
+            Err(error) => self.warn(&format!(
+                "the connection of a backend that joined failed: {}",
+                chain(&error)
+            )),
         }
     }
 
@@ -36,7 +41,7 @@ impl Holder {
     fn make_room_for_joining(&mut self) {
         let silent = self.processes.joining().min_by_key(|(_, backend)| backend.since);
         if let Some(id) = silent.map(|(id, _)| id) {
-            self.refuse(id, "others want to join, and it has not introduced itself");
+            self.refuse(id, "other backends want to join, and it has not said Hello");
         }
     }
 
@@ -61,7 +66,7 @@ impl Holder {
             return;
         };
         let seconds = self.settings.patience.unwrap_or_default().as_secs();
-        let text = format!("the backend did not introduce itself within {seconds} s");
+        let text = format!("the backend did not say Hello within {seconds} s");
         let text = self.with_last_words(id, &text);
         self.backend_failed(id, text);
         self.drop_backend(id);

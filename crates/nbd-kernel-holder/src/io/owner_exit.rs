@@ -78,8 +78,8 @@ impl Holder {
         let Some(OwnerEnding { ending, .. }) = self.told.owner_ending.take() else {
             return;
         };
-        self.log(&format!("requests are not answered with EIO any more: the stand-in {ending}"));
-        self.told.failures.backend = format!("the stand-in {ending}");
+        self.log(&format!("requests are no longer answered with EIO: the EIO backend {ending}"));
+        self.told.failures.backend = format!("the EIO backend {ending}");
         self.skip_generation();
     }
 
@@ -101,7 +101,7 @@ impl Holder {
         let suspected = match (&executing, suspects.count()) {
             (Some(executing), 1) if ending.is_crash() => format!(" while executing {executing}"),
             (Some(executing), _) if ending.is_crash() => {
-                format!(" while executing {executing} (one of them, or none)")
+                format!(" while executing one of {executing}, or none")
             }
             _ => String::new(),
         };

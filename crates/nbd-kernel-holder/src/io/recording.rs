@@ -24,7 +24,7 @@ impl Holder {
             return self.answer(id, &busy(text));
         }
         let Some(file) = file else {
-            return self.answer(id, &busy(format!("{name}: no file came with the order")));
+            return self.answer(id, &busy(format!("{name}: nbd-ctl sent no file")));
         };
         self.log(&format!("requests are recorded to {path}"));
         self.data.recording = Some(Recording { path, file });

@@ -19,7 +19,7 @@ impl Holder {
         match written {
             Ok(()) => {
                 if self.told.failures.save.take().is_some() {
-                    self.log("its state can be written again, and is");
+                    self.log("its state could be written again");
                 }
                 self.feed(Event::StatePersisted { revision });
             }
@@ -28,8 +28,7 @@ impl Holder {
                     tracing::error!(
                         device = %self.device.name(),
                         event = "state-not-saved",
-                        "cannot write its state to {}: {error}; no backend is granted the lanes \
-                         before it can: make room there",
+                        "cannot write its state to {}: {error}; until it can, no backend gets the lanes: make room there",
                         self.place.registry.folder(self.device.index).display()
                     );
                 }

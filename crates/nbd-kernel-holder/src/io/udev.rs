@@ -11,6 +11,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use nbd_control::service;
+use nbd_control::system_error::explain;
 use nix::unistd::Pid;
 
 use crate::holder::Holder;
@@ -43,7 +44,7 @@ impl Holder {
         let name = self.settings.name.as_deref();
         let written = self.place.registry.write_properties(self.device.index, name, leaving);
         if let Err(error) = written {
-            self.warn(&format!("cannot write down what udev should know: {error}"));
+            self.warn(&format!("cannot write the file that udev reads: {}", explain(&error)));
         }
     }
 }

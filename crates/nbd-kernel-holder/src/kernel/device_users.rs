@@ -80,7 +80,7 @@ impl Scan {
             Some((pid, name)) => {
                 format!("the kernel does not show the memory of {name} (pid {pid})")
             }
-            None => "the helper process that looks for them has not come to its end".into(),
+            None => "the search for its users has not ended".into(),
         })
     }
 }

@@ -66,8 +66,7 @@ impl Holder {
                 tracing::warn!(
                     device = %self.device.name(),
                     event = "retrying",
-                    "no backend serves the device: {}; it is started again after ever longer pauses, \
-                     up to {} s",
+                    "no backend serves the device: {}; it is started again after growing pauses of up to {} s",
                     self.told.failures.backend,
                     LONGEST_PAUSE.as_secs()
                 );

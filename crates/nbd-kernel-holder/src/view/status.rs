@@ -54,10 +54,10 @@ impl Holder {
     fn under_way(&self) -> Option<String> {
         let core = &self.core;
         let words = match core.detach_ordered() {
-            _ if core.is_clearing() => "clearing away what the driver has dropped",
-            _ if core.is_taking_down() => "detaching it: its backend is to end",
+            _ if core.is_clearing() => "removing what the driver has dropped",
+            _ if core.is_taking_down() => "detaching it: waiting for the end of its backend",
             Some(true) => "detaching it by force",
-            Some(false) => "detaching it: it writes back first",
+            Some(false) => "detaching it: writing back",
             None if core.is_failing_requests() => "answering what is in flight with EIO",
             None if core.is_replacing() => "replacing its backend",
             None if core.is_resizing() => "resizing it",
@@ -108,7 +108,10 @@ impl Holder {
                 "waiting until the killed backend is dead".into()
             }
             BackendState::Starting if self.core.is_grant_waiting() => {
-                format!("it gets the lanes when the holder can: {}", self.state_error())
+                format!(
+                    "it gets the lanes when the holder can write its state: {}",
+                    self.state_error()
+                )
             }
             BackendState::Restarting | BackendState::Starting => self.retry_words(),
             BackendState::Waiting => {
@@ -119,7 +122,7 @@ impl Holder {
                 "what is in flight is being answered with EIO".into()
             }
             BackendState::Failing if self.core.ownership.is_abandoned() => {
-                "the device is given up: requests are answered with EIO until it is detached".into()
+                "the device is being detached by force: requests get EIO".into()
             }
             BackendState::Failing => {
                 let text =

@@ -31,7 +31,7 @@ pub enum CredentialsError {
         what: &'static str,
     },
     /// A file is damaged.
-    #[error("{path} is no proper PEM file")]
+    #[error("{path} is not a valid PEM file")]
     Malformed {
         /// The file.
         path: PathBuf,
@@ -66,7 +66,7 @@ pub enum CredentialsError {
         source: VerifierBuilderError,
     },
     /// A certificate without key, or the other way round.
-    #[error("{missing} is missing: a certificate and its key are of use together only")]
+    #[error("{missing} is missing: a certificate needs its key, and a key its certificate")]
     Incomplete {
         /// The file.
         missing: PathBuf,
@@ -77,7 +77,7 @@ pub enum CredentialsError {
     )]
     NoAuthorities,
     /// The cryptography was built in vain.
-    #[error("no cryptography fits TLS")]
+    #[error("this build of the TLS library has no usable cryptography")]
     Unavailable(#[source] RustlsError),
 }
 
@@ -130,16 +130,16 @@ fn about_theirs(error: &RustlsError) -> &'static str {
     match fault {
         Fault::Revoked => "our ca-crl.pem revokes it; the peer needs a new one",
         Fault::Expired | Fault::ExpiredContext { .. } => {
-            "its time is over; renew it, or set this machine's clock"
+            "it has expired; renew it, or set this machine's clock"
         }
         Fault::NotValidYet | Fault::NotValidYetContext { .. } => {
-            "its time has not begun; set this machine's clock"
+            "it is not valid yet; set this machine's clock"
         }
         Fault::UnknownIssuer | Fault::BadSignature => {
             "no authority that we trust has signed it; see ca-cert.pem"
         }
         Fault::NotValidForName | Fault::NotValidForNameContext { .. } => {
-            "it is made out to another name; connect by that one, or name it with tls-hostname"
+            "it is for another host name; connect by that name, or name it with tls-hostname"
         }
         Fault::InvalidPurpose | Fault::InvalidPurposeContext { .. } => {
             "it is for something else; servers and clients need certificates of their own kind"
@@ -159,7 +159,7 @@ fn about_ours(error: &RustlsError) -> &'static str {
         }
         AlertDescription::CertificateRevoked => "our certificate is revoked; a new one is needed",
         AlertDescription::CertificateExpired => {
-            "the time of our certificate is over; renew it, or set the clocks"
+            "our certificate has expired; renew it, or set the clocks"
         }
         AlertDescription::UnknownCA => {
             "it does not know the authority that has signed our certificate; it needs our ca-cert.pem"

@@ -126,7 +126,7 @@ impl ConnectionStore {
             _ => None,
         });
         let descriptor = descriptors.flatten().next();
-        let strange = || io::Error::new(io::ErrorKind::InvalidData, "not left by this program");
+        let strange = || io::Error::new(io::ErrorKind::InvalidData, "left by another program");
         let (serial, name) = bytes[..received.bytes].split_first_chunk().ok_or_else(strange)?;
         let name = str::from_utf8(name).map_err(|_| strange())?.to_owned();
         Ok(Message { serial: u64::from_le_bytes(*serial), name, descriptor })

@@ -38,9 +38,9 @@ pub(crate) enum ExportError {
     OtherKind { device: String, was: String, now: String },
     #[error("{device}: cannot take over the {name} that the predecessor left")]
     Duplicate { device: String, name: String, source: io::Error },
-    #[error("{device}: cannot deposit the {name} with the holder")]
+    #[error("{device}: cannot store the {name} with the holder")]
     Keep { device: String, name: String, source: JoinError },
-    #[error("cannot make or change the table of settings")]
+    #[error("cannot write the table of settings")]
     Settings(#[source] io::Error),
     #[error("nbdkit:{plugin}")]
     Nbdkit { plugin: String, source: PluginError },
@@ -60,13 +60,12 @@ pub(crate) enum ExportError {
 pub(crate) enum RemoteError {
     #[error(transparent)]
     Client(#[from] ClientError),
-    #[error("cannot make a place to keep connections in")]
+    #[error("cannot make the connection store")]
     Make(#[source] io::Error),
     #[error("cannot take over the connections that the predecessor left")]
     Inherit(#[source] io::Error),
     #[error(
-        "{0}: partition, offset and cow need to know what is below them before it is theirs, and \
-         another server is connected to only then: have the server itself do that"
+        "{0}: partition, offset and cow read what is below them before they serve it, and nbd-serve connects to another server only when it serves: let that server choose the part"
     )]
     Reshaped(String),
 }

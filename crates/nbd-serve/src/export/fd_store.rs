@@ -55,7 +55,9 @@ impl FdStore for Stored {
     }
 
     fn keep(&mut self, _name: &str, _descriptor: BorrowedFd<'_>) -> Result<(), JoinError> {
-        Err(JoinError::Refused("nothing can be deposited after the device is attached".into()))
+        Err(JoinError::Refused(
+            "descriptors can be stored only before the device is attached".into(),
+        ))
     }
 }
 

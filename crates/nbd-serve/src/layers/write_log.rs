@@ -27,7 +27,7 @@ const FUA: u32 = 1;
 /// Why a log cannot be used.
 #[derive(Debug, Error)]
 pub(crate) enum LogError {
-    #[error("is no log of `record:`: it stays as it is")]
+    #[error("is not a log of `record:`, and is left unchanged: use another name")]
     Foreign,
     #[error("is the log of a device of {found} bytes and not {size}: use another name")]
     OtherSize { found: u64, size: u64 },

@@ -33,13 +33,14 @@ pub(crate) use error::PowercutError;
 use image::Images;
 
 const AFTER_HELP: &str = "\
-After a power cut a disk has everything that was flushed, and of the rest any part in any order.
-For each moment the checker is run on an image without the rest, on one with all of it, and on
---subsets others, chosen by --seed. {} in its arguments is the image's path; without any {}, the
-path is its last argument. It may change the image. Its exit status says whether all is well (0).
+After a power cut a disk has everything that was flushed, and any part of the unflushed writes, in any
+order. For each moment the checker runs on an image without the unflushed writes, on one with all of
+them, and on --subsets others, chosen by --seed. {} in its arguments stands for the image's path; without
+{}, the path is its last argument. The checker may change the image. Exit status 0 of the checker means
+that the image is good.
 
-Images are in --dir only while they are checked; the numbers of those that fail are printed, and
---only makes one of them again, the same to the byte.
+Images exist in --dir only while they are checked. The numbers of bad images are printed; --only makes one
+of them again, with the same bytes.
 
 Example:
   cp disk.img before.img
@@ -50,32 +51,32 @@ Example:
 Exit status: 0 the checker found nothing wrong, 1 it did or something failed, 2 wrong usage,
 130 interrupted.";
 
-/// Runs a checker on the disk as it may be after a power cut, at any moment of a recording.
+/// Runs a checker on images of the disk as a power cut may leave it, at moments of a write log.
 #[derive(Debug, Args)]
 #[command(after_help = AFTER_HELP)]
 pub(crate) struct Arguments {
-    /// What record:LOG@SPEC has written.
+    /// The file that record:LOG@SPEC has written.
     #[arg(value_name = "LOG")]
     log: PathBuf,
-    /// The disk when the recording began [default: zeroes].
+    /// Image of the disk at the beginning of the log [default: zeroes].
     #[arg(long, value_name = "FILE")]
     image: Option<PathBuf>,
     /// Which moments: all, flushes (before and after each), or a number of random ones.
     #[arg(long, value_name = "WHICH", default_value = "flushes")]
     points: Points,
-    /// Random choices of unflushed writes at each moment.
+    /// Number of random parts of the unflushed writes at each moment.
     #[arg(long, value_name = "N", default_value_t = 2)]
     subsets: u32,
-    /// Of each unflushed write, choose sectors of 512 bytes instead of all or nothing.
+    /// Tear unflushed writes between sectors of 512 bytes, instead of taking them whole.
     #[arg(long)]
     torn: bool,
-    /// Makes the random choices others.
+    /// Start of the random numbers; another seed chooses other parts.
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
     /// Only this moment and choice, like 17.3.
     #[arg(long, value_name = "POINT.CHOICE")]
     only: Option<CrashImage>,
-    /// Leave the image here that --only makes.
+    /// Keep the image that --only makes in this file.
     #[arg(long, value_name = "FILE", requires = "only")]
     keep: Option<PathBuf>,
     /// Where images are made [default: beside the log].

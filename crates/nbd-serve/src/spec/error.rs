@@ -8,7 +8,7 @@ use crate::size::{self, Size, SizeError};
 /// Why a text does not say what to serve.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub(crate) enum SpecError {
-    #[error("does not say what it is: {}", with_scheme(.0))]
+    #[error("has no type: {}", with_scheme(.0))]
     NoScheme(String),
     #[error("there is no export `{scheme}:`; {}", schemes(*.similar))]
     UnknownScheme { scheme: String, similar: Option<&'static str> },
@@ -33,7 +33,7 @@ pub(crate) enum SpecError {
     )]
     Unaligned { size: u64, block: u32 },
     #[error(
-        "`create` and `ro` together make a device that cannot be filled: leave one of them out"
+        "`create` and `ro` together make an empty device that cannot be written: leave one of them out"
     )]
     CreateReadOnly,
     #[error(transparent)]
@@ -46,7 +46,7 @@ pub(crate) enum SpecError {
     NothingBelow(&'static str),
     #[error("the log is missing: write record:FILE@SPEC, like record:log@file:disk.img")]
     NoLog,
-    #[error("`{layer}` has no options, so `{option}` has to go: write {layer}@SPEC")]
+    #[error("`{layer}` has no options: leave `{option}` out, and write {layer}@SPEC")]
     NeedlessOption { layer: &'static str, option: String },
     #[error("`{0}` is not the number of a partition: write partition:1@SPEC")]
     BadPartition(String),

@@ -37,7 +37,7 @@ pub(crate) enum FileReuseError {
          first"
     )]
     Claimed,
-    #[error("cannot be opened once more")]
+    #[error("cannot be opened again")]
     Reopen(#[source] io::Error),
     #[error("cannot be created")]
     Create(#[source] io::Error),
@@ -48,8 +48,7 @@ pub(crate) enum FileReuseError {
     #[error("cannot examine the file that the predecessor left")]
     Examine(#[source] io::Error),
     #[error(
-        "is not the file that was attached, which goes on existing while it is served: detach \
-         the device first, or put that file back in its place"
+        "is another file than the attached one, which is served on: detach the device first, or put that file back in its place"
     )]
     OtherFile,
     #[error("was attached {was} and cannot be served {now} before it is detached", was = mode(*.was), now = mode(!*.was))]
@@ -72,13 +71,13 @@ pub(crate) fn first(probe: &mut Probe) -> Result<File, FileReuseError> {
     };
     if lock::lock(&file, spec.read_only)? == Locked::Impossible {
         probe.notes.push(
-            "its file system has no locks, so take care that nothing else writes to it".into(),
+            "its file system has no locks: make sure that no other program writes to it".into(),
         );
     }
     if let Some(size) = spec.create {
         match extend(&file, &spec.path, size) {
             Ok(false) => {}
-            Ok(true) => probe.notes.push(format!("is new, with {}", Size(size))),
+            Ok(true) => probe.notes.push(format!("is created, with {}", Size(size))),
             Err(error) => {
                 if is_ours {
                     let _ = fs::remove_file(&spec.path);

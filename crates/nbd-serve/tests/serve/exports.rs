@@ -229,12 +229,12 @@ fn a_replaced_diff_or_log_is_refused() {
 #[test]
 fn tools_name_what_is_wrong() {
     for (arguments, code, words) in [
-        (&["commit", "file:a"][..], 2, "file:a: is no cow: export"),
+        (&["commit", "file:a"][..], 2, "file:a: is not a cow: export"),
         (&["commit", "cow:a"], 2, "write cow:BASE+DIFF"),
         (&["commit"], 2, "required arguments were not provided"),
         (&["discard", "cow:a+/nonexistent"], 1, "/nonexistent: does not exist"),
         (&["powercut", "/nonexistent", "--", "true"], 1, "/nonexistent: No such file"),
-        (&["powercut", "/dev/null", "--", "true"], 1, "/dev/null: is no log of `record:`"),
+        (&["powercut", "/dev/null", "--", "true"], 1, "/dev/null: is not a log of `record:`"),
         (&["powercut", "/dev/null", "--points", "no"], 2, "write all, flushes or a number"),
         (&["powercut", "/dev/null", "--only", "1"], 2, "like 17.3"),
     ] {

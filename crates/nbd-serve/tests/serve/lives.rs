@@ -104,7 +104,7 @@ fn a_replaced_file_is_refused_and_the_attached_one_untouched() {
     fs::rename(directory.path("disk"), directory.path("kept")).unwrap();
     directory.file("disk");
     let complaint = holder.serve_in_vain(&spec);
-    assert!(complaint.contains("disk: is not the file that was attached"), "{complaint}");
+    assert!(complaint.contains("disk: is another file than the attached one"), "{complaint}");
     fs::rename(directory.path("kept"), directory.path("disk")).unwrap();
     let _server = holder.serve(&spec);
     holder.write(0, &[1; 512]);

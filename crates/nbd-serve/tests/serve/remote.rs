@@ -81,7 +81,7 @@ fn a_server_cannot_be_below_what_needs_to_know_it_beforehand() {
         let output = Command::new(PROGRAM).args(["--print-geometry", &spec]).output().unwrap();
         let stderr = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(1), "{spec}: {stderr}");
-        assert!(stderr.contains("have the server itself do that"), "{spec}: {stderr}");
+        assert!(stderr.contains("let that server choose the part"), "{spec}: {stderr}");
     }
     assert!(!diff.exists());
 }

@@ -93,7 +93,7 @@ impl Connection {
     fn timeout_reason(&self, waited: Duration) -> Option<&'static str> {
         let limits = &self.limits;
         if liveness::is_gone(self.socket.as_fd(), limits.vanished) {
-            return Some("left replies unread, and its machine does not answer any more");
+            return Some("left replies unread, and its machine does not answer");
         }
         if limits.idle.is_some_and(|idle| waited >= idle) {
             return Some("left replies unread for too long");

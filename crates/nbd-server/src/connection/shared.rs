@@ -30,7 +30,7 @@ pub(crate) enum ConnectionError {
         "left a request half sent for too long, or sent it too slowly, while others waited for its memory"
     )]
     TooSlow,
-    #[error("does not answer any more, nor does its machine")]
+    #[error("does not answer, nor does its machine")]
     PeerVanished,
     #[error("cannot receive")]
     Receive(#[source] io::Error),

@@ -20,7 +20,9 @@ impl HostNames {
             !name.is_empty() && (name.chars().all(is_part) || address_of(name).is_some())
         };
         match names.iter().find(|name| !is_name(name)) {
-            Some(wrong) => Err(format!("{wrong:?}: give a name or an address, without a port")),
+            Some(wrong) => {
+                Err(format!("{wrong:?}: give a host name or an address, without a port"))
+            }
             None => Ok(Self(names)),
         }
     }

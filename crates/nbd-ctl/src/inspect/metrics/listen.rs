@@ -84,8 +84,7 @@ fn parse(text: &str) -> Result<Address, String> {
     let address =
         address.map_err(|_| "give unix:PATH, a port, or an address like 127.0.0.1:9100")?;
     if !address.ip().is_loopback() {
-        return Err("only loopback addresses, as there is no authentication: for other machines, \
-                    put a proxy that has it in front of unix:PATH"
+        return Err("only loopback addresses are allowed, because there is no authentication: for other machines, put a proxy with authentication in front of unix:PATH"
             .into());
     }
     Ok(Address::Loopback(address))
@@ -152,7 +151,7 @@ fn open_socket(path: &Path) -> io::Result<File> {
     let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW;
     let socket = File::options().read(true).custom_flags(flags.bits()).open(path)?;
     if !socket.metadata()?.file_type().is_socket() {
-        return Err(io::Error::other("another file is in the place of the socket"));
+        return Err(io::Error::other("another file has replaced the socket"));
     }
     Ok(socket)
 }

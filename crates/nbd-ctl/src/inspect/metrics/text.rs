@@ -97,7 +97,7 @@ fn gauges(text: &mut String, attached: &[&Status]) {
         ("nbd_oldest_request_seconds", "How long the oldest of them has waited.", |it| {
             Some(it.in_flight.first().map_or(0, |request| request.age_ms) as f64 / 1000.0)
         }),
-        ("nbd_failed_starts", "Starts of the backend in a row that came to nothing.", |it| {
+        ("nbd_failed_starts", "Failed starts of the backend since it last served.", |it| {
             Some(it.backend.retry.as_ref().map_or(0, |retry| retry.tries).into())
         }),
         ("nbd_last_recovery_seconds", "From the last loss of a backend to its successor.", |it| {

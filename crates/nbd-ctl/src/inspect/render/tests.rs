@@ -152,7 +152,7 @@ nbd0
   backend    stopped, pid 900, process state t, traced by pid 950
              stopped by its debugger
   serves     my \\u{1b}[31mexport
-  program    none: backends join from outside
+  program    none: backends join by hand
   restarts   3
   last loss  killed by SIGKILL, 12.4 s ago; ready after 3.1 ms, first answer after 3.4 ms, 1 request replayed
   answered   1 read (4.0 KiB), 2000 writes (3.0 MiB), 1 flush, 2 trims, 1 other, 7 errors

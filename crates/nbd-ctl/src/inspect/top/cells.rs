@@ -109,10 +109,10 @@ pub(crate) fn remark(row: &Row, now: Instant) -> String {
         None => String::new(),
         Some(Listed::Attached(status)) => attached(status),
         Some(Listed::Orphaned(orphan)) => format!(
-            "its holder (pid {}) is gone; the device works on: nbd-ctl adopt {}",
+            "its holder (pid {}) has died; I/O goes on: nbd-ctl adopt {}",
             orphan.holder_pid, row.device
         ),
-        Some(Listed::Ending { .. }) => "its holder is about to go".into(),
+        Some(Listed::Ending { .. }) => "its holder is ending".into(),
         Some(
             Listed::Abandoned { detail, .. }
             | Listed::Stale { detail, .. }

@@ -23,7 +23,7 @@ pub(crate) const KEYS: [(Key, &str, &[KeyCode], &str); 11] = [
     (Key::Quit, "q", &[KeyCode::Char('q'), KeyCode::Char('Q')], "quit; also Ctrl-C"),
     (Key::Up, "up, k", &[KeyCode::Up, KeyCode::Char('k')], "select the device above"),
     (Key::Down, "down, j", &[KeyCode::Down, KeyCode::Char('j')], "select the device below"),
-    (Key::Open, "Enter", &[KeyCode::Enter], "all about the selected device, and back"),
+    (Key::Open, "Enter", &[KeyCode::Enter], "details of the selected device, and back"),
     (Key::Back, "Esc", &[KeyCode::Esc, KeyCode::Backspace], "back to the list"),
     (Key::Sort, "s", &[KeyCode::Char('s')], "sort by the next column"),
     (Key::Pause, "p", &[KeyCode::Char('p'), KeyCode::Char(' ')], "pause, and go on"),

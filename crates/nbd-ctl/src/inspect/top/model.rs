@@ -52,7 +52,7 @@ pub(crate) enum Sort {
 #[derive(Debug)]
 pub(crate) struct Row {
     pub(crate) device: Device,
-    /// The name that it was given at attach.
+    /// Its name, given at attach.
     pub(crate) name: Option<String>,
     /// What the last look found.
     pub(crate) found: Option<Listed>,

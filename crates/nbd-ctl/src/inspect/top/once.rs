@@ -106,7 +106,7 @@ fn look(
 #[derive(Serialize)]
 struct Told<'a> {
     device: String,
-    /// The name that it was given at attach.
+    /// Its name, given at attach.
     name: Option<&'a str>,
     state: &'static str,
     interval_s: Option<f64>,

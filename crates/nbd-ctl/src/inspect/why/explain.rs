@@ -23,15 +23,15 @@ pub(crate) fn explain(facts: &Facts) -> Explanation {
         Listed::Abandoned { connected, .. } => abandoned(facts, &device, *connected),
         Listed::Stale { .. } => (
             Verdict::Stale,
-            "all its processes are gone; nothing serves it".into(),
+            "all its processes have died; nothing serves it".into(),
             Vec::new(),
-            vec![way(format!("nbd-ctl detach {device}"), "clears away what is left")],
+            vec![way(format!("nbd-ctl detach {device}"), "removes what is left")],
         ),
         Listed::Unreachable { detail, .. } => (
             Verdict::HolderSilent,
-            format!("its holder cannot be asked: {detail}"),
+            format!("its holder does not answer: {detail}"),
             vec!["I/O does not need the holder and goes on".into()],
-            vec![way(format!("nbd-ctl logs {device}"), "shows what it did last")],
+            vec![way(format!("nbd-ctl logs {device}"), "shows its last messages")],
         ),
     };
     let requests = match &facts.listed {
@@ -100,30 +100,33 @@ fn by_backend(facts: &Facts, status: &Status) -> (Verdict, String, Vec<Remedy>) 
         BackendState::Running => running(facts, status, eio("--kill ")),
         BackendState::Starting => held(
             Verdict::Starting,
-            with_detail("a backend has been started and is not serving yet", status),
-            way(format!("nbd-ctl status {device}"), "shows whether it gets on; see its log"),
+            with_detail("a backend has been started and does not serve yet", status),
+            way(
+                format!("nbd-ctl status {device}"),
+                "shows its state; nbd-ctl logs shows its messages",
+            ),
         ),
         BackendState::Restarting if facts.backend.is_some() => fencing(facts, device),
         BackendState::Restarting => held(
             Verdict::Restarting,
             match status.backend.retry.is_some() {
                 true => with_detail("its backend does not come back", status),
-                false => "its backend is gone, and another one is started in a moment".into(),
+                false => "its backend has ended, and another one starts in a moment".into(),
             },
             restart("starts it at once"),
         ),
         BackendState::Waiting => held(
             Verdict::NoBackend,
-            "it has no backend, and none is started: one is waited for".into(),
+            "it has no backend, and none is started: it waits for one to join".into(),
             match status.backend.program.is_empty() {
                 true => way(format!("nbd-serve --join {device} SPEC"), "serves it"),
-                false => restart("starts its program"),
+                false => restart("starts the program of its attach"),
             },
         ),
         BackendState::Down => held(
             Verdict::Down,
             format!("its backend is not started again: {}", status.backend.detail),
-            restart("tries again, with the program mended"),
+            restart("tries again, after you have mended the program"),
         ),
         BackendState::Paused => held(
             Verdict::Paused,
@@ -136,12 +139,15 @@ fn by_backend(facts: &Facts, status: &Status) -> (Verdict, String, Vec<Remedy>) 
                 Some(_) => with_detail("requests are answered with EIO", status),
                 None => "it has no backend, and requests are answered with EIO".into(),
             },
-            vec![restart("starts its program, which serves what comes then")],
+            vec![restart("starts the program of its attach, which serves later requests")],
         ),
         BackendState::Failed => (
             Verdict::Failed,
             format!("it has failed and answers everything with EIO: {}", status.backend.detail),
-            vec![way(format!("nbd-ctl detach {device}"), "then attach it anew and check its data")],
+            vec![way(
+                format!("nbd-ctl detach {device}"),
+                "then attach it again and check its data",
+            )],
         ),
     }
 }
@@ -175,7 +181,10 @@ fn stopped(facts: &Facts, status: &Status, eio: Remedy) -> (Verdict, String, Vec
                 tracer.pid
             ),
             vec![
-                way("continue there, or detach the debugger", "it goes on where it was"),
+                way(
+                    "continue there, or detach the debugger",
+                    "the backend goes on where it was stopped",
+                ),
                 way("kill it there", "a successor executes again what is unanswered"),
                 eio,
             ],
@@ -184,7 +193,10 @@ fn stopped(facts: &Facts, status: &Status, eio: Remedy) -> (Verdict, String, Vec
             Verdict::Stopped,
             format!("{who} is stopped by a signal, like SIGSTOP"),
             vec![
-                way(format!("kill -CONT {}", pid_of(backend, status)), "it goes on where it was"),
+                way(
+                    format!("kill -CONT {}", pid_of(backend, status)),
+                    "the backend goes on where it was stopped",
+                ),
                 way(
                     format!("nbd-ctl restart {}", status.device),
                     "replaces it; the successor executes again what is unanswered",
@@ -203,7 +215,7 @@ fn running(facts: &Facts, status: &Status, eio: Remedy) -> (Verdict, String, Vec
     if oldest < MIN_WAIT_MS {
         let cause = match status.in_flight.len() {
             0 => "nothing waits: it is served, and no request is in flight".into(),
-            count => format!("nothing is stuck: {count} requests are just being served"),
+            count => format!("nothing is stuck: {count} requests are being served"),
         };
         return (Verdict::Nothing, cause, Vec::new());
     }
@@ -234,7 +246,10 @@ fn blocked_ways(facts: &Facts, device: &str) -> Vec<Remedy> {
     let storage = facts.storage.iter().map(|below| {
         way(format!("nbd-ctl why {below}"), "explains its storage, which is an NBD device too")
     });
-    let mend = way("see to its storage", "it goes on by itself; it cannot even die before");
+    let mend = way(
+        "see to its storage",
+        "I/O goes on when the storage answers; the backend cannot die before",
+    );
     let force = way(
         format!("nbd-ctl detach --force {device}"),
         "gives the device up, with EIO for all that waits",
@@ -249,17 +264,17 @@ fn fencing(facts: &Facts, device: &str) -> (Verdict, String, Vec<Remedy>) {
     let pid = backend.pid;
     let (why, out) = match (&backend.tracer, backend.state) {
         (Some(tracer), _) => (
-            format!("{} (pid {}) traces it and keeps it", tracer.name, tracer.pid),
-            way(format!("end pid {}", tracer.pid), "lets it die"),
+            format!("{} (pid {}) traces it, so it does not die", tracer.name, tracer.pid),
+            way(format!("end pid {}", tracer.pid), "lets the backend die"),
         ),
         (None, 'D') => (
             format!(
                 "it waits in the kernel for its own storage: {}",
                 doing(backend).unwrap_or_else(|| "nothing more can be told".into())
             ),
-            way("see to that storage", "it dies when its system call returns"),
+            way("see to that storage", "the backend dies when its system call returns"),
         ),
-        (None, _) => ("it is about to die".into(), way("wait", "it takes milliseconds")),
+        (None, _) => ("it is dying".into(), way("wait", "that takes milliseconds")),
     };
     let cause = format!(
         "the killed backend (pid {pid}) is not dead yet, and until then no other backend may serve: {}",
@@ -276,8 +291,7 @@ fn suspects(status: &Status) -> Vec<String> {
         .take(MAX_LISTED)
         .map(|request| {
             format!(
-                "{} was being executed when {} backends crashed: it is tried alone, and given up \
-                 with EIO if it keeps crashing them",
+                "{} was being executed when {} backends crashed: it is tried alone, and gets EIO if it crashes more of them",
                 describe(request),
                 request.crashes
             )
@@ -296,8 +310,7 @@ fn unsent(facts: &Facts, requests: &[RequestStatus]) -> Option<String> {
     let unsent = stuck && facts.block_layer > requests.len() as u64;
     (full || unsent).then(|| {
         format!(
-            "the socket to the backend is full: of {} requests {} have been sent, and a thread that sends \
-             more waits in the driver; that ends when the backend reads, or is gone for good",
+            "the socket to the backend is full: of {} requests {} have been sent, and a thread that sends more waits in the driver until the backend reads or is replaced",
             facts.block_layer.max(requests.len() as u64),
             requests.len()
         )
@@ -308,11 +321,10 @@ fn sitter(facts: &Facts, status: &Status) -> Option<String> {
     match &facts.sitter {
         Some(sitter) if !matches!(sitter.state, 'Z' | 'X') => None,
         _ if status.kernel_api == "ioctl" => {
-            Some("its sitter is gone, and with it the device: the driver is letting it go".into())
+            Some("its sitter has died, so the driver removes the device".into())
         }
         _ => Some(
-            "its sitter is gone: nothing waits for it, but if the holder ended as well, no holder \
-             could adopt the device: detach and attach it when that is convenient"
+            "its sitter has died: I/O goes on, but no holder could adopt the device any more. Detach it and attach it again when convenient"
                 .into(),
         ),
     }
@@ -320,18 +332,18 @@ fn sitter(facts: &Facts, status: &Status) -> Option<String> {
 
 fn orphaned(facts: &Facts, orphan: &Orphan) -> Told {
     let device = &orphan.device;
-    let adopt = way(format!("nbd-ctl adopt {device}"), "starts a holder, which looks after it");
+    let adopt = way(format!("nbd-ctl adopt {device}"), "starts a holder for it");
     let cause = match &facts.backend {
         Some(backend) if matches!(backend.state, 'T' | 't') => format!(
-            "its backend (pid {}) is stopped, and its holder (pid {}) is gone",
+            "its backend (pid {}) is stopped, and its holder (pid {}) has died",
             backend.pid, orphan.holder_pid
         ),
         Some(backend) => format!(
-            "its holder (pid {}) is gone; I/O goes on, as the backend (pid {}) needs none",
+            "its holder (pid {}) has died; I/O goes on: the backend (pid {}) needs no holder",
             orphan.holder_pid, backend.pid
         ),
         None => format!(
-            "its backend is gone, and so is its holder (pid {}), which would start another one",
+            "its backend has died, and so has its holder (pid {}), which would start another one",
             orphan.holder_pid
         ),
     };
@@ -346,30 +358,28 @@ fn abandoned(facts: &Facts, device: &str, connected: bool) -> Told {
     let detach = |effect: &str| way(format!("nbd-ctl detach {device}"), effect);
     let force = || {
         let what = format!("nbd-ctl detach --force {device}");
-        way(what, "gives up what is not written back")
+        way(what, "gives up unwritten data")
     };
     let (cause, ways) = match (&facts.backend, connected) {
         (Some(backend), true) => (
             format!(
-                "its holder and its sitter are gone, so it cannot be adopted; its backend (pid {}) \
-                 serves it still, and after that one's end I/O fails with EIO",
+                "its holder and its sitter have died, so it cannot be adopted; its backend (pid {}) still serves it, and when that ends, I/O fails with EIO",
                 backend.pid
             ),
-            vec![detach("writes back and takes it down; then attach it anew"), force()],
+            vec![detach("writes back and detaches it; then attach it again"), force()],
         ),
         (Some(backend), false) => (
             format!(
-                "its holder and its sitter are gone, and the kernel has let the device go; its \
-                 backend (pid {}) is left",
+                "its holder and its sitter have died, and the kernel has removed the device; its backend (pid {}) is left",
                 backend.pid
             ),
-            vec![detach("ends the backend and clears away the rest")],
+            vec![detach("ends the backend and removes the rest")],
         ),
         (None, _) => (
-            "all its processes are gone, and the kernel still has the device: nothing serves it, \
+            "all its processes have died, and the kernel still has the device: nothing serves it, \
              and I/O fails or waits"
                 .into(),
-            vec![detach("fails what waits with EIO and clears the device")],
+            vec![detach("answers what waits with EIO and frees the device")],
         ),
     };
     (Verdict::Abandoned, cause, Vec::new(), ways)
@@ -383,13 +393,13 @@ fn ending(facts: &Facts, device: &str) -> Told {
     match holder.state {
         'T' | 't' => (
             Verdict::HolderSilent,
-            format!("its holder (pid {pid}) is stopped; I/O does not need it and goes on"),
+            format!("its holder (pid {pid}) is stopped; I/O goes on without it"),
             Vec::new(),
             vec![way(format!("kill -CONT {pid}"), "lets it answer again")],
         ),
         _ => (
             Verdict::Ending,
-            format!("its holder (pid {pid}) does not listen: it is about to go"),
+            format!("its holder (pid {pid}) does not listen: it is ending"),
             Vec::new(),
             vec![way(format!("nbd-ctl wait {device} --for gone"), "waits for that")],
         ),

@@ -5,32 +5,32 @@
 const KNOWN_FUNCTIONS: [(&str, &str); 30] = [
     ("sock_alloc_send_pskb", "sends to the backend; the socket is full"),
     ("unix_stream_sendmsg", "sends to the backend; the socket is full"),
-    ("nbd_handle_cmd", "waits for another one who is sending to the backend"),
-    ("nbd_queue_rq", "waits for another one who is sending to the backend"),
+    ("nbd_handle_cmd", "waits for another thread that is sending to the backend"),
+    ("nbd_queue_rq", "waits for another thread that is sending to the backend"),
     ("nbd_start_device_ioctl", "sits in NBD_DO_IT"),
     ("blk_mq_freeze_queue_wait", "waits until nothing is in flight, to change the device"),
-    ("blk_mq_get_tag", "waits for room: as much is in flight as the driver takes"),
-    ("rq_qos_wait", "is slowed down, as much is being written back"),
-    ("balance_dirty_pages", "is slowed down until dirty memory is written back"),
+    ("blk_mq_get_tag", "waits for a free request: as many are in flight as the driver takes"),
+    ("rq_qos_wait", "is throttled: much is being written back"),
+    ("balance_dirty_pages", "is throttled until dirty memory is written back"),
     ("jbd2_log_wait_commit", "waits for the journal"),
     ("jbd2_journal_commit_transaction", "writes the journal"),
     ("wait_transaction_locked", "waits for the journal"),
     ("blkdev_issue_flush", "flushes"),
-    ("__wait_on_buffer", "reads what the filesystem needs itself"),
-    ("__blkdev_direct_IO_simple", "reads or writes past the cache"),
-    ("__blkdev_direct_IO", "reads or writes past the cache"),
-    ("blkdev_direct_IO", "reads or writes past the cache"),
-    ("__iomap_dio_rw", "reads or writes past the cache"),
-    ("folio_wait_writeback", "waits for writing back"),
-    ("wait_on_page_writeback", "waits for writing back"),
-    ("__filemap_fdatawait_range", "waits for writing back"),
+    ("__wait_on_buffer", "reads metadata of the file system"),
+    ("__blkdev_direct_IO_simple", "does direct I/O"),
+    ("__blkdev_direct_IO", "does direct I/O"),
+    ("blkdev_direct_IO", "does direct I/O"),
+    ("__iomap_dio_rw", "does direct I/O"),
+    ("folio_wait_writeback", "waits for writeback"),
+    ("wait_on_page_writeback", "waits for writeback"),
+    ("__filemap_fdatawait_range", "waits for writeback"),
     ("filemap_read", "reads through the cache"),
     ("filemap_get_pages", "reads through the cache"),
     ("filemap_fault", "touches a mapped file"),
     ("bdev_disk_changed", "looks for partitions"),
     ("blkdev_get_by_dev", "opens the device; another process is opening or closing it"),
     ("blkdev_put", "closes the device; another process is opening or closing it"),
-    ("blkdev_llseek", "waits for another one's use of the device"),
+    ("blkdev_llseek", "waits while another process uses the device"),
     ("blkdev_read_iter", "reads"),
     ("blkdev_write_iter", "writes"),
 ];
@@ -85,7 +85,7 @@ mod tests {
         let names =
             ["submit_bio_wait", "__blkdev_direct_IO_simple", "blkdev_read_iter", "vfs_read"];
         assert_eq!(stack, names);
-        assert_eq!(doing(&stack), Some("reads or writes past the cache"));
+        assert_eq!(doing(&stack), Some("does direct I/O"));
         assert_eq!(doing(&stack[..1]), None);
     }
 }

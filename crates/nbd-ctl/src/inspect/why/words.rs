@@ -55,7 +55,7 @@ pub(crate) fn process(process: &Process, roles: &[String], alone: bool) -> Strin
         'D' => "waits in the kernel and cannot be interrupted",
         'T' => "is stopped by a signal",
         't' => "is stopped by its tracer",
-        'Z' => "is dead; its parent has not taken note of it",
+        'Z' => "is dead, and its parent has not reaped it",
         'R' => "runs",
         _ => "sleeps, and can be interrupted",
     };

@@ -1,12 +1,14 @@
 //! A device that does not come, in words.
 
+use std::io;
 use std::time::Duration;
 
 use nbd_control::control::{Failure, FailureKind, Report};
+use nbd_control::system_error::explain;
 use nbd_device_users::User;
 use nix::errno::Errno;
 
-use super::{describe_errno, failed, words_for};
+use super::{failed, words_for};
 use crate::core::event::AttachError;
 use crate::holder::Holder;
 
@@ -23,7 +25,7 @@ impl Holder {
             AttachError::NoBackend => failed(Other, self.told.failures.backend.clone()),
             AttachError::BackendLate(limit) => {
                 let text = format!(
-                    "no backend was ready within {} s: see that the program joins its holder, or raise --ready-timeout",
+                    "no backend was ready within {} s: check that the program joins its holder, or raise --ready-timeout",
                     late(limit)
                 );
                 failed(TimedOut, self.with_words_of_backends(&text))
@@ -31,7 +33,7 @@ impl Holder {
             AttachError::NotSaved => failed(
                 Other,
                 format!(
-                    "{name}: {}: make room there; without it no other holder could take over",
+                    "{name}: {}: make room there, or no other holder could take over",
                     self.state_error()
                 ),
             ),
@@ -42,21 +44,31 @@ impl Holder {
             AttachError::Taken(users) => failed(Busy, self.taken_words(users)),
             AttachError::DriverLate(limit) => failed(
                 TimedOut,
-                format!("the driver did not set {name} up within {} s", late(limit)),
+                format!(
+                    "the driver did not set {name} up within {} s: see the kernel log (`dmesg`), and try again",
+                    late(limit)
+                ),
             ),
-            AttachError::GivenUpAtOnce => {
-                failed(Other, format!("{name}: the driver gave it up at once; see the kernel log"))
-            }
-            AttachError::WrongSize => {
-                failed(Other, format!("{name}: it shows another size than was set"))
-            }
+            AttachError::GivenUpAtOnce => failed(
+                Other,
+                format!("{name}: the driver disconnected it at once: see the kernel log (`dmesg`)"),
+            ),
+            AttachError::WrongSize => failed(
+                Other,
+                format!(
+                    "{name}: the kernel shows another size than was set: see the kernel log (`dmesg`)"
+                ),
+            ),
             AttachError::ReadFailed(status) => {
-                let errno = describe_errno(*status);
-                let text = format!("a test read of {path} failed: {errno}");
+                let error = explain(&io::Error::from_raw_os_error(*status));
+                let text = format!("a test read of {path} failed: {error}");
                 failed(Other, self.with_words_of_backends(&text))
             }
             AttachError::ReadLate(limit) => {
-                let text = format!("a test read of {path} got no answer within {} s", late(limit));
+                let text = format!(
+                    "a test read of {path} got no answer within {} s: the backend may wait for its storage",
+                    late(limit)
+                );
                 failed(TimedOut, self.with_words_of_backends(&text))
             }
         })
@@ -72,7 +84,7 @@ impl Holder {
             Errno::EINVAL if step.contains("SIZE") => {
                 format!("{step}: the driver does not take {} bytes", self.export().size)
             }
-            errno => format!("{step}: {errno}"),
+            errno => format!("{step}: {}", explain(&errno.into())),
         }
     }
 
@@ -81,8 +93,7 @@ impl Holder {
         match users.is_empty() {
             true => format!("{text}: another program is setting it up"),
             false => format!(
-                "{text}: it is {}, and the driver sets up no device that is open: end that \
-                 first, or take another one",
+                "{text}: it is {}, and the driver sets up no device that is open: end that first, or choose another device",
                 words_for(users).0
             ),
         }

@@ -38,8 +38,7 @@ impl Holder {
             Released::InUse(users) => {
                 let (words, ways) = words_for(users);
                 format!(
-                    "{name} has lost its connection{failed}, but it is not free: it is {words}. End \
-                     that{ways}, and the driver clears it"
+                    "{name} is disconnected{failed}, but not free: it is {words}. End that{ways}, and the driver frees it"
                 )
             }
         }
@@ -83,7 +82,7 @@ impl Holder {
             DetachError::NotWritten(errno) => failed(
                 FailureKind::DataLost,
                 format!(
-                    "{name} is not detached: writing back failed: {}; what was not written would be lost, {by_force}",
+                    "{name} is not detached: writing back failed: {}; unwritten data would be lost, {by_force}",
                     errno.desc()
                 ),
             ),
@@ -106,7 +105,7 @@ impl Holder {
         let name = self.device.name();
         let (kind, why) = match why {
             UsersUnknown::NoHelper(error) => {
-                (FailureKind::Other, format!("no helper process: {error}"))
+                (FailureKind::Other, format!("cannot start a helper process: {error}"))
             }
             UsersUnknown::TimedOut(why) => (FailureKind::TimedOut, why.clone()),
         };
@@ -154,8 +153,7 @@ impl Holder {
         failed(
             FailureKind::TimedOut,
             format!(
-                "{name} is not detached: its lanes are closed, but the driver does not let go ({}): \
-                 see `dmesg`, then `nbd-ctl detach --force {name}` again",
+                "{name} is not detached: its lanes are closed, but the driver does not free it ({}): see `dmesg`, then `nbd-ctl detach --force {name}` again",
                 what.join("; ")
             ),
         )

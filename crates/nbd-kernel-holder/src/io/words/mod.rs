@@ -50,7 +50,7 @@ pub(crate) fn words_for(users: &[User]) -> (String, String) {
     let ways = if ways.is_empty() { String::new() } else { format!(" (`{}`)", ways.join("; ")) };
     match words.is_empty() {
         // Another mount namespace than all that are seen, or something new in the kernel.
-        true => ("in use by something that /proc does not show".into(), ways),
+        true => ("in use by a process that /proc does not show".into(), ways),
         false => (words.join(" and "), ways),
     }
 }
@@ -76,9 +76,7 @@ impl Holder {
             Reply::ResumedWaiting => Ok(format!(
                 "{name} is resumed; requests wait for a backend to join: `nbd-serve --join {name} SPEC`"
             )),
-            Reply::AnsweredAlready => {
-                Ok(format!("{name}: what comes is answered with EIO already"))
-            }
+            Reply::AnsweredAlready => Ok(format!("{name}: requests are already answered with EIO")),
             Reply::NothingInFlight => Ok(format!("{name}: nothing is in flight")),
             Reply::RequestsFailed => Ok(format!(
                 "{name}: {} requests were answered with EIO; later ones are served or wait as usual",
@@ -90,7 +88,7 @@ impl Holder {
                 Err(failed(FailureKind::Busy, self.detached_words(released)))
             }
             Reply::DetachedDropped => {
-                Ok(format!("{name} is detached: {DROPPED}; what is left was cleared away"))
+                Ok(format!("{name} is detached: {DROPPED}; what was left is removed"))
             }
             Reply::Resized { size, before } => Ok(self.resized_words(*size, *before)),
             Reply::SizeAlready { size } => Ok(format!("{name} has {} already", Size(*size))),
@@ -130,27 +128,34 @@ impl Holder {
         match why {
             Refused::BeingDetached => format!("{name} is being detached"),
             Refused::GivenUp => {
-                format!("{name} is given up: `nbd-ctl detach --force {name}` again")
+                format!("{name} is being detached by force: `nbd-ctl detach --force {name}` again")
             }
-            Refused::HasFailed => format!("{name} has failed: detach it"),
+            Refused::HasFailed => {
+                format!("{name} has failed: `nbd-ctl detach {name}`, then attach it again")
+            }
             Refused::NotAttachedYet => format!("{name} is not attached yet"),
             Refused::BeingAnswered => {
-                format!("{name}: what is in flight is just being answered with EIO")
+                format!("{name}: requests in flight are being answered with EIO: try again")
             }
-            Refused::BeingResized => format!("{name} is just being resized"),
+            Refused::BeingResized => format!("{name} is being resized: try again"),
             Refused::IsPaused => format!("{name} is paused: `nbd-ctl resume {name}` first"),
             Refused::NotPaused => format!("{name} is not paused"),
-            Refused::ReplacementUnderWay => format!("{name}: a replacement is under way"),
-            Refused::AnotherReplacement => format!("{name}: another replacement is under way"),
-            Refused::AnotherDetach => format!("{name}: another detach was asked for"),
-            Refused::AnotherUpgrade => format!("{name}: another upgrade was asked for"),
+            Refused::ReplacementUnderWay => {
+                format!("{name}: a replacement is under way: try again")
+            }
+            Refused::AnotherReplacement => {
+                format!("{name}: another replacement is under way: try again")
+            }
+            Refused::AnotherDetach => format!("{name}: another detach is under way: try again"),
+            Refused::AnotherUpgrade => format!("{name}: another upgrade is under way: try again"),
             Refused::NoProgram => {
-                format!("{name} has no program to start: its backend joins from outside")
+                format!(
+                    "{name} has no program to start: its backend joins by hand (`nbd-serve --join {name} SPEC`)"
+                )
             }
             Refused::BackendAlive => self.alive_words(),
             Refused::BackendJoined => format!(
-                "{name}: its backend has joined from outside, so nothing starts it again after \
-                 the pause: end it yourself, or use `nbd-ctl pause --kill {name}`"
+                "{name}: its backend has joined by hand, so nothing starts it again after the pause: end it yourself, or use `nbd-ctl pause --kill {name}`"
             ),
         }
     }
@@ -183,7 +188,7 @@ impl Holder {
                 self.owner_pid().unwrap_or(0),
                 self.data.description
             ),
-            Refusal::Taken => format!("{name}: another backend is about to take over"),
+            Refusal::Taken => format!("{name}: another backend is taking over: try again"),
             Refusal::ShuttingDown if self.core.failed().is_some() => {
                 self.refused_words(Refused::HasFailed)
             }
@@ -197,7 +202,7 @@ impl Holder {
         match self.core.ownership.is_paused() {
             true => format!("{name}: the recording begins with `nbd-ctl resume {name}`"),
             false => format!(
-                "{name}: the recording begins once its backend, which joins from outside, is ended and run again"
+                "{name}: the recording begins when its backend, which joins by hand, is ended and run again"
             ),
         }
     }
@@ -206,7 +211,7 @@ impl Holder {
         let (name, seconds) = (self.device.name(), DEATH_TIMEOUT.as_secs());
         let pid = self.owner_pid().unwrap_or(0);
         let why = match process::tracer(pid) {
-            Some(tracer) => format!("pid {tracer} traces it and keeps it"),
+            Some(tracer) => format!("pid {tracer} traces it, so it does not die"),
             None => "it waits in the kernel for its own storage".into(),
         };
         format!(
@@ -234,9 +239,9 @@ impl Holder {
                 Busy,
                 "a backend is about to serve the device, or it is to be detached: try again".into(),
             ),
-            UpgradeError::Stopping => (Busy, "it was told to stop, and does that first".into()),
+            UpgradeError::Stopping => (Busy, "it was told to stop and does that first".into()),
             UpgradeError::NoSitter => {
-                (Other, "its sitter is gone, which had what is handed on: detach at leisure".into())
+                (Other, "its sitter, which keeps the descriptors to hand over, has died: detach and attach again when convenient".into())
             }
             UpgradeError::NotSaved => (Other, "its state cannot be written".into()),
             UpgradeError::NotBecome => (Other, self.told.failures.upgrade.clone()),

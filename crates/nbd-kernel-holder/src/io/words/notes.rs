@@ -26,7 +26,7 @@ impl Holder {
                 self.announce();
             }
             Note::UdevLate => {
-                self.notice("udev has not settled; the device may be busy for a moment");
+                self.notice("udev is still at work; the device may be busy for a moment");
             }
             Note::Retrying { pause } => self.note_retry(pause),
             Note::FormerProgramAgain => {
@@ -88,16 +88,18 @@ impl Holder {
             Note::Resumed => {
                 tracing::info!(device = %self.device.name(), event = "resumed", "resumed");
             }
-            Note::OwnerEndedAsTold => self.log_owner_end("as it was told to"),
-            Note::OwnerEndedGivenUp => self.log_owner_end("as the device is given up"),
+            Note::OwnerEndedAsTold => self.log_owner_end("as ordered"),
+            Note::OwnerEndedGivenUp => {
+                self.log_owner_end("because the device is detached by force")
+            }
             Note::OwnerLost => self.log_owner_lost(),
             Note::EioBackendEnded => self.log_eio_backend_end(),
             Note::NotDisconnected => {
                 self.log(
-                    "written back; the driver would not disconnect, so its sockets are closed",
+                    "everything is written back; the driver did not disconnect, so its sockets are closed",
                 );
             }
-            Note::DriverSlow => self.warn("the driver is slow to let go; clearing its sockets"),
+            Note::DriverSlow => self.warn("the driver is slow to disconnect; clearing its sockets"),
             Note::OwnerKilledLate => {
                 let pid = self.owner_pid().unwrap_or(0);
                 self.warn(&format!("backend {pid} does not end, so it is killed"));
@@ -109,7 +111,7 @@ impl Holder {
             }
             Note::TimeoutsNotRestored { status } => {
                 let why = status.map_or("the kernel is slow", describe_errno);
-                self.warn(&format!("queue/io_timeout is not what it was: {why}"));
+                self.warn(&format!("queue/io_timeout could not be restored: {why}"));
             }
             Note::Unanswered => {
                 self.warn("what is in flight could not be answered with EIO in time");
@@ -122,7 +124,7 @@ impl Holder {
             Note::Left(error) => self.warn(&self.not_detached(&error).text),
             Note::Kept(users) => {
                 let (words, _) = words_for(&users);
-                self.warn(&format!("the driver keeps it for its users: it is {words}"));
+                self.warn(&format!("the driver keeps the device for its users: it is {words}"));
             }
             Note::NotStopped(error) => {
                 let Failure { text, .. } = self.not_detached(&error);
@@ -131,7 +133,7 @@ impl Holder {
                 ));
             }
             Note::ProbeStarted => {
-                self.log("a backend is started to look how large its storage is by now");
+                self.log("a backend is started to read the present size of its storage");
             }
             Note::Resized { size, before } => tracing::info!(
                 device = %self.device.name(),

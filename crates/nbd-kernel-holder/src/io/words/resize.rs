@@ -36,7 +36,7 @@ impl Holder {
             ResizeError::Joined => failed(
                 Busy,
                 format!(
-                    "{name}: its backend has joined from outside, so it is not asked again: \
+                    "{name}: its backend has joined by hand, so it is not started again: \
                      let one join that has the new size (`nbd-serve --join {name} --takeover SPEC`), \
                      then resize"
                 ),
@@ -44,8 +44,7 @@ impl Holder {
             ResizeError::TooSmall { offered, wanted } => failed(
                 Other,
                 format!(
-                    "{name}: what it is made of, {}, has {} and not {}: \
-                     make that larger first (`truncate -s`, `lvextend`, …); memory and cow: keep \
+                    "{name}: its storage, {}, has {} and not {}: make that larger first (`truncate -s`, `lvextend`, …); memory and cow: keep \
                      their size",
                     self.data.description,
                     Size(*offered),
@@ -61,7 +60,7 @@ impl Holder {
                 ),
             ),
             ResizeError::InUse { users, size } => {
-                let loss = format!("it would lose what is beyond {}", Size(*size));
+                let loss = format!("it would lose the data beyond {}", Size(*size));
                 failed(Busy, in_use_words(&name, users, &loss, "resize"))
             }
             ResizeError::UseUnknown(why) => self.use_unknown(why, "resize"),
@@ -88,8 +87,7 @@ impl Holder {
             ResizeError::Needed { size } => not(
                 Busy,
                 format!(
-                    "a file system or a partition on it needs more than {}: make that smaller \
-                     first, or lose what is beyond with --force",
+                    "a file system or a partition on it needs more than {}: make that smaller first, or lose the rest with --force",
                     Size(*size)
                 ),
             ),
@@ -97,8 +95,7 @@ impl Holder {
             ResizeError::DriverLate => not(
                 TimedOut,
                 format!(
-                    "the driver has not done it within {} s, and may still do it when all that \
-                     is in flight is answered: see `nbd-ctl why {name}`",
+                    "the driver has not changed it within {} s, and may still do so when all requests in flight are answered: see `nbd-ctl why {name}`",
                     resize::DRIVER_TIMEOUT.as_secs()
                 ),
             ),

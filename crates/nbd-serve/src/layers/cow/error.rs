@@ -19,14 +19,14 @@ pub(crate) enum CowError {
     #[error("cannot be read or written")]
     Access(#[source] io::Error),
     #[error(
-        "is no diff of this program (write cow:BASE+DIFF, with the diff last): it stays as it is"
+        "is not a diff of nbd-serve, and is left unchanged: write cow:BASE+DIFF, with the diff last"
     )]
     Foreign,
     #[error("was made by a newer version of this program")]
     Newer,
     #[error("does not exist, so there is nothing to commit or discard")]
     Missing,
-    #[error("belongs to a base of {}, and this one has only {}", Size(*.diff), Size(*.base))]
+    #[error("belongs to a base of {}, and this base has only {}: give the right base", Size(*.diff), Size(*.base))]
     SmallBase { diff: u64, base: u64 },
     #[error("is not the diff that was attached: detach the device first, or put that one back")]
     OtherFile,

@@ -284,9 +284,9 @@ fn what_is_no_diff_is_left_alone() {
     let base = directory.file("base", 1 << 20);
     let other = directory.file("other", 1 << 20);
     let error = open(Spec::Cow(spec(&base, &other).into()), ShapeHint::Nothing).unwrap_err();
-    assert!(complaint(&error).contains("other: is no diff of this program"), "{error}");
+    assert!(complaint(&error).contains("other: is not a diff of nbd-serve"), "{error}");
     let error = commit::discard(&other).unwrap_err();
-    assert!(complaint(&error).contains("is no diff"), "{error}");
+    assert!(complaint(&error).contains("is not a diff"), "{error}");
     assert_eq!(fs::read(&other).unwrap(), vec![0; 1 << 20]);
     for path in [directory.path("none"), directory.file("empty", 0)] {
         let error = commit::commit(spec(&base, &path)).unwrap_err();
@@ -308,7 +308,7 @@ fn a_base_may_grow_and_must_not_shrink() {
     );
     File::options().write(true).open(&base).unwrap().set_len(4096).unwrap();
     let error = open(Spec::Cow(spec(&base, &diff).into()), ShapeHint::Nothing).unwrap_err();
-    assert!(complaint(&error).contains("belongs to a base of 1M, and this one has only 4K"));
+    assert!(complaint(&error).contains("belongs to a base of 1M, and this base has only 4K"));
 }
 
 #[test]

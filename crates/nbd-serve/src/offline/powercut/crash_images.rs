@@ -30,7 +30,7 @@ impl FromStr for CrashImage {
         let parsed = text
             .split_once('.')
             .and_then(|(point, choice)| Some((point.parse().ok()?, choice.parse().ok()?)));
-        let (point, choice) = parsed.ok_or("write it as it was printed, like 17.3")?;
+        let (point, choice) = parsed.ok_or("write it as the report shows it, like 17.3")?;
         Ok(Self { point, choice })
     }
 }

@@ -29,7 +29,7 @@ pub(crate) enum PowercutError {
     Signals(#[source] io::Error),
     #[error("standard output")]
     Output(#[source] io::Error),
-    #[error("interrupted after {0} images; what was found until then is above")]
+    #[error("interrupted after {0} images; the failures found are above")]
     Interrupted(usize),
     #[error("the checker fails on {failed} of {checked} images")]
     Fails { failed: usize, checked: usize },

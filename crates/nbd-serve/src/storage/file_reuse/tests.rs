@@ -110,7 +110,7 @@ fn a_file_that_took_the_place_of_the_attached_one_is_refused() {
     fs::rename(directory.file("other", 4096), &path).unwrap();
     let mut other = probe(&spec(&path, "")).unwrap();
     let error = check(&mut other, &keepsake).unwrap_err().to_string();
-    assert!(error.contains("is not the file that was attached"), "{error}");
+    assert!(error.contains("is another file than the attached one"), "{error}");
     assert!(error.contains("detach"), "{error}");
 }
 

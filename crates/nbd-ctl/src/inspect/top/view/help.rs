@@ -10,8 +10,10 @@ pub(crate) fn lines() -> Vec<Line<'static>> {
     let mut lines = vec![Line::styled("Keys", BOLD)];
     lines.extend(KEYS.iter().map(|(_, name, _, text)| Line::from(format!("  {name:<9} {text}"))));
     lines.push(Line::default());
-    lines
-        .push(Line::styled("Latency: from being taken by a backend to the end of execution", BOLD));
+    lines.push(Line::styled(
+        "Latency: from when a backend takes a request to the end of its execution",
+        BOLD,
+    ));
     lines.push(Line::from(format!("  {}", legend())));
     lines.push(Line::from(
         "  One character is one interval, its height the time in which 99 % of requests (p99) ended;",

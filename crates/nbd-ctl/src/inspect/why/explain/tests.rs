@@ -148,7 +148,7 @@ fn a_dead_backend_that_nobody_starts() {
 #[test]
 fn a_backend_that_is_about_to_come() {
     let starting = stuck(BackendState::Starting, backend('S'));
-    says(&starting, Verdict::Starting, &["not serving yet", "nbd-ctl status nbd0"]);
+    says(&starting, Verdict::Starting, &["does not serve yet", "nbd-ctl status nbd0"]);
     let restarting = stuck(BackendState::Restarting, None);
     says(&restarting, Verdict::Restarting, &["in a moment", "nbd-ctl restart"]);
 }
@@ -208,7 +208,7 @@ fn a_lost_sitter() {
     facts.sitter = None;
     says(&facts, Verdict::SitterGone, &["no holder could adopt", "detach"]);
     change(&mut facts, |status| status.kernel_api = "ioctl".into());
-    says(&facts, Verdict::SitterGone, &["the driver is letting it go"]);
+    says(&facts, Verdict::SitterGone, &["the driver removes the device"]);
 }
 
 #[test]
@@ -237,7 +237,7 @@ fn a_dead_holder() {
     let adopt = "nbd-ctl adopt nbd0";
     says(&orphan(backend('S')), Verdict::HolderGone, &["I/O goes on", adopt]);
     says(&orphan(backend('T')), Verdict::HolderGone, &["stopped", adopt]);
-    says(&orphan(None), Verdict::HolderGone, &["its backend is gone, and so is", adopt]);
+    says(&orphan(None), Verdict::HolderGone, &["its backend has died, and so has", adopt]);
 }
 
 #[test]
@@ -287,7 +287,7 @@ fn what_is_stacked_on_a_device_is_named_with_what_closes_it() {
 fn nothing_at_all() {
     let mut facts = stuck(BackendState::Running, backend('S'));
     change(&mut facts, |status| status.in_flight[0].age_ms = 3);
-    says(&facts, Verdict::Nothing, &["nothing is stuck: 1 requests are just being served"]);
+    says(&facts, Verdict::Nothing, &["nothing is stuck: 1 requests are being served"]);
     change(&mut facts, |status| status.in_flight.clear());
     facts.waiters.clear();
     says(&facts, Verdict::Nothing, &["nothing waits"]);
