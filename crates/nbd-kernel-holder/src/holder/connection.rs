@@ -5,7 +5,6 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 
-use nbd_control::system_error::explain;
 use nbd_control::{Channel, ChannelError};
 use nix::fcntl::OFlag;
 use nix::libc;
