@@ -2,7 +2,9 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use nbd_proto::handshake::{ClientHandshake, ClientOptions, ClientProgress, Established};
+use nbd_proto::handshake::{
+    ClientHandshake, ClientOptions, ClientProgress, Established, MAX_LISTED_EXPORTS,
+};
 
 fuzz_target!(|bytes: &[u8]| {
     let Some((how, said)) = bytes.split_first() else {
@@ -15,6 +17,8 @@ fuzz_target!(|bytes: &[u8]| {
         structured: wish(1),
         extended: wish(2),
         allocation: wish(3),
+        // None of the other three matters to a list.
+        list: !wish(1) && wish(2) && wish(3),
     };
     let piece = usize::from(how >> 4) + 1;
     let whole = converse(&wishes, said, said.len().max(1));
@@ -44,6 +48,10 @@ fn converse(
                 ClientProgress::More => break,
                 ClientProgress::StartTls => client.secured(),
                 ClientProgress::Established(established) => return (out, Ok(Some(established))),
+                ClientProgress::Listed(exports) => {
+                    assert!(exports.len() <= MAX_LISTED_EXPORTS);
+                    return (out, Ok(None));
+                }
             }
         }
     }

@@ -67,11 +67,13 @@ mod shared;
 mod sync;
 mod system;
 
+pub use connect::dialer::list;
 pub use connect::error::{Cause, ClientError};
 pub use connect::export_shape::{ChangeError, ShapeError, check_change};
 pub use connect::target::{Program, Target, TargetError};
 pub use connection::old_connection::StoredFd;
 pub use fence::{Fence, fence, fence_child};
 pub use nbd_net::uri::Retry;
+pub use nbd_proto::handshake::ListedExport;
 pub use options::{CONNECTION_FD_PREFIX, FdStore, MAX_CONNECTIONS, Options, SERVER_FD_NAME};
 pub use remote::Remote;

@@ -14,6 +14,7 @@
 //! | [`registry`] | the runtime directory: sockets, logs, and the state for the next holder |
 //! | [`history`], [`remains`] | what is told, and what is left, of a device that has lost its holder |
 //! | [`attach_options`], [`policy`] | how a device is attached: every option once |
+//! | `completion` | SPECs for the shell to complete (feature `completion`) |
 //! | [`settings`] | what can be changed of a backend while it runs |
 //! | [`size`], [`text`] | sizes as people write them; text that is safe to show |
 //! | [`system_error`] | errors of the system in words that name the way out |
@@ -48,6 +49,8 @@
 //! ```
 
 pub mod attach_options;
+#[cfg(feature = "completion")]
+pub mod completion;
 mod messages;
 pub mod policy;
 pub mod process;

@@ -6,9 +6,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
-use clap_complete::engine::{ArgValueCandidates, CompletionCandidate};
+use clap_complete::engine::{ArgValueCandidates, ArgValueCompleter, CompletionCandidate};
 use clap_complete::env::CompleteEnv;
 use nbd_backend::{Endpoint, HolderConnection, JoinError, ServeError, chain, warm_up};
+use nbd_control::completion;
 use nbd_control::registry::Registry;
 use nbd_log::{Filter, Output};
 use serde::Serialize;
@@ -17,6 +18,7 @@ use thiserror::Error;
 use crate::PROGRAM;
 use crate::export::Export;
 use crate::export::error::ExportError;
+use crate::listing::{self, ListError};
 use crate::network::{self, NetworkArgs, NetworkError};
 use crate::offline;
 use crate::spec::{Spec, SpecError, SpecReport};
@@ -25,120 +27,123 @@ const AFTER_HELP: &str = "\
 SPEC is one of
   file:PATH[,OPTION]...   a file or a block device
       ro                  read only
-      direct              past the page cache (O_DIRECT)
-      create=SIZE         make it, sparse and of this size, if there is none
+      direct              bypass the page cache (O_DIRECT)
+      create=SIZE         create a sparse file of this size if there is none
       block=BYTES         logical block size: 512 (default for files), 1024, 2048, 4096
-  mem:SIZE[,block=BYTES]  memory, which is lost with the device but not with this process
+  mem:SIZE[,block=BYTES]  memory, kept until the device is detached
   nbd://HOST[:PORT]/EXPORT, nbd+unix:///EXPORT?socket=PATH, nbd+vsock://CID/EXPORT
-                          another NBD server; nbds:// and so on with TLS. Parameters, after ?
-                          and with & between them:
-      connections=N       so many connections, if the server allows several (1 to 16)
-      retry=SECONDS       requests fail when the server is gone for so long; else they wait
+                          another NBD server; nbds:// and so on with TLS. Parameters follow ?,
+                          with & between them:
+      connections=N       use N connections, 1 to 16, if the server allows several
+      retry=SECONDS       requests fail after the server has been gone so long; without it they wait
       tls-certificates=DIRECTORY, tls-hostname=NAME, tls-verify-peer=0
-  exec:COMMAND            a server that is started here, and again when it dies: one that talks
-                          on stdin and stdout, or listens on $unixsocket if COMMAND has that.
-                          A line for the shell: exec:cd /srv && A=1 nbdkit -s …; its last command
-                          serves
-  exec+listen:COMMAND     one that is given a listening socket, as by systemd. Options stand before
-                          the colon: exec,retry=60: or exec+listen,connections=4,retry=60:
+  exec:COMMAND            an NBD server, started by the shell, and again when it dies. It talks on
+                          stdin and stdout, or listens on $unixsocket if COMMAND mentions that:
+                          exec:cd /srv && A=1 nbdkit -s …
+  exec+listen:COMMAND     the same for a server that gets a listening socket as from systemd.
+                          Options precede the colon: exec,retry=60: or exec+listen,connections=4:
   nbdkit:PLUGIN[,PARAMETER]...
-                          a plugin of nbdkit, by name or path, with parameters of its own; a comma
-                          in one is written twice
-  cow:BASE+DIFF           BASE, a path or a SPEC, is only read; changes go to the file DIFF,
-                          which is made if there is none
-  null:SIZE               zeroes, whatever is written
-  pattern:SIZE            every eight bytes are their offset; read only
-or a layer and an @ in front of another SPEC:
+                          a plugin of nbdkit, by name or path, with its parameters; a comma in a
+                          parameter is written twice
+  cow:BASE+DIFF           BASE, a path or a SPEC, is only read; changes go to the file DIFF, which
+                          is created if there is none
+  null:SIZE               reads as zeroes, drops writes
+  pattern:SIZE            every eight bytes are their offset; read-only
+or LAYER@SPEC, another SPEC changed by a layer:
   partition:N@            only this partition (GPT or MBR)
   offset:START[+LENGTH]@  only this part
-  readonly@               refuses to be written to
-  delay:TIME@             takes that time; or read=, write=, flush=, jitter=, seed=
-  error:SHARE@            fails so many commands; or rate=, read=, write=, flush=, errno=,
-                          from=, to=, sticky=on, seed=
-  rate:SIZE@              so many bytes a second; or bytes=, ops=
-  log@                    prints a line about each command
-  record:FILE@            writes down all changes, for `nbd-serve powercut`
-delay, error, rate and log can be changed while they are in use: nbd-ctl set nbd0 error.rate=1%
-SIZE is a number of bytes, or one with K, M, G or T: 512K, 10M, 1G.
+  readonly@               refuses writes
+  delay:TIME@             delays every command; or read=, write=, flush=, jitter=, seed=
+  error:SHARE@            fails this share of commands, like 1%; or rate=, read=, write=, flush=,
+                          errno=, from=, to=, sticky=on, seed=
+  rate:SIZE@              limits bytes a second; or bytes=, ops=
+  log@                    logs a line for each command
+  record:FILE@            logs all writes, for `nbd-serve powercut`
+Settings of delay, error, rate and log can be changed in use: nbd-ctl set nbd0 error.rate=1%
+SIZE is a number of bytes, or one with K, M, G or T (powers of 1024): 512K, 10M, 1G.
 
-Usually a holder starts this program, and starts it again when it dies:
-  nbd-ctl attach -- nbd-serve file:disk.img
-  nbd-ctl attach -- nbd-serve file:/srv/new.img,create=10G
-  nbd-ctl attach -- nbd-serve file:/dev/sdb,ro
-  nbd-ctl attach -- nbd-serve mem:1G
-  nbd-ctl attach -- nbd-serve 'nbds://example.com/disk?connections=4'
-  nbd-ctl attach -- nbd-serve 'nbd+unix:///?socket=/run/nbd.sock'
-  nbd-ctl attach -- nbd-serve 'exec:nbdkit -s memory 1G'
-  nbd-ctl attach -- nbd-serve nbdkit:./my-plugin.so,file=disk.img
-  nbd-ctl attach -- nbd-serve cow:base.img+changes.cow
-  nbd-ctl attach -- nbd-serve error:1%@delay:5ms@partition:1@file:disk.img
+To make a kernel device of a SPEC:
+  nbd-ctl attach file:disk.img
+  nbd-ctl attach file:/srv/new.img,create=10G
+  nbd-ctl attach file:/dev/sdb,ro
+  nbd-ctl attach mem:1G
+  nbd-ctl attach 'nbds://example.com/disk?connections=4'
+  nbd-ctl attach 'nbd+unix:///?socket=/run/nbd.sock'
+  nbd-ctl attach 'exec:nbdkit -s memory 1G'
+  nbd-ctl attach nbdkit:./my-plugin.so,file=disk.img
+  nbd-ctl attach cow:base.img+changes.cow
+  nbd-ctl attach error:1%@delay:5ms@partition:1@file:disk.img
 
-These work on files that are not being served; each has a --help:
+To work on files that are not being served; each has a --help:
   nbd-serve commit cow:base.img+changes.cow
   nbd-serve discard cow:base.img+changes.cow
   nbd-serve powercut disk.log --image before.img -- e2fsck -fy {}
 
-By hand it takes over a device that is attached already, here under a debugger:
+To serve an attached device by hand, here under a debugger:
   nbd-serve --join nbd0 file:disk.img
   gdb --args nbd-serve --join nbd0 --takeover file:disk.img
 
-With --replay it is given the requests of a recording again, without a device; SPEC is changed by it:
+To execute a recording again, without a device; this changes the storage:
   gdb --args nbd-serve --replay crash.nbdrec file:copy.img
   nbd-serve --replay crash.nbdrec cow:before.img+diff.cow
-nbd-ctl replay does the same from outside, and finds the fewest requests that cause a crash.
+nbd-ctl replay does the same, and finds the fewest requests that cause a crash.
 
-With --listen it serves NBD clients instead, one export or several, until SIGTERM or SIGINT:
+To serve NBD clients, until SIGTERM or SIGINT:
   nbd-serve --listen unix:/run/nbd.sock file:disk.img
   nbd-serve --listen tcp:localhost:10809 root=file:root.img scratch=mem:1G
   nbd-serve --listen tcp:: --tls-certificates /etc/pki/nbd --tls-verify-peer file:/dev/sdb,ro
-  nbdinfo nbd+unix:///?socket=/run/nbd.sock
+  nbd-serve --list nbd+unix:///?socket=/run/nbd.sock
   nbd-client -unix /run/nbd.sock /dev/nbd0
 
-Exit status: 0 the device was detached, the server was asked to stop, or all was replayed; 1 failure;
+Exit status: 0 the device was detached, the server was told to stop, or all was replayed; 1 failed;
 2 wrong usage.";
 
 /// Serves a file, a block device, memory or another NBD server to the kernel's NBD driver, or to
 /// NBD clients.
 ///
-/// As the backend of a device this process may be killed, stopped or replaced at any moment: the
-/// device waits, and a successor goes on where it ended.
+/// As the backend of a device it may be killed, stopped or replaced at any time: I/O waits, and the
+/// next backend answers what was not answered.
 #[derive(Debug, Parser)]
 #[command(name = "nbd-serve", version, after_help = AFTER_HELP)]
 pub struct Cli {
-    /// Take over this device, like nbd0, whose backend is gone.
+    /// Serve this attached device, like nbd0, which has no backend.
     #[arg(long, value_name = "DEVICE", conflicts_with = "listen", add = ArgValueCandidates::new(attached))]
     pub join: Option<String>,
 
-    /// Take over even from a backend that is alive, by killing it.
+    /// With --join: kill the present backend of the device first.
     #[arg(long, conflicts_with = "listen")]
     pub takeover: bool,
 
-    /// Execute the requests of this recording of `nbd-ctl record`, in place of a device's.
+    /// Execute the requests of this recording of `nbd-ctl record`, without a device.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["join", "takeover", "listen"])]
     pub replay: Option<PathBuf>,
 
-    /// Replay each request only when the one before it is answered.
+    /// Replay each request after the one before it is answered.
     #[arg(long, requires = "replay")]
     pub one_by_one: bool,
 
-    /// Where relative paths in SPEC begin [default: the working directory].
+    /// Directory of relative paths in SPEC [default: the working directory].
     #[arg(long, value_name = "DIR")]
     pub directory: Option<PathBuf>,
 
-    /// Print size and properties of the device that SPEC would make, as JSON, and exit.
+    /// Open SPEC, print the size and abilities of its device as JSON, and exit.
     #[arg(long, conflicts_with_all = ["join", "takeover", "listen", "replay"])]
     pub print_geometry: bool,
 
-    /// Read SPEC without opening anything, print what is wrong with it, as JSON, and exit.
+    /// Check the text of SPEC without opening anything, print mistakes as JSON, and exit.
     #[arg(long, conflicts_with_all = ["join", "takeover", "listen", "replay", "print_geometry"])]
     pub check: bool,
 
-    /// Log this and what is more important: error, warn, info, debug, trace, off; also by crate, like
+    /// Print the exports of another NBD server, named by a URI like nbd://HOST, and exit.
+    #[arg(long, conflicts_with_all = ["join", "takeover", "listen", "replay", "print_geometry", "check"])]
+    pub list: bool,
+
+    /// Lowest level to log: error, warn, info, debug, trace, or off; also by crate, like
     /// info,nbd_client=debug [default: $NBD_LOG, else info].
     #[arg(long, value_name = "LEVEL")]
     pub log_level: Option<Filter>,
 
-    /// Log more: debug, and trace if it is given twice.
+    /// Log level debug; given twice, trace.
     #[arg(short, long, action = clap::ArgAction::Count, conflicts_with = "log_level")]
     pub verbose: u8,
 
@@ -146,10 +151,9 @@ pub struct Cli {
     #[command(flatten)]
     pub network: NetworkArgs,
 
-    /// What to serve, like file:disk.img, mem:1G, nbd://example.com/disk or
-    /// delay:10ms@file:disk.img; with --listen also several, like disk=file:disk.img, where an
-    /// export without a name is the default one.
-    #[arg(value_name = "[NAME=]SPEC", required = true)]
+    /// What to serve, like file:disk.img or mem:1G. With --listen there may be several with names,
+    /// like disk=file:disk.img; one without a name is the default export.
+    #[arg(value_name = "[NAME=]SPEC", required = true, add = ArgValueCompleter::new(specs))]
     pub specs: Vec<OsString>,
 }
 
@@ -170,14 +174,15 @@ enum Error {
     #[error(transparent)]
     Export(#[from] ExportError),
     #[error(
-        "no device to serve: start this program with `nbd-ctl attach -- nbd-serve {0}`, name an \
-         attached device whose backend is gone with --join, or serve clients with --listen"
+        "no device to serve: use `nbd-ctl attach {0}` to make a device, --join nbd0 to serve an attached device without a backend, or --listen to serve NBD clients"
     )]
     NoDevice(String),
-    #[error("a device is made of one SPEC, and here are {0}: several are for --listen")]
+    #[error("a device has one SPEC, and here are {0}: only --listen takes several")]
     SeveralSpecs(usize),
     #[error(transparent)]
     Network(#[from] NetworkError),
+    #[error(transparent)]
+    List(#[from] ListError),
     #[error(transparent)]
     Join(#[from] JoinError),
     #[error("{description}")]
@@ -196,6 +201,7 @@ impl Error {
             | Self::NoDevice(_)
             | Self::SeveralSpecs(_)
             | Self::Join(JoinError::BadName(_)) => 2,
+            Self::List(ListError::NotUri(_)) => 2,
             Self::Network(error) if error.is_usage() => 2,
             _ => 1,
         }
@@ -230,6 +236,18 @@ fn attached() -> Vec<CompletionCandidate> {
     devices.into_iter().map(|index| CompletionCandidate::new(format!("nbd{index}"))).collect()
 }
 
+/// SPECs that begin like this, also behind the name of an export.
+fn specs(typed: &OsStr) -> Vec<CompletionCandidate> {
+    let Some(text) = typed.to_str() else { return Vec::new() };
+    match text.split_once('=') {
+        Some((name, spec)) if !name.contains([':', '@', '/']) => completion::specs(spec)
+            .into_iter()
+            .map(|candidate| candidate.add_prefix(format!("{name}=")))
+            .collect(),
+        _ => completion::specs(text),
+    }
+}
+
 /// Prints what was asked for, or brings the complaint into our form.
 fn refuse(error: &clap::Error) -> Result<(), Error> {
     if !error.use_stderr() {
@@ -251,6 +269,11 @@ fn run(cli: &Cli) -> Result<(), Error> {
     let spec = parse_only(&cli.specs);
     if cli.check {
         return check(spec);
+    }
+    if cli.list {
+        let table = listing::list(&spec?)?;
+        let print = io::stdout().lock().write_all(table.as_bytes());
+        return print.or_else(ignore_closed).map_err(Error::Output);
     }
     if cli.print_geometry {
         return print_geometry(&Export::open(spec?, None)?);

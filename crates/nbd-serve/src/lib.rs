@@ -19,6 +19,7 @@
 mod cli;
 mod export;
 mod layers;
+mod listing;
 mod network;
 mod offline;
 mod prng;

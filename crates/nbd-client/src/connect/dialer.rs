@@ -10,9 +10,10 @@ use nbd_net::socket::Socket;
 use nbd_net::stream::Stream;
 use nbd_net::tls::ClientTls;
 use nbd_net::uri::Uri;
+use nbd_proto::handshake::ListedExport;
 
 use crate::connect::child::{Server, SpawnMode};
-use crate::connect::error::Cause;
+use crate::connect::error::{Cause, ClientError};
 use crate::connect::handshake::{self, NegotiatedStream};
 use crate::connect::target::Target;
 use crate::fence::{self, Fence};
@@ -69,15 +70,9 @@ impl Dialer {
     ) -> Result<NegotiatedStream, Cause> {
         match &self.target {
             Target::Uri(uri) => {
-                let socket = connect(uri, deadline)?;
-                let mut stream = Stream::plain(socket);
-                stream.set_deadline(Some(deadline));
-                let tls = if uri.tls { Some(credentials(uri)?) } else { None };
-                handshake::negotiate(
-                    stream,
-                    &uri.export,
-                    tls.as_ref().map(|tls| (tls, uri.server_name())),
-                )
+                let (stream, tls) = open(uri, deadline)?;
+                let tls = tls.as_ref().map(|tls| (tls, uri.server_name()));
+                handshake::negotiate(stream, &uri.export, tls)
             }
             Target::Program(program) => {
                 self.run(&program.command, program.spawn_mode(), deadline, is_first, events)
@@ -182,6 +177,26 @@ impl Drop for Dialer {
     fn drop(&mut self) {
         self.stop();
     }
+}
+
+/// The exports of a server, with what it tells of each. The name of an export in the URI does not matter.
+///
+/// # Errors
+///
+/// The server cannot be reached, refuses to list its exports, or has not done so within the time.
+pub fn list(uri: &Uri, limit: Duration) -> Result<Vec<ListedExport>, ClientError> {
+    let ask = || {
+        let (stream, tls) = open(uri, Instant::now() + limit)?;
+        handshake::list(stream, tls.as_ref().map(|tls| (tls, uri.server_name())))
+    };
+    ask().map_err(|cause| ClientError { target: uri.to_string(), cause })
+}
+
+/// A connection to be done with by the deadline, and what secures it.
+fn open(uri: &Uri, deadline: Instant) -> Result<(Stream, Option<ClientTls>), Cause> {
+    let mut stream = Stream::plain(connect(uri, deadline)?);
+    stream.set_deadline(Some(deadline));
+    Ok((stream, if uri.tls { Some(credentials(uri)?) } else { None }))
 }
 
 fn connect(uri: &Uri, deadline: Instant) -> Result<Socket, Cause> {

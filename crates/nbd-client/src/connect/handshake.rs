@@ -5,7 +5,9 @@ use std::io;
 use nbd_net::stream::Stream;
 use nbd_net::tls::{ClientTls, TlsError};
 use nbd_proto::TransmissionFlags;
-use nbd_proto::handshake::{ClientHandshake, ClientOptions, ClientProgress, Established};
+use nbd_proto::handshake::{
+    ClientHandshake, ClientOptions, ClientProgress, Established, ListedExport,
+};
 
 use crate::connect::error::Cause;
 use crate::connect::export_shape::ExportShape;
@@ -23,12 +25,39 @@ pub(crate) struct NegotiatedStream {
 /// Agrees with a server about one of its exports, within the stream's deadline. With `tls`, the
 /// connection is secured first; the server's certificate has to be made out to the name.
 pub(crate) fn negotiate(
-    mut stream: Stream,
+    stream: Stream,
     export: &str,
     tls: Option<(&ClientTls, &str)>,
 ) -> Result<NegotiatedStream, Cause> {
-    let mut handshake =
-        ClientHandshake::new(ClientOptions { tls: tls.is_some(), ..ClientOptions::new(export) });
+    match talk(stream, ClientOptions::new(export), tls)? {
+        (mut stream, rest, ClientProgress::Established(offer)) => {
+            stream.set_deadline(None);
+            let (negotiated, shape) = evaluate(&offer)?;
+            Ok(NegotiatedStream { stream, rest, negotiated, shape })
+        }
+        _ => Err(Cause::UnexpectedEof),
+    }
+}
+
+/// What a server has, within the stream's deadline.
+pub(crate) fn list(
+    stream: Stream,
+    tls: Option<(&ClientTls, &str)>,
+) -> Result<Vec<ListedExport>, Cause> {
+    let options = ClientOptions { list: true, ..ClientOptions::new("") };
+    match talk(stream, options, tls)? {
+        (.., ClientProgress::Listed(exports)) => Ok(exports),
+        _ => Err(Cause::UnexpectedEof),
+    }
+}
+
+/// The handshake up to its end, and what the server has sent beyond it.
+fn talk(
+    mut stream: Stream,
+    options: ClientOptions,
+    tls: Option<(&ClientTls, &str)>,
+) -> Result<(Stream, Vec<u8>, ClientProgress), Cause> {
+    let mut handshake = ClientHandshake::new(ClientOptions { tls: tls.is_some(), ..options });
     let (mut input, mut output) = (Vec::new(), Vec::new());
     // With TLS 1.3 the server looks at our certificate when we are done, and may leave then.
     let mut is_doubtful = false;
@@ -56,11 +85,7 @@ pub(crate) fn negotiate(
                 }
                 handshake.secured();
             }
-            ClientProgress::Established(offer) => {
-                stream.set_deadline(None);
-                let (negotiated, shape) = evaluate(&offer)?;
-                return Ok(NegotiatedStream { stream, rest: input, negotiated, shape });
-            }
+            end => return Ok((stream, input, end)),
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use alloc::string::String;
 use alloc::vec::Vec;
+use core::mem;
 
 use super::ReplyStyle;
 use super::codes::{
@@ -9,6 +10,7 @@ use super::codes::{
     InfoType, OptionReplyType, OptionType,
 };
 use super::error::HandshakeError;
+use super::listing::ListedExport;
 use super::message::{
     BlockSizes, GREETING_LEN, INIT_MAGIC, OLDSTYLE_MAGIC, OPTION_MAGIC, OptionReplyHead, Reader,
     ZEROES_LEN, put_option, put_string,
@@ -32,12 +34,15 @@ pub struct ClientOptions {
     pub extended: bool,
     /// The metadata context `base:allocation`.
     pub allocation: bool,
+    /// List the exports of the server, and begin no transmission; the fields above but `tls` do not matter.
+    pub list: bool,
 }
 
 impl ClientOptions {
     /// All options except TLS.
     pub fn new(name: &str) -> Self {
-        Self { name: name.into(), tls: false, structured: true, extended: true, allocation: true }
+        let name = name.into();
+        Self { name, tls: false, structured: true, extended: true, allocation: true, list: false }
     }
 }
 
@@ -66,11 +71,13 @@ pub enum ClientProgress {
     StartTls,
     /// Begin transmission; bytes that were not used up belong to it.
     Established(Established),
+    /// The exports of the server, if they were to be listed. The client has said goodbye: close the connection.
+    Listed(Vec<ListedExport>),
 }
 
 /// What the client waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum ClientState {
+pub(super) enum ClientState {
     Greeting,
     /// The connection is being secured.
     Tls,
@@ -79,18 +86,23 @@ enum ClientState {
     /// The answer to export name, with so many bytes.
     Export(usize),
     Done,
+    /// All exports are listed.
+    Listed,
 }
 
 /// A handshake with one server.
 #[derive(Debug)]
 pub struct ClientHandshake {
     options: ClientOptions,
-    state: ClientState,
+    pub(super) state: ClientState,
     no_zeroes: bool,
     style: ReplyStyle,
     allocation: Option<u32>,
-    export: Option<(u64, TransmissionFlags)>,
+    pub(super) export: Option<(u64, TransmissionFlags)>,
     block_sizes: Option<BlockSizes>,
+    pub(super) listing: Vec<ListedExport>,
+    /// How many of them the server was asked about.
+    pub(super) described: usize,
 }
 
 impl ClientHandshake {
@@ -104,6 +116,8 @@ impl ClientHandshake {
             allocation: None,
             export: None,
             block_sizes: None,
+            listing: Vec::new(),
+            described: 0,
         }
     }
 
@@ -137,6 +151,9 @@ impl ClientHandshake {
                 ClientState::Option(option) => self.reply(option, &input[used..], out)?,
                 ClientState::Export(length) => self.bare_export(length, &input[used..]),
                 ClientState::Done => (0, None),
+                ClientState::Listed => {
+                    return Ok((used, ClientProgress::Listed(mem::take(&mut self.listing))));
+                }
             };
             used += count;
             match progress {
@@ -174,6 +191,7 @@ impl ClientHandshake {
             (true, true) => self.ask(OptionType::STARTTLS, out),
             (true, false) => self.ask_next(OptionType::STARTTLS, out),
             (false, true) => return Err(HandshakeError::NoTls),
+            (false, false) if self.options.list => return Err(HandshakeError::NoOptions),
             (false, false) => self.ask(OptionType::EXPORT_NAME, out),
         }
         Ok((GREETING_LEN, None))
@@ -181,7 +199,10 @@ impl ClientHandshake {
 
     /// Sends the option that follows another one in the order of negotiation.
     fn ask_next(&mut self, option: OptionType, out: &mut Vec<u8>) {
-        let ClientOptions { structured, extended, allocation, .. } = self.options;
+        let ClientOptions { structured, extended, allocation, list, .. } = self.options;
+        if list {
+            return self.ask(OptionType::LIST, out);
+        }
         let has_chunks = self.style != ReplyStyle::Simple;
         let sequence = [
             (OptionType::STARTTLS, false),
@@ -196,7 +217,7 @@ impl ClientHandshake {
         self.ask(next.unwrap_or(OptionType::EXPORT_NAME), out);
     }
 
-    fn ask(&mut self, option: OptionType, out: &mut Vec<u8>) {
+    pub(super) fn ask(&mut self, option: OptionType, out: &mut Vec<u8>) {
         self.state = ClientState::Option(option);
         let mut data = Vec::new();
         match option {
@@ -209,6 +230,11 @@ impl ClientHandshake {
                 put_string(&mut data, &self.options.name);
                 data.extend_from_slice(&1_u16.to_be_bytes());
                 data.extend_from_slice(&InfoType::BLOCK_SIZE.0.to_be_bytes());
+            }
+            OptionType::INFO => {
+                let asked = self.described.checked_sub(1).and_then(|at| self.listing.get(at));
+                put_string(&mut data, asked.map_or("", |export| export.name.as_str()));
+                data.extend_from_slice(&0_u16.to_be_bytes());
             }
             OptionType::EXPORT_NAME => {
                 data.extend_from_slice(self.options.name.as_bytes());
@@ -259,8 +285,12 @@ impl ClientHandshake {
     ) -> Result<Option<Established>, HandshakeError> {
         let malformed = HandshakeError::Malformed { option, reply };
         match (option, reply) {
-            (OptionType::GO, OptionReplyType::INFO) => {
+            (OptionType::GO | OptionType::INFO, OptionReplyType::INFO) => {
                 self.info(data).ok_or(malformed)?;
+            }
+            (OptionType::LIST, OptionReplyType::SERVER) => self.add_listed(data)?,
+            (OptionType::LIST | OptionType::INFO, OptionReplyType::ACK) => {
+                self.describe_listed(out)
             }
             (OptionType::GO, OptionReplyType::ACK) => {
                 let (size, flags) = self.export.ok_or(malformed)?;
@@ -301,11 +331,18 @@ impl ClientHandshake {
                 return Err(HandshakeError::UnknownExport(self.options.name.clone()));
             }
             // A server that requires TLS refuses every option with this error.
-            (OptionType::STARTTLS | OptionType::GO, _) | (_, OptionReplyType::ERR_TLS_REQD) => {
+            (OptionType::STARTTLS | OptionType::GO | OptionType::LIST, _)
+            | (_, OptionReplyType::ERR_TLS_REQD) => {
                 let words = String::from_utf8_lossy(data).into_owned();
                 return Err(HandshakeError::Refused { option, reply, words });
             }
             (OptionType::SET_META_CONTEXT, _) => self.allocation = None,
+            // It is listed without its size.
+            (OptionType::INFO, _) => {
+                self.export = None;
+                self.describe_listed(out);
+                return Ok(());
+            }
             _ => {}
         }
         self.ask_next(option, out);

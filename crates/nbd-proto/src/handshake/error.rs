@@ -4,6 +4,7 @@ use alloc::string::String;
 use core::fmt;
 
 use super::codes::{OptionReplyType, OptionType};
+use super::listing::MAX_LISTED_EXPORTS;
 
 /// The other side breaks the protocol, or has refused: close the connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,6 +54,10 @@ pub enum HandshakeError {
     NoTls,
     /// The server lacks an export of this name.
     UnknownExport(String),
+    /// The exports are to be listed, and the server does not negotiate.
+    NoOptions,
+    /// The server lists more exports than this client does.
+    TooManyExports,
 }
 
 impl fmt::Display for HandshakeError {
@@ -78,12 +83,18 @@ impl fmt::Display for HandshakeError {
                 write!(f, "the server refuses {option}: {reply}")?;
                 if words.is_empty() { Ok(()) } else { write!(f, " ({words:?})") }
             }
+            Self::NoOptions => {
+                f.write_str("the server knows no options, so it cannot list its exports")
+            }
+            Self::TooManyExports => {
+                write!(f, "the server lists more than {MAX_LISTED_EXPORTS} exports")
+            }
             Self::NoTls => f.write_str("the server cannot secure the connection: no negotiation"),
             Self::UnknownExport(name) if name.is_empty() => f.write_str(
-                "the server has no default export: name one (nbdinfo --list shows them)",
+                "the server has no default export: name one (nbd-serve --list shows them)",
             ),
             Self::UnknownExport(name) => {
-                write!(f, "the server has no export {name:?} (nbdinfo --list shows those it has)")
+                write!(f, "the server has no export {name:?} (nbd-serve --list shows those it has)")
             }
         }
     }

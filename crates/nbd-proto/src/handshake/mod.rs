@@ -43,6 +43,7 @@
 mod client;
 mod codes;
 mod error;
+mod listing;
 mod message;
 mod offer;
 mod option_replies;
@@ -54,6 +55,7 @@ pub use codes::{
     InfoType, MAX_STRING_BYTES, OptionReplyType, OptionType,
 };
 pub use error::HandshakeError;
+pub use listing::{ListedExport, MAX_LISTED_EXPORTS};
 pub use message::{
     BlockSizes, GREETING_LEN, INIT_MAGIC, OLDSTYLE_MAGIC, OPTION_MAGIC, OptionHead,
     OptionReplyHead, REPLY_MAGIC, ZEROES_LEN,

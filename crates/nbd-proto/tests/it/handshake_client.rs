@@ -3,8 +3,9 @@
 
 use nbd_proto::BlockSizes;
 use nbd_proto::handshake::{
-    ClientHandshake, ClientOptions, ClientProgress, Established, HandshakeError, OptionHead,
-    OptionReplyHead, OptionReplyType as Reply, OptionType as Opt, ReplyStyle,
+    ClientHandshake, ClientOptions, ClientProgress, Established, HandshakeError, ListedExport,
+    MAX_LISTED_EXPORTS, OptionHead, OptionReplyHead, OptionReplyType as Reply, OptionType as Opt,
+    ReplyStyle,
 };
 
 use crate::handshake::{FLAGS, allocation, info, string};
@@ -300,4 +301,68 @@ fn server_names_a_context_in_malformed_data() {
     let progress = peer.answer(Opt::GO, Reply::ACK, b"");
     let expected = established(ReplyStyle::Extended, None);
     assert_eq!(progress, Ok(ClientProgress::Established(expected)));
+}
+
+fn listing() -> ClientOptions {
+    ClientOptions { list: true, ..ClientOptions::new("") }
+}
+
+/// The data of `NBD_REP_SERVER`.
+fn listed(name: &str, description: &str) -> Vec<u8> {
+    [&string(name)[..], description.as_bytes()].concat()
+}
+
+#[test]
+fn exports_are_listed_with_what_the_server_tells_of_each() {
+    let mut peer = Peer::new(listing());
+    peer.asked(Opt::LIST, b"");
+    peer.more(Opt::LIST, Reply::SERVER, &listed("", "the default one"));
+    peer.more(Opt::LIST, Reply::SERVER, &listed("secret", ""));
+    peer.more(Opt::LIST, Reply::ACK, b"");
+    peer.asked(Opt::INFO, &info("", &[]));
+    peer.more(Opt::INFO, Reply::INFO, &export_info());
+    peer.more(Opt::INFO, Reply::ACK, b"");
+    peer.asked(Opt::INFO, &info("secret", &[]));
+    let progress = peer.answer(Opt::INFO, Reply::ERR_POLICY, b"not for you");
+    let export = |name: &str, description: &str, shape| ListedExport {
+        name: name.into(),
+        description: description.into(),
+        shape,
+    };
+    let expected =
+        vec![export("", "the default one", Some((4096, FLAGS))), export("secret", "", None)];
+    assert_eq!(progress, Ok(ClientProgress::Listed(expected)));
+    peer.asked(Opt::ABORT, b"");
+}
+
+#[test]
+fn a_server_without_exports_has_an_empty_list() {
+    let mut peer = Peer::new(listing());
+    peer.asked(Opt::LIST, b"");
+    assert_eq!(peer.answer(Opt::LIST, Reply::ACK, b""), Ok(ClientProgress::Listed(Vec::new())));
+}
+
+#[test]
+fn a_list_that_cannot_be_is_refused() {
+    let mut peer = Peer::new(listing());
+    let refused = peer.answer(Opt::LIST, Reply::ERR_POLICY, b"no");
+    assert!(
+        matches!(refused, Err(HandshakeError::Refused { option: Opt::LIST, .. })),
+        "{refused:?}"
+    );
+    for data in [&b"\0\0"[..], b"\0\0\0\x05disk", b"\0\0\0\x01\xff", &listed("", &"x".repeat(4097))]
+    {
+        let malformed = Peer::new(listing()).answer(Opt::LIST, Reply::SERVER, data);
+        assert!(matches!(malformed, Err(HandshakeError::Malformed { .. })), "{malformed:?}");
+    }
+    let mut peer = Peer::new(listing());
+    for _ in 0..MAX_LISTED_EXPORTS {
+        peer.more(Opt::LIST, Reply::SERVER, &listed("one", "too many"));
+    }
+    let endless = peer.answer(Opt::LIST, Reply::SERVER, &listed("one", "too many"));
+    assert_eq!(endless, Err(HandshakeError::TooManyExports));
+    // A server that is not fixed newstyle answers no option.
+    let greeting = [&b"NBDMAGICIHAVEOPT"[..], &2_u16.to_be_bytes()].concat();
+    let old = ClientHandshake::new(listing()).handle(&greeting, &mut Vec::new());
+    assert_eq!(old, Err(HandshakeError::NoOptions));
 }

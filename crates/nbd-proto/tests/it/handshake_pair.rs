@@ -36,6 +36,7 @@ fn converse(
                 client.secured();
             }
             ClientProgress::More => {}
+            ClientProgress::Listed(_) => panic!("no list was asked for"),
         }
         let count = at_a_time.min(to_server.len());
         heard_by_server.extend(to_server.drain(..count));
@@ -64,6 +65,7 @@ fn both_sides_agree_however_the_bytes_arrive() {
                 structured: bits & 2 != 0,
                 extended: bits & 4 != 0,
                 allocation: bits & 8 != 0,
+                list: false,
             };
             let expected = match (options.extended, options.structured) {
                 (true, _) => ReplyStyle::Extended,
@@ -214,13 +216,14 @@ proptest! {
     /// A client survives any server, and uses up no more than it was given.
     #[test]
     fn hostile_servers_do_no_harm(
-        options in any::<[bool; 4]>(),
+        options in any::<[bool; 5]>(),
         flags in 0..4_u16,
         said in replies(),
         noise in vec(any::<u8>(), 0..40),
     ) {
-        let [tls, structured, extended, allocation] = options;
-        let options = ClientOptions { name: "disk".into(), tls, structured, extended, allocation };
+        let [tls, structured, extended, allocation, list] = options;
+        let name = "disk".into();
+        let options = ClientOptions { name, tls, structured, extended, allocation, list };
         let mut input = [&b"NBDMAGICIHAVEOPT"[..], &flags.to_be_bytes(), &said, &noise].concat();
         let mut client = ClientHandshake::new(options);
         let mut out = Vec::new();
@@ -229,7 +232,9 @@ proptest! {
             input.drain(..used);
             match progress {
                 ClientProgress::StartTls => client.secured(),
-                ClientProgress::More | ClientProgress::Established(_) => break,
+                ClientProgress::More
+                | ClientProgress::Established(_)
+                | ClientProgress::Listed(_) => break,
             }
         }
     }

@@ -1,4 +1,4 @@
-//! nbdinfo and nbdcopy.
+//! nbdinfo and nbdcopy; and our own list of exports.
 
 use std::fs;
 
@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::content::{pattern, sparse};
 use crate::programs::{output, run};
-use crate::server::Server;
+use crate::server::{PROGRAM, Server};
 
 fn info(arguments: &[&str]) -> String {
     output("nbdinfo", arguments)
@@ -172,5 +172,39 @@ fn tools_fail_to_copy_a_file_that_was_cut_off_while_it_was_served() {
         let (code, text, words) = run("qemu-io", &zero);
         // A diff is whole, so zeroes can be written there.
         assert_eq!(code != 0, layers.is_empty(), "{export}: {text}{words}");
+    }
+}
+
+#[test]
+fn exports_of_servers_are_listed_in_words() {
+    let list = |uri: &str| output(PROGRAM, &["--list", uri]);
+    let server = Server::new(&["file:{dir}/new,create=1M", "scratch=readonly@mem:64K"]);
+    let text = list(&server.uri(""));
+    let lines: Vec<Vec<&str>> =
+        text.lines().map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(lines[0], ["NAME", "SIZE", "ACCESS", "DESCRIPTION"], "{text}");
+    assert_eq!(lines[1][..3], ["(default)", "1M", "rw"], "{text}");
+    assert!(lines[1][3].starts_with("file:"), "{text}");
+    assert_eq!(lines[2][..3], ["scratch", "64K", "ro"], "{text}");
+    assert!(lines[2][3].contains("mem:64K"), "{text}");
+    assert_eq!(lines.len(), 3, "{text}");
+    // Another project's server.
+    let scratch = Scratch::new();
+    let socket = scratch.path().join("socket").display().to_string();
+    let uri = format!("nbd+unix:///?socket={socket}");
+    let command = format!("nbdkit -U {socket} --run '{PROGRAM} --list {uri}' memory 1M");
+    let text = output("sh", &["-c", &command]);
+    assert!(text.contains("(default)") && text.contains("1M"), "{text}");
+}
+
+#[test]
+fn a_list_of_what_is_no_server_is_refused() {
+    for (spec, code, words) in [
+        ("mem:1M", 2, "--list needs the URI of a server"),
+        ("nbd+unix:///?socket=/nonexistent/socket", 1, "check the path"),
+    ] {
+        let (found, stdout, stderr) = run(PROGRAM, &["--list", spec]);
+        assert_eq!(found, code, "{spec}: {stderr}");
+        assert!(stdout.is_empty() && stderr.contains(words), "{spec}: {stderr}");
     }
 }

@@ -82,7 +82,7 @@ fn clients_need_the_right_certificate_where_it_is_asked_for() {
     output("nbdinfo", &[&secured(&server, &port, "")]);
     // libnbd does not even send one of an authority that the server does not know.
     for (bad, advice) in
-        [("other", "it has none; give it one"), ("expired", "its time is over; renew it")]
+        [("other", "it has none; give it one"), ("expired", "it has expired; renew it")]
     {
         // It believes the server, but is not believed.
         let bad = server.path(bad);
@@ -170,7 +170,7 @@ fn our_client_is_told_what_a_server_has_against_it() {
     assert_eq!(our_client(&server, &port, "").0, 0);
     for (certificates, advice) in [
         ("revoked", "our certificate is revoked; a new one is needed"),
-        ("expired", "the time of our certificate is over; renew it"),
+        ("expired", "our certificate has expired; renew it"),
         ("other", "it does not know the authority that has signed our certificate"),
         ("none", "name a directory with client-cert.pem and client-key.pem"),
     ] {

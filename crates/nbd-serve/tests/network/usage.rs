@@ -27,7 +27,7 @@ fn wrong_arguments_are_named_and_exit_with_2() {
         (&[listen, "a=mem:1M", "a=mem:1M"], "there are two exports named \"a\""),
         (&[listen, "mem:1M", "mem:2M"], "give each its own name, like NAME=SPEC"),
         (&[listen, "a=flie:b"], "a=flie:b: there is no export `flie:`; did you mean `file:`?"),
-        (&["mem:1M", "mem:2M"], "a device is made of one SPEC, and here are 2"),
+        (&["mem:1M", "mem:2M"], "a device has one SPEC, and here are 2"),
         (&[listen, "--join=nbd0", "mem:1M"], "cannot be used with"),
         (&[listen, "--print-geometry", "mem:1M"], "cannot be used with"),
         (&["--read-only", "mem:1M"], "not provided:\n  --listen <WHERE>"),
@@ -131,7 +131,7 @@ fn help_shows_how_to_serve_the_network() {
         "--tls-certificates <DIRECTORY>",
         "--max-connections <NUMBER>",
         "--max-memory <SIZE>",
-        "nbdinfo nbd+unix:///?socket=/run/nbd.sock",
+        "nbd-serve --list nbd+unix:///?socket=/run/nbd.sock",
     ] {
         assert!(stdout.contains(words), "{words}: {stdout}");
     }

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use nbd_control::Channel;
 use nbd_control::backend::{EXPORT_VARIABLE, FromBackend, GROW_VARIABLE, HOLDER_FD, Hello};
+use nbd_net::testing::Scratch;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 
 use crate::holder::{Directory, PROGRAM};
@@ -28,6 +29,32 @@ fn run(arguments: &[&str]) -> (i32, String, String) {
     (code, text(output.stdout), text(output.stderr))
 }
 
+/// What a shell is told of the last of these words.
+fn complete(words: &[&str]) -> String {
+    let mut command = Command::new(PROGRAM);
+    command.env("COMPLETE", "bash").env("_CLAP_COMPLETE_COMP_TYPE", "9");
+    command.env("_CLAP_COMPLETE_INDEX", (words.len() - 1).to_string());
+    let output = command.arg("--").args(words).output().unwrap();
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn a_shell_is_told_specs_and_files() {
+    let scratch = Scratch::new();
+    let disk = scratch.path().join("disk.img").display().to_string();
+    std::fs::write(&disk, "x").unwrap();
+    let begun = disk.strip_suffix("sk.img").unwrap();
+    for (words, expected) in [
+        (&["nbd-serve", "me"] as &[&str], "mem:".to_owned()),
+        (&["nbd-serve", "--listen", "systemd", "root=me"], "root=mem:".into()),
+        (&["nbd-serve", &format!("log@file:{begun}")], format!("log@file:{disk}")),
+        (&["nbd-serve", &format!("root=file:{begun}")], format!("root=file:{disk}")),
+    ] {
+        let told = complete(words);
+        assert!(told.split(|c: char| c.is_control()).any(|word| word == expected), "{told:?}");
+    }
+}
+
 #[test]
 fn wrong_arguments_are_named_once_and_exit_with_2() {
     let directory = Directory::new();
@@ -36,15 +63,12 @@ fn wrong_arguments_are_named_once_and_exit_with_2() {
         (&[] as &[&str], "required arguments were not provided"),
         (&["--jion", "nbd0", &disk], "unexpected argument '--jion' found"),
         (&["--join"], "a value is required for '--join <DEVICE>'"),
-        (&[&disk, &disk], "a device is made of one SPEC, and here are 2"),
-        (&["disk.img"], "disk.img: does not say what it is: write file:disk.img to serve"),
+        (&[&disk, &disk], "a device has one SPEC, and here are 2"),
+        (&["disk.img"], "disk.img: has no type: write file:disk.img to serve"),
         (&["flie:disk.img"], "flie:disk.img: there is no export `flie:`; did you mean `file:`?"),
         (&["file:a,dierct"], "unknown option `dierct`; did you mean `direct`?"),
         (&["mem:12Q"], "mem:12Q: mem:SIZE: `12Q` is not a size: write a whole number"),
-        (
-            &[&disk],
-            "no device to serve: start this program with `nbd-ctl attach -- nbd-serve file:",
-        ),
+        (&[&disk], "no device to serve: use `nbd-ctl attach file:"),
         (&["--join", "sda", &disk], "sda is not the name of an NBD device (like nbd0)"),
         (&["--print-geometry", "--takeover", &disk], "cannot be used with"),
     ] {
@@ -135,7 +159,7 @@ fn the_user_that_may_not_open_a_file_is_named() {
 fn help_has_examples() {
     let (code, stdout, stderr) = run(&["--help"]);
     assert_eq!((code, &*stderr), (0, ""));
-    for words in ["nbd-ctl attach -- nbd-serve file:disk.img", "gdb --args nbd-serve --join nbd0"] {
+    for words in ["nbd-ctl attach file:disk.img", "gdb --args nbd-serve --join nbd0"] {
         assert!(stdout.contains(words), "{stdout}");
     }
     let (code, stdout, _) = run(&["--version"]);
