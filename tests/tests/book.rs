@@ -1,9 +1,9 @@
 //! The book in docs/ is whole: each page is in its summary, each link leads somewhere, and each
-//! fence says what is in it, so that no command escapes `kernel_docs`.
+//! fence says what is in it, so that no command escapes `kernel_docs`. And it stays short enough to be read.
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nbd_tests::page::{blocks, pages, root};
 
@@ -98,4 +98,33 @@ fn every_fence_says_what_is_in_it() {
             }
         }
     }
+}
+
+/// What stands between spaces and has a letter or a digit: the lines of tables are no words.
+fn words(text: &str) -> usize {
+    text.split_whitespace().filter(|word| word.contains(char::is_alphanumeric)).count()
+}
+
+#[test]
+fn the_documents_stay_short() {
+    const MAX_WORDS: usize = 30_000;
+    const MAX_README_WORDS: usize = 600;
+    // Decisions are single pages that are read one at a time; the summary is a list of all pages.
+    let is_counted = |path: &&PathBuf| {
+        !path.starts_with("docs/design/decisions") && **path != Path::new("docs/SUMMARY.md")
+    };
+    let count = |path: &PathBuf| {
+        (words(&fs::read_to_string(root().join(path)).expect("a page")), path.display().to_string())
+    };
+    let mut counts: Vec<_> = pages().iter().filter(is_counted).map(count).collect();
+    counts.sort();
+    let all: usize = counts.iter().map(|(words, _)| words).sum();
+    let lines: Vec<_> = counts.iter().map(|(words, page)| format!("{words:6} {page}")).collect();
+    println!("{}\n{all:6} in all", lines.join("\n"));
+    assert!(all <= MAX_WORDS, "{all} words, more than {MAX_WORDS}:\n{}", lines.join("\n"));
+    let readme = counts.iter().find(|(_, page)| page == "README.md").expect("a README").0;
+    assert!(
+        readme <= MAX_README_WORDS,
+        "README.md has {readme} words, more than {MAX_README_WORDS}"
+    );
 }
