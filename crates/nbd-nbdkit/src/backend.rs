@@ -4,18 +4,23 @@
 use std::io;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use nbd_backend::{Backend, Extent, Geometry, ZeroOptions};
+use nbd_backend::{Backend, Command, Extent, Geometry, InlineBackend, ZeroOptions};
 
 use crate::abi::{FLAG_FAST_ZERO, FLAG_FUA, FLAG_MAY_TRIM, FLAG_REQ_ONE};
 use crate::error::PluginError;
 use crate::handle::Handle;
 use crate::offer::Offer;
+use crate::pace::Pace;
 use crate::plugin::ThreadModel;
 
 /// What is written where a plugin cannot zero, at most so much at a time.
 static ZEROES: [u8; 1 << 20] = [0; 1 << 20];
 /// Longest range of a command without data, in bytes: what 32 bits can tell, in whole blocks.
 const MAX_RANGE_BYTES: u64 = 1 << 31;
+/// Longest range of a command that the receiving thread executes, in bytes.
+const MAX_INLINE_LEN: u64 = 1 << 20;
+/// Threads that call a parallel plugin: twice nbdkit's own number.
+const MAX_THREADS: usize = 32;
 
 /// A plugin that serves. All lanes of a device, and all clients of an export, use its one handle.
 #[derive(Debug)]
@@ -24,6 +29,10 @@ pub struct PluginBackend {
     offer: Offer,
     /// Requests of a plugin that is not parallel take their turn here.
     turn: Option<Mutex<()>>,
+    /// How long calls take: reads, writes, and what may take longer than a write.
+    read_pace: Pace,
+    write_pace: Pace,
+    other_pace: Pace,
 }
 
 impl PluginBackend {
@@ -32,7 +41,8 @@ impl PluginBackend {
         // There is one handle; so of the four models two are left.
         let is_parallel = handle.plugin().thread_model() == ThreadModel::Parallel;
         let turn = (!is_parallel).then(Mutex::default);
-        Ok(Self { handle, offer, turn })
+        let [read_pace, write_pace, other_pace] = [(); 3].map(|()| Pace::new(is_parallel));
+        Ok(Self { handle, offer, turn, read_pace, write_pace, other_pace })
     }
 
     /// The bytes at the end that are not part of a device, because they are no whole block.
@@ -57,6 +67,22 @@ impl PluginBackend {
     fn turn(&self) -> Option<MutexGuard<'_, ()>> {
         // A panic of another request aborts this process.
         self.turn.as_ref().map(|turn| turn.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Executes a request in its turn, and notes how long it took.
+    fn request<T>(&self, pace: &Pace, execute: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+        pace.call(|| {
+            let _turn = self.turn();
+            execute().map_err(as_nbdkit)
+        })
+    }
+
+    /// A range in pieces that the plugin takes and [`ZEROES`] has: where, and how long. Both limits are
+    /// multiples of the plugin's smallest block.
+    fn pieces(&self, offset: u64, length: u64) -> impl Iterator<Item = (u64, usize)> {
+        let size = u64::from(self.offer.max_request).min(ZEROES.len() as u64);
+        let end = offset + length;
+        (offset..end).step_by(size as usize).map(move |at| (at, size.min(end - at) as usize))
     }
 
     /// Writes what is one request for the plugin's client, and makes it durable at the end.
@@ -103,67 +129,61 @@ impl Backend for PluginBackend {
         self.offer.geometry
     }
 
-    fn read_at(&self, buffer: &mut [u8], mut offset: u64) -> io::Result<()> {
-        let _turn = self.turn();
-        for piece in buffer.chunks_mut(self.offer.max_request as usize) {
-            self.handle.read(piece, offset).map_err(as_nbdkit)?;
-            offset += piece.len() as u64;
-        }
-        Ok(())
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        let size = self.offer.max_request as usize;
+        self.request(&self.read_pace, || {
+            let mut pieces = (offset..).step_by(size).zip(buffer.chunks_mut(size));
+            pieces.try_for_each(|(offset, piece)| self.handle.read(piece, offset))
+        })
     }
 
     fn write_at(&self, data: &[u8], offset: u64, fua: bool) -> io::Result<()> {
-        let _turn = self.turn();
         let size = self.offer.max_request as usize;
-        let offsets = (offset..).step_by(size);
-        self.write_pieces(offsets.zip(data.chunks(size)), fua).map_err(as_nbdkit)
+        let pace = if fua { &self.other_pace } else { &self.write_pace };
+        let pieces = (offset..).step_by(size).zip(data.chunks(size));
+        self.request(pace, || self.write_pieces(pieces, fua))
     }
 
     fn flush(&self) -> io::Result<()> {
-        let _turn = self.turn();
-        self.handle.flush().map_err(as_nbdkit)
+        self.request(&self.other_pace, || self.handle.flush())
     }
 
     fn trim(&self, offset: u64, length: u64, fua: bool) -> io::Result<()> {
-        let _turn = self.turn();
         let flags = self.native_fua(fua);
-        for (offset, count) in ranges(offset, length) {
-            self.handle.trim(count, offset, flags).map_err(as_nbdkit)?;
-        }
-        self.emulate_fua(fua).map_err(as_nbdkit)
+        self.request(&self.other_pace, || {
+            for (offset, count) in ranges(offset, length) {
+                self.handle.trim(count, offset, flags)?;
+            }
+            self.emulate_fua(fua)
+        })
     }
 
     fn write_zeroes(&self, offset: u64, length: u64, how: ZeroOptions) -> io::Result<()> {
-        let _turn = self.turn();
-        if self.zero_natively(offset, length, how).map_err(as_nbdkit)? {
-            return self.emulate_fua(how.fua).map_err(as_nbdkit);
-        }
-        if how.fast_only {
-            return Err(io::ErrorKind::Unsupported.into());
-        }
-        // Both are multiples of the plugin's smallest block.
-        let size = u64::from(self.offer.max_request).min(ZEROES.len() as u64);
-        let end = offset + length;
-        let pieces = (offset..end).step_by(size as usize);
-        let pieces = pieces.map(|at| (at, &ZEROES[..size.min(end - at) as usize]));
-        self.write_pieces(pieces, how.fua).map_err(as_nbdkit)
+        self.request(&self.other_pace, || {
+            if self.zero_natively(offset, length, how)? {
+                return self.emulate_fua(how.fua);
+            }
+            if how.fast_only {
+                return Err(io::ErrorKind::Unsupported.into());
+            }
+            let pieces = self.pieces(offset, length).map(|(at, size)| (at, &ZEROES[..size]));
+            self.write_pieces(pieces, how.fua)
+        })
     }
 
     fn cache(&self, offset: u64, length: u64) -> io::Result<()> {
-        let _turn = self.turn();
-        if self.offer.cache_is_native {
-            return ranges(offset, length)
-                .try_for_each(|(offset, count)| self.handle.cache(count, offset))
-                .map_err(as_nbdkit);
-        }
-        let size = u64::from(self.offer.max_request).min(ZEROES.len() as u64);
-        let mut buffer = vec![0; size.min(length) as usize];
-        let end = offset + length;
-        for at in (offset..end).step_by(size as usize) {
-            let piece = &mut buffer[..size.min(end - at) as usize];
-            self.handle.read(piece, at).map_err(as_nbdkit)?;
-        }
-        Ok(())
+        self.request(&self.other_pace, || {
+            if self.offer.cache_is_native {
+                return ranges(offset, length)
+                    .try_for_each(|(offset, count)| self.handle.cache(count, offset));
+            }
+            let mut buffer = Vec::new();
+            for (at, size) in self.pieces(offset, length) {
+                buffer.resize(size, 0);
+                self.handle.read(&mut buffer, at)?;
+            }
+            Ok(())
+        })
     }
 
     fn extents(&self, offset: u64, length: u64, one: bool) -> io::Result<Vec<Extent>> {
@@ -180,11 +200,40 @@ impl Backend for PluginBackend {
         Ok(extents)
     }
 
+    /// Threads beyond that would only wait for their turn.
+    fn max_threads(&self) -> usize {
+        if self.turn.is_some() { 1 } else { MAX_THREADS }
+    }
+
     fn close(&self) {
         let _turn = self.turn();
         self.handle.close();
         // What it keeps beside the storage, like temporary files, goes now.
         self.handle.plugin().end();
+    }
+
+    fn as_inline(&self) -> Option<&dyn InlineBackend> {
+        Some(self)
+    }
+}
+
+impl InlineBackend for PluginBackend {
+    /// No plugin promises that. This tells whether its calls have been quick of late.
+    fn never_blocks(&self, command: &Command) -> bool {
+        let pace = match command {
+            Command::Read { .. } => &self.read_pace,
+            Command::Write { fua: false, .. } => &self.write_pace,
+            _ => &self.other_pace,
+        };
+        command.range().1 <= MAX_INLINE_LEN && pace.is_quick()
+    }
+
+    fn try_read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<bool> {
+        // A layer on top of this asks here only, and not whether it blocks.
+        if !self.read_pace.is_quick() {
+            return Ok(false);
+        }
+        self.read_at(buffer, offset).map(|()| true)
     }
 }
 

@@ -16,6 +16,7 @@
 //! | `handle` | a handle, and each callback that takes one |
 //! | `offer` | what the plugin can do with it: `can_write` and the others |
 //! | `backend` | requests, and what is emulated as nbdkit does it |
+//! | `pace` | whether calls are quick enough for the thread that receives |
 
 #![warn(clippy::missing_errors_doc, clippy::missing_panics_doc)]
 
@@ -30,6 +31,7 @@ mod intruder;
 mod library;
 mod locate;
 mod offer;
+mod pace;
 mod plugin;
 
 pub use backend::PluginBackend;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use nbd_backend::Backend;
+use nbd_backend::{Backend, Command};
 use nbd_nbdkit::ThreadModel;
 
 use crate::Tested;
@@ -56,4 +56,30 @@ fn a_plugin_may_be_stricter_than_it_was_compiled() {
     let tested = Tested::compile(&["MODEL=NBDKIT_THREAD_MODEL_SERIALIZE_REQUESTS"]);
     let plugin = tested.load(&["result.thread_model=3"]).unwrap();
     assert_eq!(plugin.thread_model(), ThreadModel::SerializeRequests, "and not laxer");
+}
+
+#[test]
+fn only_calls_that_are_quick_are_made_by_the_thread_that_receives() {
+    let read = Command::Read { offset: 0, length: 512 };
+    let long = Command::Read { offset: 0, length: 2 << 20 };
+    for model in ["SERIALIZE_REQUESTS", "PARALLEL"] {
+        let tested = Tested::compile(&[&format!("MODEL=NBDKIT_THREAD_MODEL_{model}")]);
+        let backend = tested.open(&["size=0x400000"]).unwrap();
+        let inline = backend.as_inline().unwrap();
+        assert!(!inline.never_blocks(&read), "{model}: nothing is known yet");
+        assert!(!inline.try_read_at(&mut [0; 512], 0).unwrap());
+        // However busy the machine is, there will be a while in which it is not.
+        while !inline.never_blocks(&read) {
+            backend.read_at(&mut [0; 512], 0).unwrap();
+        }
+        assert!(!inline.never_blocks(&long), "{model}");
+        assert!(!inline.never_blocks(&Command::Flush), "{model}: it is not known of others");
+        assert!(backend.max_threads() == 1 || model == "PARALLEL");
+    }
+    let tested = Tested::compile(&["MODEL=NBDKIT_THREAD_MODEL_PARALLEL"]);
+    let backend = tested.open(&["pause=1"]).unwrap();
+    for _ in 0..50 {
+        backend.read_at(&mut [0; 512], 0).unwrap();
+    }
+    assert!(!backend.as_inline().unwrap().never_blocks(&read), "it sleeps");
 }

@@ -216,7 +216,8 @@ static int all_at_once(void)
 		;
 	for (; __atomic_load_n(&most, __ATOMIC_SEQ_CST) < wanted && waited < 60000; waited++)
 		usleep(1000);
-	usleep(pause * 1000);
+	if (pause > 0)
+		usleep(pause * 1000);
 	__atomic_sub_fetch(&inside, 1, __ATOMIC_SEQ_CST);
 	return 0;
 }

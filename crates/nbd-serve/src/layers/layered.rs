@@ -20,6 +20,9 @@ pub(crate) trait CommandHook: Send + Sync {
     ) -> io::Result<()>;
 }
 
+/// How many threads may run a hook at once.
+const HOOK_THREADS: usize = 32;
+
 /// A backend on top of another one.
 pub(crate) struct Layered {
     inner: Arc<dyn Backend>,
@@ -101,6 +104,11 @@ impl Backend for Layered {
             Ok(())
         })?;
         Ok(extents)
+    }
+
+    /// A hook may wait, as to delay a request, and others need not wait with it.
+    fn max_threads(&self) -> usize {
+        if self.hook.is_none() { self.inner.max_threads() } else { HOOK_THREADS }
     }
 
     fn close(&self) {
