@@ -4,9 +4,10 @@
 //! nbdkit.
 
 use std::cell::{Cell, RefCell};
-use std::ffi::CString;
+use std::ffi::c_char;
 use std::mem::ManuallyDrop;
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::ptr;
+use std::sync::OnceLock;
 
 /// Messages that are kept for the error of a callback that fails. The last ones tell least.
 const MAX_KEPT_MESSAGES: usize = 4;
@@ -20,10 +21,10 @@ thread_local! {
         const { ManuallyDrop::new(RefCell::new(None)) };
     static CALLBACK: Cell<Option<&'static str>> = const { Cell::new(None) };
     static ERRNO: Cell<i32> = const { Cell::new(0) };
+    static EXPORT_NAME: Cell<*const c_char> = const { Cell::new(ptr::null()) };
 }
 
 static PLUGIN_NAME: OnceLock<String> = OnceLock::new();
-static EXPORT_NAME: Mutex<Option<CString>> = Mutex::new(None);
 
 /// Names the plugin for messages of threads that it starts itself. The first one stays.
 pub(crate) fn name_plugin(name: &str) {
@@ -35,15 +36,14 @@ pub(crate) fn plugin_name() -> &'static str {
     PLUGIN_NAME.get().map_or("", String::as_str)
 }
 
-/// The export that the plugin's `default_export` named. The last one stays.
-pub(crate) fn name_export(name: &str) {
-    let name = CString::new(name).unwrap_or_default();
-    *EXPORT_NAME.lock().unwrap_or_else(PoisonError::into_inner) = Some(name);
+/// Names the export that this thread's callbacks are for: a string that lives as long as the process.
+pub(crate) fn name_export(name: *const c_char) {
+    EXPORT_NAME.set(name);
 }
 
-/// The name of the export, if the plugin has a default one.
-pub(crate) fn export_name() -> CString {
-    EXPORT_NAME.lock().unwrap_or_else(PoisonError::into_inner).clone().unwrap_or_default()
+/// The name of the export; null in a thread that the plugin has started itself.
+pub(crate) fn export_name() -> *const c_char {
+    EXPORT_NAME.get()
 }
 
 /// A callback begins.

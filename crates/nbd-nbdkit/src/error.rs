@@ -58,6 +58,12 @@ pub enum PluginError {
         .0.display()
     )]
     Filter(PathBuf),
+    /// Its interpreter serves one thread.
+    #[error(
+        "Ruby serves only the thread that loaded it, and crashes in any other, as with nbdkit itself: write \
+         exec:nbdkit -s ruby SCRIPT"
+    )]
+    Ruby,
     /// It does not have the function that all plugins have.
     #[error(
         "{}: is not a plugin of nbdkit: it exports no function plugin_init (NBDKIT_REGISTER_PLUGIN)",

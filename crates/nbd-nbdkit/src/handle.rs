@@ -1,7 +1,7 @@
 //! A handle of a plugin ("connection"), and each callback that takes one.
 #![allow(unsafe_code)]
 
-use std::ffi::c_int;
+use std::ffi::{c_char, c_int};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,22 +10,25 @@ use nbd_backend::Extent;
 use nix::errno::Errno;
 
 use crate::abi::{self, AskFn, HandlePointer, NbdkitPlugin};
+use crate::callbacks::intern;
 use crate::context;
 use crate::error::PluginError;
 use crate::extent_list::ExtentList;
 use crate::intruder::guarded;
-use crate::plugin::{Plugin, plugin_text};
+use crate::plugin::{Plugin, c_string, plugin_text};
 
 /// What the plugin's `open` returned.
 #[derive(Debug)]
 pub(crate) struct Handle {
     plugin: Arc<Plugin>,
     pointer: HandlePointer,
+    /// Lives as long as the process, because plugins may keep it.
+    export_name: *const c_char,
     is_closed: AtomicBool,
 }
 
 // SAFETY: the interface lets callbacks run in any thread; how many at a time, the thread model says,
-// which `backend` keeps to.
+// which `backend` keeps to. The name is never changed.
 unsafe impl Send for Handle {}
 // SAFETY: as above.
 unsafe impl Sync for Handle {}
@@ -36,18 +39,21 @@ const READ_WRITE: c_int = 0;
 const NO_TLS: c_int = 0;
 
 impl Handle {
-    /// Opens what the plugin serves.
-    pub(crate) fn open(plugin: Arc<Plugin>) -> Result<Self, PluginError> {
+    /// Opens what the plugin serves to clients that ask for this name.
+    pub(crate) fn open(plugin: Arc<Plugin>, name: &str) -> Result<Self, PluginError> {
         let table = *plugin.table();
+        let mut export_name = intern(&c_string(name)?);
+        context::name_export(export_name);
         if let Some(preconnect) = table.preconnect {
             // SAFETY: after `after_fork`.
             plugin.step("preconnect", || unsafe { preconnect(READ_WRITE) })?;
         }
-        if let Some(default_export) = table.default_export {
+        if let Some(default_export) = table.default_export.filter(|_| name.is_empty()) {
             // SAFETY: after `preconnect`.
             let ask = || unsafe { default_export(READ_WRITE, NO_TLS) };
             let name = plugin.call("default_export", ask, |name| !name.is_null())?;
-            context::name_export(&plugin_text(name).unwrap_or_default());
+            export_name = intern(&c_string(&plugin_text(name).unwrap_or_default())?);
+            context::name_export(export_name);
         }
         let Some(open) = table.open else {
             return Err(PluginError::Incomplete("open"));
@@ -55,7 +61,7 @@ impl Handle {
         // SAFETY: after `preconnect`, and only once before `close`.
         let open = || unsafe { open(READ_WRITE) };
         let pointer = plugin.call("open", open, |pointer| !pointer.is_null())?;
-        let handle = Self { plugin, pointer, is_closed: AtomicBool::new(false) };
+        let handle = Self { plugin, pointer, export_name, is_closed: AtomicBool::new(false) };
         if let Some(description) = table.export_description {
             // SAFETY: the handle is open.
             let text = guarded("export_description", || unsafe { description(pointer) });
@@ -83,6 +89,7 @@ impl Handle {
         }
         if let Some(close) = self.table().close {
             let pointer = self.pointer;
+            context::name_export(self.export_name);
             // SAFETY: no callback uses the handle any more, and none will.
             guarded("close", || unsafe { close(pointer) });
         }
@@ -234,6 +241,7 @@ impl Handle {
         callback: &'static str,
         function: impl FnOnce() -> Option<c_int>,
     ) -> io::Result<c_int> {
+        context::name_export(self.export_name);
         context::enter(callback);
         Errno::clear();
         let result = function();

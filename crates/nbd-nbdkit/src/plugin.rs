@@ -91,7 +91,11 @@ impl Plugin {
         callbacks::install()?;
         let short = path.file_stem().unwrap_or_default().to_string_lossy();
         let short = short.strip_prefix("nbdkit-").unwrap_or(&short);
-        context::name_plugin(short.strip_suffix("-plugin").unwrap_or(short));
+        let short = short.strip_suffix("-plugin").unwrap_or(short);
+        if short == "ruby" {
+            return Err(PluginError::Ruby);
+        }
+        context::name_plugin(short);
         let library = guarded("(constructor)", || Library::open(&path, Scope::Own));
         let library = library.map_err(|error| match is_named_filter(&path) {
             true => PluginError::Filter(path.clone()),
@@ -135,14 +139,15 @@ impl Plugin {
         self.thread_model
     }
 
-    /// Opens what it serves. It can be opened again when the backend has been dropped.
+    /// Opens what it serves to clients that ask for this name of an export; a device has none, which
+    /// is the plugin's default. It can be opened again when the backend has been dropped.
     ///
     /// # Errors
     ///
     /// The plugin fails, in its own words; or what it serves cannot be a device.
-    pub fn open(self: &Arc<Self>) -> Result<PluginBackend, PluginError> {
+    pub fn open(self: &Arc<Self>, export_name: &str) -> Result<PluginBackend, PluginError> {
         self.make_ready()?;
-        PluginBackend::new(Handle::open(Arc::clone(self))?)
+        PluginBackend::new(Handle::open(Arc::clone(self), export_name)?)
     }
 
     pub(crate) fn table(&self) -> &NbdkitPlugin {
@@ -318,7 +323,7 @@ fn read_table(path: &std::path::Path, library: &Library) -> Result<NbdkitPlugin,
     }
 }
 
-fn c_string(text: &str) -> Result<CString, PluginError> {
+pub(crate) fn c_string(text: &str) -> Result<CString, PluginError> {
     CString::new(text).map_err(|_| PluginError::ZeroByte)
 }
 

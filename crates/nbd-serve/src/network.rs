@@ -282,7 +282,9 @@ fn parse_exports(texts: &[OsString]) -> Result<Vec<(String, Spec)>, NetworkError
             return Err(NetworkError::SameName(name.into()));
         }
         let failed = |source| NetworkError::Spec { text: shown(), source };
-        exports.push((name.into(), Spec::parse(spec).map_err(failed)?));
+        let mut spec = Spec::parse(spec).map_err(failed)?;
+        spec.name_export(name);
+        exports.push((name.into(), spec));
     }
     Ok(exports)
 }

@@ -133,6 +133,20 @@ impl Spec {
         relative
     }
 
+    /// Tells plugins the name of the export that they are part of.
+    pub(crate) fn name_export(&mut self, name: &str) {
+        match self {
+            Self::Nbdkit(plugin) => plugin.export_name = name.into(),
+            Self::Cow(cow) => cow.base.name_export(name),
+            Self::Layer(layered) => layered.inner.name_export(name),
+            Self::File(_)
+            | Self::Memory(_)
+            | Self::Null(_)
+            | Self::Pattern(_)
+            | Self::Remote(_) => {}
+        }
+    }
+
     fn map_paths(self, change: &mut dyn FnMut(PathBuf) -> PathBuf) -> Self {
         match self {
             Self::File(mut file) => {

@@ -1,5 +1,5 @@
 //! What plugins ask about their client. One handle serves a device, or all clients of an export; so
-//! there is no client whose name or process could be told.
+//! there is a name of the export, and no client whose address or process could be told.
 
 use std::ffi::{c_char, c_int, c_uint};
 use std::sync::OnceLock;
@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use libc::{sockaddr, socklen_t};
 
-use super::{intern, refuse};
+use super::refuse;
 use crate::context;
 
 static SHUTDOWN: OnceLock<fn()> = OnceLock::new();
@@ -35,7 +35,11 @@ pub(super) extern "C" fn nanosleep(seconds: c_uint, nanoseconds: c_uint) -> c_in
 }
 
 pub(super) extern "C" fn export_name() -> *const c_char {
-    intern(&context::export_name())
+    let name = context::export_name();
+    if name.is_null() {
+        refuse("nbdkit_export_name: this thread serves no export", libc::EINVAL);
+    }
+    name
 }
 
 pub(super) extern "C" fn is_tls() -> c_int {

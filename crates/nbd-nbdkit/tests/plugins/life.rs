@@ -13,12 +13,12 @@ fn callbacks_come_in_the_order_of_the_interface() {
     let calls = tested.calls();
     assert_eq!(calls.len(), life.len(), "{calls:?}");
     assert!(calls.iter().zip(life).all(|(call, begin)| call.starts_with(begin)), "{calls:?}");
-    let backend = plugin.open().unwrap();
+    let backend = plugin.open("").unwrap();
     let calls = tested.calls();
     assert_eq!(calls[..4], ["get_ready", "after_fork", "preconnect 0", "open"], "{calls:?}");
     drop(backend);
     assert_eq!(tested.calls(), ["close"]);
-    let backend = plugin.open().unwrap();
+    let backend = plugin.open("").unwrap();
     assert_eq!(tested.calls()[..2], ["preconnect 0", "open"], "it is ready once");
     backend.close();
     assert_eq!(tested.calls(), ["close", "cleanup, at most 0 at once", "unload"]);
@@ -91,4 +91,23 @@ fn a_plugin_without_parameters_refuses_them() {
     let object = place.compile(&source, &[]);
     let error = nbd_nbdkit::Plugin::load(object.to_str().unwrap(), &["a=b".into()]).unwrap_err();
     assert_eq!(words(&error), "takes no parameters, so `a=b` has to go");
+}
+
+#[test]
+fn each_export_is_told_its_own_name_in_whatever_thread() {
+    let exports = ["one", "two", ""].map(|name| {
+        let tested = Tested::compile(&[]);
+        (tested.load(&["named=1"]).unwrap().open(name).unwrap(), name, tested)
+    });
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                for (export, name, _) in exports.iter().cycle().take(60) {
+                    let mut data = [1; 512];
+                    export.read_at(&mut data, 0).unwrap();
+                    assert_eq!(&data[..=name.len()], format!("{name}\0").as_bytes());
+                }
+            });
+        }
+    });
 }

@@ -226,6 +226,8 @@ static int reads(void *handle, void *data, uint32_t length, uint64_t offset, uin
 {
 	BEGIN("pread", "%u at %llu flags %u", length, (unsigned long long)offset, flags);
 	all_at_once();
+	if (parameter("", "named"))
+		return snprintf(data, length, "%s", nbdkit_export_name()), 0;
 	return pread(*(int *)handle, data, length, offset) == (ssize_t)length ? 0 : -1;
 }
 

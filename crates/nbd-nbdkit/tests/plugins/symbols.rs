@@ -117,7 +117,11 @@ fn passwords_come_from_values_and_files() {
 fn there_is_no_peer() {
     let said = say("static int done(void) { struct sockaddr_storage a; socklen_t l = sizeof a;
             int n = nbdkit_peer_name((struct sockaddr *) &a, &l);
-            nbdkit_error(\"%d %d %d %s.\", n, (int) nbdkit_peer_pid(), nbdkit_is_tls(),
-                nbdkit_export_name()); return -1; }");
-    assert!(said.starts_with("a device has no peer") && said.ends_with("-1 -1 0 ."), "{said}");
+            nbdkit_error(\"%d %d %d %d.\", n, (int) nbdkit_peer_pid(), nbdkit_is_tls(),
+                nbdkit_export_name() == NULL); return -1; }");
+    assert!(said.contains("a device has no peer"), "{said}");
+    assert!(
+        said.contains("this thread serves no export") && said.ends_with("-1 -1 0 1."),
+        "{said}"
+    );
 }

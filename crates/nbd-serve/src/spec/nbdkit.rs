@@ -14,6 +14,8 @@ pub(crate) struct NbdkitSpec {
     pub(crate) plugin: String,
     /// `KEY=VALUE`, or a value for the key that the plugin takes as the usual one.
     pub(crate) parameters: Vec<String>,
+    /// What network clients ask for to get it; empty for a device.
+    pub(crate) export_name: String,
 }
 
 impl NbdkitSpec {
@@ -36,7 +38,8 @@ pub(super) fn parse(text: &[u8]) -> Result<NbdkitSpec, SpecError> {
         return Err(SpecError::PluginOptions(plugin));
     }
     // A comma at the end separates nothing.
-    Ok(NbdkitSpec { plugin, parameters: parts.filter(|part| !part.is_empty()).collect() })
+    let parameters = parts.filter(|part| !part.is_empty()).collect();
+    Ok(NbdkitSpec { plugin, parameters, export_name: String::new() })
 }
 
 /// Splits at single commas.

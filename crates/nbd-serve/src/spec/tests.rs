@@ -229,7 +229,11 @@ fn every_path_becomes_absolute() {
 fn plugins_have_parameters_of_their_own() {
     let spec = |plugin: &str, parameters: &[&str]| {
         let parameters = parameters.iter().map(ToString::to_string).collect();
-        Ok(Spec::Nbdkit(NbdkitSpec { plugin: plugin.into(), parameters }))
+        Ok(Spec::Nbdkit(NbdkitSpec {
+            plugin: plugin.into(),
+            parameters,
+            export_name: String::new(),
+        }))
     };
     for (text, plugin, parameters) in [
         ("nbdkit:null", "null", &[] as &[&str]),

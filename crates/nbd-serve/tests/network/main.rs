@@ -13,8 +13,8 @@
 //! | `service` | sockets, signals, one log line for each odd client |
 //! | `libnbd` | nbdinfo and nbdcopy |
 //! | `memory` | how much of it many clients together can make the process take |
-//! | `nbdkit` | nbdkit's plugins, beside nbdkit itself |
 //! | `nbdkit` | nbdkit's own plugins, beside nbdkit itself |
+//! | `nbdkit_names` | those that ask for a name, a program, another server or a thread |
 //! | `odd` | odd requests, sent by libnbd from Python |
 //! | `qemu` | qemu-img and qemu-io |
 //! | `fio` | fio's nbd engine, which verifies what it reads |
@@ -30,6 +30,7 @@ mod fio;
 mod libnbd;
 mod memory;
 mod nbdkit;
+mod nbdkit_names;
 mod odd;
 mod offers;
 mod programs;

@@ -14,13 +14,13 @@ use crate::programs::{output, run};
 use crate::server::Server;
 
 /// Only a hang takes as long.
-const START_TIMEOUT: Duration = Duration::from_secs(60);
+pub(crate) const START_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// nbdkit itself.
-struct Nbdkit(Child);
+pub(crate) struct Nbdkit(Child);
 
 impl Nbdkit {
-    fn start(socket: &Path, arguments: &[String]) -> Self {
+    pub(crate) fn start(socket: &Path, arguments: &[String]) -> Self {
         let mut command = Command::new("nbdkit");
         command.args(["-f", "-U"]).arg(socket).args(arguments);
         let child = command.stdin(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
@@ -94,13 +94,13 @@ print(sum.hexdigest())
 }
 
 #[track_caller]
-fn check_same(arguments: &[&str], make: impl Fn(&Path)) {
+pub(crate) fn check_same(arguments: &[&str], make: impl Fn(&Path)) {
     let [theirs, ours] = both(arguments, make, shape);
     assert_eq!(ours, theirs, "{arguments:?}");
 }
 
 /// Files of a fixed date: file systems made of them contain that.
-fn make_files(directory: &Path) {
+pub(crate) fn make_files(directory: &Path) {
     fs::create_dir(directory.join("files")).unwrap();
     for (name, content) in [("one", pattern(3000)), ("two", pattern(70_000))] {
         let file = directory.join("files").join(name);
