@@ -18,6 +18,8 @@ use nbd_tests::temp::TempDir;
 use nbd_tests::wait::{EVENT_TIMEOUT, wait_until};
 use nbd_tests::{Api, kernel_tests};
 use nix::sys::signal::Signal::SIGKILL;
+use nix::sys::signal::kill;
+use nix::unistd::Pid;
 
 const MIB: u64 = 1 << 20;
 const KILLS: usize = 10;
@@ -185,6 +187,13 @@ fn a_new_daemon_takes_over_all_devices_and_one_of_them_is_detached(api: Api) {
     }
 
     // The holder of a device that is detached leaves the daemon to the others.
+    devices.remove(0).detach_from(green.pid());
+    assert!(green.is_running(), "{}", green.words());
+    // So does a holder that has adopted a device, which the daemon has no connection to.
+    let holder = devices[0].status().holder_pid;
+    kill(Pid::from_raw(holder), SIGKILL).expect("a holder");
+    wait_until("its end", EVENT_TIMEOUT, || nbd_control::process::is_dead(holder));
+    assert_ne!(devices[0].status().holder_pid, holder, "nbd-ctl starts another one");
     devices.remove(0).detach_from(green.pid());
     assert!(green.is_running(), "{}", green.words());
     for device in devices {

@@ -74,6 +74,7 @@ pub(crate) struct Granted {
 
 /// A backend that has recovered and is not receiving yet.
 pub(crate) struct Engine {
+    ledger: Arc<Ledger>,
     lanes: Vec<(LaneThread, RecoveredRequests)>,
 }
 
@@ -115,7 +116,12 @@ impl Engine {
         header.first_answer_at.store(0, Ordering::Relaxed);
         header.ready_at.store(now(), Ordering::Relaxed);
         header.generation.store(generation, Ordering::Release);
-        Ok(Self { lanes })
+        Ok(Self { ledger, lanes })
+    }
+
+    /// The ledger, which stays mapped for as long as this is kept.
+    pub(crate) fn ledger(&self) -> Arc<Ledger> {
+        Arc::clone(&self.ledger)
     }
 
     /// The number of requests that a predecessor received and did not answer.

@@ -85,6 +85,14 @@ impl Inspector {
         self.map.header()
     }
 
+    /// Whether the latest backend has left the device, and its process lives on.
+    pub fn has_backend_left(&self) -> bool {
+        let header = self.header();
+        // Acquire, as with every word that a backend commits something by: what it did before is done.
+        let left = header.left_generation.load(Ordering::Acquire);
+        left != 0 && left == header.generation.load(Ordering::Acquire)
+    }
+
     /// The requests that a lane's backends took and did not answer, oldest first.
     pub fn in_flight(&self, lane: u32) -> Vec<InFlight> {
         let control = self.map.lane(lane);

@@ -104,6 +104,15 @@ impl Ledger {
         }
     }
 
+    /// Notes that this process, the latest backend, has left the device and lives on. It must use neither
+    /// lanes nor ledger afterwards.
+    pub fn note_departure(&self) {
+        let header = self.header();
+        let generation = header.generation.load(Ordering::Relaxed);
+        // Release: the holder takes it for the end of all that this process did with the device.
+        header.left_generation.store(generation, Ordering::Release);
+    }
+
     /// Remembers that a flush failed. The first errno stays, see [`Header::flush_error`].
     pub fn set_flush_error(&self, errno: i32) {
         let errno = u32::try_from(errno).unwrap_or(0).max(1);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use nbd_control::Channel;
 use nbd_control::backend::{FromBackend, FromHolder, Grant};
 use nbd_control::system_error::chain;
-use nbd_ledger::Layout;
+use nbd_ledger::{Layout, Ledger};
 
 use super::error::{ACKNOWLEDGE_TIMEOUT, JoinError, failure};
 use super::replay::Replay;
@@ -94,7 +94,8 @@ impl Session {
         backend: Arc<dyn Backend>,
         ready: impl FnOnce(u32),
     ) -> Result<Departure, ServeError> {
-        self.run(&backend, ready, Engine::run_and_join).map(Departure)
+        let (channel, ledger) = self.run(&backend, ready, Engine::run_and_join)?;
+        Ok(Departure { channel, ledger })
     }
 
     fn run(
@@ -102,7 +103,7 @@ impl Session {
         backend: &Arc<dyn Backend>,
         ready: impl FnOnce(u32),
         run: impl FnOnce(Engine) -> Result<Outcome, ServeError>,
-    ) -> Result<Channel, ServeError> {
+    ) -> Result<(Channel, Arc<Ledger>), ServeError> {
         let Self { channel, grant, ledger, sockets, recording, replay, .. } = self;
         let layout = Layout {
             lanes: grant.lanes,
@@ -121,15 +122,16 @@ impl Session {
             let replayed = engine.replayed();
             let _ = channel.send(&FromBackend::Ready { replayed }, &[]);
             ready(replayed);
-            run(engine)
+            let ledger = engine.ledger();
+            run(engine).map(|Outcome::Disconnected| ledger)
         });
         match served {
-            Ok(Outcome::Disconnected) => {
+            Ok(ledger) => {
                 if let Some(replay) = replay {
                     replay.end();
                 }
                 backend.close();
-                Ok(channel)
+                Ok((channel, ledger))
             }
             Err(error) => {
                 let _ = channel.send(&failure(&chain(&error), error.is_final()), &[]);
@@ -142,13 +144,18 @@ impl Session {
 /// The end of a device in a process that lives on.
 #[derive(Debug)]
 #[must_use = "the holder waits for it, and kills the process in the end"]
-pub struct Departure(Channel);
+pub struct Departure {
+    channel: Channel,
+    ledger: Arc<Ledger>,
+}
 
 impl Departure {
     /// Tells the holder that this process is done with the device. All tasks must be finished: the
     /// holder lets others use the storage.
     pub fn leave(self) {
-        // Errors are ignored: a holder that is gone waits for nothing.
-        let _ = self.0.send(&FromBackend::Left, &[]);
+        // First, because the holder may have died: then the next one has adopted the device, and has no
+        // connection on which it could hear of this.
+        self.ledger.note_departure();
+        let _ = self.channel.send(&FromBackend::Left, &[]);
     }
 }

@@ -1,5 +1,7 @@
 //! The end of the backend that has the lanes: how it ended, for the core and for the log.
 
+use nbd_ledger::Inspector;
+
 use crate::core::{BackendId, Event, OwnerEnd};
 use crate::ending::Ending;
 use crate::holder::Holder;
@@ -30,6 +32,21 @@ impl Holder {
     /// for this device is of no more use, and is killed.
     pub(crate) fn owner_left(&mut self, id: BackendId) {
         self.end_owner(id, Ending::Left, false);
+    }
+
+    /// The same of an owner that was granted the lanes by an earlier holder. It has no connection to say
+    /// so, and notes it in the ledger as well.
+    pub(crate) fn notice_departure(&mut self) {
+        let has_left = |inspector: &Inspector| inspector.has_backend_left();
+        let Some(id) = self.core.ownership.owner() else {
+            return;
+        };
+        let backend = self.processes.backends.get(&id);
+        if backend.is_some_and(|backend| backend.channel.is_none())
+            && self.data.inspector.as_ref().is_some_and(has_left)
+        {
+            self.owner_left(id);
+        }
     }
 
     fn end_owner(&mut self, id: BackendId, ending: Ending, own: bool) {

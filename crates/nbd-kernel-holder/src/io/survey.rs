@@ -15,6 +15,9 @@ impl Holder {
     pub(crate) fn look(&mut self) {
         for watch in self.core.watches() {
             let condition = watch.condition;
+            if condition == Condition::OwnerGone {
+                self.notice_departure();
+            }
             let holds = self.holds(condition);
             self.feed(Event::Seen { condition, holds });
         }

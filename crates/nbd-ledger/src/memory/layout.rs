@@ -162,6 +162,9 @@ pub struct Header {
     pub ready_at: AtomicU64,
     /// The same for the first reply of the latest backend; 0 before it.
     pub first_answer_at: AtomicU64,
+    /// [`Header::generation`] of the last backend whose process has left the device and lives on. If that
+    /// is the latest one, it uses neither lanes nor ledger any more.
+    pub left_generation: AtomicU64,
 }
 
 /// What is being received, or was last: one of a pair, see [`LaneControl`].
@@ -400,7 +403,7 @@ const _: () = {
     assert!(offset_of!(libc::mmsghdr, msg_len) == 56);
     assert!(size_of::<Message>() == 64 && offset_of!(Message, msg_len) == 56);
     assert!(size_of::<Header>() <= PAGE as usize);
-    assert!(offset_of!(Header, flush_error) == 36 && offset_of!(Header, first_answer_at) == 56);
+    assert!(offset_of!(Header, flush_error) == 36 && offset_of!(Header, left_generation) == 64);
     assert!(size_of::<Slot>() == 64 && offset_of!(Slot, attempts) == 56);
     assert!(size_of::<FlightRecord>() == 64 && offset_of!(FlightRecord, attempts) == 48);
     assert!(offset_of!(LaneControl, recorded) == 32 && offset_of!(LaneControl, marks) == 40);
