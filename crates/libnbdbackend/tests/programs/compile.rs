@@ -1,6 +1,7 @@
 //! Programs in C, compiled with the header and the library of this build.
 
 use std::ffi::OsStr;
+use std::io::Write;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -34,6 +35,16 @@ pub(crate) fn link_library(directory: &Directory) {
 
 /// Compiles and links a source with all warnings as errors, into the directory.
 pub(crate) fn compile(compiler: &str, source: &Path, directory: &Directory) -> PathBuf {
+    compile_with(compiler, &[], source, directory)
+}
+
+/// The same, with more options.
+pub(crate) fn compile_with(
+    compiler: &str,
+    options: &[&str],
+    source: &Path,
+    directory: &Directory,
+) -> PathBuf {
     link_library(directory);
     let program = directory.path().join(source.file_stem().unwrap());
     let status = Command::new(compiler)
@@ -47,6 +58,7 @@ pub(crate) fn compile(compiler: &str, source: &Path, directory: &Directory) -> P
             "-O1",
             "-pthread",
         ])
+        .args(options)
         .arg("-I")
         .arg(include())
         .arg("-o")
@@ -71,13 +83,23 @@ impl Program {
         command: &[S],
         environment: &[(&str, &str)],
     ) -> Self {
+        Self::start_with(directory, command, environment, Stdio::null())
+    }
+
+    /// The same, which reads what is typed.
+    pub(crate) fn start_with<S: AsRef<OsStr>>(
+        directory: &Directory,
+        command: &[S],
+        environment: &[(&str, &str)],
+        input: Stdio,
+    ) -> Self {
         let log = std::fs::File::create(directory.path().join("log")).unwrap();
         let child = Command::new(&command[0])
             .args(&command[1..])
             .env("NBD_RUNTIME_DIR", directory.path())
             .envs(environment.iter().copied())
             .current_dir(directory.path())
-            .stdin(Stdio::null())
+            .stdin(input)
             .stdout(log.try_clone().unwrap())
             .stderr(log)
             .spawn();
@@ -87,6 +109,11 @@ impl Program {
     /// How many entries a folder of `/proc/PID` has.
     pub(crate) fn count(&self, folder: &str) -> usize {
         std::fs::read_dir(format!("/proc/{}/{folder}", self.0.id())).unwrap().count()
+    }
+
+    /// Types a line.
+    pub(crate) fn type_line(&mut self, line: &str) {
+        writeln!(self.0.stdin.as_mut().unwrap(), "{line}").unwrap();
     }
 
     pub(crate) fn kill(mut self) {

@@ -2,12 +2,13 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use nbd_proto::{CommandFlags, CommandType, NbdError, Request};
 
 use crate::compile::{Program, examples, include, link_library, printed};
-use crate::holder::{Directory, Holder, request};
+use crate::holder::{Directory, EVENT_TIMEOUT, Holder, request};
 
 const SIZE: u64 = 1 << 20;
 
@@ -56,6 +57,76 @@ fn a_file_in_15_lines_of_python_serves_is_killed_and_goes_on() {
     assert!(program.end().success(), "{}", printed(&directory));
     let bytes = fs::read(image).unwrap();
     assert!(bytes[..512] == [1; 512] && bytes[65536..66048] == [9; 512]);
+}
+
+#[test]
+fn the_package_is_installed_by_pip_and_needs_no_path() {
+    let directory = Directory::new();
+    link_library(&directory);
+    let here = directory.path().display().to_string();
+    let package = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../python/nbdbackend");
+    let (source, venv) = (format!("{here}/source"), format!("{here}/venv"));
+    let run = |command: &str, arguments: &[&str]| {
+        let status = Command::new(command).args(arguments).status().unwrap();
+        assert!(status.success(), "{command} {arguments:?}");
+    };
+    // pip builds where the sources are. What builds comes from Debian, and nothing from the network.
+    run("cp", &["-r", package.to_str().unwrap(), &source]);
+    run("/usr/bin/python3", &["-m", "venv", "--system-site-packages", &venv]);
+    let pip = ["install", "--quiet", "--no-index", "--no-build-isolation", "--no-deps", &source];
+    run(&format!("{venv}/bin/pip"), &pip);
+    directory.file("disk.img", SIZE);
+    let script = examples().join("python/file.py").display().to_string();
+    let python = format!("{venv}/bin/python");
+    let command = [&*python, "-m", "nbdbackend", "--join", "nbd0", &script, "disk.img"];
+    let library = format!("{here}/libnbdbackend.so.0");
+    let mut holder = Holder::new(&directory, 0);
+    let program = Program::start(&directory, &command, &[("NBDBACKEND_LIBRARY", &library)]);
+    assert_eq!(holder.serve(), 0, "{}", printed(&directory));
+    holder.write(4096, &[7; 4096]);
+    assert_eq!(holder.read(4096, 4096), [7; 4096]);
+    holder.disconnect();
+    holder.is_left();
+    assert!(program.end().success(), "{}", printed(&directory));
+}
+
+#[test]
+fn a_request_waits_while_its_backend_is_in_pdb() {
+    let directory = Directory::new();
+    let script = directory.path().join("stops.py");
+    let text = "
+from nbdbackend import Backend
+class Stops(Backend):
+    size = 1 << 20
+    def read(self, offset, length):
+        if offset == 4096:
+            breakpoint()
+        return b'r' * length
+backend = Stops()
+";
+    fs::write(&script, text).unwrap();
+    let environment = python(&directory);
+    let environment: Vec<_> = environment.iter().map(|(name, value)| (&**name, &**value)).collect();
+    let script = script.display().to_string();
+    let command = ["python3", "-B", "-m", "nbdbackend", "--join", "nbd0", &script];
+    let mut holder = Holder::new(&directory, 0);
+    let mut program = Program::start_with(&directory, &command, &environment, Stdio::piped());
+    assert_eq!(holder.serve(), 0);
+    assert_eq!(holder.read(0, 512), [b'r'; 512]);
+    holder.send(request(CommandType::READ, 4096, 512), &[]);
+    program.type_line("print('stopped at', offset * 2)");
+    let began = Instant::now();
+    while !printed(&directory).contains("stopped at 8192") {
+        assert!(began.elapsed() < EVENT_TIMEOUT, "{}", printed(&directory));
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert!(holder.has_no_reply());
+    program.type_line("continue");
+    assert_eq!(holder.reply(), (4096, NbdError::SUCCESS));
+    assert_eq!(holder.data(512), [b'r'; 512]);
+    holder.disconnect();
+    holder.is_left();
+    assert!(program.end().success(), "{}", printed(&directory));
 }
 
 #[test]

@@ -8,3 +8,4 @@ mod languages;
 mod many;
 mod misuse;
 mod one;
+mod sanitizers;
