@@ -1,8 +1,11 @@
 #!/bin/bash
-# Installs, uses and removes the Debian package. Run it with scripts/vm: debian-package.sh FILE.deb
+# Installs, uses and removes the Debian packages: of the programs, and of the C library.
+# Run it with scripts/vm: debian-package.sh NBD-CTL.deb LIBRARY.deb DEVELOPMENT.deb
 set -u
 
 package=${1:?name the package}
+shift
+[[ $# -eq 2 ]] || { echo "debian-package.sh: name the two packages of the library" >&2; exit 2; }
 [[ -n ${VM_SHARE-} ]] || { echo "debian-package.sh: run it with scripts/vm" >&2; exit 2; }
 fail() { echo "FAILED: $*" >&2; exit 1; }
 export DEBIAN_FRONTEND=noninteractive
@@ -34,6 +37,23 @@ pid=$(nbd-ctl status disk --json | jq .backend.pid)
 [[ $(stat -c %U "/proc/$pid") == nbd-serve ]] || fail "the backend runs as somebody else"
 kill -9 "$pid"
 dd if="$device" iflag=direct bs=1M count=1 status=none | cmp - /tmp/data || fail "the data"
+
+echo "-- the C library"
+dpkg -i "$@" || fail "dpkg -i of the library"
+man -w libnbdbackend >/dev/null || fail "no man page of the library"
+example=/usr/share/doc/libnbdbackend-dev/examples/mirror.c
+# shellcheck disable=SC2046
+cc -o /tmp/mirror "$example" $(pkg-config --cflags --libs nbdbackend) || fail "the example does not compile"
+ldd /tmp/mirror | grep -q '/usr/lib.*libnbdbackend.so.0\|/lib/.*libnbdbackend.so.0' || fail "it is not linked with the package's"
+truncate -s 16M /tmp/a.img /tmp/b.img
+mirror=$(nbd-ctl attach -- /tmp/mirror /tmp/a.img /tmp/b.img) || fail "attach of the example"
+dd if=/tmp/data of="$mirror" conv=fsync status=none || fail "writing to the example"
+kill -9 "$(nbd-ctl status "$mirror" --json | jq .backend.pid)"
+dd if="$mirror" iflag=direct bs=1M count=1 status=none | cmp - /tmp/data || fail "the example's data"
+nbd-ctl detach "$mirror" || fail "detach of the example"
+cmp /tmp/a.img /tmp/b.img || fail "the halves of the mirror differ"
+dpkg -P libnbdbackend-dev libnbdbackend0 || fail "dpkg -P of the library"
+[[ ! -e /usr/include/nbdbackend.h ]] || fail "the header is left"
 
 echo "-- remove"
 ! dpkg -r nbd-ctl || fail "removed although a device is attached"
