@@ -118,6 +118,7 @@ DEVICES = [
     Contestant("ours file ioctl", "file", "ours", "file", "ioctl"),
     Contestant("ours file netlink", "file", "ours", "file", "netlink"),
     Contestant("nbdkit file", "file", "peer", lambda p: _nbdkit(p, "file", p.image)),
+    Contestant("ours nbdkit:file netlink", "file", "ours", "nbdkit:file", "netlink"),
     Contestant("qemu-nbd -c", "file", "peer", None, "qemu-nbd"),
     Contestant("nbd-server", "file", "peer", _nbd_server, daemon=True, export="default"),
     Contestant("rublk loop", "file", "ublk", lambda p: ["loop", "-f", p.image], "rublk"),
@@ -125,6 +126,8 @@ DEVICES = [
     # What is left of a request where no data is moved.
     Contestant("ours null ioctl", "null", "ours", "null", "ioctl"),
     Contestant("ours null netlink", "null", "ours", "null", "netlink"),
+    Contestant("ours nbdkit:null netlink", "null", "ours", "nbdkit:null", "netlink"),
+    Contestant("nbdkit null", "null", "peer", lambda p: _nbdkit(p, "null", str(p.size))),
     Contestant("rublk null", "null", "ublk", lambda p: ["null"], "rublk"),
 ]
 

@@ -66,8 +66,9 @@ class Device:
         self.pid = int(re.search(r"daemon pid (\d+)", run("rublk", "list", "-n", str(self.number))).group(1))
 
     def _ours(self, api, lanes):
-        size = f"{self.place.size},block=4096"
-        spec = f"file:{self.place.image}" if self.contestant.command == "file" else f"{self.contestant.command}:{size}"
+        specs = {"file": f"file:{self.place.image}", "nbdkit:file": f"nbdkit:file,{self.place.image}",
+                 "nbdkit:null": f"nbdkit:null,{self.place.size}"}
+        spec = specs.get(self.contestant.command, f"{self.contestant.command}:{self.place.size},block=4096")
         several = ["--lanes", str(lanes)] if lanes else []
         ctl = self.place.program("nbd-ctl")
         run(ctl, "attach", "--device", self.path, "--kernel-api", api, *several, spec)
