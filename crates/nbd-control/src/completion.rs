@@ -5,7 +5,7 @@ use std::ffi::OsStr;
 use clap_complete::engine::{CompletionCandidate, PathCompleter, ValueCompleter};
 
 /// How a SPEC may begin, in the order of use, and what it is then.
-const BEGINNINGS: [(&str, &str); 20] = [
+const BEGINNINGS: [(&str, &str); 21] = [
     ("file:", "a file or a block device"),
     ("mem:", "memory"),
     ("nbd://", "another NBD server"),
@@ -16,6 +16,7 @@ const BEGINNINGS: [(&str, &str); 20] = [
     ("exec+listen:", "an NBD server that gets a listening socket"),
     ("cow:", "changes beside a base that is only read"),
     ("nbdkit:", "a plugin of nbdkit"),
+    ("rbd:", "an image of a Ceph cluster"),
     ("null:", "zeroes; drops writes"),
     ("pattern:", "every eight bytes are their offset"),
     ("partition:", "layer: one partition of a SPEC"),

@@ -45,6 +45,16 @@ SPEC is one of
   nbdkit:PLUGIN[,PARAMETER]...
                           a plugin of nbdkit, by name or path, with its parameters; a comma in a
                           parameter is written twice
+  rbd:POOL/IMAGE[,OPTION]...
+                          an image of a Ceph cluster, by librbd; also rbd:POOL/NAMESPACE/IMAGE and
+                          rbd:CLUSTER/POOL/NAMESPACE/IMAGE, where NAMESPACE may be empty, and
+                          …@SNAPSHOT, which is read-only; a comma in a name is written twice
+      conf=PATH           the configuration [default: /etc/ceph/CLUSTER.conf]
+      user=NAME           without `client.` [default: admin]
+      keyring=PATH        the file with the user's key
+      ro                  read-only, without a lock
+      take-over           at attach: take it from another client, which the cluster shuts out
+      unlocked            also an image without exclusive-lock: nothing keeps others from writing
   cow:BASE+DIFF           BASE, a path or a SPEC, is only read; changes go to the file DIFF, which
                           is created if there is none
   null:SIZE               reads as zeroes, drops writes
@@ -71,6 +81,7 @@ To make a kernel device of a SPEC:
   nbd-ctl attach 'nbd+unix:///?socket=/run/nbd.sock'
   nbd-ctl attach 'exec:nbdkit -s memory 1G'
   nbd-ctl attach nbdkit:./my-plugin.so,file=disk.img
+  nbd-ctl attach rbd:rbd/disk,user=nbd
   nbd-ctl attach cow:base.img+changes.cow
   nbd-ctl attach error:1%@delay:5ms@partition:1@file:disk.img
 

@@ -9,6 +9,7 @@ mod memory;
 mod nbdkit;
 pub(crate) mod open;
 pub(crate) mod plan;
+mod rbd;
 mod record;
 mod remote;
 mod subrange;

@@ -6,6 +6,7 @@
 //! nbd://HOST[:PORT]/[EXPORT]  and the other NBD URIs
 //! exec[,retry=SECONDS][,connections=N]:COMMAND, and exec+listen likewise
 //! nbdkit:PLUGIN[,PARAMETER]   see `nbdkit`
+//! rbd:POOL/IMAGE[,OPTION]     see `nbd_rbd`
 //! cow:BASE+DIFF               see `cow`
 //! LAYER[:OPTIONS]@SPEC        see `layer`
 //! ```
@@ -34,6 +35,7 @@ pub(crate) use error::SpecError;
 pub(crate) use layer::{Layer, LayerSpec};
 use nbd_client::Target;
 use nbd_net::address::Address;
+use nbd_rbd::ImageSpec;
 pub(crate) use nbdkit::NbdkitSpec;
 pub(crate) use report::SpecReport;
 
@@ -44,7 +46,7 @@ pub(crate) const USUAL_BLOCK: u32 = 512;
 /// The block size of files that are yet to be made, with direct I/O: it suits any file system.
 pub(crate) const DIRECT_BLOCK: u32 = 4096;
 
-const SCHEMES: [&str; 14] = [
+const SCHEMES: [&str; 15] = [
     "file",
     "mem",
     "null",
@@ -59,6 +61,7 @@ const SCHEMES: [&str; 14] = [
     "exec",
     "exec+listen",
     "nbdkit",
+    "rbd",
 ];
 const OPTIONS: [&str; 4] = ["ro", "direct", "create", "block"];
 
@@ -77,6 +80,8 @@ pub(crate) enum Spec {
     Remote(Target),
     /// A plugin of nbdkit.
     Nbdkit(NbdkitSpec),
+    /// An image of a Ceph cluster.
+    Rbd(ImageSpec),
 }
 
 /// A file or a block device.
@@ -110,6 +115,10 @@ impl Spec {
             "pattern" => parse_memory(rest, "pattern", "pattern:SIZE").map(Self::Pattern),
             "cow" => cow::parse(rest).map(|cow| Self::Cow(Box::new(cow))),
             "nbdkit" => nbdkit::parse(rest).map(Self::Nbdkit),
+            "rbd" => {
+                let text = str::from_utf8(rest).map_err(|_| SpecError::ImageNotUtf8)?;
+                Ok(Self::Rbd(text.parse()?))
+            }
             _ => {
                 let text = text.to_str().ok_or(SpecError::NotUtf8)?;
                 Ok(Self::Remote(text.parse()?))
@@ -143,7 +152,8 @@ impl Spec {
             | Self::Memory(_)
             | Self::Null(_)
             | Self::Pattern(_)
-            | Self::Remote(_) => {}
+            | Self::Remote(_)
+            | Self::Rbd(_) => {}
         }
     }
 
@@ -177,6 +187,7 @@ impl Spec {
                 Self::Remote(Target::Uri(uri))
             }
             Self::Nbdkit(plugin) => Self::Nbdkit(plugin.map_path(change)),
+            Self::Rbd(image) => Self::Rbd(image.map_paths(change)),
             Self::Memory(_) | Self::Null(_) | Self::Pattern(_) | Self::Remote(_) => self,
         }
     }
@@ -395,6 +406,7 @@ impl fmt::Display for Spec {
             Self::Layer(layer) => layer.fmt(f),
             Self::Remote(target) => target.fmt(f),
             Self::Nbdkit(plugin) => plugin.fmt(f),
+            Self::Rbd(image) => image.fmt(f),
         }
     }
 }

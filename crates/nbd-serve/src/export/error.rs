@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use nbd_backend::JoinError;
 use nbd_client::{ChangeError, ClientError};
 use nbd_nbdkit::PluginError;
+use nbd_rbd::RbdError;
 use thiserror::Error;
 
 use crate::layers::cow::CowError;
@@ -46,6 +47,12 @@ pub(crate) enum ExportError {
     Nbdkit { plugin: String, source: PluginError },
     #[error("nbdkit:{plugin}")]
     NbdkitChanged { plugin: String, source: ChangeError },
+    #[error("{image}")]
+    Rbd { image: String, source: RbdError },
+    #[error("{image}")]
+    RbdChanged { image: String, source: ChangeError },
+    #[error("{image}: cannot make a place for the address of this client")]
+    RbdRecord { image: String, source: io::Error },
     #[error(
         "{0}: keeps what is written in the memory of its process, and a device must survive that: use \
          mem:SIZE for memory, or readonly@{0} to serve it as it is now"

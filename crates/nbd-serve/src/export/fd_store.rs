@@ -20,6 +20,10 @@ pub(crate) trait FdStore {
     fn names(&self) -> Vec<String>;
     fn keepsake(&self, name: &str) -> Option<BorrowedFd<'_>>;
     fn keep(&mut self, name: &str, descriptor: BorrowedFd<'_>) -> Result<(), JoinError>;
+    /// Whether there is a device, and with it a successor when this process ends.
+    fn has_successor(&self) -> bool {
+        true
+    }
 }
 
 impl FdStore for Session {
@@ -79,6 +83,10 @@ impl FdStore for NoFdStore {
 
     fn keep(&mut self, _name: &str, _descriptor: BorrowedFd<'_>) -> Result<(), JoinError> {
         Ok(())
+    }
+
+    fn has_successor(&self) -> bool {
+        false
     }
 }
 
@@ -166,6 +174,11 @@ impl<'a> FdScope<'a> {
         let result = what(self);
         self.place.truncate(length);
         result
+    }
+
+    /// Whether there is a device, and with it a successor when this process ends.
+    pub(crate) fn has_successor(&self) -> bool {
+        self.store.has_successor()
     }
 
     /// The predecessor's descriptor, if there was a predecessor.

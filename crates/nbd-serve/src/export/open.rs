@@ -6,6 +6,7 @@ use crate::export::cow::CowPlan;
 use crate::export::error::ExportError;
 use crate::export::nbdkit::NbdkitPlan;
 use crate::export::plan::{ExportPlan, ShapeHint};
+use crate::export::rbd::RbdPlan;
 use crate::export::remote::RemotePlan;
 use crate::export::synthetic::Synthetic;
 use crate::export::{record, subrange, wrapped};
@@ -18,6 +19,7 @@ pub(crate) fn open(spec: Spec, hint: ShapeHint<'_>) -> Result<Box<dyn ExportPlan
     Ok(match spec {
         Spec::Remote(target) => Box::new(RemotePlan::open(target, hint)?),
         Spec::Nbdkit(plugin) => Box::new(NbdkitPlan::open(plugin, hint)?),
+        Spec::Rbd(image) => Box::new(RbdPlan::open(image, hint)?),
         Spec::Memory(memory) => Box::new(memory),
         Spec::File(file) => {
             let path = file.path.clone();

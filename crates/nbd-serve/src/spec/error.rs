@@ -1,6 +1,7 @@
 //! Why a text does not say what to serve, and what to write instead.
 
 use nbd_client::TargetError;
+use nbd_rbd::ImageSpecError;
 use thiserror::Error;
 
 use crate::size::{self, Size, SizeError};
@@ -77,6 +78,10 @@ pub(crate) enum SpecError {
          own options and filters use exec:nbdkit"
     )]
     PluginOptions(String),
+    #[error(transparent)]
+    Image(#[from] ImageSpecError),
+    #[error("the name of an image and its options must be UTF-8")]
+    ImageNotUtf8,
     #[error("a base is only read, so leave `create` out")]
     CreateBase,
 }
@@ -102,8 +107,8 @@ fn schemes(similar: Option<&str>) -> String {
     match similar {
         Some(scheme) => format!("did you mean `{scheme}:`?"),
         None => "there are file:PATH, mem:SIZE, nbd://HOST/EXPORT, nbds: with TLS, \
-                 nbd+unix:///?socket=PATH, nbd+vsock:, exec:COMMAND and nbdkit:PLUGIN; more are in \
-                 `nbd-serve --help`"
+                 nbd+unix:///?socket=PATH, nbd+vsock:, exec:COMMAND, nbdkit:PLUGIN and rbd:POOL/IMAGE; \
+                 more are in `nbd-serve --help`"
             .into(),
     }
 }

@@ -36,6 +36,18 @@ fn files_and_their_options() {
 }
 
 #[test]
+fn images() {
+    assert!(matches!(parse("rbd:rbd/disk,user=me"), Ok(Spec::Rbd(image)) if image.pool == "rbd"));
+    // Its @ does not make a layer of it, and a layer can stand in front.
+    assert!(matches!(parse("rbd:rbd/disk@monday"), Ok(Spec::Rbd(image)) if image.is_read_only()));
+    assert!(matches!(parse("log@rbd:rbd/disk@monday"), Ok(Spec::Layer(_))));
+    let relative = parse("rbd:rbd/disk,conf=a.conf,keyring=/k").unwrap().relative_paths();
+    assert_eq!(relative, [Path::new("a.conf")]);
+    assert!(complaint("rbd:disk").contains("rbd:rbd/disk"));
+    assert!(complaint("rdb:rbd/disk").contains("did you mean `rbd:`?"));
+}
+
+#[test]
 fn memory() {
     let block = 4096;
     let size = 1 << 30;

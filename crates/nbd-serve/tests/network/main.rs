@@ -15,6 +15,7 @@
 //! | `memory` | how much of it many clients together can make the process take |
 //! | `nbdkit` | nbdkit's own plugins, beside nbdkit itself |
 //! | `nbdkit_names` | those that ask for a name, a program, another server or a thread |
+//! | `rbd` | images of a Ceph cluster, beside rbd(8) |
 //! | `odd` | odd requests, sent by libnbd from Python |
 //! | `qemu` | qemu-img and qemu-io |
 //! | `fio` | fio's nbd engine, which verifies what it reads |
@@ -35,6 +36,7 @@ mod odd;
 mod offers;
 mod programs;
 mod qemu;
+mod rbd;
 mod server;
 mod service;
 mod spans;

@@ -228,6 +228,14 @@ fn running(facts: &Facts, status: &Status, eio: Remedy) -> (Verdict, String, Vec
         );
         return (Verdict::Blocked, cause, blocked_ways(facts, device));
     }
+    if let Some(image) = ceph_image(&status.backend.description) {
+        let cause = format!("{who} runs and waits for the Ceph cluster that has {image}");
+        let health = way(
+            "ceph health detail",
+            "tells what the cluster waits for; I/O goes on by itself when that is mended",
+        );
+        return (Verdict::Slow, cause, vec![health, restart, eio]);
+    }
     let unread = status.in_flight.iter().all(|request| request.stage == Stage::Unread);
     let cause = match unread {
         true => format!("{who} runs and has not read what waits for it"),
@@ -238,6 +246,13 @@ fn running(facts: &Facts, status: &Status, eio: Remedy) -> (Verdict, String, Vec
         "shows what it does; the device only waits meanwhile",
     );
     (Verdict::Slow, cause, vec![debug, restart, eio])
+}
+
+/// The image that a backend serves, below whatever layers, if it is one of a Ceph cluster.
+fn ceph_image(description: &str) -> Option<&str> {
+    let is_start = |at: &usize| *at == 0 || description[..*at].ends_with(['@', ':']);
+    let (at, _) = description.match_indices("rbd:").find(|(at, _)| is_start(at))?;
+    Some(&description[at..])
 }
 
 /// Killing it would not help: the signal waits until its system call returns, which is when its

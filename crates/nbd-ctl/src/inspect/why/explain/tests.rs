@@ -260,6 +260,12 @@ fn a_slow_backend_and_one_that_its_own_storage_blocks() {
     says(&slow, Verdict::Slow, &["has not read what waits", "gdb -p 12"]);
     change(&mut slow, |status| status.in_flight[0].stage = Stage::Executing);
     says(&slow, Verdict::Slow, &["slow to answer", "being executed"]);
+    for (layers, image) in [("", "rbd:rbd/disk"), ("log@", "rbd:rbd/disk"), ("cow:", "rbd:a/b+c")] {
+        change(&mut slow, |status| status.backend.description = format!("{layers}{image}"));
+        says(&slow, Verdict::Slow, &["the Ceph cluster that has rbd:", "ceph health detail"]);
+    }
+    change(&mut slow, |status| status.backend.description = "file:/srv/rbd:disk".into());
+    says(&slow, Verdict::Slow, &["slow to answer"]);
     let mut blocked = stuck(BackendState::Running, backend('D'));
     says(&blocked, Verdict::Blocked, &["its own storage: nothing more can be told"]);
     blocked.backend.as_mut().unwrap().doing = Some("flushes");
