@@ -6,6 +6,7 @@
 //! | module | idea |
 //! |---|---|
 //! | [`command`], [`ctl`] | programs with a time limit, none left behind; ours among them |
+//! | [`delay`] | packets that arrive late |
 //! | [`device`] | an attached device, gone at the end of its test whatever happens |
 //! | [`machine_state`], [`sysfs`] | what an attach changes on the machine, to see that a failed one changed nothing |
 //! | [`fio`] | I/O that knows what it wrote |
@@ -22,6 +23,7 @@
 //! | [`page`], [`session`] | commands of the documentation, and a shell that types them |
 //! | [`loop_device`], [`mapping`] | block devices on top of the device |
 //! | [`taken_down`] | anything else that a test puts on a device |
+//! | [`ceph`] | a cluster of Ceph, its images, and trouble for its daemons |
 //! | [`cgroup`] | processes with little memory, or frozen |
 //! | [`nbdkit`] | a server that somebody else runs |
 //! | [`under`] | a block device under an export, which fails or falls silent |
@@ -38,9 +40,9 @@ pub mod temp;
 pub mod wait;
 
 pub use devices::{busy, device, fio, kernel_log, machine_state, sysfs};
-pub use faults::{cgroup, full_run, killer, stall, trouble, under};
+pub use faults::{cgroup, delay, full_run, killer, stall, trouble, under};
 pub use on_top::{disk, loop_device, mapping, mount, taken_down, tree};
-pub use programs::{c_program, command, ctl, gdb, nbdkit, page, process, screen, session};
+pub use programs::{c_program, ceph, command, ctl, gdb, nbdkit, page, process, screen, session};
 
 use std::io::Write;
 

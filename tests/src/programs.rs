@@ -1,6 +1,7 @@
 //! Our programs and others.
 
 pub mod c_program;
+pub mod ceph;
 pub mod command;
 pub mod ctl;
 pub mod gdb;

@@ -13,10 +13,12 @@ use nbd_control::status::{BackendState, Status};
 use nix::sys::signal::Signal;
 
 use crate::Api;
-use crate::command::{Output, start};
+use crate::command::{Output, Running, start};
 use crate::ctl::{ctl, program};
+use crate::disk::start_write;
 use crate::process;
 use crate::sysfs::block_attribute;
+use crate::temp::TempDir;
 use crate::wait::{EVENT_TIMEOUT, wait_for, wait_until};
 
 /// So many lines of a device's log go with the report of a failed test.
@@ -154,6 +156,18 @@ impl Device {
     pub fn wait_progress(&self) {
         let before = self.completed();
         wait_until("progress of I/O", EVENT_TIMEOUT, || self.completed() > before + 20);
+    }
+
+    /// Starts a direct write of one byte all over the first block, and waits until the holder has it.
+    #[track_caller]
+    #[must_use]
+    pub fn start_block(&self, files: &TempDir, byte: u8) -> Running {
+        let input = files.join(&format!("block-{byte}"));
+        let running = start_write(&self.path(), 0, &input, &[byte; 4096]);
+        wait_until("the write waits", EVENT_TIMEOUT, || {
+            self.status().in_flight.iter().any(|it| it.command == "write")
+        });
+        running
     }
 
     /// `queue/io_timeout` in milliseconds.
