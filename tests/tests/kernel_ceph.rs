@@ -186,7 +186,7 @@ fn a_cluster_that_does_not_answer_is_waited_for_and_named(api: Api) {
     let write = device.start_block(&files, b'w');
     wait_until("the cluster is named", EVENT_TIMEOUT, || {
         let why = ctl(["why", &device.name()]).succeeds().stdout;
-        why.contains("the cluster") && why.contains(&image.name())
+        why.contains("the Ceph cluster") && why.contains(&image.name())
     });
     // Its successor waits for the same.
     device.signal_backend(SIGKILL);
