@@ -50,7 +50,6 @@ fn kill_and_succeed(cluster: &Cluster, is_known: bool) -> u8 {
     };
     let backend = image.open_after(",unlocked", &own, kill).unwrap();
     backend.write_at(&[NEW; BLOCK], 0, false).unwrap();
-    assert_eq!(first_byte(&backend), NEW);
     // Longer than the OSD delays what it has: the old write is executed, or refused.
     std::thread::sleep(Duration::from_secs(4));
     let found = first_byte(&backend);
