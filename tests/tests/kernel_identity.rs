@@ -146,7 +146,7 @@ fn an_entry_with_an_unreadable_state_is_kept_while_its_processes_live(api: Api) 
     disk::read_all(&device.path());
     ctl(["list"]).says(&["state.json"]);
 
-    ctl(["detach", "--force", &name]).succeeds().says(&["is taken down"]);
+    ctl(["detach", "--force", &name]).succeeds().says(&["is removed"]);
     device.has_left_nothing(&processes);
     before.assert_unchanged();
     Device::attach(api, ["--device", &name, &spec]).detach();
@@ -235,7 +235,7 @@ fn a_device_without_holder_and_sitter_is_explained_and_taken_down_in_order(api: 
     let user = fs::File::open(device.path()).expect("a device");
     ctl(["detach", &name]).fails_with(4).says(&["opened by"]);
     drop(user);
-    ctl(["detach", &name]).succeeds().says(&["is taken down"]);
+    ctl(["detach", &name]).succeeds().says(&["is removed"]);
     device.has_left_nothing(&processes);
     before.assert_unchanged();
     let image = fs::read(files.join("disk.img")).expect("an image");
@@ -253,7 +253,7 @@ fn a_device_without_entry_and_holder_is_found_by_the_doctor_and_detached_by_forc
     doctor_says(&[&name, "no entry in the registry", "nbd-ctl detach --force"]);
     ctl(["detach", &name]).fails_with(1).says(&["nbd-ctl detach --force"]);
     disk::read_all(&device.path());
-    ctl(["detach", "--force", &name]).succeeds().says(&["is taken down"]);
+    ctl(["detach", "--force", &name]).succeeds().says(&["is removed"]);
     device.has_left_nothing(&processes);
     before.assert_unchanged();
 }

@@ -166,8 +166,8 @@ fn the_doctor_finds_and_mends_what_a_killed_holder_leaves(api: Api) {
     wait_until("the death of the holder", EVENT_TIMEOUT, || !holder.is_alive());
     Registry::new(None).create_folder(15).expect("a stale entry");
     let sick = ctl(["doctor"]).fails_with(1).stdout;
-    assert!(sick.contains(&format!("{}: its holder is gone", device.name())), "{sick}");
-    assert!(sick.contains("nbd15: its processes are gone"), "{sick}");
+    assert!(sick.contains(&format!("{}: its holder has died", device.name())), "{sick}");
+    assert!(sick.contains("nbd15: its processes have died"), "{sick}");
 
     let mended = ctl(["doctor", "--fix"]).succeeds().stdout;
     assert!(mended.contains("nbd15: cleaned up"), "{mended}");

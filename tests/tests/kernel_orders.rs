@@ -182,7 +182,7 @@ fn pause_kills_a_joined_backend_only_with_kill(api: Api) {
     let first = joined(&["--takeover"]);
     wait_until("it serves", EVENT_TIMEOUT, || device.backend() == first.pid());
     device.wait_running();
-    ctl(["pause", &device.name()]).fails_with(4).says(&["joined from outside", "--kill"]);
+    ctl(["pause", &device.name()]).fails_with(4).says(&["joined by hand", "--kill"]);
     works(&device.path());
     ctl(["pause", "--kill", &device.name()]).succeeds();
     assert_eq!(first.finish(PROGRAM_TIMEOUT).code, 128 + 9);

@@ -220,7 +220,7 @@ fn a_backend_from_outside_brings_its_size_along(api: Api) {
     wait_until("it has joined", EVENT_TIMEOUT, || device.status().backend.pid == Some(first.pid()));
     device.wait_running();
     let refused = ctl(["resize", &name, "--to-backend"]).fails_with(4);
-    refused.says(&["joined from outside", "--takeover"]);
+    refused.says(&["joined by hand", "--takeover"]);
     set_length(&image, 8 * MIB);
     let second = start_serve(["--join", &name, "--takeover", &spec]);
     wait_until("it has joined", EVENT_TIMEOUT, || {

@@ -316,14 +316,14 @@ mod tests {
             ("[a]\nready-timeout = 0\n", 2, "a.ready-timeout: must be at least 1 second"),
             ("[a]\ndevice = \"sda\"\n", 2, "a.device: `sda` is not an NBD device"),
             ("\n[a]\nlanes = 1\n", 2, "a: one of the keys export, program or external"),
-            ("[a]\nexport = \"m:\"\nexternal = true\n", 1, "a: only one of the keys export,"),
+            ("[a]\nexport = \"m:\"\nexternal = true\n", 1, "a: write only one of the keys export,"),
             ("[nbd0]\nexternal = true\n", 1, "nbd0: the driver has a device of this name"),
             ("[\"a/b\"]\nexternal = true\n", 1, "\"a/b\": a name has letters"),
             ("[a]\nexport = mem:1M\n", 2, "a.export: "),
             (
                 "[a]\nexternal = true\ndevice = \"nbd1\"\n[b]\nexternal = true\ndevice = \"1\"\n",
                 4,
-                "b: nbd1 belongs to a already",
+                "b: nbd1 is also the device of a",
             ),
         ] {
             let error = parse(text).unwrap_err().to_string();
@@ -335,9 +335,7 @@ mod tests {
     #[test]
     fn a_file_that_is_not_there_is_told_with_the_way_out() {
         let error = Config::read(Path::new("/nonexistent/f.toml")).unwrap_err().to_string();
-        for words in
-            ["/nonexistent/f.toml: there is no such file", "nbd-ctl-devices(5)", "--config"]
-        {
+        for words in ["/nonexistent/f.toml: no such file", "nbd-ctl-devices(5)", "--config"] {
             assert!(error.contains(words), "{error}");
         }
     }

@@ -188,6 +188,6 @@ mod tests {
     #[test]
     fn of_a_partition_the_whole_device_is_suggested() {
         let error = "/dev/nbd3p1".parse::<Device>().unwrap_err();
-        assert_eq!(error.to_string(), "/dev/nbd3p1: a partition: give the whole device, nbd3");
+        assert_eq!(error.to_string(), "/dev/nbd3p1: is a partition: give the whole device, nbd3");
     }
 }

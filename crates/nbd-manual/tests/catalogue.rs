@@ -175,7 +175,7 @@ fn all_that_users_read_is_in_one_file() {
     for words in [
         "Make a block device of an export",
         "is a {0}: only files and block devices can be served",
-        "its holder is about to go",
+        "its holder has died",
         "continue there, or detach the debugger",
         "the nbd driver is not loaded: modprobe nbd",
         "check the path, or make what is missing",

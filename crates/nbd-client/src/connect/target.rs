@@ -195,7 +195,7 @@ mod tests {
             ("exec,retries=4:a", "no option \"retries\" for exec"),
             ("exec,retry:a", "write retry=SECONDS"),
             ("exec,retry=+1:a", "write retry=SECONDS"),
-            ("exec,retry=1,retry=2:a", "\"retry\" is there twice"),
+            ("exec,retry=1,retry=2:a", "\"retry\" is given twice"),
             ("exec+listen,connections=17:a", "1 to 16"),
             ("exec,connections=2:nbdkit -s", "has one only; have it listen on $unixsocket"),
             ("exec", "is no NBD URI"),

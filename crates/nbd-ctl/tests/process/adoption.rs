@@ -43,7 +43,7 @@ fn a_device_without_holder_gets_one_and_the_command_goes_on() {
     assert_eq!(holder.join().unwrap(), Request::Restart);
     assert_eq!(ran.code, Some(0), "{ran:?}");
     // The scripted holder did not write its own pid down.
-    assert_eq!(ran.stderr, "nbd-ctl: nbd0: its holder (pid 1) is gone; adopted by pid 1\n");
+    assert_eq!(ran.stderr, "nbd-ctl: nbd0: its holder (pid 1) had died; adopted by pid 1\n");
     assert!(!pid.is_empty());
     assert!(runtime.read("arguments").ends_with(" --adopt nbd0\n"));
     assert_eq!(
@@ -101,7 +101,7 @@ fn a_stale_entry_is_cleaned_up_by_commands() {
         fs::write(runtime.registry.join_socket(0), "").unwrap();
         runtime
             .run(&[command, "nbd0"])
-            .failed(3, "nbd0 is stale: its processes are gone; cleaned up");
+            .failed(3, "nbd0 is stale: its processes have died; cleaned up");
         assert!(!runtime.registry.folder(0).exists(), "{command}");
         assert!(!runtime.registry.join_socket(0).exists(), "{command}");
     }
@@ -111,7 +111,7 @@ fn a_stale_entry_is_cleaned_up_by_commands() {
 fn a_stale_entry_is_only_told_about_by_status_and_list() {
     let runtime = RuntimeDir::new();
     runtime.write_state(0, dead(), dead());
-    let text = "nbd0 is stale: its processes are gone; nbd-ctl detach nbd0 cleans up";
+    let text = "nbd0 is stale: its processes have died; nbd-ctl detach nbd0 cleans up";
     runtime.run(&["status", "nbd0"]).failed(3, text);
     let ran = runtime.run(&["list"]);
     assert_eq!(ran.code, Some(0), "{ran:?}");
@@ -134,7 +134,7 @@ fn detach_of_all_cleans_up_and_goes_on_after_a_failure() {
     assert_eq!(ran.code, Some(4), "{ran:?}");
     assert_eq!(
         ran.stderr,
-        "nbd-ctl: nbd0 is stale: its processes are gone; cleaned up\n\
+        "nbd-ctl: nbd0 is stale: its processes have died; cleaned up\n\
          nbd-ctl: nbd1: mounted on /mnt; unmount it\n\
          nbd-ctl: nbd2: detached\n"
     );
@@ -144,7 +144,9 @@ fn detach_of_all_cleans_up_and_goes_on_after_a_failure() {
 fn an_entry_without_state_is_stale() {
     let runtime = RuntimeDir::new();
     runtime.registry.create_folder(0).unwrap();
-    runtime.run(&["detach", "nbd0"]).failed(3, "nbd0 is stale: its processes are gone; cleaned up");
+    runtime
+        .run(&["detach", "nbd0"])
+        .failed(3, "nbd0 is stale: its processes have died; cleaned up");
     assert!(!runtime.registry.folder(0).exists());
 }
 
@@ -195,7 +197,7 @@ fn a_holder_that_is_about_to_go_is_waited_for() {
     ran.failed(
         5,
         &format!(
-            "nbd0: its holder (pid {}) does not listen: it is about to go, or stopped; try \
+            "nbd0: its holder (pid {}) does not listen: it is ending or stopped. Try \
              again, or see {}",
             me.pid,
             runtime.registry.log(0).display()
@@ -221,7 +223,7 @@ fn a_damaged_state_is_left_alone() {
     assert!(
         ran.stderr.starts_with(&format!(
             "nbd-ctl: nbd0: its holder has died and it cannot be adopted: nbd-ctl detach --force nbd0 \
-             takes down what is left: {}: ",
+             removes what is left: {}: ",
             file.display()
         )),
         "{ran:?}"
@@ -260,7 +262,9 @@ fn an_entry_whose_folder_is_locked_is_not_cleaned_up() {
     assert_eq!(ran.code, Some(5), "{ran:?}");
     assert!(runtime.registry.folder(0).exists());
     drop(lock);
-    runtime.run(&["detach", "nbd0"]).failed(3, "nbd0 is stale: its processes are gone; cleaned up");
+    runtime
+        .run(&["detach", "nbd0"])
+        .failed(3, "nbd0 is stale: its processes have died; cleaned up");
 }
 
 #[test]

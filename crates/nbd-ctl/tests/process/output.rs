@@ -134,7 +134,7 @@ fn the_log_of_a_device_that_is_gone_is_found_by_its_name() {
     runtime.registry.remove(0).unwrap();
     runtime.run(&["logs", "backup"]).succeeded(
         "last words\n",
-        "nbd-ctl: nbd0 is not attached: this is the log of the last time that it was\n",
+        "nbd-ctl: nbd0 is not attached: this is the log of its last attach\n",
     );
     runtime.run(&["logs", "other"]).failed(
         2,

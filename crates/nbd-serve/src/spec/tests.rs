@@ -151,7 +151,7 @@ fn wrong_values_are_named() {
         ("delay:1ms,read=2ms@mem:1M", "the option `read` is given twice"),
         ("error:2@mem:1M", "error: rate: `2` is not a share from 0 to 1"),
         ("error:errno=ENOENT@mem:1M", "`ENOENT` is not an error: EIO, ENOSPC"),
-        ("readonly:x@mem:1M", "`readonly` has no options, so `x` has to go"),
+        ("readonly:x@mem:1M", "`readonly` has no options: leave `x` out"),
         ("partition:0@mem:1M", "`0` is not the number of a partition"),
         ("partition@mem:1M", "`` is not the number of a partition"),
         ("offset:@mem:1M", "offset:START[+LENGTH]: the size is missing"),

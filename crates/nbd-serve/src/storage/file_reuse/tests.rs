@@ -70,7 +70,7 @@ fn a_new_file_without_its_size_is_given_it() {
     assert_eq!(fs::metadata(&path).unwrap().len(), 0);
     let file = first(&mut probe).unwrap();
     assert_eq!(file.metadata().unwrap().len(), 1 << 20);
-    assert!(probe.notes[0].contains("is new, with 1M"), "{:?}", probe.notes);
+    assert!(probe.notes[0].contains("is created, with 1M"), "{:?}", probe.notes);
 }
 
 #[test]

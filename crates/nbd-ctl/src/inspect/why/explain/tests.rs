@@ -206,7 +206,7 @@ fn a_lost_sitter() {
     let mut facts = stuck(BackendState::Running, backend('S'));
     change(&mut facts, |status| status.in_flight.clear());
     facts.sitter = None;
-    says(&facts, Verdict::SitterGone, &["no holder could adopt", "detach"]);
+    says(&facts, Verdict::SitterGone, &["no holder could adopt", "Detach it"]);
     change(&mut facts, |status| status.kernel_api = "ioctl".into());
     says(&facts, Verdict::SitterGone, &["the driver removes the device"]);
 }
