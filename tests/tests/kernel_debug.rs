@@ -84,7 +84,7 @@ fn gdb_is_not_started_where_it_would_wait_for_itself(api: Api) {
     let words = [&[&*name], &batch[..]].concat();
 
     let refused = debug_in(&place, None, &words).fails_with(4);
-    refused.says(&["gdb may wait for itself", "(the working directory)", "--yes"]);
+    refused.says(&["gdb would wait for itself", "(the working directory)", "--yes"]);
     let log = place.join("log");
     let refused = debug_in(Path::new("/"), Some(&log), &words).fails_with(4);
     refused.says(&["log (the terminal or a redirection)"]);

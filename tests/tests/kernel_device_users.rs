@@ -35,7 +35,7 @@ fn is_kept(device: &Device, words: &[&str]) {
     let refused = ctl(["detach", &name]).fails_with(IN_USE).says(words);
     refused.says(&[&format!("nbd-ctl detach --force {name}")]);
     let refused = ctl(["resize", &name, "16M"]).fails_with(IN_USE).says(words);
-    refused.says(&["would lose what is beyond 16M", &format!("nbd-ctl resize --force {name}")]);
+    refused.says(&["would lose the data beyond 16M", &format!("nbd-ctl resize --force {name}")]);
     assert_eq!(block_attribute(&name, "size"), size, "the size");
     let _ = disk::read(&device.path(), 0, 4096);
     assert_eq!(device.wait_running().totals.errors, 0);

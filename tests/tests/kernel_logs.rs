@@ -278,7 +278,7 @@ fn logs_shows_the_log_of_a_detached_device(api: Api) {
     assert!(now.stdout.contains("event=ready"), "{}", now.stdout);
     assert_eq!(now.stderr, "");
     device.detach();
-    let kept = ctl(["logs", &name]).succeeds().says(&["is not attached", "last time"]);
+    let kept = ctl(["logs", &name]).succeeds().says(&["is not attached", "last attach"]);
     for event in ["attach", "ready", "detached"] {
         assert!(kept.stdout.contains(&format!("event={event}")), "{}", kept.stdout);
     }

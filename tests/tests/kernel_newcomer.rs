@@ -53,8 +53,8 @@ fn a_backend_that_differs_is_told_by_its_abilities(api: Api) {
     let device = Device::attach(api, ["mem:8M"]);
     let name = device.name();
     ctl(["replace", &name, "readonly@mem:8M"]).fails_with(1).says(&[
-        &format!("it has read-only, and {name} was attached without"),
-        "it lacks trim, write zeroes",
+        &format!("it offers read-only, and {name} was attached without"),
+        "it does not offer trim, write zeroes",
         &format!("or detach {name} first"),
     ]);
     ctl(["replace", &name, "mem:8M,block=4096"])

@@ -144,7 +144,7 @@ fn resize_refuses_to_shrink_below_what_is_used(api: Api) {
     run("mkfs.ext4", ["-q".as_ref(), path.as_os_str(), "8M".as_ref()]).succeeds();
     let mount = Mount::new(&path, &files.join("mount"));
     let refused = ctl(["resize", &name, "12M"]).fails_with(4);
-    refused.says(&["mounted on", "would lose what is beyond 12M", "--force"]);
+    refused.says(&["mounted on", "would lose the data beyond 12M", "--force"]);
     mount.unmount();
     has_size(&device, 16 * MIB);
     let refused = ctl(["resize", &name, "4M"]).fails_with(4);
