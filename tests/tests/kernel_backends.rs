@@ -231,7 +231,8 @@ fn a_detach_by_force_does_not_wait_for_slow_connections(api: Api) {
     let device = Device::attach(api, ["--", "python3", "-B", "-c", &script, &image]);
     let backend = device.backend();
     let patient = start_ctl(["detach", &device.name()]);
-    let waits = |status: &Status| status.under_way.as_deref().unwrap_or("").contains("end of its backend");
+    let waits =
+        |status: &Status| status.under_way.as_deref().unwrap_or("").contains("end of its backend");
     wait_until("the end of the lanes", EVENT_TIMEOUT, || waits(&device.status()));
     let late = ctl(["restart", &device.name()]);
     late.fails_with(4).says(&["is being detached"]);

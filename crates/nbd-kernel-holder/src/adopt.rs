@@ -185,7 +185,7 @@ fn rebuild(registry: Registry, state: &State, lock: HolderLock) -> Result<Holder
         match Recording::reopen(path) {
             Ok(recording) => holder.data.recording = Some(recording),
             Err(error) => {
-                holder.log(&format!("the recording to {path} has ended: {}", chain(&error)))
+                holder.log(&format!("the recording to {path} has ended: {}", chain(&error)));
             }
         }
     }

@@ -201,7 +201,7 @@ impl Holder {
         match connection::close(channel) {
             Ok(closer) => self.processes.orphans.extend(closer),
             Err(error) => {
-                self.warn(&format!("a connection may be slow to close: {}", explain(&error)))
+                self.warn(&format!("a connection may be slow to close: {}", explain(&error)));
             }
         }
     }

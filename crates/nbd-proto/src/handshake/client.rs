@@ -290,7 +290,7 @@ impl ClientHandshake {
             }
             (OptionType::LIST, OptionReplyType::SERVER) => self.add_listed(data)?,
             (OptionType::LIST | OptionType::INFO, OptionReplyType::ACK) => {
-                self.describe_listed(out)
+                self.describe_listed(out);
             }
             (OptionType::GO, OptionReplyType::ACK) => {
                 let (size, flags) = self.export.ok_or(malformed)?;

@@ -329,9 +329,9 @@ impl Image {
             is_done.recv_timeout(deadline.saturating_duration_since(Instant::now())).is_ok();
         // The library still works on one that is not closed: the pool and the cluster must never end.
         if is_closed {
-            drop(pool)
+            drop(pool);
         } else {
-            std::mem::forget(pool)
+            std::mem::forget(pool);
         }
         is_closed
     }

@@ -90,7 +90,7 @@ impl Holder {
             }
             Note::OwnerEndedAsTold => self.log_owner_end("as ordered"),
             Note::OwnerEndedGivenUp => {
-                self.log_owner_end("because the device is detached by force")
+                self.log_owner_end("because the device is detached by force");
             }
             Note::OwnerLost => self.log_owner_lost(),
             Note::EioBackendEnded => self.log_eio_backend_end(),
