@@ -8,7 +8,7 @@
 //! | [`attach`] | `attach`: starts a holder, or becomes one |
 //! | [`check_config`] | `check-config`: what a file with devices says that cannot be meant |
 //! | [`detach`] | `detach`: has a holder end its device, or takes down what is left |
-//! | [`order`] | what a holder is told to do, and why it may take long |
+//! | [`mod@order`] | what a holder is told to do, and why it may take long |
 //! | [`set`] | `set`: settings of a backend |
 //! | [`wait`] | `wait`: until a device is served, or gone |
 

@@ -46,7 +46,7 @@
 //! | module | idea |
 //! |---|---|
 //! | [`mod@format`] | the bytes of a capture |
-//! | [`file`] | opening a capture, and its header |
+//! | [`mod@file`] | opening a capture, and its header |
 //! | [`writer`] | a backend's end of a capture |
 //! | [`capture`] | reading a capture |
 //! | [`fake_holder`] | the holder's part for one program, without a device |
