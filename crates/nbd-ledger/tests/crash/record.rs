@@ -191,7 +191,7 @@ fn layout() -> String {
     }
     fields! {
         Header: magic version lanes ring transmit max_payload flush_error generation ready_at
-            first_answer_at;
+            first_answer_at left_generation;
         LaneControl: receive_epoch parsed transmit_epoch last_received_at recorded marks receive
             transmit totals latencies;
         ReceiveRecord: received base wanted message;
