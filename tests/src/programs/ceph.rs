@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -22,6 +23,8 @@ use crate::{not_run, report};
 /// The numbers of its OSDs.
 pub const OSDS: std::ops::Range<u32> = 0..3;
 const GIB: u64 = 1 << 30;
+/// How long its daemons may take to start: minutes in a slow machine.
+const START_TIMEOUT: Duration = Duration::from_secs(450);
 /// A program that a cluster needs, which stands for the others.
 const NEEDED: &str = "/usr/bin/ceph-osd";
 
@@ -80,8 +83,10 @@ impl Cluster {
     /// Starts the daemons that have died, and waits until all OSDs are up.
     #[track_caller]
     pub fn heal(&self) -> Output {
-        let script = root().join("scripts/ceph");
-        run(script, ["start".as_ref(), "--dir".as_ref(), self.dir.as_os_str()]).succeeds()
+        let limit = START_TIMEOUT.as_secs().to_string();
+        let mut command = Command::new(root().join("scripts/ceph"));
+        command.args(["start", "--timeout", &limit, "--dir"]).arg(&self.dir);
+        launch(command).finish(START_TIMEOUT * 2).succeeds()
     }
 
     /// Its ceph.conf.
