@@ -8,6 +8,8 @@ mod task;
 
 use std::io;
 
+use nbd_proto::Command;
+
 pub use extensions::{AsyncBackend, InlineBackend, MappedBackend, NeverBlocks};
 pub use geometry::{Capabilities, Extent, Geometry, ZeroOptions};
 pub use mapped_range::{MappedRange, MappingOwner};
@@ -96,6 +98,13 @@ pub trait Backend: Send + Sync + 'static {
     /// How many threads may call methods of this at once; commands beyond that queue. At least 1.
     fn max_threads(&self) -> usize {
         32
+    }
+
+    /// Whether commands like this have been quick of late. That is no promise, as
+    /// [`InlineBackend::never_blocks`] is: the receiving thread executes the command as a worker would,
+    /// which saves two switches of threads. If it does block, only that thread waits.
+    fn is_quick(&self, _command: &Command) -> bool {
+        false
     }
 
     /// Closes upstream connections. Called after the last request when serving ends in order, and

@@ -79,13 +79,21 @@ impl LaneState {
         lock(&self.send_state).transmitter.finish()
     }
 
-    /// Answers a request that was submitted.
-    pub(crate) fn answer(&self, ticket: Ticket, answer: Answer<'_>) {
+    /// Sends what was staged.
+    fn send_staged(&self) -> io::Result<()> {
+        self.send(&mut lock(&self.send_state).transmitter)
+    }
+
+    /// Answers a request that was submitted; `is_held_back` leaves the sending to who answers next.
+    pub(crate) fn answer(&self, ticket: Ticket, answer: Answer<'_>, is_held_back: bool) {
         let mut send_state = lock(&self.send_state);
         let sent = self
             .make_room(&mut send_state.transmitter, ticket.request().length)
             .map(|()| stage(&mut send_state.transmitter, ticket, answer, now()))
-            .and_then(|()| self.send(&mut send_state.transmitter));
+            .and_then(|()| match is_held_back {
+                true => Ok(()),
+                false => self.send(&mut send_state.transmitter),
+            });
         send_state.outstanding -= 1;
         if send_state.has_waiter {
             self.changed.notify_all();
@@ -178,7 +186,7 @@ impl LaneThread {
     /// Answers a request with EIO without executing it.
     pub(crate) fn fail_with_eio(&self, ticket: Ticket) {
         lock(&self.state.send_state).outstanding += 1;
-        self.state.answer(ticket, Answer::Error(NbdError::EIO));
+        self.state.answer(ticket, Answer::Error(NbdError::EIO), false);
     }
 
     /// Executes a request while nothing else is executed, and waits for it for
@@ -191,7 +199,7 @@ impl LaneThread {
         };
         lock(&self.state.send_state).outstanding += 1;
         let lane = Arc::clone(&self.state);
-        self.workers.submit(Box::new(LaneTask { ticket, command, lane }));
+        self.workers.submit(Box::new(LaneTask { ticket, command, lane, is_held_back: false }));
         let mut send_state = lock(&self.state.send_state);
         send_state.has_waiter = true;
         let waited =
@@ -256,8 +264,8 @@ impl LaneThread {
         }
         let sent = state.send(&mut send_state.transmitter);
         drop(send_state);
-        dispatcher.submit_queued();
-        sent
+        // A socket that is closed for sending does not keep writes from being executed.
+        if dispatcher.run_queued() { sent.and(state.send_staged()) } else { sent }
     }
 }
 
@@ -336,7 +344,8 @@ impl ReplySink for LaneSink<'_> {
         command: Command,
     ) -> Result<Box<dyn Task>, Infallible> {
         *self.outstanding += 1;
-        Ok(Box::new(LaneTask { ticket, command, lane: Arc::clone(self.lane) }))
+        let lane = Arc::clone(self.lane);
+        Ok(Box::new(LaneTask { ticket, command, lane, is_held_back: false }))
     }
 }
 
@@ -345,6 +354,7 @@ struct LaneTask {
     ticket: Ticket,
     command: Command,
     lane: Arc<LaneState>,
+    is_held_back: bool,
 }
 
 impl Task for LaneTask {
@@ -360,6 +370,10 @@ impl Task for LaneTask {
         self.ticket.begin(now());
     }
 
+    fn hold_back(&mut self) {
+        self.is_held_back = true;
+    }
+
     fn durability(&self) -> &dyn Durability {
         &**self.ticket.lane().ledger()
     }
@@ -372,7 +386,7 @@ impl Task for LaneTask {
             // The driver never asks for block status, and a lane does not offer it.
             Completion::Extents(_) => Answer::Error(NbdError::EINVAL),
         };
-        self.lane.answer(self.ticket, answer);
+        self.lane.answer(self.ticket, answer, self.is_held_back);
     }
 }
 

@@ -4,7 +4,7 @@
 use std::io;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use nbd_backend::{Backend, Command, Extent, Geometry, InlineBackend, ZeroOptions};
+use nbd_backend::{Backend, Command, Extent, Geometry, ZeroOptions};
 
 use crate::abi::{FLAG_FAST_ZERO, FLAG_FUA, FLAG_MAY_TRIM, FLAG_REQ_ONE};
 use crate::error::PluginError;
@@ -18,7 +18,7 @@ static ZEROES: [u8; 1 << 20] = [0; 1 << 20];
 /// Longest range of a command without data, in bytes: what 32 bits can tell, in whole blocks.
 const MAX_RANGE_BYTES: u64 = 1 << 31;
 /// Longest range of a command that the receiving thread executes, in bytes.
-const MAX_INLINE_LEN: u64 = 1 << 20;
+const MAX_QUICK_LEN: u64 = 1 << 20;
 /// Threads that call a parallel plugin: twice nbdkit's own number.
 const MAX_THREADS: usize = 32;
 
@@ -205,35 +205,22 @@ impl Backend for PluginBackend {
         if self.turn.is_some() { 1 } else { MAX_THREADS }
     }
 
+    /// No plugin promises that. This tells whether its calls have been quick of late.
+    fn is_quick(&self, command: &Command) -> bool {
+        let pace = match command {
+            Command::Read { .. } => &self.read_pace,
+            Command::Write { fua: false, .. } => &self.write_pace,
+            Command::BlockStatus { .. } => return false,
+            _ => &self.other_pace,
+        };
+        command.range().1 <= MAX_QUICK_LEN && pace.is_quick()
+    }
+
     fn close(&self) {
         let _turn = self.turn();
         self.handle.close();
         // What it keeps beside the storage, like temporary files, goes now.
         self.handle.plugin().end();
-    }
-
-    fn as_inline(&self) -> Option<&dyn InlineBackend> {
-        Some(self)
-    }
-}
-
-impl InlineBackend for PluginBackend {
-    /// No plugin promises that. This tells whether its calls have been quick of late.
-    fn never_blocks(&self, command: &Command) -> bool {
-        let pace = match command {
-            Command::Read { .. } => &self.read_pace,
-            Command::Write { fua: false, .. } => &self.write_pace,
-            _ => &self.other_pace,
-        };
-        command.range().1 <= MAX_INLINE_LEN && pace.is_quick()
-    }
-
-    fn try_read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<bool> {
-        // A layer on top of this asks here only, and not whether it blocks.
-        if !self.read_pace.is_quick() {
-            return Ok(false);
-        }
-        self.read_at(buffer, offset).map(|()| true)
     }
 }
 

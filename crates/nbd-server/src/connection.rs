@@ -114,7 +114,7 @@ impl Connection {
             }
         };
         drop(self.send(guard, dispatcher));
-        dispatcher.submit_queued();
+        dispatcher.run_queued();
         action
     }
 

@@ -26,6 +26,10 @@ pub trait Task: Send + Sync + 'static {
         true
     }
 
+    /// More answers of the same client follow from the thread that finishes this task: they may be sent
+    /// together.
+    fn hold_back(&mut self) {}
+
     /// Where a failed flush is remembered.
     fn durability(&self) -> &dyn Durability;
 

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use nbd_proto::{Command, NbdError};
 
 use super::inline_predictor::InlinePredictor;
-use super::perform::{execute, reply_error};
+use super::perform::{Buffer, execute, perform, reply_error};
 use super::unoffered::is_unoffered;
 use super::workers::Workers;
 use crate::backend::durability::Durability;
@@ -89,6 +89,8 @@ pub struct Dispatcher<'a> {
     mapped: Option<&'a dyn MappedBackend>,
     predictor: InlinePredictor,
     queued: Vec<Box<dyn Task>>,
+    /// For the data of reads that this thread executes as a worker would.
+    buffer: Buffer,
 }
 
 impl<'a> Dispatcher<'a> {
@@ -98,7 +100,7 @@ impl<'a> Dispatcher<'a> {
         let backend = workers.backend();
         let (inline, mapped) = (backend.as_inline(), backend.as_mapped());
         let (predictor, queued) = (InlinePredictor::default(), Vec::new());
-        Self { workers, backend, inline, mapped, predictor, queued }
+        Self { workers, backend, inline, mapped, predictor, queued, buffer: Buffer::default() }
     }
 
     /// A request has arrived. `is_done` returns whether all before it are answered.
@@ -115,7 +117,7 @@ impl<'a> Dispatcher<'a> {
 
     /// Executes a request if that does not block, or if it may and no other request is likely to
     /// arrive meanwhile; `is_only_request` tells that none is in flight or received. Else queues it,
-    /// for [`submit_queued`](Self::submit_queued).
+    /// for [`run_queued`](Self::run_queued) or [`submit_queued`](Self::submit_queued).
     ///
     /// # Errors
     ///
@@ -189,6 +191,28 @@ impl<'a> Dispatcher<'a> {
             self.workers.submit(task);
         }
     }
+
+    /// Submits what was queued, but executes here what is likely to be [quick](Backend::is_quick), last:
+    /// if it is not, everything else is under way, and the sink's lock is free for its replies. Returns
+    /// whether answers may have been [held back](Task::hold_back).
+    pub fn run_queued(&mut self) -> bool {
+        let Self { workers, backend, queued, buffer, .. } = self;
+        for task in queued.extract_if(.., |task| !backend.is_quick(task.command())) {
+            workers.submit(task);
+        }
+        let has_quick = !queued.is_empty();
+        for mut task in queued.drain(..) {
+            // One of them may have been slow.
+            if backend.is_quick(task.command()) {
+                task.hold_back();
+                perform(*backend, task, buffer);
+                buffer.shrink();
+            } else {
+                workers.submit(task);
+            }
+        }
+        has_quick
+    }
 }
 
 /// Executes a command on this thread if that does not block; `None` if it would. `room` is for the
@@ -228,3 +252,6 @@ pub fn execute_inline(
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -111,6 +111,11 @@ impl Backend for Layered {
         if self.hook.is_none() { self.inner.max_threads() } else { HOOK_THREADS }
     }
 
+    /// A hook may block.
+    fn is_quick(&self, command: &Command) -> bool {
+        self.hook.is_none() && self.inner.is_quick(&shifted(command, self.start))
+    }
+
     fn close(&self) {
         self.inner.close();
     }
