@@ -316,6 +316,12 @@ impl Holder {
         header.map_or(0, |header| header.generation.load(Ordering::Acquire))
     }
 
+    /// Whether the present backend has taken over what the last lost one left.
+    pub(crate) fn has_recovered(&self) -> bool {
+        let lost = self.told.history.loss.as_ref();
+        lost.is_none_or(|loss| self.generation() > loss.generation)
+    }
+
     /// Whether the latest backend has answered anything.
     pub(crate) fn has_answered(&self) -> bool {
         let header = self.data.inspector.as_ref().map(Inspector::header);

@@ -118,6 +118,7 @@ impl Holder {
             self.sockets.accept_backoff,
             self.next_close(),
             self.outage_due(),
+            self.departure_due(now),
             self.ages_due(),
             self.log_sink.next_look(),
             nbd_log::next_summary(),

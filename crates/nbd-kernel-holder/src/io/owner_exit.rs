@@ -1,5 +1,7 @@
 //! The end of the backend that has the lanes: how it ended, for the core and for the log.
 
+use std::time::{Duration, Instant};
+
 use nbd_ledger::Inspector;
 
 use crate::core::{BackendId, Event, OwnerEnd};
@@ -8,6 +10,9 @@ use crate::holder::Holder;
 use crate::holder::outage::Subject;
 use crate::holder::program::BuildId;
 use crate::holder::told::OwnerEnding;
+
+/// How often to look whether an owner has left that cannot say so.
+const DEPARTURE_INTERVAL: Duration = Duration::from_secs(1);
 
 impl Holder {
     /// The process behind a backend has ended, or no thread of it can run any more.
@@ -32,21 +37,33 @@ impl Holder {
     /// for this device is of no more use, and is killed.
     pub(crate) fn owner_left(&mut self, id: BackendId) {
         self.end_owner(id, Ending::Left, false);
+        // Who finds the remains of this holder must not take that process for the backend, and kill it.
+        self.feed(Event::StateChanged);
     }
 
     /// The same of an owner that was granted the lanes by an earlier holder. It has no connection to say
     /// so, and notes it in the ledger as well.
     pub(crate) fn notice_departure(&mut self) {
         let has_left = |inspector: &Inspector| inspector.has_backend_left();
-        let Some(id) = self.core.ownership.owner() else {
+        let Some(id) = self.silent_owner() else {
             return;
         };
-        let backend = self.processes.backends.get(&id);
-        if backend.is_some_and(|backend| backend.channel.is_none())
-            && self.data.inspector.as_ref().is_some_and(has_left)
-        {
+        // Before it has recovered, the note is its predecessor's.
+        if self.has_recovered() && self.data.inspector.as_ref().is_some_and(has_left) {
             self.owner_left(id);
         }
+    }
+
+    /// An owner without a connection to this holder.
+    fn silent_owner(&self) -> Option<BackendId> {
+        let id = self.core.ownership.owner()?;
+        let backend = self.processes.backends.get(&id)?;
+        backend.channel.is_none().then_some(id)
+    }
+
+    /// When to look whether such an owner has left: nothing else tells of it.
+    pub(crate) fn departure_due(&self, now: Instant) -> Option<Instant> {
+        self.silent_owner().map(|_| now + DEPARTURE_INTERVAL)
     }
 
     fn end_owner(&mut self, id: BackendId, ending: Ending, own: bool) {

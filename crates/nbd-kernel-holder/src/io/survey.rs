@@ -13,11 +13,9 @@ use crate::kernel::helper_process::{RESIZE, process_name};
 impl Holder {
     /// Looks at what the core watches.
     pub(crate) fn look(&mut self) {
+        self.notice_departure();
         for watch in self.core.watches() {
             let condition = watch.condition;
-            if condition == Condition::OwnerGone {
-                self.notice_departure();
-            }
             let holds = self.holds(condition);
             self.feed(Event::Seen { condition, holds });
         }

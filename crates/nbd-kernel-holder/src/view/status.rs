@@ -192,7 +192,7 @@ impl Holder {
     pub(crate) fn recovery(&self) -> Option<RecoveryStatus> {
         let loss = self.told.history.loss.as_ref()?;
         let header = self.data.inspector.as_ref()?.header();
-        let recovered = header.generation.load(Ordering::Acquire) > loss.generation;
+        let recovered = self.has_recovered();
         let since = |at: u64| {
             (recovered && at >= loss.at).then(|| milliseconds(at.saturating_sub(loss.at)))
         };
