@@ -17,6 +17,7 @@ use nbd_tests::random::Random;
 use nbd_tests::temp::TempDir;
 use nbd_tests::wait::{EVENT_TIMEOUT, wait_for, wait_until};
 use nbd_tests::{Api, kernel_tests};
+use nix::sys::signal::Signal::SIGKILL;
 
 const MIB: u64 = 1 << 20;
 const SIZE: u64 = 32 * MIB;
@@ -185,9 +186,20 @@ fn an_assertion_that_fails_under_gdb_holds_io_until_the_bug_is_mended(api: Api) 
     let next = launch(next);
     read.finish(PROGRAM_TIMEOUT).succeeds();
     filesystem.is_whole();
+
+    // One that lives is replaced if that is asked for.
+    let mut newer = Command::new(&path);
+    newer.arg(&image).env("NBD_JOIN", "nbd0");
+    let refused = launch(newer).finish(PROGRAM_TIMEOUT);
+    refused.fails_with(1).says(&["NBD_TAKEOVER=1"]);
+    let mut newer = Command::new(&path);
+    newer.arg(&image).env("NBD_JOIN", "nbd0").env("NBD_TAKEOVER", "1");
+    let newer = launch(newer);
+    next.finish(PROGRAM_TIMEOUT).fails_with(128 + SIGKILL as i32);
+    filesystem.is_whole();
     filesystem.mount.unmount();
     assert_eq!(device.status().totals.errors, 0);
     log.has_no_complaints();
     device.detach();
-    next.finish(PROGRAM_TIMEOUT).succeeds();
+    newer.finish(PROGRAM_TIMEOUT).succeeds();
 }

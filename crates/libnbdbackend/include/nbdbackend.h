@@ -340,7 +340,8 @@ int nbdb_io_flusher(void);
 /*
  Connects to the holder of a device. Without options (NULL), or without a device in them, the
  environment tells which: NBD_HOLDER_FD, set by the holder that started this program; else
- NBD_REPLAY; else NBD_JOIN=nbd0. Returns the device's number, which is above 0.
+ NBD_REPLAY; else NBD_JOIN=nbd0, and with NBD_TAKEOVER=1 a living backend of it is replaced. Returns
+ the device's number, which is above 0.
  */
 int nbdb_open(const struct nbdb_open_options *options);
 

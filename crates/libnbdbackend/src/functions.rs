@@ -85,7 +85,8 @@ pub extern "C" fn nbdb_io_flusher() -> c_int {
 
 /// Connects to the holder of a device. Without options (NULL), or without a device in them, the
 /// environment tells which: NBD_HOLDER_FD, set by the holder that started this program; else
-/// NBD_REPLAY; else NBD_JOIN=nbd0. Returns the device's number, which is above 0.
+/// NBD_REPLAY; else NBD_JOIN=nbd0, and with NBD_TAKEOVER=1 a living backend of it is replaced. Returns
+/// the device's number, which is above 0.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn nbdb_open(options: *const nbdb_open_options) -> c_int {
     // SAFETY: the contract of structures and strings.

@@ -87,7 +87,7 @@ pub(crate) fn run(device: &Arc<Device>, connection: HolderConnection, served: &S
 
 fn try_run(device: &Arc<Device>, connection: HolderConnection, served: &Served) -> Outcome<()> {
     warm_up(&connection);
-    if served.takeover {
+    if served.takeover || connection.takes_over() {
         static WARM: Once = Once::new();
         WARM.call_once(warm_up_process);
     }

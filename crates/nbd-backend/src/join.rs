@@ -19,13 +19,20 @@ use nbd_record::{CAPTURE_FD_NAME, REPLAY_VARIABLE};
 
 use crate::backend::Geometry;
 use error::{ACKNOWLEDGE_TIMEOUT, failure};
-pub use error::{JOIN_VARIABLE, JoinError};
+pub use error::{JOIN_VARIABLE, JoinError, TAKEOVER_VARIABLE};
 use replay::Replay;
 pub use session::{Departure, Session};
 
 /// The environment variables that are for one backend only. It must remove them for its children.
-pub const ENVIRONMENT: [&str; 6] =
-    [HOLDER_FD, EXPORT_VARIABLE, GROW_VARIABLE, EXAMINE_VARIABLE, JOIN_VARIABLE, REPLAY_VARIABLE];
+pub const ENVIRONMENT: [&str; 7] = [
+    HOLDER_FD,
+    EXPORT_VARIABLE,
+    GROW_VARIABLE,
+    EXAMINE_VARIABLE,
+    JOIN_VARIABLE,
+    TAKEOVER_VARIABLE,
+    REPLAY_VARIABLE,
+];
 
 /// Where the holder is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -98,6 +105,7 @@ pub struct HolderConnection {
     may_examine: bool,
     attached: Option<ExportInfo>,
     is_to_grow: bool,
+    takes_over: bool,
     replay: Option<Replay>,
 }
 
@@ -134,7 +142,10 @@ impl HolderConnection {
             Endpoint::Inherited(_) => (None, std::env::var_os(EXAMINE_VARIABLE).is_some()),
             Endpoint::Replay { .. } => (None, false),
         };
-        Ok(Self { channel, path, may_examine, attached, is_to_grow, replay })
+        // One that the holder has started replaces nobody who lives.
+        let is_asked = || std::env::var_os(TAKEOVER_VARIABLE).is_some_and(|text| !text.is_empty());
+        let takes_over = path.is_some() && is_asked();
+        Ok(Self { channel, path, may_examine, attached, is_to_grow, takes_over, replay })
     }
 
     /// The shape of the attached device, if the holder started this process as a successor. A
@@ -148,6 +159,11 @@ impl HolderConnection {
     /// (`nbd-ctl resize`).
     pub fn is_to_grow(&self) -> bool {
         self.is_to_grow
+    }
+
+    /// Whether the environment asks to replace a living backend ([`TAKEOVER_VARIABLE`]).
+    pub fn takes_over(&self) -> bool {
+        self.takes_over
     }
 
     /// The stored descriptors of predecessors, to check them before [Hello](Self::hello), which may
@@ -186,7 +202,8 @@ impl HolderConnection {
     }
 
     /// Sends Hello and waits for the lanes. The holder grants them when the predecessor is dead,
-    /// however long that takes. With `takeover` it kills a living one.
+    /// however long that takes. With `takeover`, or if the [environment asks
+    /// for it](Self::takes_over), it kills a living one.
     ///
     /// # Errors
     ///
@@ -201,7 +218,7 @@ impl HolderConnection {
             ledger_version: layout::VERSION,
             description: description.into(),
             export: geometry.info(),
-            takeover,
+            takeover: takeover || self.takes_over,
         };
         self.channel.send(&FromBackend::Hello(hello), &[])?;
         let received = self.channel.receive()?;

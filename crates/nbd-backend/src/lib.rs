@@ -11,8 +11,8 @@
 //! [`MappedBackend`], [`AsyncBackend`].
 //!
 //! A started backend finds its holder through the environment. One that is run by hand, under a
-//! debugger perhaps, names the device: `NBD_JOIN=nbd0 gdb --args ./my-backend`. Or it names a
-//! capture of `nbd-ctl record`, and gets the same requests again without any device:
+//! debugger perhaps, names the device: `NBD_JOIN=nbd0 gdb --args ./my-backend`, with `NBD_TAKEOVER=1`
+//! if it is to replace a living backend. Or it names a capture of `nbd-ctl record`, and gets the same requests again without any device:
 //! `NBD_REPLAY=crash.nbdrec gdb --args ./my-backend`.
 //!
 //! Problems are reported as events of `tracing`. [`run`] prints them. A program that does not call
@@ -40,6 +40,7 @@ pub use execution::{
 };
 pub use join::{
     Departure, ENVIRONMENT, Endpoint, HolderConnection, JOIN_VARIABLE, JoinError, Session, Stored,
+    TAKEOVER_VARIABLE,
 };
 pub use lane::busy_poll::BusyPoll;
 pub use nbd_control::backend::ExportInfo;

@@ -35,6 +35,10 @@ pub(crate) fn environment(program: &str) -> &'static [Entry] {
             LOG,
             RUNTIME_DIR,
             ("NBD_JOIN", "The device to join, like nbd0, unless --join names it."),
+            (
+                "NBD_TAKEOVER",
+                "If it is not empty, a living backend of the joined device is replaced.",
+            ),
             ("NBD_REPLAY", "The recording to replay, unless --replay names it."),
             ("NBD_HOLDER_FD", "Set by a holder: the descriptor on which it is talked to."),
             ("LISTEN_FDS, LISTEN_PID", "Set by systemd: the sockets of --listen systemd."),

@@ -11,6 +11,9 @@ use thiserror::Error;
 
 /// The environment variable by which a backend started by hand names its device.
 pub const JOIN_VARIABLE: &str = "NBD_JOIN";
+/// The environment variable by which such a backend has the holder kill the one that serves the
+/// device, like `NBD_TAKEOVER=1`. Empty is as good as unset.
+pub const TAKEOVER_VARIABLE: &str = "NBD_TAKEOVER";
 
 /// How long the holder may take for an acknowledgement.
 pub(crate) const ACKNOWLEDGE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -20,7 +23,7 @@ pub(crate) const ACKNOWLEDGE_TIMEOUT: Duration = Duration::from_secs(10);
 pub enum JoinError {
     /// The environment names no device.
     #[error(
-        "no device to serve: start this program with `nbd-ctl attach -- PROGRAM`, or set {JOIN_VARIABLE}=nbd0 to take over a device whose backend is gone"
+        "no device to serve: start this program with `nbd-ctl attach -- PROGRAM`, or set {JOIN_VARIABLE}=nbd0 to serve a device that waits for a backend, and {TAKEOVER_VARIABLE}=1 to replace a living one"
     )]
     NoEndpoint,
     /// The inherited descriptor is not open.

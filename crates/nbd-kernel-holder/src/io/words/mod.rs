@@ -184,7 +184,8 @@ impl Holder {
         let name = self.device.name();
         match why {
             Refusal::Served => format!(
-                "{name} is served by process {} ({}): use --takeover, or `nbd-ctl replace {name}`",
+                "{name} is served by process {} ({}): use --takeover or NBD_TAKEOVER=1, or \
+                 `nbd-ctl replace {name}`",
                 self.owner_pid().unwrap_or(0),
                 self.data.description
             ),
