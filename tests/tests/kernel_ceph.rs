@@ -5,6 +5,7 @@ use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use nbd_tests::ceph::{Cluster, OSDS};
 use nbd_tests::command::{PROGRAM_TIMEOUT, run};
@@ -19,11 +20,13 @@ use nbd_tests::page::{Block, blocks, root};
 use nbd_tests::session::Session;
 use nbd_tests::sysfs::block_attribute;
 use nbd_tests::temp::TempDir;
-use nbd_tests::wait::{EVENT_TIMEOUT, wait_until};
+use nbd_tests::wait::{EVENT_TIMEOUT, scaled_timeout, wait_until};
 use nbd_tests::{Api, kernel_tests, report, tree};
 use nix::sys::signal::Signal::SIGKILL;
 
 const MIB: u64 = 1 << 20;
+/// The longest detach from a cluster that does not answer.
+const DETACH_TIMEOUT: Duration = Duration::from_secs(60);
 /// Backends killed.
 const KILLS: usize = 8;
 
@@ -208,14 +211,21 @@ fn a_cluster_that_does_not_answer_does_not_hold_up_a_detach(api: Api) {
         if force {
             let write = device.start_block(&files, b'd');
             // Panics if anything is left.
-            device.detach_by_force();
+            in_time(|| device.detach_by_force());
             assert_ne!(write.finish(PROGRAM_TIMEOUT).code, 0, "nothing has written it");
         } else {
             // Nobody uses it: nothing is to be waited for but the backend, and not for long.
-            device.detach();
+            in_time(|| device.detach());
         }
         drop(paused);
     }
+}
+
+/// The holder kills a backend after 15 s; the cluster is silent for as long as it likes.
+fn in_time<R>(detach: impl FnOnce() -> R) {
+    let begun = Instant::now();
+    detach();
+    assert!(begun.elapsed() < scaled_timeout(DETACH_TIMEOUT), "the detach waited for the cluster");
 }
 
 fn a_snapshot_is_read_only(api: Api) {

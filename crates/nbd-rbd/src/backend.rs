@@ -5,11 +5,10 @@ use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use nbd_backend::{
     AbortOnPanic, AsyncBackend, Backend, Capabilities, Completion, Extent, Geometry, Task,
-    ZeroOptions,
+    ZeroOptions, request_flusher_privileges,
 };
 use nbd_proto::Command;
 
@@ -24,8 +23,6 @@ use crate::task::{Finished, RunningTask, WaitingRequest, answer, fail};
 
 /// librbd serves any byte; this is what kernels have as the smallest block.
 const BLOCK_BYTES: u32 = 512;
-/// How long a close waits for the cluster.
-const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What an image looks like.
 #[derive(Clone, Copy, Debug)]
@@ -103,6 +100,8 @@ impl RbdBackend {
         on_loss: OnLoss,
         agree: impl FnOnce(&Geometry) -> Result<u64, E>,
     ) -> Result<Self, E> {
+        // The library's threads inherit it.
+        request_flusher_privileges();
         let cluster = connect(spec)?;
         let pool = open_pool(spec, &cluster)?;
         let image = open_image(spec, &pool, spec.is_read_only())?;
@@ -110,10 +109,6 @@ impl RbdBackend {
         let size = geometry.size;
         geometry.size = agree(&geometry)?;
         let record = (!spec.is_read_only()).then_some(record);
-        if let Some(record) = &record {
-            check_cache(spec, &image)?;
-            fence::take(spec, &cluster, &image, &**record)?;
-        }
         let shared = Arc::new(Shared {
             name: spec.to_string(),
             image,
@@ -124,7 +119,19 @@ impl RbdBackend {
             is_lost: AtomicBool::new(false),
             buffers: Mutex::default(),
         });
-        Ok(Self::start(shared, geometry)?)
+        let fence = || match &shared.record {
+            Some(record) => {
+                check_cache(spec, &shared.image)?;
+                fence::take(spec, &cluster, &shared.image, &**record)
+            }
+            None => Ok(()),
+        };
+        // Last: what fails after it would leave an image that seems to be another client's.
+        let started = Self::start(Arc::clone(&shared), geometry);
+        started.and_then(|backend| fence().map(|()| backend)).map_err(|error| {
+            shared.close();
+            error.into()
+        })
     }
 
     fn start(shared: Arc<Shared>, geometry: Geometry) -> Result<Self, RbdError> {
@@ -268,11 +275,9 @@ impl Backend for RbdBackend {
 
     fn close(&self) {
         let shared = &self.shared;
-        if !shared.image.close(CLOSE_TIMEOUT) {
-            let seconds = CLOSE_TIMEOUT.as_secs();
+        if !shared.close() {
             tracing::warn!(
-                "{}: the cluster has not closed the image within {seconds} s, so its lock stays until the \
-                 cluster forgets this client",
+                "{}: the lock of the image stays until the cluster forgets this client",
                 shared.name
             );
         } else if let Some(Err(error)) =

@@ -10,8 +10,9 @@ use crate::sys::cluster::{Cluster, Pool};
 use crate::sys::image::Image;
 
 /// How long to wait for a monitor at first, in seconds; Ceph's own default is five minutes. One that
-/// is configured otherwise is kept.
-const CONNECT_SECONDS: &str = "30";
+/// is configured otherwise is kept. Shorter than a holder waits for a first backend, which would else
+/// not hear why.
+const CONNECT_SECONDS: &str = "15";
 const CEPH_CONNECT_SECONDS: [&str; 3] = ["300", "300s", "5m"];
 /// Options with which a write is answered before it is in the cluster, and the value that they must have.
 const WRITE_BACK: [(&str, &str); 2] =

@@ -2,7 +2,7 @@
 
 use nbd_backend::Extent;
 
-/// Extents from the allocated ranges of an image, which come in order and may reach beyond what was asked.
+/// Extents from the allocated ranges of an image, which may reach beyond what was asked.
 #[derive(Debug)]
 pub(crate) struct ExtentList {
     at: u64,
@@ -11,12 +11,17 @@ pub(crate) struct ExtentList {
 }
 
 impl ExtentList {
-    pub(crate) fn new(offset: u64, length: u64) -> Self {
-        Self { at: offset, end: offset + length, extents: Vec::new() }
+    /// Of a range, from the offsets and lengths of what is allocated. An image with stripes has them in
+    /// any order.
+    pub(crate) fn of(offset: u64, length: u64, mut allocated: Vec<(u64, u64)>) -> Self {
+        allocated.sort_unstable();
+        let mut list = Self { at: offset, end: offset + length, extents: Vec::new() };
+        allocated.into_iter().for_each(|(offset, length)| list.allocated(offset, length));
+        list
     }
 
-    /// A range is allocated.
-    pub(crate) fn allocated(&mut self, offset: u64, length: u64) {
+    /// A range is allocated. They come in order.
+    fn allocated(&mut self, offset: u64, length: u64) {
         let (start, end) = (offset.max(self.at), offset.saturating_add(length).min(self.end));
         if start < end {
             self.push(start, true);
@@ -52,8 +57,8 @@ mod tests {
     const MIB: u64 = 1 << 20;
 
     fn extents(ranges: &[(u64, u64)], one: bool) -> Vec<(u64, bool)> {
-        let mut list = ExtentList::new(2 * MIB, 10 * MIB);
-        ranges.iter().for_each(|(offset, length)| list.allocated(offset * MIB, length * MIB));
+        let ranges = ranges.iter().map(|(offset, length)| (offset * MIB, length * MIB)).collect();
+        let list = ExtentList::of(2 * MIB, 10 * MIB, ranges);
         list.finish(one).into_iter().map(|extent| (extent.length / MIB, extent.hole)).collect()
     }
 
@@ -70,5 +75,11 @@ mod tests {
         assert_eq!(extents(&[(0, 2), (12, 4)], false), [(10, true)]);
         // A library that tells of a range twice does not confuse it.
         assert_eq!(extents(&[(2, 4), (2, 4), (0, 3)], false), [(4, false), (6, true)]);
+    }
+
+    #[test]
+    fn stripes_come_in_any_order() {
+        let expected = [(2, false), (2, true), (4, false), (2, true)];
+        assert_eq!(extents(&[(8, 2), (2, 2), (6, 2)], false), expected);
     }
 }

@@ -8,7 +8,7 @@
 
 use crate::connect::denied;
 use crate::error::{Errno, RbdError};
-use crate::lock::{LockOwner, Record, RecordStore, decide};
+use crate::lock::{LockOwner, Record, RecordStore, Refusal, decide, taken_away};
 use crate::spec::ImageSpec;
 use crate::sys::cluster::Cluster;
 use crate::sys::image::Image;
@@ -28,17 +28,22 @@ pub(crate) fn take(
     let address = address.map_err(|error| RbdError::Step("learn the own address", error))?;
     let record = store.load().map_err(RbdError::Record)?;
     let owner = if has_lock { owner(image)? } else { None };
-    let fence = decide(&record, owner.as_ref(), has_lock, spec.take_over)?;
+    let fence = decide(&record, owner.as_ref(), has_lock, spec.take_over);
+    let fence = fence.inspect_err(|refusal| note(spec, store, refusal))?;
     for other in fence.shut_out.iter().filter(|other| **other != address) {
         let added = cluster.blocklist(other);
         added.map_err(|error| denied(spec, "shut a dead client out (osd blocklist)", error))?;
         tracing::info!("{spec}: the client at {other} is shut out of the cluster (osd blocklist)");
     }
     let from = fence.break_lock;
-    let next = Record::Acquiring { address: address.clone(), from: from.clone() };
-    store.save(&next).map_err(RbdError::Record)?;
+    let has_written = record.has_written();
+    store.save(&record.next(address.clone(), from.clone())).map_err(RbdError::Record)?;
     if has_lock {
-        lock(spec, image, from.as_deref())?;
+        lock(spec, image, from.as_deref(), has_written).inspect_err(|error| {
+            if let RbdError::Refused(refusal) = error {
+                note(spec, store, refusal);
+            }
+        })?;
     }
     store.save(&Record::Owner(address)).map_err(RbdError::Record)
 }
@@ -53,7 +58,21 @@ fn owner(image: &Image) -> Result<Option<LockOwner>, RbdError> {
     Ok(Some(LockOwner::new(address, &watchers)))
 }
 
-fn lock(spec: &ImageSpec, image: &Image, from: Option<&str>) -> Result<(), RbdError> {
+/// Another client may give the image back before the next successor looks.
+fn note(spec: &ImageSpec, store: &dyn RecordStore, refusal: &Refusal) {
+    if let Refusal::TakenAway(_) = refusal
+        && let Err(error) = store.save(&Record::Lost)
+    {
+        tracing::error!("{spec}: cannot note for a successor that the image is lost: {error}");
+    }
+}
+
+fn lock(
+    spec: &ImageSpec,
+    image: &Image,
+    from: Option<&str>,
+    has_written: bool,
+) -> Result<(), RbdError> {
     if let Some(from) = from {
         match image.break_lock(from) {
             // The library had noticed itself that the owner is dead.
@@ -62,6 +81,9 @@ fn lock(spec: &ImageSpec, image: &Image, from: Option<&str>) -> Result<(), RbdEr
         }
     }
     image.lock().map_err(|error| match (error.0, owner(image)) {
+        (libc::EROFS | libc::EBUSY, Ok(Some(other))) if has_written => {
+            taken_away(Some(&other)).into()
+        }
         (libc::EROFS | libc::EBUSY, Ok(Some(other))) => other.in_use().into(),
         _ => denied(spec, "take the exclusive lock", error),
     })

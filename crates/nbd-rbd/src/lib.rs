@@ -36,3 +36,4 @@ pub use lock::{Record, RecordStore, Refusal};
 pub use shared::OnLoss;
 pub use spec::{ImageSpec, ImageSpecError};
 pub use sys::api::LibraryError;
+pub use sys::process::end_if_left_open;

@@ -17,13 +17,20 @@ pub enum Record {
     /// Nothing: no process of this device has written.
     #[default]
     Empty,
-    /// The client with this address is about to take the lock, and has written nothing. The one `from` has
-    /// it until then, if one has, and is shut out already.
+    /// The client with this address is about to take the lock, and nothing was written by this device. The
+    /// one `from` has it until then, if one has, and is shut out already.
     Acquiring {
         /// The address of the next owner.
         address: String,
         /// The address of the last one.
         from: Option<String>,
+    },
+    /// The same for a device that has written: `from` is one of its own clients.
+    Regaining {
+        /// The address of the next owner.
+        address: String,
+        /// The address of the last one.
+        from: String,
     },
     /// The client with this address writes.
     Owner(String),
@@ -56,6 +63,7 @@ impl Record {
             Self::Empty => String::new(),
             Self::Acquiring { address, from: None } => format!("acquiring {address}"),
             Self::Acquiring { address, from: Some(from) } => format!("acquiring {address} {from}"),
+            Self::Regaining { address, from } => format!("regaining {address} {from}"),
             Self::Owner(address) => format!("owner {address}"),
             Self::Lost => "lost".into(),
         }
@@ -74,6 +82,9 @@ impl Record {
             ["acquiring", address, from] => {
                 Some(Self::Acquiring { address: address.into(), from: Some(from.into()) })
             }
+            ["regaining", address, from] => {
+                Some(Self::Regaining { address: address.into(), from: from.into() })
+            }
             _ => None,
         }
     }
@@ -81,7 +92,9 @@ impl Record {
     /// The client that may have requests under way.
     fn address(&self) -> Option<&str> {
         match self {
-            Self::Acquiring { address, .. } | Self::Owner(address) => Some(address),
+            Self::Acquiring { address, .. }
+            | Self::Regaining { address, .. }
+            | Self::Owner(address) => Some(address),
             Self::Empty | Self::Lost => None,
         }
     }
@@ -90,9 +103,25 @@ impl Record {
     fn is_of(&self, owner: &str) -> bool {
         let from = match self {
             Self::Acquiring { from, .. } => from.as_deref(),
+            Self::Regaining { from, .. } => Some(&**from),
             _ => None,
         };
         self.address() == Some(owner) || from == Some(owner)
+    }
+
+    /// What is noted before the client with this address takes the lock, perhaps from another.
+    pub(crate) fn next(self, address: String, from: Option<String>) -> Self {
+        match self {
+            Self::Owner(last) | Self::Regaining { from: last, .. } => {
+                Self::Regaining { address, from: from.unwrap_or(last) }
+            }
+            Self::Empty | Self::Acquiring { .. } | Self::Lost => Self::Acquiring { address, from },
+        }
+    }
+
+    /// Whether this device has written, so that a stranger's lock tells that the image was taken away.
+    pub(crate) fn has_written(&self) -> bool {
+        matches!(self, Self::Owner(_) | Self::Regaining { .. })
     }
 }
 
@@ -165,6 +194,9 @@ pub(crate) fn decide(
         (Record::Owner(_), owner) if has_lock && !owner.is_some_and(is_predecessor) => {
             return Err(taken_away(owner));
         }
+        (Record::Regaining { .. }, Some(owner)) if has_lock && !is_predecessor(owner) => {
+            return Err(taken_away(Some(owner)));
+        }
         (_, None) => {}
         (_, Some(owner)) if is_predecessor(owner) => {
             fence.break_lock = Some(owner.address.clone());
@@ -179,7 +211,7 @@ pub(crate) fn decide(
     Ok(fence)
 }
 
-fn taken_away(owner: Option<&LockOwner>) -> Refusal {
+pub(crate) fn taken_away(owner: Option<&LockOwner>) -> Refusal {
     let by = owner.map(|owner| format!(", and {} has it now", owner.name()));
     Refusal::TakenAway(by.unwrap_or_default())
 }
@@ -218,6 +250,26 @@ mod tests {
         // It died before it had taken the lock from its own predecessor.
         let (record, first) = (acquiring(Some(OTHER)), owner(OTHER, Some(9)));
         assert_eq!(decide(&record, Some(&first), true, false), fence(&[OLD], Some(OTHER)));
+    }
+
+    #[test]
+    fn one_that_died_before_it_had_the_lock_again_leaves_the_history() {
+        let own = Record::Owner(OLD.into()).next("new".into(), Some(OLD.into()));
+        // Before it had broken the lock, after that, and when it had its own.
+        assert_eq!(decide(&own, Some(&owner(OLD, None)), true, false), fence(&["new"], Some(OLD)));
+        assert_eq!(decide(&own, None, true, false), fence(&["new"], None));
+        let now = owner("new", Some(3));
+        assert_eq!(decide(&own, Some(&now), true, false), fence(&["new"], Some("new")));
+        // The one after that, too, must know that the device has written.
+        for record in [own.clone(), own.next("newer".into(), None)] {
+            for client in [None, Some(9)] {
+                let decided = decide(&record, Some(&owner(OTHER, client)), true, true);
+                assert!(matches!(decided, Err(Refusal::TakenAway(_))), "{record:?} {client:?}");
+            }
+        }
+        // A device that has not written only waits its turn.
+        let next = acquiring(Some(OTHER)).next("new".into(), None);
+        assert_eq!(next, Record::Acquiring { address: "new".into(), from: None });
     }
 
     #[test]
@@ -261,7 +313,8 @@ mod tests {
     #[test]
     fn a_record_survives_being_stored() {
         let acquiring = [acquiring(None), acquiring(Some(OTHER))];
-        let records = [Record::Empty, Record::Owner(OLD.into()), Record::Lost];
+        let regaining = Record::Owner(OTHER.into()).next(OLD.into(), None);
+        let records = [Record::Empty, Record::Owner(OLD.into()), Record::Lost, regaining];
         for record in records.into_iter().chain(acquiring) {
             assert_eq!(Record::from_text(&record.to_text()), Some(record));
         }

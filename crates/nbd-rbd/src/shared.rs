@@ -3,6 +3,7 @@
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use crate::error::Errno;
 use crate::extents::ExtentList;
@@ -13,6 +14,9 @@ use crate::sys::process;
 /// Buffers for reads that are kept for the next ones: so many, and none that is larger.
 const MAX_BUFFERS: usize = 64;
 const MAX_BUFFER_BYTES: usize = 1 << 20;
+
+/// How long a close waits for the cluster.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What happens when another client has taken the image away.
 #[derive(Clone, Copy, Debug)]
@@ -54,6 +58,17 @@ impl Shared {
         }
     }
 
+    /// Closes the image, if the cluster does that in time; whether it did.
+    pub(crate) fn close(&self) -> bool {
+        let is_closed = self.image.close(CLOSE_TIMEOUT);
+        if !is_closed {
+            process::leave_open();
+            let (name, seconds) = (&self.name, CLOSE_TIMEOUT.as_secs());
+            tracing::warn!("{name}: the cluster has not closed the image within {seconds} s");
+        }
+        is_closed
+    }
+
     /// Whether the image still reaches so far: librbd cuts off what lies behind its end without a word.
     pub(crate) fn reaches(&self, offset: u64, length: u64) -> bool {
         offset + length <= self.limit.load(Ordering::Acquire)
@@ -62,46 +77,50 @@ impl Shared {
     /// Finds out about the loss of the image from an error of it. Does not return if this process is to
     /// end; else the client gets what is returned.
     pub(crate) fn examine(&self, error: Errno) -> io::Error {
-        // Without the lock, librbd refuses to write: somebody has broken it without the blocklist.
-        let is_loss = match error.0 {
-            libc::ESHUTDOWN => true,
-            libc::EROFS => self.record.is_some(),
-            _ => false,
-        };
-        if is_loss {
-            self.lost();
-            return io::Error::from_raw_os_error(libc::ESHUTDOWN);
+        match error.0 {
+            libc::ESHUTDOWN => self.lost(true),
+            // Without the lock, librbd refuses to write. Whether another client has the image, or librbd
+            // only could not get its lock back, is for a successor to find out.
+            libc::EROFS if self.record.is_some() => self.lost(false),
+            _ => return error.into(),
         }
-        error.into()
+        io::Error::from_raw_os_error(libc::ESHUTDOWN)
     }
 
-    fn lost(&self) {
+    fn lost(&self, is_shut_out: bool) {
         if self.is_lost.swap(true, Ordering::AcqRel) {
+            // The thread that was first ends this process, and no request may be answered before.
+            while let OnLoss::EndProcess(_) = self.on_loss {
+                std::thread::park();
+            }
             return;
         }
-        tracing::error!(
-            "{}: this client was shut out of the cluster (osd blocklist), because another one has taken the \
-             image, or an operator did it: nothing is written any more",
-            self.name
-        );
-        if let Some(Err(error)) = self.record.as_ref().map(|record| record.save(&Record::Lost)) {
+        let name = &self.name;
+        if is_shut_out {
             tracing::error!(
-                "{}: cannot note for a successor that the image is lost: {error}",
-                self.name
+                "{name}: this client was shut out of the cluster (osd blocklist), because another one has \
+                 taken the image, or an operator did it: nothing is written any more"
+            );
+            if let Some(Err(error)) = self.record.as_ref().map(|kept| kept.save(&Record::Lost)) {
+                tracing::error!("{name}: cannot note for a successor that it is lost: {error}");
+            }
+        } else {
+            tracing::error!(
+                "{name}: this client has lost the exclusive lock, so nothing is written any more: `rbd lock \
+                 ls` shows who has it"
             );
         }
         if let OnLoss::EndProcess(before) = self.on_loss {
             before();
-            process::end();
+            process::end(1);
         }
     }
 
     /// The allocated and the empty parts of a range; if that cannot be told, all is allocated.
     pub(crate) fn extents(&self, offset: u64, length: u64, one: bool) -> Vec<nbd_backend::Extent> {
-        let mut list = ExtentList::new(offset, length);
         if self.has_extents {
-            match self.image.diff(offset, length, |offset, length| list.allocated(offset, length)) {
-                Ok(()) => return list.finish(one),
+            match self.image.diff(offset, length) {
+                Ok(allocated) => return ExtentList::of(offset, length, allocated).finish(one),
                 Err(error) => {
                     let name = &self.name;
                     tracing::warn!(

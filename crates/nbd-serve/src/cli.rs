@@ -79,7 +79,7 @@ To make a kernel device of a SPEC:
   nbd-ctl attach mem:1G
   nbd-ctl attach 'nbds://example.com/disk?connections=4'
   nbd-ctl attach 'nbd+unix:///?socket=/run/nbd.sock'
-  nbd-ctl attach 'exec:nbdkit -s memory 1G'
+  nbd-ctl attach 'exec:nbdkit -s file disk.img'
   nbd-ctl attach nbdkit:./my-plugin.so,file=disk.img
   nbd-ctl attach rbd:rbd/disk,user=nbd
   nbd-ctl attach cow:base.img+changes.cow
@@ -231,14 +231,15 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let filter = cli.as_ref().ok().and_then(Cli::filter);
     nbd_log::init(PROGRAM, filter, Output::JournalOrStderr);
     let code = match cli.map_or_else(|error| refuse(&error), |cli| run(&cli)) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => 0,
         Err(error) => {
             tracing::error!("{}", chain(&error));
-            ExitCode::from(error.exit_code())
+            error.exit_code()
         }
     };
     nbd_log::finish();
-    code
+    nbd_rbd::end_if_left_open(code);
+    code.into()
 }
 
 /// The devices that a shell may complete.
@@ -377,7 +378,7 @@ fn serve(mut holder: HolderConnection, mut export: Export, cli: &Cli) -> Result<
 
 /// Looks whether it could take over, while the predecessor that it would cost its life still serves.
 fn examine(holder: &mut HolderConnection, export: &mut Export, cli: &Cli) -> Result<(), Error> {
-    if cli.join.is_some() && !cli.takeover {
+    if cli.join.is_some() && !cli.takeover && !holder.takes_over() {
         return Ok(());
     }
     let Some(stored) = holder.stored()? else {

@@ -103,6 +103,7 @@ functions! {
     fn rados_ioctx_create(Cluster, *const c_char, *mut IoContext) -> c_int;
     fn rados_ioctx_destroy(IoContext);
     fn rados_ioctx_set_namespace(IoContext, *const c_char);
+    fn rbd_version(*mut c_int, *mut c_int, *mut c_int);
     fn rbd_list(IoContext, *mut c_char, *mut usize) -> c_int;
     fn rbd_namespace_exists(IoContext, *const c_char, *mut bool) -> c_int;
     fn rbd_namespace_list(IoContext, *mut c_char, *mut usize) -> c_int;
@@ -113,6 +114,9 @@ functions! {
     fn rbd_get_size(RawImage, *mut u64) -> c_int;
     fn rbd_get_features(RawImage, *mut u64) -> c_int;
     fn rbd_get_flags(RawImage, *mut u64) -> c_int;
+    fn rbd_get_overlap(RawImage, *mut u64) -> c_int;
+    fn rbd_get_stripe_unit(RawImage, *mut u64) -> c_int;
+    fn rbd_get_stripe_count(RawImage, *mut u64) -> c_int;
     fn rbd_snap_list(RawImage, *mut RawSnapshot, *mut c_int) -> c_int;
     fn rbd_snap_list_end(*mut RawSnapshot);
     fn rbd_lock_acquire(RawImage, LockMode) -> c_int;

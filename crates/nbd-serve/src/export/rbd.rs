@@ -123,12 +123,13 @@ impl ExportPlan for RbdPlan {
 
 /// The predecessor's record, or one that is deposited.
 fn keep_record(spec: &ImageSpec, fds: &mut FdScope<'_>) -> Result<RecordPage, ExportError> {
+    let image = spec.image_name();
     if let Some(page) = fds.inherit(KEEPSAKE)? {
-        return Ok(RecordPage(page));
+        return Ok(RecordPage { page, image });
     }
-    let page = RecordPage::new()
+    let page = RecordPage::new(image)
         .map_err(|source| ExportError::RbdRecord { image: spec.to_string(), source })?;
-    fds.keep(KEEPSAKE, &page.0)?;
+    fds.keep(KEEPSAKE, &page.page)?;
     Ok(page)
 }
 
@@ -167,14 +168,17 @@ impl RecordStore for NoRecord {
     }
 }
 
-/// A record in a page of memory.
-struct RecordPage(File);
+/// A record in a page of memory, behind a line with the image that it is of.
+struct RecordPage {
+    page: File,
+    image: String,
+}
 
 impl RecordPage {
-    fn new() -> io::Result<Self> {
+    fn new(image: String) -> io::Result<Self> {
         let page = File::from(memfd_create(c"nbd-rbd-client", MFdFlags::MFD_CLOEXEC)?);
         page.set_len(RECORD_BYTES as u64)?;
-        Ok(Self(page))
+        Ok(Self { page, image })
     }
 }
 
@@ -182,18 +186,27 @@ impl RecordStore for RecordPage {
     fn load(&self) -> io::Result<Record> {
         let strange = || io::Error::new(io::ErrorKind::InvalidData, "not left by this program");
         let mut page = [0; RECORD_BYTES];
-        self.0.read_exact_at(&mut page, 0)?;
+        self.page.read_exact_at(&mut page, 0)?;
         let text = page.split(|byte| *byte == 0).next().unwrap_or_default();
-        let record = str::from_utf8(text).ok().and_then(Record::from_text);
-        record.ok_or_else(strange)
+        if text.is_empty() {
+            return Ok(Record::Empty);
+        }
+        let text = str::from_utf8(text).ok();
+        let (image, record) = text.and_then(|text| text.split_once('\n')).ok_or_else(strange)?;
+        if image != self.image {
+            // The device's users would find other data below them.
+            let text = format!("the device has the image {image}: detach it to serve another");
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+        }
+        Record::from_text(record).ok_or_else(strange)
     }
 
     fn save(&self, record: &Record) -> io::Result<()> {
-        let text = record.to_text();
+        let text = format!("{}\n{}", self.image, record.to_text());
         let mut page = [0; RECORD_BYTES];
         let place = page.get_mut(..text.len()).ok_or(io::ErrorKind::FileTooLarge)?;
         place.copy_from_slice(text.as_bytes());
-        self.0.write_all_at(&page, 0)
+        self.page.write_all_at(&page, 0)
     }
 }
 
@@ -203,7 +216,7 @@ mod tests {
 
     #[test]
     fn a_record_is_what_was_saved_last() {
-        let page = RecordPage::new().unwrap();
+        let page = RecordPage::new("rbd/disk".into()).unwrap();
         assert_eq!(page.load().unwrap(), Record::Empty);
         for record in [Record::Owner("10.0.0.1:0/123456".into()), Record::Lost, Record::Empty] {
             page.save(&record).unwrap();
@@ -213,11 +226,22 @@ mod tests {
     }
 
     #[test]
+    fn a_record_is_of_one_image() {
+        let page = RecordPage::new("rbd/disk".into()).unwrap();
+        page.save(&Record::Empty).unwrap();
+        let page = RecordPage { image: "rbd/other".into(), ..page };
+        let told = page.load().unwrap_err().to_string();
+        assert!(told.contains("rbd/disk"), "{told}");
+    }
+
+    #[test]
     fn what_is_no_record_is_an_error() {
-        let page = RecordPage::new().unwrap();
-        page.0.write_all_at(b"what", 0).unwrap();
-        assert_eq!(page.load().unwrap_err().kind(), io::ErrorKind::InvalidData);
-        page.0.set_len(10).unwrap();
+        let page = RecordPage::new("rbd/disk".into()).unwrap();
+        for text in ["what", "rbd/disk\nwhat"] {
+            page.page.write_all_at(text.as_bytes(), 0).unwrap();
+            assert_eq!(page.load().unwrap_err().kind(), io::ErrorKind::InvalidData);
+        }
+        page.page.set_len(10).unwrap();
         assert!(page.load().is_err());
     }
 }
