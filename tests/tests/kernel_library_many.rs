@@ -146,13 +146,13 @@ fn a_daemon_of_64_devices_is_killed_under_load_and_replaced_and_no_write_fails()
     let mut stalls: Vec<_> = longest.map(|micros| micros as f64 / 1e3).collect();
     stalls.sort_by(f64::total_cmp);
 
-    for (device, writer) in devices.iter().zip(writers) {
-        let written = writer.stop();
-        let newest = written.saturating_sub(BLOCKS)..written;
-        let expected = newest.clone().map(|number| (number % BLOCKS, block(number)));
-        for (place, bytes) in expected {
-            let found = disk::read(&device.path(), place * 4096, 4096);
-            assert!(found == bytes, "{}: block {place}", device.name());
+    writers.iter().for_each(|writer| writer.stop.store(true, Ordering::Relaxed));
+    let written: Vec<_> = writers.into_iter().map(Writer::stop).collect();
+    for (device, written) in devices.iter().zip(written) {
+        let found = disk::read(&device.path(), 0, BLOCKS * 4096);
+        for number in written.saturating_sub(BLOCKS)..written {
+            let place = (number % BLOCKS) as usize * 4096;
+            assert!(found[place..][..4096] == block(number), "{}: {place}", device.name());
         }
         let status = device.status();
         assert_eq!(status.totals.errors, 0);
