@@ -75,7 +75,7 @@ Example:
   nbd-ctl attach file:/srv/disk.img
   nbd-ctl attach --device nbd3 --restart never mem:1G
   nbd-ctl attach nbds://storage.example/disk
-  nbd-ctl attach 'exec:nbdkit -s memory 1G'
+  nbd-ctl attach 'exec:nbdkit -s file disk.img'
   nbd-ctl attach -- ./my-backend --verbose
   nbd-ctl attach --external        # then: nbd-serve --join nbd0 file:disk.img
   nbd-ctl attach backup            # [backup] in /etc/nbd-ctl/devices.toml"
@@ -108,8 +108,8 @@ Example:
     /// Change the size of a device while it is in use
     #[command(after_help = "\
 To grow, first enlarge the storage (`truncate -s`, `lvextend`, the other server's export), then the device,
-then its file system. The backend is started again to read the new size; I/O waits meanwhile. mem: and cow:
-cannot grow while attached; exec: has its new size only after another attach.
+then its file system. The backend is started again to read the new size; I/O waits meanwhile. mem:, null:,
+pattern:, cow:, offset: and partition: cannot grow while attached; exec: has its new size only after another attach.
 
 To shrink is refused while the device is in use, and if a file system (ext, XFS, btrfs) or a partition
 on it needs more space: make that smaller first. The storage itself keeps its size. A device whose requests
@@ -123,8 +123,8 @@ Example:
     /// List the attached devices
     #[command(after_help = "\
 USED-BY shows where a device is mounted and what else uses it: swap, mappings, loop devices. In JSON, \"entry\"
-is attached, orphaned (its holder has died: nbd-ctl adopt), ending, stale (its processes have died) or
-unreachable; sizes are in bytes, times in milliseconds. States have colours on a terminal, unless NO_COLOR
+is attached, orphaned (its holder has died: nbd-ctl adopt), ending, abandoned (holder and sitter have died),
+stale (all its processes have died) or unreachable; sizes are in bytes, times in milliseconds. States have colours on a terminal, unless NO_COLOR
 is set.
 
 Example:
@@ -183,7 +183,8 @@ Example:
     /// Show the end of a device's log: messages of its holder and its backends
     #[command(after_help = "\
 The log is kept after a detach or a failed attach, until the next device of that number ends. Reads files
-only, so it works whatever is stuck.
+only, so it works whatever is stuck. The holder of a systemd unit writes to the journal instead:
+journalctl -u nbd-holder@NAME.
 
 Example:
   nbd-ctl logs nbd0
@@ -202,7 +203,8 @@ Example:
     /// Follow what happens to devices: attach, loss and recovery of backends, detach
     #[command(after_help = "\
 Follows the logs of all devices, also of those attached later, and prints their events; nbd-logs(7) lists
-them. Times are UTC, when the event was read. Reads files only. Ctrl-C ends it.
+them. Times are UTC, when the event was read. Reads files only. Ctrl-C ends it. Holders of systemd units write to
+the journal instead: journalctl -f -u 'nbd-holder@*'.
 
 Example:
   nbd-ctl events

@@ -104,7 +104,7 @@ def serve(
     replay: Optional[str] = None,
     takeover: bool = False,
 ) -> None:
-    """Serves until the device is detached. Without `device` ("nbd0") and `replay` (a capture of nbd-ctl
+    """Serves until the device is detached. Without `device` ("nbd0") and `replay` (a recording of nbd-ctl
     record) the environment tells which, as it does for a program that a holder started.
 
     Raises OSError with the library's message if the device cannot be served.

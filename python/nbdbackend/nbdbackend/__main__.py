@@ -16,7 +16,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python3 -m nbdbackend", description=__doc__)
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--join", metavar="DEVICE", help="serve a device that waits, like nbd0")
-    which.add_argument("--replay", metavar="FILE", help="replay a capture of nbd-ctl record")
+    which.add_argument("--replay", metavar="FILE", help="replay a recording of nbd-ctl record")
     parser.add_argument("--takeover", action="store_true", help="kill a backend that serves it")
     parser.add_argument("script")
     parser.add_argument("arguments", nargs=argparse.REMAINDER)

@@ -242,7 +242,7 @@ fn running(facts: &Facts, status: &Status, eio: Remedy) -> (Verdict, String, Vec
         false => format!("{who} runs and is slow to answer: it waits for something of its own"),
     };
     let debug = way(
-        format!("gdb -p {}", pid_of(backend, status)),
+        format!("nbd-ctl debug {device}"),
         "shows what it does; the device only waits meanwhile",
     );
     (Verdict::Slow, cause, vec![debug, restart, eio])

@@ -257,7 +257,7 @@ fn a_holder_that_does_not_answer() {
 #[test]
 fn a_slow_backend_and_one_that_its_own_storage_blocks() {
     let mut slow = stuck(BackendState::Running, backend('S'));
-    says(&slow, Verdict::Slow, &["has not read what waits", "gdb -p 12"]);
+    says(&slow, Verdict::Slow, &["has not read what waits", "nbd-ctl debug nbd0"]);
     change(&mut slow, |status| status.in_flight[0].stage = Stage::Executing);
     says(&slow, Verdict::Slow, &["slow to answer", "being executed"]);
     for (layers, image) in [("", "rbd:rbd/disk"), ("log@", "rbd:rbd/disk"), ("cow:", "rbd:a/b+c")] {
