@@ -16,7 +16,7 @@ use nbd_tests::temp::TempDir;
 use nbd_tests::{Api, kernel_tests, report};
 
 const MIB: u64 = 1 << 20;
-const KILLS: usize = 20;
+const KILLS: usize = 6;
 
 kernel_tests!(
     fio_verifies_on_plugins_whose_backend_is_killed,

@@ -84,7 +84,7 @@ fn top_shows_what_devices_do(api: Api) {
     screen.resize(40, 10);
     screen.shows(&["40x10 is too small", "make it 50x10"]);
     screen.resize(100, 30);
-    screen.shows(&["99.9 %", "q quit"]);
+    screen.shows(&["p99.9", "q quit"]);
     load.goes_on();
     load.stop().is_good();
     screen.press("p");
