@@ -214,7 +214,7 @@ fn a_cluster_that_does_not_answer_does_not_hold_up_a_detach(api: Api) {
             in_time(|| device.detach_by_force());
             assert_ne!(write.finish(PROGRAM_TIMEOUT).code, 0, "nothing has written it");
         } else {
-            // Nobody uses it: nothing is to be waited for but the backend, and not for long.
+            // It is not in use: nothing is to be waited for but the backend, and not for long.
             in_time(|| device.detach());
         }
         drop(paused);

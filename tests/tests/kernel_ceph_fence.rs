@@ -132,7 +132,7 @@ fn only_one_of_two_devices_writes(api: Api) {
     wait_until("it says so", EVENT_TIMEOUT, || {
         first.log().contains("another client has taken the image from this device")
     });
-    // While the second has it, nothing of the first is written, nor after that, whoever serves it.
+    // While the second has it, nothing of the first is written, nor after that, whichever backend serves it.
     disk::write(&second.path(), 0, &[b'3'; BLOCK]);
     second.signal_backend(SIGKILL);
     disk::write(&second.path(), BLOCK as u64, &[b'4'; BLOCK]);

@@ -142,7 +142,7 @@ impl HolderConnection {
             Endpoint::Inherited(_) => (None, std::env::var_os(EXAMINE_VARIABLE).is_some()),
             Endpoint::Replay { .. } => (None, false),
         };
-        // One that the holder has started replaces nobody who lives.
+        // One that the holder has started replaces no living one.
         let is_asked = || std::env::var_os(TAKEOVER_VARIABLE).is_some_and(|text| !text.is_empty());
         let takes_over = path.is_some() && is_asked();
         Ok(Self { channel, path, may_examine, attached, is_to_grow, takes_over, replay })

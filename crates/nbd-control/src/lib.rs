@@ -49,6 +49,7 @@
 //! ```
 
 pub mod attach_options;
+pub mod comma_list;
 #[cfg(feature = "completion")]
 pub mod completion;
 mod messages;

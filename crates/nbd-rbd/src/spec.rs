@@ -7,6 +7,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use nbd_control::comma_list::{escape, split};
 use thiserror::Error;
 
 use crate::nearest::nearest;
@@ -202,24 +203,9 @@ impl FromStr for ImageSpec {
     }
 }
 
-/// Splits at single commas.
-fn split(text: &str) -> Vec<String> {
-    let mut parts = vec![String::new()];
-    let mut characters = text.chars().peekable();
-    while let Some(character) = characters.next() {
-        if character == ',' && characters.next_if_eq(&',').is_none() {
-            parts.push(String::new());
-        } else if let Some(part) = parts.last_mut() {
-            part.push(character);
-        }
-    }
-    parts
-}
-
 /// The canonical form.
 impl fmt::Display for ImageSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let escape = |text: &str| text.replace(',', ",,");
         f.write_str("rbd:")?;
         if let Some(cluster) = &self.cluster {
             write!(f, "{}/{}/", escape(cluster), escape(&self.pool))?;

@@ -87,6 +87,7 @@ unsafe impl Operation for WaitingRequest {
     }
 
     fn done(self: Box<Self>, result: Result<usize, Errno>) {
+        // An error cannot be: its caller waits until this.
         let _ = self.done.send((self.buffer, result));
     }
 }

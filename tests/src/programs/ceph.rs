@@ -236,7 +236,7 @@ impl Image<'_> {
     /// its owner.
     #[track_caller]
     pub fn take_over(&self) {
-        let (locker, id) = self.lock().expect("somebody has the lock");
+        let (locker, id) = self.lock().expect("a client has the lock");
         // The id has a blank in it.
         self.cluster.run("rbd", ["lock", "rm", &self.name(), &id, &locker]).succeeds();
     }

@@ -156,6 +156,7 @@ impl Departure {
         // First, because the holder may have died: then the next one has adopted the device, and has no
         // connection on which it could hear of this.
         self.ledger.note_departure();
+        // Errors are ignored: a holder that is gone waits for nothing.
         let _ = self.channel.send(&FromBackend::Left, &[]);
     }
 }

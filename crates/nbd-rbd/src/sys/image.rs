@@ -396,6 +396,7 @@ unsafe impl Operation for Closing {
     }
 
     fn done(self: Box<Self>, _: Result<usize, Errno>) {
+        // An error means that the wait for it has timed out.
         let _ = self.0.send(());
     }
 }

@@ -155,7 +155,7 @@ fn open(
     })
 }
 
-/// For an image that is only read: nobody needs to be shut out after it.
+/// For an image that is only read: no client needs to be shut out after it.
 struct NoRecord;
 
 impl RecordStore for NoRecord {

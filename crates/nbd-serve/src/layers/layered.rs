@@ -122,7 +122,8 @@ impl Backend for Layered {
 
     /// A hook may block.
     fn as_inline(&self) -> Option<&dyn InlineBackend> {
-        if self.hook.is_none() { Some(self) } else { None }
+        // Without an extension below, a request would count as begun while it is only queued.
+        (self.hook.is_none() && self.inner.as_inline().is_some()).then_some(self as _)
     }
 
     fn as_mapped(&self) -> Option<&dyn MappedBackend> {

@@ -5,6 +5,8 @@
 use std::fmt;
 use std::path::PathBuf;
 
+use nbd_control::comma_list::{escape, split};
+
 use super::SpecError;
 
 /// A plugin, and what it is told.
@@ -42,23 +44,8 @@ pub(super) fn parse(text: &[u8]) -> Result<NbdkitSpec, SpecError> {
     Ok(NbdkitSpec { plugin, parameters, export_name: String::new() })
 }
 
-/// Splits at single commas.
-fn split(text: &str) -> Vec<String> {
-    let mut parts = vec![String::new()];
-    let mut characters = text.chars().peekable();
-    while let Some(character) = characters.next() {
-        if character == ',' && characters.next_if_eq(&',').is_none() {
-            parts.push(String::new());
-        } else if let Some(part) = parts.last_mut() {
-            part.push(character);
-        }
-    }
-    parts
-}
-
 impl fmt::Display for NbdkitSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let escape = |text: &str| text.replace(',', ",,");
         write!(f, "nbdkit:{}", escape(&self.plugin))?;
         self.parameters.iter().try_for_each(|parameter| write!(f, ",{}", escape(parameter)))
     }

@@ -59,7 +59,7 @@ fn what_clients_write_is_what_rbd_exports() {
     let exported = path("exported");
     output("rbd", &["-c", &image.conf, "export", "--no-progress", &image.name, &exported]);
     assert!(fs::read(exported).unwrap() == content);
-    // What nobody wrote is a hole.
+    // What was not written is a hole.
     let map = output("nbdinfo", &["--map", "--totals", &uri]);
     assert!(map.contains("hole,zero"), "{map}");
     server.stop();
