@@ -178,7 +178,7 @@ fn a_file_that_is_cut_off_meanwhile() {
     }
     assert!(is_left || errors > 0, "all {count} answers had gone out before");
     if is_left {
-        server.line("was to be sent and is gone");
+        server.line("that were announced to a client are gone");
     }
     let mut client = simple(&server);
     for length in [512, 4096, 128 << 10] {
