@@ -11,7 +11,6 @@ use nbd_control::registry::Registry;
 
 use crate::error::{Failure, Outcome};
 use crate::outstanding::Outstanding;
-use crate::serve::{self, Served};
 
 /// Where a device is on its way.
 enum State {
@@ -206,25 +205,17 @@ impl Device {
         Failure::new(libc::EBUSY, message)
     }
 
-    /// Starts the device's thread, which asks for the lanes and serves.
-    pub(crate) fn start(self: &Arc<Self>, served: Served) -> Outcome<()> {
+    /// Takes the connection for the device's thread, once.
+    pub(crate) fn start(&self) -> Outcome<HolderConnection> {
         let mut state = self.lock();
-        let connection = match std::mem::replace(&mut *state, State::Started) {
+        match std::mem::replace(&mut *state, State::Started) {
             // What was shown is closed before the lanes are asked for.
-            State::Open(connection, _) => connection,
+            State::Open(connection, _) => Ok(*connection),
             other => {
                 *state = other;
-                return Err(self.too_late());
+                Err(self.too_late())
             }
-        };
-        drop(state);
-        let device = Arc::clone(self);
-        let started = serve::spawn(move || serve::run(&device, *connection, &served));
-        started.map_err(|error| {
-            let failure = Failure::io("cannot start a thread", &error);
-            self.end(Some(failure.clone()));
-            failure
-        })
+        }
     }
 
     /// Lets the program see a session while `ask` asks it whether it serves.

@@ -23,7 +23,7 @@ use crate::error::{self, Failure, Outcome, returned};
 use crate::log;
 use crate::queue;
 use crate::queued::Queued;
-use crate::serve::{By, Served};
+use crate::serve::{self, By, Served};
 
 /// Threads of a device that does not say how many.
 const DEFAULT_THREADS: usize = 8;
@@ -240,7 +240,7 @@ unsafe fn start(
         never_blocks: flags & NBDB_NEVER_BLOCKS != 0,
     };
     let by = By::Callbacks(Arc::new(callbacks));
-    device.start(Served { description, takeover: flags & NBDB_TAKEOVER != 0, by })?;
+    serve::start(&device, Served { description, takeover: flags & NBDB_TAKEOVER != 0, by })?;
     Ok(0)
 }
 
@@ -280,7 +280,8 @@ unsafe fn start_queued(
     };
     let tell_granted = flags & NBDB_TELL_GRANTED != 0;
     let by = By::Queue { queued: Arc::new(queued), tell_granted };
-    let started = device.start(Served { description, takeover: flags & NBDB_TAKEOVER != 0, by });
+    let started =
+        serve::start(&device, Served { description, takeover: flags & NBDB_TAKEOVER != 0, by });
     if started.is_err() {
         queue.release();
     }

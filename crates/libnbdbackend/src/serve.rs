@@ -51,7 +51,7 @@ impl By {
 
 /// Starts a thread that leaves the program's signals to the program's own threads, and so do the
 /// threads that it starts.
-pub(crate) fn spawn(run: impl FnOnce() + Send + 'static) -> io::Result<()> {
+fn spawn(run: impl FnOnce() + Send + 'static) -> io::Result<()> {
     let mut blocked = SigSet::all();
     // A fault of a thread must reach the program's handler in that thread.
     let faults = [
@@ -70,8 +70,19 @@ pub(crate) fn spawn(run: impl FnOnce() + Send + 'static) -> io::Result<()> {
     started.map(drop)
 }
 
+/// Starts the device's thread, which asks for the lanes and serves.
+pub(crate) fn start(device: &Arc<Device>, served: Served) -> Outcome<()> {
+    let connection = device.start()?;
+    let of_thread = Arc::clone(device);
+    spawn(move || run(&of_thread, connection, &served)).map_err(|error| {
+        let failure = Failure::io("cannot start a thread", &error);
+        device.end(Some(failure.clone()));
+        failure
+    })
+}
+
 /// Serves a device until its end.
-pub(crate) fn run(device: &Arc<Device>, connection: HolderConnection, served: &Served) {
+fn run(device: &Arc<Device>, connection: HolderConnection, served: &Served) {
     let failure = try_run(device, connection, served).err();
     if let Some(failure) = &failure {
         tracing::error!("{}: {}", served.description, failure.message);

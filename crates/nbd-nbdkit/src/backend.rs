@@ -2,7 +2,7 @@
 //! emulated as nbdkit does it.
 
 use std::io;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nbd_backend::{Backend, Command, Extent, Geometry, ZeroOptions};
 
@@ -11,7 +11,7 @@ use crate::error::PluginError;
 use crate::handle::Handle;
 use crate::offer::Offer;
 use crate::pace::Pace;
-use crate::plugin::ThreadModel;
+use crate::plugin::{Plugin, ThreadModel};
 
 /// What is written where a plugin cannot zero, at most so much at a time.
 static ZEROES: [u8; 1 << 20] = [0; 1 << 20];
@@ -36,10 +36,18 @@ pub struct PluginBackend {
 }
 
 impl PluginBackend {
-    pub(crate) fn new(handle: Handle) -> Result<Self, PluginError> {
+    /// Opens what a plugin serves to clients that ask for this name of an export; a device has none,
+    /// which is the plugin's default. It can be opened again when the backend has been dropped.
+    ///
+    /// # Errors
+    ///
+    /// The plugin fails, in its own words; or what it serves cannot be a device.
+    pub fn open(plugin: &Arc<Plugin>, export_name: &str) -> Result<Self, PluginError> {
+        plugin.make_ready()?;
+        let handle = Handle::open(Arc::clone(plugin), export_name)?;
         let offer = Offer::ask(&handle)?;
         // There is one handle; so of the four models two are left.
-        let is_parallel = handle.plugin().thread_model() == ThreadModel::Parallel;
+        let is_parallel = plugin.thread_model() == ThreadModel::Parallel;
         let turn = (!is_parallel).then(Mutex::default);
         let [read_pace, write_pace, other_pace] = [(); 3].map(|()| Pace::new(is_parallel));
         Ok(Self { handle, offer, turn, read_pace, write_pace, other_pace })

@@ -1,8 +1,8 @@
 //! Loads nbdkit's plugins, unchanged, and serves them as backends.
 //!
 //! A plugin is a shared object with the interface of nbdkit-plugin(3), version 1 or 2. A [`Plugin`] is
-//! loaded and has its parameters; [`Plugin::open`] makes a [`PluginBackend`] of it, which has one handle
-//! ("connection") of the plugin for everything that it serves.
+//! loaded and has its parameters; [`PluginBackend::open`] opens one handle ("connection") of it for
+//! everything that it serves.
 //!
 //! | module | idea |
 //! |---|---|

@@ -5,13 +5,11 @@ use std::collections::HashSet;
 use std::ffi::{CStr, CString, c_char, c_int};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 use crate::abi::{InitFn, MAX_API_VERSION, NbdkitPlugin};
-use crate::backend::PluginBackend;
 use crate::callbacks::{self, intern};
 use crate::error::PluginError;
-use crate::handle::Handle;
 use crate::intruder::guarded;
 use crate::library::{Library, Scope};
 use crate::{context, locate};
@@ -139,17 +137,6 @@ impl Plugin {
         self.thread_model
     }
 
-    /// Opens what it serves to clients that ask for this name of an export; a device has none, which
-    /// is the plugin's default. It can be opened again when the backend has been dropped.
-    ///
-    /// # Errors
-    ///
-    /// The plugin fails, in its own words; or what it serves cannot be a device.
-    pub fn open(self: &Arc<Self>, export_name: &str) -> Result<PluginBackend, PluginError> {
-        self.make_ready()?;
-        PluginBackend::new(Handle::open(Arc::clone(self), export_name)?)
-    }
-
     pub(crate) fn table(&self) -> &NbdkitPlugin {
         &self.table.0
     }
@@ -201,7 +188,7 @@ impl Plugin {
     }
 
     /// Once, before it is opened for the first time.
-    fn make_ready(&self) -> Result<(), PluginError> {
+    pub(crate) fn make_ready(&self) -> Result<(), PluginError> {
         if self.is_ready.load(Ordering::Acquire) {
             return Ok(());
         }

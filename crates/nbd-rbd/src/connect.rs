@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
-use crate::error::{Errno, RbdError};
+use crate::error::RbdError;
 use crate::nearest::hint;
 use crate::spec::ImageSpec;
 use crate::sys::api::Api;
 use crate::sys::cluster::{Cluster, Pool};
+use crate::sys::errno::Errno;
 use crate::sys::image::Image;
 
 /// How long to wait for a monitor at first, in seconds; Ceph's own default is five minutes. One that

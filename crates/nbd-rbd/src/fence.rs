@@ -7,10 +7,11 @@
 //! the newer one before it executes them, and refuses what it still has of the other client.
 
 use crate::connect::denied;
-use crate::error::{Errno, RbdError};
+use crate::error::RbdError;
 use crate::lock::{LockOwner, Record, RecordStore, Refusal, decide, taken_away};
 use crate::spec::ImageSpec;
 use crate::sys::cluster::Cluster;
+use crate::sys::errno::Errno;
 use crate::sys::image::Image;
 
 /// Fences, and locks the image if it has a lock. Nothing must be written before.

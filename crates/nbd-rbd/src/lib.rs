@@ -31,9 +31,10 @@ mod task;
 
 pub use backend::{RbdBackend, Shape, look};
 pub use connect::load_library;
-pub use error::{Errno, RbdError};
+pub use error::RbdError;
 pub use lock::{Record, RecordStore, Refusal};
 pub use shared::OnLoss;
 pub use spec::{ImageSpec, ImageSpecError};
 pub use sys::api::LibraryError;
+pub use sys::errno::Errno;
 pub use sys::process::end_if_left_open;

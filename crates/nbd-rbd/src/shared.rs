@@ -5,9 +5,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use crate::error::Errno;
 use crate::extents::ExtentList;
 use crate::lock::{Record, RecordStore};
+use crate::sys::errno::Errno;
 use crate::sys::image::Image;
 use crate::sys::process;
 

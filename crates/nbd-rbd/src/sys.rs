@@ -2,6 +2,7 @@
 
 pub(crate) mod api;
 pub(crate) mod cluster;
+pub(crate) mod errno;
 pub(crate) mod image;
 mod library;
 mod names;

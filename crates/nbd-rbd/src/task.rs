@@ -8,8 +8,8 @@ use std::sync::mpsc::{Receiver, Sender};
 use nbd_backend::{Completion, Task, remember, reply_error};
 use nbd_proto::Command;
 
-use crate::error::Errno;
 use crate::shared::Shared;
+use crate::sys::errno::Errno;
 use crate::sys::operation::Operation;
 
 /// What has come of a request.

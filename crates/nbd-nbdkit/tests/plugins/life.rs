@@ -1,7 +1,7 @@
 //! From load to unload, and what is refused on the way.
 
 use nbd_backend::Backend;
-use nbd_nbdkit::{Plugin, PluginError};
+use nbd_nbdkit::{Plugin, PluginBackend, PluginError};
 
 use crate::{Place, Tested, words};
 
@@ -13,12 +13,12 @@ fn callbacks_come_in_the_order_of_the_interface() {
     let calls = tested.calls();
     assert_eq!(calls.len(), life.len(), "{calls:?}");
     assert!(calls.iter().zip(life).all(|(call, begin)| call.starts_with(begin)), "{calls:?}");
-    let backend = plugin.open("").unwrap();
+    let backend = PluginBackend::open(&plugin, "").unwrap();
     let calls = tested.calls();
     assert_eq!(calls[..4], ["get_ready", "after_fork", "preconnect 0", "open"], "{calls:?}");
     drop(backend);
     assert_eq!(tested.calls(), ["close"]);
-    let backend = plugin.open("").unwrap();
+    let backend = PluginBackend::open(&plugin, "").unwrap();
     assert_eq!(tested.calls()[..2], ["preconnect 0", "open"], "it is ready once");
     backend.close();
     assert_eq!(tested.calls(), ["close", "cleanup, at most 0 at once", "unload"]);
@@ -97,7 +97,7 @@ fn a_plugin_without_parameters_refuses_them() {
 fn each_export_is_told_its_own_name_in_whatever_thread() {
     let exports = ["one", "two", ""].map(|name| {
         let tested = Tested::compile(&[]);
-        (tested.load(&["named=1"]).unwrap().open(name).unwrap(), name, tested)
+        (PluginBackend::open(&tested.load(&["named=1"]).unwrap(), name).unwrap(), name, tested)
     });
     std::thread::scope(|scope| {
         for _ in 0..2 {

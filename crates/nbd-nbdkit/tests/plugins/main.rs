@@ -73,7 +73,7 @@ impl Tested {
     }
 
     fn open(&self, parameters: &[&str]) -> Result<PluginBackend, PluginError> {
-        self.load(parameters)?.open("")
+        PluginBackend::open(&self.load(parameters)?, "")
     }
 
     /// The callbacks since the last look at them.

@@ -2,7 +2,6 @@
 
 use alloc::string::String;
 use alloc::vec::Vec;
-use core::mem;
 
 use super::ReplyStyle;
 use super::codes::{
@@ -10,7 +9,7 @@ use super::codes::{
     InfoType, OptionReplyType, OptionType,
 };
 use super::error::HandshakeError;
-use super::listing::ListedExport;
+use super::listing::{ListedExport, Listing};
 use super::message::{
     BlockSizes, GREETING_LEN, INIT_MAGIC, OLDSTYLE_MAGIC, OPTION_MAGIC, OptionReplyHead, Reader,
     ZEROES_LEN, put_option, put_string,
@@ -77,7 +76,7 @@ pub enum ClientProgress {
 
 /// What the client waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum ClientState {
+enum ClientState {
     Greeting,
     /// The connection is being secured.
     Tls,
@@ -94,15 +93,13 @@ pub(super) enum ClientState {
 #[derive(Debug)]
 pub struct ClientHandshake {
     options: ClientOptions,
-    pub(super) state: ClientState,
+    state: ClientState,
     no_zeroes: bool,
     style: ReplyStyle,
     allocation: Option<u32>,
-    pub(super) export: Option<(u64, TransmissionFlags)>,
+    export: Option<(u64, TransmissionFlags)>,
     block_sizes: Option<BlockSizes>,
-    pub(super) listing: Vec<ListedExport>,
-    /// How many of them the server was asked about.
-    pub(super) described: usize,
+    listing: Listing,
 }
 
 impl ClientHandshake {
@@ -116,8 +113,7 @@ impl ClientHandshake {
             allocation: None,
             export: None,
             block_sizes: None,
-            listing: Vec::new(),
-            described: 0,
+            listing: Listing::new(),
         }
     }
 
@@ -152,7 +148,7 @@ impl ClientHandshake {
                 ClientState::Export(length) => self.bare_export(length, &input[used..]),
                 ClientState::Done => (0, None),
                 ClientState::Listed => {
-                    return Ok((used, ClientProgress::Listed(mem::take(&mut self.listing))));
+                    return Ok((used, ClientProgress::Listed(self.listing.take())));
                 }
             };
             used += count;
@@ -217,7 +213,18 @@ impl ClientHandshake {
         self.ask(next.unwrap_or(OptionType::EXPORT_NAME), out);
     }
 
-    pub(super) fn ask(&mut self, option: OptionType, out: &mut Vec<u8>) {
+    /// Asks about the next export of the listing, or ends it.
+    fn ask_next_listed(&mut self, out: &mut Vec<u8>) {
+        let shape = self.export.take();
+        if self.listing.advance(shape) {
+            return self.ask(OptionType::INFO, out);
+        }
+        // Its answer need not be waited for.
+        put_option(out, OptionType::ABORT, &[]);
+        self.state = ClientState::Listed;
+    }
+
+    fn ask(&mut self, option: OptionType, out: &mut Vec<u8>) {
         self.state = ClientState::Option(option);
         let mut data = Vec::new();
         match option {
@@ -232,8 +239,7 @@ impl ClientHandshake {
                 data.extend_from_slice(&InfoType::BLOCK_SIZE.0.to_be_bytes());
             }
             OptionType::INFO => {
-                let asked = self.described.checked_sub(1).and_then(|at| self.listing.get(at));
-                put_string(&mut data, asked.map_or("", |export| export.name.as_str()));
+                put_string(&mut data, self.listing.current_name());
                 data.extend_from_slice(&0_u16.to_be_bytes());
             }
             OptionType::EXPORT_NAME => {
@@ -288,9 +294,9 @@ impl ClientHandshake {
             (OptionType::GO | OptionType::INFO, OptionReplyType::INFO) => {
                 self.info(data).ok_or(malformed)?;
             }
-            (OptionType::LIST, OptionReplyType::SERVER) => self.add_listed(data)?,
+            (OptionType::LIST, OptionReplyType::SERVER) => self.listing.add(data)?,
             (OptionType::LIST | OptionType::INFO, OptionReplyType::ACK) => {
-                self.describe_listed(out);
+                self.ask_next_listed(out);
             }
             (OptionType::GO, OptionReplyType::ACK) => {
                 let (size, flags) = self.export.ok_or(malformed)?;
@@ -340,7 +346,7 @@ impl ClientHandshake {
             // It is listed without its size.
             (OptionType::INFO, _) => {
                 self.export = None;
-                self.describe_listed(out);
+                self.ask_next_listed(out);
                 return Ok(());
             }
             _ => {}

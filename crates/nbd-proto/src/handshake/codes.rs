@@ -141,3 +141,5 @@ pub const BASE_ALLOCATION: &str = "base:allocation";
 
 /// The longest string, in bytes (specification: "Conventions").
 pub const MAX_STRING_BYTES: usize = 4096;
+/// The most exports that a client lists.
+pub const MAX_LISTED_EXPORTS: usize = 4096;

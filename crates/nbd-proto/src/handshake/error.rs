@@ -3,8 +3,7 @@
 use alloc::string::String;
 use core::fmt;
 
-use super::codes::{OptionReplyType, OptionType};
-use super::listing::MAX_LISTED_EXPORTS;
+use super::codes::{MAX_LISTED_EXPORTS, OptionReplyType, OptionType};
 
 /// The other side breaks the protocol, or has refused: close the connection.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -2,15 +2,12 @@
 
 use alloc::string::String;
 use alloc::vec::Vec;
+use core::mem;
 
-use super::client::{ClientHandshake, ClientState};
-use super::codes::{MAX_STRING_BYTES, OptionReplyType, OptionType};
+use super::codes::{MAX_LISTED_EXPORTS, MAX_STRING_BYTES, OptionReplyType, OptionType};
 use super::error::HandshakeError;
-use super::message::{Reader, put_option};
+use super::message::Reader;
 use crate::TransmissionFlags;
-
-/// The most exports that a client lists.
-pub const MAX_LISTED_EXPORTS: usize = 4096;
 
 /// One export of a server, as the server lists it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,9 +28,21 @@ impl ListedExport {
     }
 }
 
-impl ClientHandshake {
+/// The exports of a server, as they become known.
+#[derive(Debug)]
+pub(super) struct Listing {
+    exports: Vec<ListedExport>,
+    /// How many of them the server was asked about.
+    asked: usize,
+}
+
+impl Listing {
+    pub(super) const fn new() -> Self {
+        Self { exports: Vec::new(), asked: 0 }
+    }
+
     /// `NBD_REP_SERVER`: one export.
-    pub(super) fn add_listed(&mut self, data: &[u8]) -> Result<(), HandshakeError> {
+    pub(super) fn add(&mut self, data: &[u8]) -> Result<(), HandshakeError> {
         let malformed =
             HandshakeError::Malformed { option: OptionType::LIST, reply: OptionReplyType::SERVER };
         let mut reader = Reader(data);
@@ -43,25 +52,34 @@ impl ClientHandshake {
             return Err(malformed);
         }
         // A server may send as many as it likes, and each takes memory here.
-        if self.listing.len() == MAX_LISTED_EXPORTS {
+        if self.exports.len() == MAX_LISTED_EXPORTS {
             return Err(HandshakeError::TooManyExports);
         }
-        self.listing.push(ListedExport { name, description, shape: None });
+        self.exports.push(ListedExport { name, description, shape: None });
         Ok(())
     }
 
-    /// The answer about the export that was asked last; then the next one, or the end.
-    pub(super) fn describe_listed(&mut self, out: &mut Vec<u8>) {
-        if let Some(export) = self.described.checked_sub(1).and_then(|at| self.listing.get_mut(at))
-        {
-            export.shape = self.export.take();
+    /// The answer about the export that was asked about last. Whether there is another one to ask about.
+    pub(super) fn advance(&mut self, shape: Option<(u64, TransmissionFlags)>) -> bool {
+        if let Some(export) = self.current_index().and_then(|at| self.exports.get_mut(at)) {
+            export.shape = shape;
         }
-        if self.described < self.listing.len() {
-            self.described += 1;
-            return self.ask(OptionType::INFO, out);
-        }
-        // Its answer need not be waited for.
-        put_option(out, OptionType::ABORT, &[]);
-        self.state = ClientState::Listed;
+        let is_left = self.asked < self.exports.len();
+        self.asked += usize::from(is_left);
+        is_left
+    }
+
+    /// The name of the export that is asked about.
+    pub(super) fn current_name(&self) -> &str {
+        let export = self.current_index().and_then(|at| self.exports.get(at));
+        export.map_or("", |export| &export.name)
+    }
+
+    fn current_index(&self) -> Option<usize> {
+        self.asked.checked_sub(1)
+    }
+
+    pub(super) fn take(&mut self) -> Vec<ListedExport> {
+        mem::take(&mut self.exports)
     }
 }

@@ -52,10 +52,10 @@ mod server;
 pub use client::{ClientHandshake, ClientOptions, ClientProgress, Established};
 pub use codes::{
     BASE_ALLOCATION, FLAG_C_FIXED_NEWSTYLE, FLAG_C_NO_ZEROES, FLAG_FIXED_NEWSTYLE, FLAG_NO_ZEROES,
-    InfoType, MAX_STRING_BYTES, OptionReplyType, OptionType,
+    InfoType, MAX_LISTED_EXPORTS, MAX_STRING_BYTES, OptionReplyType, OptionType,
 };
 pub use error::HandshakeError;
-pub use listing::{ListedExport, MAX_LISTED_EXPORTS};
+pub use listing::ListedExport;
 pub use message::{
     BlockSizes, GREETING_LEN, INIT_MAGIC, OLDSTYLE_MAGIC, OPTION_MAGIC, OptionHead,
     OptionReplyHead, REPLY_MAGIC, ZEROES_LEN,

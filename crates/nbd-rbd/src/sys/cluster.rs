@@ -5,8 +5,8 @@ use std::ffi::{CString, c_char};
 use std::ptr::{null, null_mut};
 use std::sync::Arc;
 
-use crate::error::Errno;
 use crate::sys::api::{self, Api, LibraryError};
+use crate::sys::errno::Errno;
 use crate::sys::names::{c_string, list, text};
 
 /// A client of a cluster: configured first, then connected. Ends when the last share is dropped.

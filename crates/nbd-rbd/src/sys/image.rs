@@ -6,9 +6,9 @@ use std::ptr::{null, null_mut};
 use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard, TryLockError, mpsc};
 use std::time::{Duration, Instant};
 
-use crate::error::Errno;
 use crate::sys::api::{self, Api};
 use crate::sys::cluster::Pool;
+use crate::sys::errno::Errno;
 use crate::sys::names::{c_string, text};
 use crate::sys::operation::{Operation, submit};
 

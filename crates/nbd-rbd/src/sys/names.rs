@@ -3,7 +3,7 @@
 
 use std::ffi::{CStr, CString, c_char, c_int};
 
-use crate::error::Errno;
+use crate::sys::errno::Errno;
 
 /// A list longer than this, in bytes, is not asked for: it serves only to name what is similar.
 const MAX_LIST_BYTES: usize = 1 << 20;

@@ -4,8 +4,8 @@
 use std::ffi::{c_int, c_void};
 use std::ptr::null_mut;
 
-use crate::error::Errno;
 use crate::sys::api::{self, Api};
+use crate::sys::errno::Errno;
 
 /// What librbd works on, until it is done.
 ///

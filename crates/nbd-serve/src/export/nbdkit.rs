@@ -37,7 +37,7 @@ impl NbdkitPlan {
         let (geometry, opened) = match hint {
             ShapeHint::Attached(attached) => (Geometry::of(attached), None),
             ShapeHint::Nothing | ShapeHint::Reshaped => {
-                let opened = plugin.open(&spec.export_name).map_err(failed)?;
+                let opened = PluginBackend::open(&plugin, &spec.export_name).map_err(failed)?;
                 warn_of_tail(&spec, &opened);
                 (opened.geometry(), Some(opened))
             }
@@ -47,7 +47,7 @@ impl NbdkitPlan {
 
     fn reopen(&self) -> Result<PluginBackend, ExportError> {
         let plugin = || self.spec.plugin.clone();
-        let opened = self.plugin.open(&self.spec.export_name);
+        let opened = PluginBackend::open(&self.plugin, &self.spec.export_name);
         let opened = opened.map_err(|source| ExportError::Nbdkit { plugin: plugin(), source })?;
         check_change(&self.geometry, &opened.geometry())
             .map_err(|source| ExportError::NbdkitChanged { plugin: plugin(), source })?;
