@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use nbd_control::status::{BackendState, Status};
+use nbd_tests::c_program::compile_plugin;
 use nbd_tests::command::{PROGRAM_TIMEOUT, launch, run, start};
 use nbd_tests::ctl::{ctl, program, start_ctl};
 use nbd_tests::device::Device;
@@ -27,6 +28,7 @@ const BUG: u64 = SIZE / 4 * 3;
 kernel_tests!(
     a_backend_is_rebuilt_and_run_again_under_gdb_with_its_filesystem_mounted,
     an_assertion_that_fails_under_gdb_holds_io_until_the_bug_is_mended,
+    a_plugin_of_nbdkit_is_changed_under_gdb_with_its_filesystem_mounted,
 );
 
 /// A mounted ext4 with one file in it.
@@ -202,4 +204,50 @@ fn an_assertion_that_fails_under_gdb_holds_io_until_the_bug_is_mended(api: Api) 
     log.has_no_complaints();
     device.detach();
     newer.finish(PROGRAM_TIMEOUT).succeeds();
+}
+
+fn a_plugin_of_nbdkit_is_changed_under_gdb_with_its_filesystem_mounted(api: Api) {
+    let mut log = KernelLog::from_now();
+    let files = TempDir::new();
+    let image = files.image("disk.img", SIZE);
+    let plugin = compile_plugin(&files, "my.so", &[]);
+    let spec = format!("nbdkit:{},disk={}", plugin.display(), image.display());
+    let device = Device::attach(api, ["--no-spare", &spec]);
+    let name = device.name();
+    let filesystem = Filesystem::make(&device, &files);
+
+    let nbd_serve = program("nbd-serve");
+    let mut write = None;
+    for (model, takeover) in [("= 3", &["--takeover"][..]), ("= 2", &[])] {
+        let words = [&[&*nbd_serve, "--join", &name], takeover, &[&*spec]].concat();
+        let mut gdb = Gdb::with_program(&[], &words);
+        gdb.ask("break on_pwrite");
+        gdb.begin("run");
+        // What the last build has stopped at is executed by the next one.
+        let write = write.get_or_insert_with(|| {
+            wait_until("the one under gdb serves", EVENT_TIMEOUT, || {
+                device.status().backend.tracer_pid == Some(gdb.pid())
+            });
+            start("sync", ["-f".as_ref(), touch(&filesystem).as_os_str()])
+        });
+        let answer = gdb.answer();
+        assert!(answer.contains("hit Breakpoint 1") && answer.contains("plugin.c"), "{answer}");
+        // Which build it is. The plugin's variables are there, as in any program.
+        let answer = gdb.ask("print plugin._thread_model");
+        assert!(answer.contains(model), "{answer}");
+        let stopped = wait_for_state(&device, BackendState::Stopped);
+        assert!(!stopped.in_flight.is_empty() && write.is_running());
+        gdb.quit();
+        wait_for_state(&device, BackendState::Waiting);
+        let changed = ["MODEL=NBDKIT_THREAD_MODEL_SERIALIZE_REQUESTS"];
+        assert_eq!(compile_plugin(&files, "my.so", &changed), plugin);
+    }
+    ctl(["restart", &name]).succeeds();
+    write.expect("a write").finish(PROGRAM_TIMEOUT).succeeds();
+    assert_eq!(device.wait_running().totals.errors, 0);
+    filesystem.is_whole();
+    filesystem.mount.unmount();
+    run("e2fsck", ["-f".as_ref(), "-n".as_ref(), device.path().as_os_str()]).succeeds();
+    log.has_no_complaints();
+    device.detach();
 }

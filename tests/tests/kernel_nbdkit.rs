@@ -2,8 +2,9 @@
 //! where they would break a device.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
+use nbd_tests::c_program::compile_plugin;
 use nbd_tests::command::run;
 use nbd_tests::ctl::{ctl, program};
 use nbd_tests::device::Device;
@@ -40,19 +41,6 @@ def pwrite(h, buf, offset, flags): os.pwrite(h, buf, offset)
 def flush(h, flags): os.fsync(h)
 ";
 
-/// Compiles the plugin that the tests of nbd-nbdkit use.
-#[track_caller]
-fn compile(files: &TempDir, name: &str, macros: &[&str]) -> PathBuf {
-    let source =
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("../crates/nbd-nbdkit/tests/plugins/plugin.c");
-    let object = files.join(name);
-    let mut arguments = vec!["-shared".into(), "-fPIC".into(), "-o".into(), object.clone()];
-    arguments.extend(macros.iter().map(|name| format!("-D{name}").into()));
-    arguments.push(source);
-    run("cc", arguments).succeeds();
-    object
-}
-
 fn fio_verifies_on_plugins_whose_backend_is_killed(api: Api) {
     let mut random = Random::from_environment();
     let mut log = KernelLog::from_now();
@@ -61,7 +49,7 @@ fn fio_verifies_on_plugins_whose_backend_is_killed(api: Api) {
     let halves = [files.image("one.img", 8 * MIB), files.image("two.img", 8 * MIB)];
     let script = files.join("disk.py");
     fs::write(&script, PYTHON).expect("a script");
-    let own = compile(&files, "own.so", &["MODEL=NBDKIT_THREAD_MODEL_SERIALIZE_REQUESTS"]);
+    let own = compile_plugin(&files, "own.so", &["MODEL=NBDKIT_THREAD_MODEL_SERIALIZE_REQUESTS"]);
     for spec in [
         format!("nbdkit:file,{}", image.display()),
         format!("nbdkit:split,{},{}", halves[0].display(), halves[1].display()),
@@ -146,7 +134,11 @@ fn a_plugin_is_replaced_by_a_newer_build_under_load(api: Api) {
     let files = TempDir::new();
     let image = files.image("disk.img", 8 * MIB);
     let [old, new] = ["SERIALIZE_ALL_REQUESTS", "PARALLEL"].map(|model| {
-        compile(&files, &format!("{model}.so"), &[&format!("MODEL=NBDKIT_THREAD_MODEL_{model}")])
+        compile_plugin(
+            &files,
+            &format!("{model}.so"),
+            &[&format!("MODEL=NBDKIT_THREAD_MODEL_{model}")],
+        )
     });
     let spec = |object: &Path| format!("nbdkit:{},disk={}", object.display(), image.display());
     let device = Device::attach(api, [spec(&old)]);
@@ -199,12 +191,13 @@ fn plugins_serve_unprivileged_and_in_a_sandbox(api: Api) {
 
 fn plugins_that_cannot_be_devices_leave_nothing_behind(api: Api) {
     let files = TempDir::new();
-    let object = compile(&files, "own.so", &[]).display().to_string();
-    let undefined = compile(&files, "undefined.so", &["UNDEFINED"]).display().to_string();
+    let object = compile_plugin(&files, "own.so", &[]).display().to_string();
+    let undefined = compile_plugin(&files, "undefined.so", &["UNDEFINED"]).display().to_string();
     let text = files.image("text.so", 4096).display().to_string();
     let cases = [
         ("nbdkit:memory,1M".into(), "mem:SIZE"),
         ("nbdkit:data,size=1M,data=1".into(), "keeps what is written in the memory of its process"),
+        ("nbdkit:ruby,disk.rb".into(), "exec:nbdkit -s ruby SCRIPT"),
         ("nbdkit:no-such-plugin".into(), "there is no such plugin"),
         (format!("nbdkit:{text}"), "is not a shared object"),
         (format!("nbdkit:{undefined}"), "undefined symbol: nbdkit_from_the_future"),

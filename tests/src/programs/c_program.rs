@@ -1,7 +1,7 @@
-//! Programs in C with libnbdbackend, compiled where the test runs.
+//! Programs in C with libnbdbackend, and plugins of nbdkit, compiled where the test runs.
 
 use std::os::unix::fs::symlink;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::command::run;
 use crate::ctl::bin_dir;
@@ -39,4 +39,19 @@ pub fn compile(source: &str, directory: &TempDir) -> String {
     let libraries = ["-L", &here, "-lnbdbackend", &format!("-Wl,-rpath,{here}")];
     run("cc", words.into_iter().chain([&*source]).chain(libraries)).succeeds();
     program
+}
+
+/// Compiles the plugin that the tests of nbd-nbdkit use, with macros. It takes the place of an older
+/// build as a new file, because the loader keeps the old one mapped.
+#[track_caller]
+#[must_use]
+pub fn compile_plugin(directory: &TempDir, name: &str, macros: &[&str]) -> PathBuf {
+    let source = root().join("crates/nbd-nbdkit/tests/plugins/plugin.c");
+    let (object, new) = (directory.join(name), directory.join("new.so"));
+    let macros = macros.iter().map(|name| format!("-D{name}"));
+    let words = ["-g", "-shared", "-fPIC", "-o"].map(String::from).into_iter();
+    let files = [&new, &source].map(|path| path.display().to_string());
+    run("cc", words.chain(files).chain(macros)).succeeds();
+    std::fs::rename(new, &object).expect("a plugin to replace");
+    object
 }
