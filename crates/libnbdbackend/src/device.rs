@@ -152,19 +152,20 @@ impl Device {
             let message = "the holder does not show what is stored before the grant";
             return Err(Failure::new(libc::ENOTSUP, message));
         };
-        Ok(stored.keepsakes().count())
+        Ok(stored.stored_fd_names().count())
     }
 
     /// Looks at the stored descriptors, which are known once they were examined or granted.
     fn with_stored<T>(&self, look: impl FnOnce(&[(&str, BorrowedFd<'_>)]) -> T) -> Outcome<T> {
         let state = self.lock();
         let found: Vec<_> = match &*state {
-            State::Open(_, Some(stored)) => {
-                stored.keepsakes().filter_map(|name| Some((name, stored.keepsake(name)?))).collect()
-            }
+            State::Open(_, Some(stored)) => stored
+                .stored_fd_names()
+                .filter_map(|name| Some((name, stored.stored_fd(name)?)))
+                .collect(),
             State::Granted(session) => session
-                .keepsakes()
-                .filter_map(|name| Some((name, session.keepsake(name)?)))
+                .stored_fd_names()
+                .filter_map(|name| Some((name, session.stored_fd(name)?)))
                 .collect(),
             _ => {
                 let message = "stored descriptors are known after nbdb_examine, and while granted";

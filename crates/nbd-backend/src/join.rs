@@ -236,12 +236,12 @@ impl HolderConnection {
         }
         let ledger = descriptors.next().ok_or(JoinError::Protocol("no ledger"))?;
         let sockets = descriptors.by_ref().take(grant.lanes as usize).collect();
-        let mut keepsakes: Vec<_> = grant.keepsakes.iter().cloned().zip(descriptors).collect();
+        let mut stored_fds: Vec<_> = grant.keepsakes.iter().cloned().zip(descriptors).collect();
         // The capture's file is the engine's, not the backend's.
-        let recording = keepsakes.extract_if(.., |(name, _)| name == CAPTURE_FD_NAME).next();
+        let recording = stored_fds.extract_if(.., |(name, _)| name == CAPTURE_FD_NAME).next();
         let recording = recording.map(|(_, file)| file);
         let (channel, replay) = (self.channel, self.replay);
-        Ok(Session { channel, grant, ledger, sockets, keepsakes, recording, replay })
+        Ok(Session { channel, grant, ledger, sockets, stored_fds, recording, replay })
     }
 
     /// Reports to the holder that this process will not serve, and why. Errors are ignored: the
@@ -296,13 +296,13 @@ impl Stored {
     }
 
     /// A stored descriptor, to be examined only.
-    pub fn keepsake(&self, name: &str) -> Option<BorrowedFd<'_>> {
+    pub fn stored_fd(&self, name: &str) -> Option<BorrowedFd<'_>> {
         let (_, fd) = self.kept.iter().find(|(kept, _)| kept == name)?;
         Some(fd.as_fd())
     }
 
     /// The names of all stored descriptors.
-    pub fn keepsakes(&self) -> impl Iterator<Item = &str> {
+    pub fn stored_fd_names(&self) -> impl Iterator<Item = &str> {
         self.kept.iter().map(|(name, _)| &**name)
     }
 }

@@ -28,7 +28,7 @@ use thiserror::Error;
 pub use kind::Kind;
 
 /// The name of the keepsake.
-pub const KEEPSAKE: &str = "settings";
+pub const STORED_FD_NAME: &str = "settings";
 /// Length of a table in bytes.
 pub const LENGTH: usize = 4096;
 

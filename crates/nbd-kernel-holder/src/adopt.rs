@@ -293,7 +293,7 @@ fn settings_of(registry: &Registry, state: &State) -> Result<Settings, Failure> 
         program: state.program.clone(),
         name: registry.name(state.index),
         log_level: state.log_level.clone(),
-        patience: Some(READY_TIMEOUT),
+        ready_timeout: Some(READY_TIMEOUT),
         ..settings.map_err(|text| other(format!("nbd{}: {text}", state.index)))?
     })
 }

@@ -80,7 +80,7 @@ impl Args {
     }
 
     /// How long attaching may take.
-    pub(crate) fn patience(&self) -> Option<Duration> {
+    pub(crate) fn ready_timeout(&self) -> Option<Duration> {
         match (self.options.ready_timeout, self.external) {
             (Some(seconds), _) => Some(Duration::from_secs(seconds.into())),
             (None, true) => None,
@@ -137,6 +137,6 @@ mod tests {
         assert!(Args::try_parse_from(["holder", "--lanes", "5", "--external"]).is_err());
         let args = Args::try_parse_from(["holder", "--", "nbd-serve", "mem:1M"]).unwrap();
         assert_eq!(args.program, ["nbd-serve", "mem:1M"]);
-        assert_eq!(args.patience(), Some(Duration::from_secs(30)));
+        assert_eq!(args.ready_timeout(), Some(Duration::from_secs(30)));
     }
 }

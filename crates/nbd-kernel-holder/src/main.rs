@@ -237,7 +237,7 @@ fn validate(args: &Args) -> Result<Settings, Failure> {
         program: args.program.clone(),
         name: args.name.clone(),
         log_level: args.filter().map(|filter| filter.to_string()),
-        patience: args.patience(),
+        ready_timeout: args.ready_timeout(),
         ..settings
     })
 }

@@ -69,7 +69,7 @@ impl Export {
     /// It could not take over from that predecessor.
     pub(crate) fn examine(&mut self, mut stored: Stored) -> Result<(), ExportError> {
         let mut names = Vec::new();
-        self.plan.keepsakes("", &mut names);
+        self.plan.stored_fd_names("", &mut names);
         let mut fds = FdScope::examined(&mut stored, &names)?;
         self.plan.examine(&mut fds)
     }
@@ -80,7 +80,7 @@ impl Export {
         store: &mut dyn FdStore,
     ) -> Result<Arc<dyn Backend>, ExportError> {
         let (mut names, mut settings) = (Vec::new(), Vec::new());
-        self.plan.keepsakes("", &mut names);
+        self.plan.stored_fd_names("", &mut names);
         self.plan.settings(&mut settings);
         let mut fds = FdScope::new(store, &names, &settings)?;
         self.plan.open_storage(&mut fds)

@@ -21,7 +21,7 @@ pub struct Session {
     pub(crate) grant: Grant,
     pub(crate) ledger: OwnedFd,
     pub(crate) sockets: Vec<OwnedFd>,
-    pub(crate) keepsakes: Vec<(String, OwnedFd)>,
+    pub(crate) stored_fds: Vec<(String, OwnedFd)>,
     pub(crate) recording: Option<OwnedFd>,
     pub(crate) replay: Option<Replay>,
 }
@@ -33,14 +33,14 @@ impl Session {
     }
 
     /// A stored descriptor of a predecessor.
-    pub fn keepsake(&self, name: &str) -> Option<BorrowedFd<'_>> {
-        let (_, fd) = self.keepsakes.iter().find(|(kept, _)| kept == name)?;
+    pub fn stored_fd(&self, name: &str) -> Option<BorrowedFd<'_>> {
+        let (_, fd) = self.stored_fds.iter().find(|(kept, _)| kept == name)?;
         Some(fd.as_fd())
     }
 
     /// The names of all stored descriptors.
-    pub fn keepsakes(&self) -> impl Iterator<Item = &str> {
-        self.keepsakes.iter().map(|(name, _)| &**name)
+    pub fn stored_fd_names(&self) -> impl Iterator<Item = &str> {
+        self.stored_fds.iter().map(|(name, _)| &**name)
     }
 
     /// Stores a descriptor with the holder. After this returns, it survives this process.

@@ -1,7 +1,7 @@
 //! The processes that are killed, and the holder that starts them.
 //!
 //! They run nbd-backend's own engine as any backend does: they say hello, are granted the ledger,
-//! the lane and a keepsake (their storage), recover and serve.
+//! the lane and a stored descriptor (their storage), recover and serve.
 
 use std::error::Error;
 use std::fs::File;
@@ -30,7 +30,7 @@ use crate::trace::{self, Tracer};
 pub(crate) const MANNER: &str = "NBD_STEP_TEST_MANNER";
 /// Set if they stop before and after they serve.
 const STOPS: &str = "NBD_STEP_TEST_STOPS";
-const KEEPSAKE: &str = "storage";
+const STORED_FD_NAME: &str = "storage";
 /// Nothing of what is waited for here takes as long, even on a machine that has much else to do.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(300);
 
@@ -51,7 +51,7 @@ fn serve_here(manner: &str) -> Result<(), Failure> {
     let geometry = Memory::new(File::open("/dev/null")?, manner).geometry();
     // The tracer needs the thread's id.
     let session = holder.hello(&gettid().to_string(), &geometry, false)?;
-    let storage = session.keepsake(KEEPSAKE).ok_or("no storage")?.try_clone_to_owned()?;
+    let storage = session.stored_fd(STORED_FD_NAME).ok_or("no storage")?.try_clone_to_owned()?;
     let backend = Arc::new(Memory::new(storage.into(), manner));
     let stops = std::env::var_os(STOPS).is_some();
     if stops {
@@ -204,7 +204,7 @@ fn grant() -> Grant {
         ring: LAYOUT.ring,
         transmit: LAYOUT.transmit,
         max_payload: LAYOUT.max_payload,
-        keepsakes: vec![KEEPSAKE.into()],
+        keepsakes: vec![STORED_FD_NAME.into()],
         crashed: false,
         poison_limit: 0,
     }

@@ -78,8 +78,8 @@ impl Shared {
         let mut is_logged = false;
         loop {
             let now = Instant::now();
-            let end = self.pool.retry_deadline().map_or(now + CHECK_INTERVAL, |patience| {
-                patience.min(now + CHECK_INTERVAL).max(now)
+            let end = self.pool.retry_deadline().map_or(now + CHECK_INTERVAL, |deadline| {
+                deadline.min(now + CHECK_INTERVAL).max(now)
             });
             match fence::drain(connection, Some(end)) {
                 Ok(Fence::Closed) => return jobs,

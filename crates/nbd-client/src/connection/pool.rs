@@ -175,7 +175,7 @@ impl ConnectionPool {
     /// Waits for `pause`, but not beyond the retry deadline. `false` if the client is closing.
     pub(crate) fn sleep(&self, pause: Duration) -> bool {
         let end = Instant::now() + pause;
-        let end = self.retry_deadline().map_or(end, |patience| end.min(patience));
+        let end = self.retry_deadline().map_or(end, |deadline| end.min(deadline));
         let mut state = lock(&self.state);
         loop {
             let rest = end.saturating_duration_since(Instant::now());

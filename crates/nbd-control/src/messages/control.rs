@@ -71,7 +71,7 @@ pub enum Request {
 impl Request {
     /// Whether nothing is different after it, so that onlookers may ask it.
     #[must_use]
-    pub fn only_looks(&self) -> bool {
+    pub fn is_read_only(&self) -> bool {
         match self {
             Self::Status | Self::WaitReady | Self::Trace { .. } => true,
             Self::Set { assignments } => assignments.is_empty(),

@@ -125,8 +125,8 @@ impl<'a> HolderClient<'a> {
         let mut said = false;
         loop {
             let left = limit.map(|limit| limit.saturating_sub(start.elapsed()));
-            let patience = if said { Duration::MAX } else { PROGRESS_DELAY };
-            let step = left.unwrap_or(Duration::MAX).min(patience).min(Duration::from_secs(3600));
+            let step_limit = if said { Duration::MAX } else { PROGRESS_DELAY };
+            let step = left.unwrap_or(Duration::MAX).min(step_limit).min(Duration::from_secs(3600));
             match self.context.receive(&mut self.channel, step) {
                 Ok(Received::Message(Response::Notice { text })) => eprint(&text),
                 Ok(Received::Message(Response::Failed(failure))) => {

@@ -44,9 +44,9 @@ pub(crate) fn attach(context: &Context, wanted: &Attach) -> Result<(), Error> {
 /// Waits until a holder that was started is ready, and prints the path of its device.
 fn finish(context: &Context, wanted: &Attach, mut starting: Starting<'_>) -> Result<(), Error> {
     let start = Instant::now();
-    let mut patience = PROGRESS_DELAY;
+    let mut limit = PROGRESS_DELAY;
     loop {
-        match starting.outcome(patience)? {
+        match starting.outcome(limit)? {
             Outcome::Ready { path } => return announce(context, path),
             Outcome::Interrupted => return Err(abandon(context, &mut starting)),
             Outcome::Died(status) => {
@@ -57,10 +57,10 @@ fn finish(context: &Context, wanted: &Attach, mut starting: Starting<'_>) -> Res
                 });
             }
             Outcome::TimedOut => {
-                if patience == PROGRESS_DELAY && start.elapsed() >= PROGRESS_DELAY {
+                if limit == PROGRESS_DELAY && start.elapsed() >= PROGRESS_DELAY {
                     progress("waiting until the device is ready; Ctrl-C gives up");
                 }
-                patience = WAKE_UP_INTERVAL;
+                limit = WAKE_UP_INTERVAL;
             }
         }
     }

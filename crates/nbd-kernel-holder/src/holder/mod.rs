@@ -159,7 +159,7 @@ impl Holder {
             netlink: settings.api == KernelApi::Netlink,
             given,
             exists: device.exists(),
-            ready_timeout: settings.patience,
+            ready_timeout: settings.ready_timeout,
             loss_limit: settings.on_backend_loss.limit(),
         };
         let data = DataPath {

@@ -21,7 +21,7 @@ pub(crate) struct Settings {
     pub(crate) name: Option<String>,
     /// Which events to log, as the command line has it.
     pub(crate) log_level: Option<String>,
-    pub(crate) patience: Option<Duration>,
+    pub(crate) ready_timeout: Option<Duration>,
 }
 
 impl Settings {
@@ -48,7 +48,7 @@ impl Settings {
             program: Vec::new(),
             name: None,
             log_level: None,
-            patience: None,
+            ready_timeout: None,
         })
     }
 }

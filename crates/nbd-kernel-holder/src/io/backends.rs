@@ -37,7 +37,7 @@ impl Holder {
     }
 
     /// What a process that has ended had sent before.
-    pub(crate) fn hear_out(&mut self, id: BackendId) {
+    pub(crate) fn drain_messages(&mut self, id: BackendId) {
         for _ in 0..MAX_LAST_MESSAGES {
             if !self.receive_from_backend(id) {
                 return;
@@ -81,7 +81,7 @@ impl Holder {
                 self.send(id, &answer);
             }
             FromBackend::Ready { replayed } if is_owner => self.take_ready(id, replayed),
-            FromBackend::Poisoned(poison) if is_owner => self.hear_of_poison(id, &poison),
+            FromBackend::Poisoned(poison) if is_owner => self.on_poisoned(id, &poison),
             FromBackend::Failed { reason, damaged } => {
                 let reason = one_line(&reason);
                 // Of one that was not granted the lanes it is told at its end.
@@ -134,7 +134,7 @@ impl Holder {
     }
 
     /// A backend names what it gives up before it serves, and no more than can be in flight.
-    fn hear_of_poison(&mut self, id: BackendId, poison: &Poison) {
+    fn on_poisoned(&mut self, id: BackendId, poison: &Poison) {
         let most = self.data.layout.lanes * layout::SLOTS;
         let is_recovering = !self.core.ownership.is_ready();
         let backend = self.processes.backends.get_mut(&id);
@@ -329,19 +329,19 @@ impl Holder {
     }
 
     fn keep(&mut self, name: String, fd: Option<OwnedFd>) -> Result<(), String> {
-        let fd = fd.ok_or("a keepsake without a descriptor")?;
+        let fd = fd.ok_or("a name to store without a descriptor")?;
         if name.is_empty() || name.len() > MAX_NAME {
-            return Err(format!("a keepsake's name has 1 to {MAX_NAME} bytes"));
+            return Err(format!("a stored descriptor's name has 1 to {MAX_NAME} bytes"));
         }
         if name == CAPTURE_FD_NAME {
             return Err(format!("the name {CAPTURE_FD_NAME} is reserved for recordings"));
         }
         if self.processes.sitter.is_some() {
-            return Err("keepsakes are accepted only before the device is attached".into());
+            return Err("descriptors are stored only before the device is attached".into());
         }
         self.data.fd_store.retain(|(kept, _)| *kept != name);
         if self.data.fd_store.len() == MAX_STORED_FDS {
-            return Err(format!("more than {MAX_STORED_FDS} keepsakes"));
+            return Err(format!("more than {MAX_STORED_FDS} stored descriptors"));
         }
         self.data.fd_store.push((name, fd));
         Ok(())

@@ -249,7 +249,7 @@ impl Holder {
             lanes: &self.data.lanes,
             kernel_ends: &self.data.kernel_ends,
             stored_fds: &self.data.fd_store,
-            patience: self.core.users_timeout(),
+            users_timeout: self.core.users_timeout(),
             log_pipes: &self.log_sink.descriptors(),
         });
         // Only the driver shall hold these, or a closed lane would never look closed.

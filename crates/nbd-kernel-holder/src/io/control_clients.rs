@@ -138,7 +138,7 @@ impl Holder {
 
     fn serve_client(&mut self, id: ClientId, received: Received<Request>) {
         let is_read_only = self.clients.get(&id).is_none_or(|client| client.is_read_only);
-        if is_read_only && !received.message.only_looks() {
+        if is_read_only && !received.message.is_read_only() {
             return self.deny(id);
         }
         match received.message {
@@ -211,7 +211,7 @@ impl Holder {
         let other = |error: std::io::Error| {
             failed(FailureKind::Other, format!("its table of settings is damaged: {error}"))
         };
-        let kept = self.data.fd_store.iter().find(|(kept, _)| kept == settings::KEEPSAKE);
+        let kept = self.data.fd_store.iter().find(|(kept, _)| kept == settings::STORED_FD_NAME);
         let table = kept.map(|(_, fd)| fd.try_clone().map(File::from));
         let Some(table) = table.transpose().map_err(other)?.filter(settings::is_memory) else {
             let text =

@@ -47,7 +47,7 @@ impl Holder {
 
     /// Backends that have not introduced themselves, with when they are to have.
     fn silent_backends(&self) -> impl Iterator<Item = (BackendId, Instant)> + '_ {
-        let limit = self.settings.patience.filter(|_| self.core.is_attached());
+        let limit = self.settings.ready_timeout.filter(|_| self.core.is_attached());
         let silent = self.processes.backends.iter().filter(|(_, backend)| {
             let is_adopted = backend.channel.is_none() && backend.process.is_some();
             !is_adopted && backend.hello.is_none()
@@ -65,7 +65,7 @@ impl Holder {
         let Some((id, _)) = self.silent_backends().find(|(_, due)| *due <= now) else {
             return;
         };
-        let seconds = self.settings.patience.unwrap_or_default().as_secs();
+        let seconds = self.settings.ready_timeout.unwrap_or_default().as_secs();
         let text = format!("the backend did not say Hello within {seconds} s");
         let text = self.with_last_words(id, &text);
         self.backend_failed(id, text);

@@ -18,7 +18,7 @@ impl Holder {
     /// The process behind a backend has ended, or no thread of it can run any more.
     pub(crate) fn backend_process_ended(&mut self, id: BackendId) {
         // What it sent before its end comes first.
-        self.hear_out(id);
+        self.drain_messages(id);
         if self.core.ownership.owner() != Some(id) {
             return self.backend_gone(id);
         }

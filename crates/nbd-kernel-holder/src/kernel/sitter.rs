@@ -55,7 +55,7 @@ pub(crate) struct Setup<'a> {
     pub(crate) kernel_ends: &'a [OwnedFd],
     pub(crate) stored_fds: &'a [(String, OwnedFd)],
     /// How long to wait for passing users of the free device.
-    pub(crate) patience: Duration,
+    pub(crate) users_timeout: Duration,
     pub(crate) log_pipes: &'a [BorrowedFd<'a>],
 }
 
@@ -299,7 +299,7 @@ fn connect_netlink(setup: &Setup<'_>, sockets: &[OwnedFd]) -> Result<Netlink, Se
         flags: setup.export.flags.into(),
         identifier: &setup.device.name(),
     };
-    let deadline = Instant::now() + setup.patience;
+    let deadline = Instant::now() + setup.users_timeout;
     loop {
         match netlink.connect(&connect) {
             Ok(_) => return Ok(netlink),

@@ -21,7 +21,7 @@ use rustix::net::{
 };
 
 /// The names under which the holder keeps the two ends.
-pub(crate) const KEEPSAKES: [&str; 2] = ["server", "server-outlet"];
+pub(crate) const STORED_FD_NAMES: [&str; 2] = ["server", "server-outlet"];
 
 /// Longest message.
 const MAX_MESSAGE_LEN: usize = 256;
@@ -57,7 +57,7 @@ impl ConnectionStore {
         Self { inlet, outlet, serial }
     }
 
-    /// What the holder has to keep, in the order of [`KEEPSAKES`].
+    /// What the holder has to keep, in the order of [`STORED_FD_NAMES`].
     pub(crate) fn ends(&self) -> [BorrowedFd<'_>; 2] {
         [self.inlet.as_fd(), self.outlet.as_fd()]
     }

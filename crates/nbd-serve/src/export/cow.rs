@@ -16,7 +16,7 @@ use crate::layers::cow::map::Map;
 use crate::layers::cow::overlay::Overlay;
 
 /// The name under which the holder keeps the diff; what is below has it in front.
-const KEEPSAKE: &str = "diff";
+const STORED_FD_NAME: &str = "diff";
 const BASE: &str = "base";
 
 /// A base and a diff that may be there or not.
@@ -58,7 +58,7 @@ impl CowPlan {
 
     /// The predecessor's diff, if it left one; it must be the one that is named.
     fn inherit_diff(&self, fds: &FdScope<'_>) -> Result<Option<File>, ExportError> {
-        let kept = fds.inherit(KEEPSAKE)?;
+        let kept = fds.inherit(STORED_FD_NAME)?;
         if let Some(kept) = &kept {
             diff_file::check(&self.diff, kept).map_err(|error| failed(&self.diff, error))?;
         }
@@ -71,7 +71,7 @@ impl CowPlan {
         }
         let file = diff_file::first(&self.diff, self.geometry.size, self.read_only)
             .map_err(|error| failed(&self.diff, error))?;
-        fds.keep(KEEPSAKE, &file)?;
+        fds.keep(STORED_FD_NAME, &file)?;
         Ok(file)
     }
 }
@@ -104,9 +104,9 @@ impl ExportPlan for CowPlan {
         self.base.settings(all);
     }
 
-    fn keepsakes(&self, place: &str, names: &mut Vec<String>) {
-        names.push(format!("{place}{KEEPSAKE}"));
-        self.base.keepsakes(&format!("{place}{BASE}."), names);
+    fn stored_fd_names(&self, place: &str, names: &mut Vec<String>) {
+        names.push(format!("{place}{STORED_FD_NAME}"));
+        self.base.stored_fd_names(&format!("{place}{BASE}."), names);
     }
 
     fn examine(&mut self, fds: &mut FdScope<'_>) -> Result<(), ExportError> {

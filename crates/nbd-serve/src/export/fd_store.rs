@@ -18,7 +18,7 @@ pub(crate) trait FdStore {
     fn device(&self) -> &str;
     /// What the predecessor left.
     fn names(&self) -> Vec<String>;
-    fn keepsake(&self, name: &str) -> Option<BorrowedFd<'_>>;
+    fn stored_fd(&self, name: &str) -> Option<BorrowedFd<'_>>;
     fn keep(&mut self, name: &str, descriptor: BorrowedFd<'_>) -> Result<(), JoinError>;
     /// Whether there is a device, and with it a successor when this process ends.
     fn has_successor(&self) -> bool {
@@ -32,11 +32,11 @@ impl FdStore for Session {
     }
 
     fn names(&self) -> Vec<String> {
-        self.keepsakes().map(Into::into).collect()
+        self.stored_fd_names().map(Into::into).collect()
     }
 
-    fn keepsake(&self, name: &str) -> Option<BorrowedFd<'_>> {
-        Session::keepsake(self, name)
+    fn stored_fd(&self, name: &str) -> Option<BorrowedFd<'_>> {
+        Session::stored_fd(self, name)
     }
 
     fn keep(&mut self, name: &str, descriptor: BorrowedFd<'_>) -> Result<(), JoinError> {
@@ -51,11 +51,11 @@ impl FdStore for Stored {
     }
 
     fn names(&self) -> Vec<String> {
-        self.keepsakes().map(Into::into).collect()
+        self.stored_fd_names().map(Into::into).collect()
     }
 
-    fn keepsake(&self, name: &str) -> Option<BorrowedFd<'_>> {
-        Stored::keepsake(self, name)
+    fn stored_fd(&self, name: &str) -> Option<BorrowedFd<'_>> {
+        Stored::stored_fd(self, name)
     }
 
     fn keep(&mut self, _name: &str, _descriptor: BorrowedFd<'_>) -> Result<(), JoinError> {
@@ -77,7 +77,7 @@ impl FdStore for NoFdStore {
         Vec::new()
     }
 
-    fn keepsake(&self, _name: &str) -> Option<BorrowedFd<'_>> {
+    fn stored_fd(&self, _name: &str) -> Option<BorrowedFd<'_>> {
         None
     }
 
@@ -116,7 +116,7 @@ impl<'a> FdScope<'a> {
     /// What a predecessor that lives has left, to be looked at. Nothing is changed.
     pub(crate) fn examined(stored: &'a mut Stored, names: &[String]) -> Result<Self, ExportError> {
         check_names(stored, names)?;
-        let missing = names.iter().find(|name| stored.keepsake(name).is_none());
+        let missing = names.iter().find(|name| stored.stored_fd(name).is_none());
         if let Some(name) = missing.filter(|_| stored.is_attached()) {
             let reason = "the present backend has left none, so only one of its kind can follow it";
             return Err(ExportError::Keep {
@@ -131,7 +131,7 @@ impl<'a> FdScope<'a> {
     /// The table of settings: the predecessor's with the values that it has by now, except where
     /// this backend was started with others.
     fn table(&mut self, wanted: &[Setting]) -> Result<Option<File>, ExportError> {
-        let kept = self.inherit(settings::KEEPSAKE)?.filter(settings::is_memory);
+        let kept = self.inherit(settings::STORED_FD_NAME)?.filter(settings::is_memory);
         if let Some(table) = kept {
             let found = settings::load(&table).unwrap_or_default();
             let merged: Vec<_> = wanted.iter().map(|wanted| merge(wanted, &found)).collect();
@@ -147,14 +147,14 @@ impl<'a> FdScope<'a> {
             return Err(ExportError::TooManyLayers);
         }
         let table = settings::make(wanted).map_err(ExportError::Settings)?;
-        match self.store.keep(settings::KEEPSAKE, table.as_fd()) {
+        match self.store.keep(settings::STORED_FD_NAME, table.as_fd()) {
             Ok(()) => {}
             // The device is in use already, without such layers so far.
             Err(JoinError::Refused(_)) => tracing::warn!(
                 "its settings cannot be changed by `nbd-ctl set`, because the device \
                  was attached without any"
             ),
-            Err(source) => return Err(self.keep_failed(settings::KEEPSAKE, source)),
+            Err(source) => return Err(self.keep_failed(settings::STORED_FD_NAME, source)),
         }
         Ok(Some(table))
     }
@@ -184,7 +184,7 @@ impl<'a> FdScope<'a> {
     /// The predecessor's descriptor, if there was a predecessor.
     pub(crate) fn inherit(&self, name: &str) -> Result<Option<File>, ExportError> {
         let name = format!("{}{name}", self.place);
-        let duplicate = self.store.keepsake(&name).map(|fd| fd.try_clone_to_owned());
+        let duplicate = self.store.stored_fd(&name).map(|fd| fd.try_clone_to_owned());
         let duplicate = duplicate.transpose().map_err(|source| {
             let device = self.store.device().into();
             ExportError::Duplicate { device, name, source }
@@ -208,7 +208,8 @@ impl<'a> FdScope<'a> {
 /// A predecessor of another kind has left something else than what will be kept.
 fn check_names(store: &dyn FdStore, names: &[String]) -> Result<(), ExportError> {
     let left = store.names();
-    let strange = left.iter().find(|left| *left != settings::KEEPSAKE && !names.contains(left));
+    let strange =
+        left.iter().find(|left| *left != settings::STORED_FD_NAME && !names.contains(left));
     match strange {
         None => Ok(()),
         Some(was) => Err(ExportError::OtherKind {

@@ -58,8 +58,8 @@ impl ExportPlan for Probe {
         })
     }
 
-    fn keepsakes(&self, place: &str, names: &mut Vec<String>) {
-        names.push(format!("{place}{}", file_reuse::KEEPSAKE));
+    fn stored_fd_names(&self, place: &str, names: &mut Vec<String>) {
+        names.push(format!("{place}{}", file_reuse::STORED_FD_NAME));
     }
 
     fn examine(&mut self, fds: &mut FdScope<'_>) -> Result<(), ExportError> {
@@ -82,7 +82,7 @@ impl ExportPlan for Probe {
 
 /// The predecessor's file, if it left one; it must be the one that is named.
 fn inherit_file(probe: &mut Probe, fds: &FdScope<'_>) -> Result<Option<File>, ExportError> {
-    let Some(file) = fds.inherit(file_reuse::KEEPSAKE)? else {
+    let Some(file) = fds.inherit(file_reuse::STORED_FD_NAME)? else {
         return Ok(None);
     };
     let path = probe.spec.path.clone();
@@ -97,6 +97,6 @@ fn open_file(probe: &mut Probe, fds: &mut FdScope<'_>) -> Result<File, ExportErr
     let path = probe.spec.path.clone();
     let failed = |source| ExportError::FileReuse { path, source };
     let file = file_reuse::first(probe).map_err(failed)?;
-    fds.keep(file_reuse::KEEPSAKE, &file)?;
+    fds.keep(file_reuse::STORED_FD_NAME, &file)?;
     Ok(file)
 }

@@ -15,8 +15,8 @@ impl ExportPlan for MemorySpec {
         mem::geometry(*self)
     }
 
-    fn keepsakes(&self, place: &str, names: &mut Vec<String>) {
-        names.push(format!("{place}{}", mem::KEEPSAKE));
+    fn stored_fd_names(&self, place: &str, names: &mut Vec<String>) {
+        names.push(format!("{place}{}", mem::STORED_FD_NAME));
     }
 
     fn examine(&mut self, fds: &mut FdScope<'_>) -> Result<(), ExportError> {
@@ -31,7 +31,7 @@ impl ExportPlan for MemorySpec {
             None => {
                 self.tell();
                 let file = mem::make(self.size).map_err(failed)?;
-                fds.keep(mem::KEEPSAKE, &file)?;
+                fds.keep(mem::STORED_FD_NAME, &file)?;
                 file
             }
         };
@@ -47,7 +47,7 @@ impl ExportPlan for MemorySpec {
 }
 
 fn inherit_memory(spec: MemorySpec, fds: &FdScope<'_>) -> Result<Option<File>, ExportError> {
-    let Some(file) = fds.inherit(mem::KEEPSAKE)? else {
+    let Some(file) = fds.inherit(mem::STORED_FD_NAME)? else {
         return Ok(None);
     };
     let object = || Spec::Memory(spec).to_string();

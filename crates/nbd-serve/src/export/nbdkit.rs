@@ -77,7 +77,7 @@ impl ExportPlan for NbdkitPlan {
         }
     }
 
-    fn keepsakes(&self, _place: &str, _names: &mut Vec<String>) {}
+    fn stored_fd_names(&self, _place: &str, _names: &mut Vec<String>) {}
 
     fn loses_writes(&self) -> Option<String> {
         let is_volatile = VOLATILE.contains(&self.spec.plugin.as_str());

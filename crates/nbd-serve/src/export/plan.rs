@@ -38,7 +38,7 @@ pub(crate) trait ExportPlan: fmt::Debug {
     fn settings(&self, _all: &mut Vec<Setting>) {}
 
     /// The names of all that a successor must be left.
-    fn keepsakes(&self, place: &str, names: &mut Vec<String>);
+    fn stored_fd_names(&self, place: &str, names: &mut Vec<String>);
 
     /// Checks that it fits what the predecessor left, which still uses it.
     fn examine(&mut self, _fds: &mut FdScope<'_>) -> Result<(), ExportError> {

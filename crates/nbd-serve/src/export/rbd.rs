@@ -18,7 +18,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use crate::export::plan::{ExportError, ExportPlan, FdScope, Opened, ShapeHint};
 
 /// The name under which the holder keeps the record.
-const KEEPSAKE: &str = "rbd-client";
+const STORED_FD_NAME: &str = "rbd-client";
 /// A record is one page, so that it is written entirely or not at all when this process is killed.
 const RECORD_BYTES: usize = 4096;
 
@@ -91,9 +91,9 @@ impl ExportPlan for RbdPlan {
         reader.read_at(buffer, offset)
     }
 
-    fn keepsakes(&self, place: &str, names: &mut Vec<String>) {
+    fn stored_fd_names(&self, place: &str, names: &mut Vec<String>) {
         if !self.spec.is_read_only() {
-            names.push(format!("{place}{KEEPSAKE}"));
+            names.push(format!("{place}{STORED_FD_NAME}"));
         }
     }
 
@@ -124,12 +124,12 @@ impl ExportPlan for RbdPlan {
 /// The predecessor's record, or one that is deposited.
 fn keep_record(spec: &ImageSpec, fds: &mut FdScope<'_>) -> Result<RecordPage, ExportError> {
     let image = spec.image_name();
-    if let Some(page) = fds.inherit(KEEPSAKE)? {
+    if let Some(page) = fds.inherit(STORED_FD_NAME)? {
         return Ok(RecordPage { page, image });
     }
     let page = RecordPage::new(image)
         .map_err(|source| ExportError::RbdRecord { image: spec.to_string(), source })?;
-    fds.keep(KEEPSAKE, &page.page)?;
+    fds.keep(STORED_FD_NAME, &page.page)?;
     Ok(page)
 }
 

@@ -17,7 +17,7 @@ use crate::layers::record::Recorder;
 use crate::layers::write_log::Log;
 use crate::storage::lock;
 
-const KEEPSAKE: &str = "record";
+const STORED_FD_NAME: &str = "record";
 
 /// Records what happens to `inner`.
 pub(crate) fn open(inner: Box<dyn ExportPlan>, path: PathBuf) -> Box<dyn ExportPlan> {
@@ -33,7 +33,7 @@ struct RecordPlan {
 impl RecordPlan {
     /// The predecessor's log, if it left one; it must be the one that is named.
     fn inherit_log(&self, fds: &FdScope<'_>) -> Result<Option<File>, ExportError> {
-        let kept = fds.inherit(KEEPSAKE)?;
+        let kept = fds.inherit(STORED_FD_NAME)?;
         if let Some(kept) = &kept {
             self.check(kept).map_err(|error| self.failed(error))?;
         }
@@ -45,7 +45,7 @@ impl RecordPlan {
             Some(kept) => kept,
             None => {
                 let file = self.first().map_err(|error| self.failed(error))?;
-                fds.keep(KEEPSAKE, &file)?;
+                fds.keep(STORED_FD_NAME, &file)?;
                 file
             }
         };
@@ -91,19 +91,19 @@ impl ExportPlan for RecordPlan {
         self.inner.settings(all);
     }
 
-    fn keepsakes(&self, place: &str, names: &mut Vec<String>) {
-        names.push(format!("{place}{KEEPSAKE}"));
-        self.inner.keepsakes(&format!("{place}{KEEPSAKE}."), names);
+    fn stored_fd_names(&self, place: &str, names: &mut Vec<String>) {
+        names.push(format!("{place}{STORED_FD_NAME}"));
+        self.inner.stored_fd_names(&format!("{place}{STORED_FD_NAME}."), names);
     }
 
     fn examine(&mut self, fds: &mut FdScope<'_>) -> Result<(), ExportError> {
         self.inherit_log(fds)?;
-        fds.within(KEEPSAKE, |fds| self.inner.examine(fds))
+        fds.within(STORED_FD_NAME, |fds| self.inner.examine(fds))
     }
 
     fn open_storage(self: Box<Self>, fds: &mut FdScope<'_>) -> Opened {
         let log = self.open_log(fds)?;
-        let inner = fds.within(KEEPSAKE, |fds| self.inner.open_storage(fds))?;
+        let inner = fds.within(STORED_FD_NAME, |fds| self.inner.open_storage(fds))?;
         Ok(Arc::new(Layered::with(inner, Box::new(Recorder::new(log)))))
     }
 

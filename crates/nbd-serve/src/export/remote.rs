@@ -11,7 +11,7 @@ use std::sync::Arc;
 use nbd_backend::{Backend, Geometry};
 use nbd_client::{Options, Remote, Target};
 
-use crate::export::connection_store::{ConnectionStore, KEEPSAKES};
+use crate::export::connection_store::{ConnectionStore, STORED_FD_NAMES};
 use crate::export::error::RemoteError;
 use crate::export::plan::{ExportError, ExportPlan, FdScope, Opened, ShapeHint};
 
@@ -67,13 +67,13 @@ impl ExportPlan for RemotePlan {
         Ok(())
     }
 
-    fn keepsakes(&self, place: &str, names: &mut Vec<String>) {
-        names.extend(KEEPSAKES.map(|name| format!("{place}{name}")));
+    fn stored_fd_names(&self, place: &str, names: &mut Vec<String>) {
+        names.extend(STORED_FD_NAMES.map(|name| format!("{place}{name}")));
     }
 
     /// Takes over the predecessor's place, or deposits one with the holder.
     fn open_storage(self: Box<Self>, fds: &mut FdScope<'_>) -> Opened {
-        let (inlet, outlet) = (fds.inherit(KEEPSAKES[0])?, fds.inherit(KEEPSAKES[1])?);
+        let (inlet, outlet) = (fds.inherit(STORED_FD_NAMES[0])?, fds.inherit(STORED_FD_NAMES[1])?);
         if let (Some(inlet), Some(outlet)) = (inlet, outlet) {
             return Ok(self.succeed(inlet.into(), outlet.into())?);
         }
@@ -84,7 +84,7 @@ impl ExportPlan for RemotePlan {
                 (Remote::for_geometry(self.target, keeping(&store), self.geometry), store)
             }
         };
-        for (name, end) in KEEPSAKES.iter().zip(store.ends()) {
+        for (name, end) in STORED_FD_NAMES.iter().zip(store.ends()) {
             fds.keep(name, &end)?;
         }
         Ok(Arc::new(remote))

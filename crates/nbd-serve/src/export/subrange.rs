@@ -14,7 +14,7 @@ use crate::layers::partition::{self, Range};
 use crate::storage::mem;
 
 /// The name under which the holder keeps which part is served.
-const KEEPSAKE: &str = "range";
+const STORED_FD_NAME: &str = "range";
 
 /// Only a partition.
 pub(crate) fn partition(
@@ -70,15 +70,15 @@ impl Subrange {
         bytes[..8].copy_from_slice(&start.to_le_bytes());
         bytes[8..].copy_from_slice(&length.to_le_bytes());
         let note = mem::make(bytes.len() as u64)
-            .map_err(|source| ExportError::Memory { object: KEEPSAKE.into(), source })?;
+            .map_err(|source| ExportError::Memory { object: STORED_FD_NAME.into(), source })?;
         note.write_all_at(&bytes, 0).map_err(SubrangeError::Note)?;
-        fds.keep(KEEPSAKE, &note)
+        fds.keep(STORED_FD_NAME, &note)
     }
 
     /// Whether a predecessor has noted this part; another one is an error.
     fn is_noted(&self, fds: &FdScope<'_>) -> Result<bool, ExportError> {
         let mut bytes = [0; 16];
-        if let Some(kept) = fds.inherit(KEEPSAKE)? {
+        if let Some(kept) = fds.inherit(STORED_FD_NAME)? {
             kept.read_exact_at(&mut bytes, 0).map_err(SubrangeError::Note)?;
             let [start, length] = [0, 1].map(|at| u64::from_le_bytes(bytes.as_chunks().0[at]));
             let was = Range { start, length };
@@ -108,20 +108,20 @@ impl ExportPlan for Subrange {
         self.inner.settings(all);
     }
 
-    fn keepsakes(&self, place: &str, names: &mut Vec<String>) {
-        names.push(format!("{place}{KEEPSAKE}"));
-        self.inner.keepsakes(&format!("{place}{KEEPSAKE}."), names);
+    fn stored_fd_names(&self, place: &str, names: &mut Vec<String>) {
+        names.push(format!("{place}{STORED_FD_NAME}"));
+        self.inner.stored_fd_names(&format!("{place}{STORED_FD_NAME}."), names);
     }
 
     fn examine(&mut self, fds: &mut FdScope<'_>) -> Result<(), ExportError> {
         self.is_noted(fds)?;
-        fds.within(KEEPSAKE, |fds| self.inner.examine(fds))
+        fds.within(STORED_FD_NAME, |fds| self.inner.examine(fds))
     }
 
     fn open_storage(self: Box<Self>, fds: &mut FdScope<'_>) -> Opened {
         self.note_range(fds)?;
         let (geometry, start) = (self.geometry(), self.range.start);
-        let inner = fds.within(KEEPSAKE, |fds| self.inner.open_storage(fds))?;
+        let inner = fds.within(STORED_FD_NAME, |fds| self.inner.open_storage(fds))?;
         Ok(Arc::new(Layered::subrange(inner, geometry, start)))
     }
 

@@ -21,7 +21,7 @@ impl ExportPlan for Synthetic {
         self.0
     }
 
-    fn keepsakes(&self, _place: &str, _names: &mut Vec<String>) {}
+    fn stored_fd_names(&self, _place: &str, _names: &mut Vec<String>) {}
 
     fn open_storage(self: Box<Self>, _fds: &mut FdScope<'_>) -> Opened {
         Ok((self.1)(self.0))

@@ -83,8 +83,8 @@ impl ExportPlan for WrappedPlan {
         self.inner.settings(all);
     }
 
-    fn keepsakes(&self, place: &str, names: &mut Vec<String>) {
-        self.inner.keepsakes(place, names);
+    fn stored_fd_names(&self, place: &str, names: &mut Vec<String>) {
+        self.inner.stored_fd_names(place, names);
     }
 
     fn examine(&mut self, fds: &mut FdScope<'_>) -> Result<(), ExportError> {

@@ -39,7 +39,7 @@ pub(crate) fn commit(spec: CowSpec) -> Result<u64, ExportError> {
         return Err(failed(&path, source));
     }
     let (mut names, mut settings) = (Vec::new(), Vec::new());
-    base.keepsakes("", &mut names);
+    base.stored_fd_names("", &mut names);
     base.settings(&mut settings);
     let mut no_store = NoFdStore;
     let base = base.open_storage(&mut FdScope::new(&mut no_store, &names, &settings)?)?;

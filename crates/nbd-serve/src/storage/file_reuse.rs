@@ -25,7 +25,7 @@ use crate::storage::lock::{self, LockError, Locked};
 use crate::storage::probe::{self, Probe};
 
 /// The name under which the holder keeps the descriptor.
-pub(crate) const KEEPSAKE: &str = "file";
+pub(crate) const STORED_FD_NAME: &str = "file";
 
 /// Why a file is not served, although its path can be.
 #[derive(Debug, Error)]

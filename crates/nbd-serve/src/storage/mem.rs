@@ -13,7 +13,7 @@ use crate::size::Size;
 use crate::spec::MemorySpec;
 
 /// The name under which the holder keeps it.
-pub(crate) const KEEPSAKE: &str = "memory";
+pub(crate) const STORED_FD_NAME: &str = "memory";
 
 /// Why there is no memory to serve.
 #[derive(Debug, Error)]

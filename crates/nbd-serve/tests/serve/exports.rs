@@ -41,7 +41,7 @@ fn a_partition_is_a_device_and_its_neighbour_is_another_one() {
     let disk = partitioned(&directory);
     let mut holder = Holder::new();
     let server = holder.serve(&format!("partition:2@file:{disk}"));
-    assert_eq!(holder.keepsakes(), ["range", "range.file"]);
+    assert_eq!(holder.stored_fd_names(), ["range", "range.file"]);
     assert_eq!(holder.read(MIB - 512, 512), [9; 512]);
     holder.write(0, &[1; 512]);
     assert_eq!(holder.ask(CommandType::READ, CommandFlags::NONE, MIB, 512), NbdError::EINVAL);
@@ -93,7 +93,7 @@ fn what_is_read_only_does_not_offer_to_be_written_to() {
     server.kill();
     let mut holder = Holder::new();
     let _server = holder.serve("pattern:1M");
-    assert_eq!(holder.keepsakes(), [""; 0]);
+    assert_eq!(holder.stored_fd_names(), [""; 0]);
     assert_eq!(holder.read(0x1200, 512)[0x38..0x40], 0x1238u64.to_be_bytes());
     let mut holder = Holder::new();
     let _server = holder.serve("null:1M");
@@ -106,8 +106,8 @@ fn what_is_read_only_does_not_offer_to_be_written_to() {
 fn a_setting_outlives_the_backend() {
     let mut holder = Holder::new();
     let server = holder.serve("error:errno=ENOSPC@mem:1M");
-    assert_eq!(holder.keepsakes(), ["settings", "memory"]);
-    let table = holder.keepsake("settings");
+    assert_eq!(holder.stored_fd_names(), ["settings", "memory"]);
+    let table = holder.stored_fd("settings");
     assert!(settings::is_memory(&table));
     holder.write(0, &[1; 512]);
     let set = |text: &str| {
@@ -148,7 +148,7 @@ fn a_diff_keeps_the_base_clean_until_it_is_committed() {
     let spec = format!("cow:{disk}+{diff}");
     let mut holder = Holder::new();
     let server = holder.serve(&spec);
-    assert_eq!(holder.keepsakes(), ["diff", "base.file"]);
+    assert_eq!(holder.stored_fd_names(), ["diff", "base.file"]);
     holder.write(2 * MIB + 512, &[1; 512]);
     server.kill();
     let (code, said) = tool(&["commit", &spec]);
@@ -197,7 +197,7 @@ fn several_devices_share_a_base_and_a_diff_may_be_one() {
     let mut third = Holder::new();
     let chain = format!("cow:cow:{disk}+{one}+{three}");
     let _server = third.serve(&chain);
-    assert_eq!(third.keepsakes(), ["diff", "base.diff", "base.base.file"]);
+    assert_eq!(third.stored_fd_names(), ["diff", "base.diff", "base.base.file"]);
     assert_eq!(third.read(2 * MIB, 4096), [1; 4096]);
     third.write(2 * MIB, &[3; 512]);
     assert_eq!(third.read(2 * MIB, 1024), [[3; 512], [1; 512]].concat());

@@ -89,7 +89,7 @@ pub(crate) struct Holder {
     ledger: OwnedFd,
     lane: OwnedFd,
     kernel: UnixStream,
-    keepsakes: Vec<(String, OwnedFd)>,
+    stored_fds: Vec<(String, OwnedFd)>,
     export: Option<ExportInfo>,
     /// The connection of a backend that was started.
     inherited: RefCell<Option<UnixStream>>,
@@ -116,7 +116,7 @@ impl Holder {
             ledger: Ledger::create(&layout).unwrap(),
             lane: lane.into(),
             kernel,
-            keepsakes: Vec::new(),
+            stored_fds: Vec::new(),
             export: None,
             inherited: RefCell::default(),
         }
@@ -173,10 +173,10 @@ impl Holder {
     }
 
     fn show_stored(&self, channel: &Channel) {
-        let names = self.keepsakes.iter().map(|(name, _)| name.clone()).collect();
+        let names = self.stored_fds.iter().map(|(name, _)| name.clone()).collect();
         let stored =
             FromHolder::Stored { device: "nbd0".into(), attached: self.export.is_some(), names };
-        let descriptors: Vec<_> = self.keepsakes.iter().map(|(_, kept)| kept.as_fd()).collect();
+        let descriptors: Vec<_> = self.stored_fds.iter().map(|(_, kept)| kept.as_fd()).collect();
         channel.send(&stored, &descriptors).unwrap();
     }
 
@@ -188,19 +188,19 @@ impl Holder {
             ring: self.layout.ring,
             transmit: self.layout.transmit,
             max_payload: self.layout.max_payload,
-            keepsakes: self.keepsakes.iter().map(|(name, _)| name.clone()).collect(),
+            keepsakes: self.stored_fds.iter().map(|(name, _)| name.clone()).collect(),
             crashed: false,
             poison_limit: 3,
         };
         let mut descriptors: Vec<BorrowedFd<'_>> = vec![self.ledger.as_fd(), self.lane.as_fd()];
-        descriptors.extend(self.keepsakes.iter().map(|(_, kept)| kept.as_fd()));
+        descriptors.extend(self.stored_fds.iter().map(|(_, kept)| kept.as_fd()));
         channel.send(&FromHolder::Grant(grant), &descriptors).unwrap();
         loop {
             let received = channel.receive_within(EVENT_TIMEOUT).unwrap();
             match received.message {
                 FromBackend::Keep { name } => {
                     let kept = received.descriptors.into_iter().next().unwrap();
-                    self.keepsakes.push((name, kept));
+                    self.stored_fds.push((name, kept));
                     channel.send(&FromHolder::Kept, &[]).unwrap();
                 }
                 FromBackend::Ready { replayed } => return Fate::Ready { replayed },
@@ -235,13 +235,13 @@ impl Holder {
         reason
     }
 
-    pub(crate) fn keepsakes(&self) -> Vec<&str> {
-        self.keepsakes.iter().map(|(name, _)| &**name).collect()
+    pub(crate) fn stored_fd_names(&self) -> Vec<&str> {
+        self.stored_fds.iter().map(|(name, _)| &**name).collect()
     }
 
     /// What a backend has left under a name.
-    pub(crate) fn keepsake(&self, name: &str) -> fs::File {
-        let (_, kept) = self.keepsakes.iter().find(|(kept, _)| kept == name).unwrap();
+    pub(crate) fn stored_fd(&self, name: &str) -> fs::File {
+        let (_, kept) = self.stored_fds.iter().find(|(kept, _)| kept == name).unwrap();
         kept.try_clone().unwrap().into()
     }
 

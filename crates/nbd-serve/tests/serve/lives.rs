@@ -1,4 +1,4 @@
-//! One backend after the other on one device: keepsakes, locks, takeovers.
+//! One backend after the other on one device: stored descriptors, locks, takeovers.
 
 use std::fs;
 use std::net::Shutdown;
@@ -13,11 +13,11 @@ use crate::holder::{Directory, Fate, Holder};
 fn memory_outlives_the_process() {
     let mut holder = Holder::new();
     let first = holder.serve("mem:64M");
-    assert_eq!(holder.keepsakes(), ["memory"]);
+    assert_eq!(holder.stored_fd_names(), ["memory"]);
     holder.write(4096, &[7; 8192]);
     first.kill();
     let _second = holder.serve("mem:64M");
-    assert_eq!(holder.keepsakes(), ["memory"]);
+    assert_eq!(holder.stored_fd_names(), ["memory"]);
     assert_eq!(holder.read(4096, 8192), [7; 8192]);
     assert_eq!(holder.read(0, 4096), [0; 4096]);
 }
@@ -81,7 +81,7 @@ fn the_lock_outlives_the_process() {
     let spec = directory.file("disk");
     let mut holder = Holder::new();
     let first = holder.serve(&spec);
-    assert_eq!(holder.keepsakes(), ["file"]);
+    assert_eq!(holder.stored_fd_names(), ["file"]);
     let complaint = Holder::new().serve_in_vain(&spec);
     assert!(complaint.contains("is in use by nbd-serve (process "), "{complaint}");
     assert!(complaint.contains(&first.pid().to_string()), "{complaint}");

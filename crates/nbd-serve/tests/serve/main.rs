@@ -9,7 +9,7 @@
 //! | `exports` | exports on top of exports, and the tools for their files |
 //! | `powercut` | programs that flush, and one that forgets it |
 //! | `remote` | other servers as exports |
-//! | `lives` | one backend after the other on one device: keepsakes, locks, takeovers |
+//! | `lives` | one backend after the other on one device: stored descriptors, locks, takeovers |
 
 #![allow(clippy::unwrap_used, reason = "all of it is tests")]
 

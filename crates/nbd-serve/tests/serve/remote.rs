@@ -86,14 +86,14 @@ fn a_server_cannot_be_below_what_needs_to_know_it_beforehand() {
     assert!(!diff.exists());
 }
 
-fn go_on_under(layers: &str, keepsakes: &[&str]) {
+fn go_on_under(layers: &str, names: &[&str]) {
     let directory = Directory::new();
     let disk = new_disk(&directory);
     let server = Nbdkit::start(directory.path("s"), &disk);
     let mut holder = Holder::new();
     let spec = format!("{layers}{}", server.uri());
     let mut backend = holder.serve(&spec);
-    assert_eq!(holder.keepsakes(), keepsakes);
+    assert_eq!(holder.stored_fd_names(), names);
     for round in 0..5_u8 {
         let offset = u64::from(round) * 4096;
         holder.write(offset, &[round + 1; 4096]);
@@ -106,7 +106,7 @@ fn go_on_under(layers: &str, keepsakes: &[&str]) {
         assert_eq!(data[..512], [round + 1; 512]);
         assert_eq!(data[512..1024], [0xee; 512]);
     }
-    assert_eq!(holder.keepsakes(), keepsakes);
+    assert_eq!(holder.stored_fd_names(), names);
     holder.detach();
     let (status, words) = backend.end();
     assert_eq!(status.code(), Some(0), "{words}");
