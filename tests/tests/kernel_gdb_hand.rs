@@ -221,7 +221,7 @@ fn a_plugin_of_nbdkit_is_changed_under_gdb_with_its_filesystem_mounted(api: Api)
     for (model, takeover) in [("= 3", &["--takeover"][..]), ("= 2", &[])] {
         let words = [&[&*nbd_serve, "--join", &name], takeover, &[&*spec]].concat();
         let mut gdb = Gdb::with_program(&[], &words);
-        gdb.ask("break on_pwrite");
+        gdb.ask("break writes");
         gdb.begin("run");
         // What the last build has stopped at is executed by the next one.
         let write = write.get_or_insert_with(|| {
