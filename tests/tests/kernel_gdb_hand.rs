@@ -28,7 +28,7 @@ const BUG: u64 = SIZE / 4 * 3;
 kernel_tests!(
     a_backend_is_rebuilt_and_run_again_under_gdb_with_its_filesystem_mounted,
     an_assertion_that_fails_under_gdb_holds_io_until_the_bug_is_mended,
-    a_plugin_is_changed_under_gdb_with_its_filesystem_mounted,
+    a_plugin_of_nbdkit_is_changed_under_gdb_with_its_filesystem_mounted,
 );
 
 /// A mounted ext4 with one file in it.
@@ -206,8 +206,7 @@ fn an_assertion_that_fails_under_gdb_holds_io_until_the_bug_is_mended(api: Api) 
     newer.finish(PROGRAM_TIMEOUT).succeeds();
 }
 
-// Linux notes the beginning of a test's name when it drops its caches, and a line with `nbd` is a complaint.
-fn a_plugin_is_changed_under_gdb_with_its_filesystem_mounted(api: Api) {
+fn a_plugin_of_nbdkit_is_changed_under_gdb_with_its_filesystem_mounted(api: Api) {
     let mut log = KernelLog::from_now();
     let files = TempDir::new();
     let image = files.image("disk.img", SIZE);
