@@ -207,7 +207,7 @@ impl Device {
     }
 
     /// Takes the connection for the device's thread, once.
-    pub(crate) fn start(&self) -> Outcome<HolderConnection> {
+    pub(crate) fn take_connection(&self) -> Outcome<HolderConnection> {
         let mut state = self.lock();
         match std::mem::replace(&mut *state, State::Started) {
             // What was shown is closed before the lanes are asked for.

@@ -72,9 +72,9 @@ fn spawn(run: impl FnOnce() + Send + 'static) -> io::Result<()> {
 
 /// Starts the device's thread, which asks for the lanes and serves.
 pub(crate) fn start(device: &Arc<Device>, served: Served) -> Outcome<()> {
-    let connection = device.start()?;
-    let of_thread = Arc::clone(device);
-    spawn(move || run(&of_thread, connection, &served)).map_err(|error| {
+    let connection = device.take_connection()?;
+    let thread_device = Arc::clone(device);
+    spawn(move || run(&thread_device, connection, &served)).map_err(|error| {
         let failure = Failure::io("cannot start a thread", &error);
         device.end(Some(failure.clone()));
         failure
