@@ -105,7 +105,8 @@ def measure(options, parser):
     if not points:
         parser.error("no point is left: --quick has only " + ", ".join(QUICK))
     only = options.only or "."
-    binaries = os.path.join(os.environ.get("CARGO_TARGET_DIR", os.path.join(ROOT, "target")), "release")
+    target = os.environ.get("CARGO_TARGET_DIR", os.path.join(ROOT, "target"))
+    binaries = os.environ.get("NBD_BIN_DIR", os.path.join(target, "release"))
     plan = {
         "binaries": os.path.abspath(binaries),
         "rounds": options.rounds or (3 if options.quick else 5),
