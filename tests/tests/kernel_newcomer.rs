@@ -80,7 +80,8 @@ fn the_user_that_may_not_open_a_file_is_named(api: Api) {
 fn more_memory_than_there_is_gives_a_warning(api: Api) {
     let output = ctl(["attach", "--kernel-api", api.name(), "mem:1T"]).succeeds();
     let device = Device::printed_by(&output);
-    output.says(&["warning: mem:1T: 1T is more than the ", "GiB of memory of this machine"]);
+    output.says(&["warning: mem:1T: 1T is more than the ", " MiB of memory of this machine"]);
+    assert_eq!(output.stderr.matches("is more than").count(), 1, "{}", output.stderr);
     device.detach();
 }
 

@@ -14,6 +14,7 @@ use nbd_proto::TransmissionFlags;
 use nbd_record::CAPTURE_FD_NAME;
 
 use crate::core::{BackendId, Event};
+use crate::ending::Ending;
 use crate::holder::Holder;
 use crate::holder::backend_process::{BackendProcess, check_export};
 use crate::holder::connection::allow_close;
@@ -403,15 +404,22 @@ impl Holder {
         let error = backend.close_reason.take().unwrap_or_else(|| ChannelError::Closed.to_string());
         let reason = match (&backend.last_words, &backend.death.ending) {
             (Some(words), _) => words.clone(),
-            (None, Some(ending)) => format!("the backend {ending} before its Hello"),
+            (None, Some(ending)) => format!("the backend {ending} before it joined the device"),
             (None, None) => {
                 format!("the backend closed its connection before it was ready: {error}")
             }
         };
-        let text = match backend.last_words {
-            Some(_) => reason,
+        let is_mute = matches!(backend.death.ending, Some(Ending::Exited(_)));
+        let mut text = match backend.last_words {
+            Some(_) => reason.clone(),
             None => self.with_last_words(id, &reason),
         };
+        if is_mute && text == reason {
+            text.push_str(
+                ". A program after `--` must speak the backend protocol, nbd-backend-protocol(7); \
+                 one that speaks NBD is attached by `nbd-ctl attach 'exec:PROGRAM'`",
+            );
+        }
         self.backend_failed(id, text);
         self.drop_backend(id);
         self.feed(Event::Gone { backend: id });

@@ -225,13 +225,15 @@ impl Holder {
         let Some(mut backend) = self.processes.backends.remove(&id) else {
             return;
         };
-        if let Some(channel) = backend.channel.take() {
-            self.let_go(channel);
-        }
+        let channel = backend.channel.take();
         if backend.child.is_some() {
-            // A program may have been started by another one, like a shell.
+            // Before its connection ends: it would log that as a failure. A program may have been started by
+            // another one, like a shell.
             backend.kill();
             self.processes.orphans.extend(backend.into_processes());
+        }
+        if let Some(channel) = channel {
+            self.let_go(channel);
         }
     }
 

@@ -1,9 +1,11 @@
 //! The plan of `mem:`.
 
+use std::env;
 use std::fs::File;
 use std::sync::Arc;
 
 use nbd_backend::Geometry;
+use nbd_control::backend::HOLDER_FD;
 
 use crate::export::plan::{ExportError, ExportPlan, FdScope, Opened};
 use crate::spec::{MemorySpec, Spec};
@@ -39,7 +41,11 @@ impl ExportPlan for MemorySpec {
         Ok(Arc::new(FileExport::new(file, object.into(), FileKind::Memory, false, geometry)))
     }
 
+    /// Not to a holder: nbd-ctl has said it before it started one.
     fn tell(&self) {
+        if env::var_os(HOLDER_FD).is_some() {
+            return;
+        }
         if let Some(shortage) = mem::shortage(self.size) {
             tracing::warn!("{}: {shortage}", Spec::Memory(*self));
         }

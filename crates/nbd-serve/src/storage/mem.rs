@@ -56,11 +56,11 @@ pub(crate) fn shortage(size: u64) -> Option<String> {
     let total = sysinfo().ok()?.ram_total();
     (size > total).then(|| {
         format!(
-            "{} is more than the {:.1} GiB of memory of this machine: writing to more of it than \
+            "{} is more than the {} MiB of memory of this machine: writing to more of it than \
              is free makes the kernel swap or end processes. Choose a smaller size, or serve a \
              file: file:PATH,create={}",
             Size(size),
-            total as f64 / f64::from(1 << 30),
+            total >> 20,
             Size(size)
         )
     })

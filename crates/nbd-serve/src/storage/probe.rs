@@ -41,7 +41,7 @@ pub(crate) enum ProbeError {
     Missing { doubtful: Option<String> },
     /// The device that is served from it is attached.
     #[error(
-        "there is no such file any more{}; if it was deleted while it was served, the holder still has it \
+        "there is no such file{}: check the path; if it was deleted while it was served, the holder still has it \
          open: copy it from the holder's /proc/PID/fd before you detach", wondering_about(.doubtful)
     )]
     Deleted { doubtful: Option<String> },

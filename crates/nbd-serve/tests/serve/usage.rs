@@ -123,7 +123,7 @@ fn more_memory_than_the_machine_has_is_told() {
     let (code, stdout, _) = run(&["--check", "log@mem:4E"]);
     let report: serde_json::Value = serde_json::from_str(&stdout).unwrap();
     let warning = report["warnings"][0].as_str().unwrap();
-    for words in ["log@mem:4E: 4E is more than the ", " GiB of memory", "Choose a smaller size"] {
+    for words in ["log@mem:4E: 4E is more than the ", " MiB of memory", "Choose a smaller size"] {
         assert!(warning.contains(words), "{warning}");
     }
     assert_eq!(code, 0);
