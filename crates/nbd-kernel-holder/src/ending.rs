@@ -73,6 +73,16 @@ impl fmt::Display for Ending {
     }
 }
 
+impl Ending {
+    /// A sentence about a backend that has ended so.
+    pub(crate) fn of_the_backend(&self) -> String {
+        match self {
+            Self::Killed(..) => format!("the backend was {self}"),
+            _ => format!("the backend {self}"),
+        }
+    }
+}
+
 /// The exit status of a child that has ended.
 pub(crate) fn try_reap(pid: Pid) -> Option<Ending> {
     Ending::of(waitpid(pid, Some(WaitPidFlag::WNOHANG)))

@@ -404,7 +404,9 @@ impl Holder {
         let error = backend.close_reason.take().unwrap_or_else(|| ChannelError::Closed.to_string());
         let reason = match (&backend.last_words, &backend.death.ending) {
             (Some(words), _) => words.clone(),
-            (None, Some(ending)) => format!("the backend {ending} before it joined the device"),
+            (None, Some(ending)) => {
+                format!("{} before it joined the device", ending.of_the_backend())
+            }
             (None, None) => {
                 format!("the backend closed its connection before it was ready: {error}")
             }

@@ -72,7 +72,7 @@ impl Holder {
         };
         let (pid, words) = (backend.pid().unwrap_or(0), backend.last_words.take());
         // In the log its words stand before those about its end.
-        let reason = self.with_last_words(id, &format!("the backend {ending}"));
+        let reason = self.with_last_words(id, &ending.of_the_backend());
         let end = OwnerEnd {
             orderly: ending.is_orderly(own),
             clean: matches!(ending, Ending::Exited(0) | Ending::Left),
