@@ -107,8 +107,11 @@ def serve(
     """Serves until the device is detached. Without `device` ("nbd0") and `replay` (a recording of nbd-ctl
     record) the environment tells which, as it does for a program that a holder started.
 
-    Raises OSError with the library's message if the device cannot be served.
+    Raises OSError with the library's message if the device cannot be served, TypeError if the backend has
+    no method `read`.
     """
+    if type(backend).read is Backend.read:
+        raise TypeError(f"the class {type(backend).__name__} has no method read(self, offset, length)")
     c = _load()
     options = _c.OpenOptions(device=_bytes(device), replay=_bytes(replay))
     number = _check(c.nbdb_open(ctypes.byref(options)))

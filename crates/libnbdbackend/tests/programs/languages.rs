@@ -190,6 +190,13 @@ fn a_script_without_a_backend_and_a_device_without_a_holder_are_errors() {
     let script = script.display().to_string();
     assert_eq!(start_python(&directory, &[&script]).end().code(), Some(2));
     assert!(printed(&directory).contains("sets no `backend`"));
+    fs::write(
+        &script,
+        "import nbdbackend\nclass Raed(nbdbackend.Backend):\n    pass\nbackend = Raed()\n",
+    )
+    .unwrap();
+    assert_eq!(start_python(&directory, &[&script]).end().code(), Some(1));
+    assert!(printed(&directory).contains("the class Raed has no method read"));
     directory.file("disk.img", SIZE);
     let script = examples().join("python/file.py").display().to_string();
     let alone = start_python(&directory, &["--join", "nbd0", &script, "disk.img"]);
