@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use nbd_net::liveness;
+use nbd_net::{liveness, socket};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{MsgFlags, Shutdown, recv, shutdown};
@@ -68,6 +68,8 @@ pub(crate) fn drain(connection: BorrowedFd<'_>, deadline: Option<Instant>) -> io
         other => other?,
     }
     if liveness::is_gone(connection, liveness::SILENCE) {
+        // Or what is unsent arrives when the machine is back, after newer requests.
+        socket::abort(connection)?;
         return Ok(Fence::OutOfReach);
     }
     let mut rubbish = vec![0; 64 << 10];

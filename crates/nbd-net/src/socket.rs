@@ -97,6 +97,21 @@ impl Socket {
         let _ = nix::sys::socket::shutdown(self.raw(), how);
     }
 
+    /// From now on, when the last descriptor of the connection is closed, what the peer has not acknowledged
+    /// is thrown away. Without this TCP goes on sending it for minutes, also after the process has died
+    /// (`SO_LINGER` of no time, see socket(7)). Other sockets than TCP's have handed over what was sent.
+    ///
+    /// # Errors
+    ///
+    /// Those of getsockname(2) and setsockopt(2).
+    pub fn forget_unsent_at_end(&self) -> io::Result<()> {
+        let family = getsockname::<SockaddrStorage>(self.raw())?.family();
+        if matches!(family, Some(AddressFamily::Inet | AddressFamily::Inet6)) {
+            setsockopt(&self.fd, sockopt::Linger, &libc::linger { l_onoff: 1, l_linger: 0 })?;
+        }
+        Ok(())
+    }
+
     /// How long [`receive`](Self::receive) waits, `None` for ever.
     ///
     /// # Errors
@@ -228,6 +243,16 @@ impl From<Socket> for OwnedFd {
     fn from(socket: Socket) -> Self {
         socket.fd
     }
+}
+
+/// Ends a TCP connection at once, whoever else has descriptors of it: what the peer has not acknowledged is
+/// thrown away, and not sent when it can be reached again (`tcp_disconnect` in the kernel's tcp.c).
+///
+/// # Errors
+///
+/// Those of connect(2), as for a descriptor that is no TCP socket.
+pub fn abort(connection: BorrowedFd<'_>) -> io::Result<()> {
+    Ok(rustix::net::connect_unspec(connection)?)
 }
 
 /// There is no TCP_USER_TIMEOUT here: it would also end the connection to a peer that is alive

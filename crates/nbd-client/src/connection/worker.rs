@@ -139,9 +139,11 @@ impl ConnectionWorker {
         if self.is_first() && shared.pool.is_new() {
             agreed.shape.notes.iter().for_each(|note| shared.log_info(note));
         }
+        let socket = agreed.stream.socket();
+        // Nobody waits for a device that is detached by force, so nothing may arrive after its end.
+        socket.forget_unsent_at_end().map_err(Cause::Io)?;
         // Before the first request: a successor must be able to fence whatever we have sent.
-        shared
-            .keep(&format!("{CONNECTION_FD_PREFIX}{}", self.index), agreed.stream.socket().as_fd());
+        shared.keep(&format!("{CONNECTION_FD_PREFIX}{}", self.index), socket.as_fd());
         Ok(agreed)
     }
 

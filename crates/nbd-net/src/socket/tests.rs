@@ -207,3 +207,43 @@ fn a_tcp_peer_is_named_on_both_ends() {
     let socket = Socket::from_fd(listener.accept().unwrap().0.into()).unwrap();
     assert_eq!(socket.peer(), client.local_addr().unwrap().to_string());
 }
+
+/// A connection over TCP, whose peer has read nothing.
+fn tcp_pair() -> (Socket, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = tcp_address(&listener, "127.0.0.1");
+    let socket = Socket::connect(&address, EVENT_TIMEOUT).unwrap();
+    (socket, listener.accept().unwrap().0)
+}
+
+/// Fills the buffers of both sides, so that the kernel has bytes that the peer has not acknowledged.
+fn fill(socket: &Socket) {
+    let block = vec![7; 1 << 20];
+    while socket.try_send(&[IoSlice::new(&block)]).is_ok() {}
+}
+
+#[test]
+fn a_connection_that_forgets_what_is_unsent_is_reset_by_its_end() {
+    let (socket, mut peer) = tcp_pair();
+    socket.forget_unsent_at_end().unwrap();
+    fill(&socket);
+    drop(socket);
+    let error = peer.read_to_end(&mut Vec::new()).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+
+    let (socket, mut peer) = pair();
+    socket.forget_unsent_at_end().unwrap();
+    drop(socket);
+    assert_eq!(peer.read(&mut [0]).unwrap(), 0, "what needs no forgetting");
+}
+
+#[test]
+fn an_aborted_connection_is_over_for_whoever_has_it() {
+    let (socket, mut peer) = tcp_pair();
+    let other = Socket::from_fd(socket.as_fd().try_clone_to_owned().unwrap()).unwrap();
+    fill(&socket);
+    abort(socket.as_fd()).unwrap();
+    assert!(other.try_send(&[IoSlice::new(b"x")]).is_err());
+    let error = peer.read_to_end(&mut Vec::new()).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+}
