@@ -7,7 +7,7 @@ use std::process::Command;
 
 use nbd_proto::{CommandFlags, CommandType, NbdError};
 
-use crate::holder::{Directory, Fate, Holder};
+use crate::holder::{Directory, Fate, Holder, wait_for};
 
 /// A loop device over a file, given back at the end.
 struct Loop(String);
@@ -100,6 +100,7 @@ fn a_device_in_use_is_refused_and_one_that_is_served_cannot_be_mounted() {
     let (_, fate) = holder.receive();
     assert_eq!(fate, Fate::Ready { replayed: 0 });
     drop((server, holder));
-    assert!(device.open_exclusively().is_ok());
+    // A program that another test is about to start has copies of our descriptors until it is executed.
+    wait_for("the claim is gone", || device.open_exclusively().is_ok());
     fs::metadata(&device.0).unwrap();
 }

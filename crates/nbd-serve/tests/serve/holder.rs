@@ -8,7 +8,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nbd_control::Channel;
 use nbd_control::backend::{
@@ -18,7 +18,16 @@ use nbd_ledger::{Layout, Ledger};
 use nbd_proto::{CommandFlags, CommandType, NbdError, Request, SimpleReply};
 
 pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_nbd-serve");
+/// Only a hang takes so long.
 const EVENT_TIMEOUT: Duration = Duration::from_secs(120);
+
+pub(crate) fn wait_for(what: &str, mut is_true: impl FnMut() -> bool) {
+    let began = Instant::now();
+    while !is_true() {
+        assert!(began.elapsed() < EVENT_TIMEOUT, "in vain: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
 
 /// A directory that is removed with all that is in it.
 pub(crate) struct Directory(PathBuf);

@@ -7,22 +7,11 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nbd_proto::{CommandType, NbdError};
 
-use crate::holder::{Directory, Holder, PROGRAM};
-
-/// Only a hang takes so long.
-const EVENT_TIMEOUT: Duration = Duration::from_secs(60);
-
-fn wait_for(what: &str, mut is_true: impl FnMut() -> bool) {
-    let began = Instant::now();
-    while !is_true() {
-        assert!(began.elapsed() < EVENT_TIMEOUT, "in vain: {what}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
+use crate::holder::{Directory, Holder, PROGRAM, wait_for};
 
 /// A server that somebody else runs, for a file.
 struct Nbdkit {
