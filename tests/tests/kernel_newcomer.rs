@@ -9,11 +9,8 @@ use nbd_tests::ctl::{ctl, program};
 use nbd_tests::device::Device;
 use nbd_tests::machine_state::MachineState;
 use nbd_tests::mount::Mount;
-use nbd_tests::process::children;
 use nbd_tests::temp::TempDir;
-use nbd_tests::wait::{EVENT_TIMEOUT, wait_until};
 use nbd_tests::{Api, kernel_tests};
-use nix::sys::signal::Signal;
 
 const MIB: u64 = 1 << 20;
 
@@ -23,7 +20,6 @@ kernel_tests!(
     the_user_that_may_not_open_a_file_is_named,
     more_memory_than_there_is_gives_a_warning,
     a_program_that_is_no_backend_is_told_what_one_is,
-    a_spare_that_is_not_needed_says_nothing,
     an_attach_whose_path_cannot_be_printed_is_undone,
     an_attach_without_a_free_device_makes_no_runtime_directory,
 );
@@ -97,23 +93,6 @@ fn a_program_that_is_no_backend_is_told_what_one_is(api: Api) {
         "nbd-backend-protocol(7)",
         "exec:PROGRAM",
     ]);
-}
-
-/// Backends that are killed while there is nothing to answer count as failures, and then the next spare as one, too.
-fn a_spare_that_is_not_needed_says_nothing(api: Api) {
-    let device = Device::attach(api, ["mem:8M"]);
-    for _ in 0..4 {
-        wait_until("a spare", EVENT_TIMEOUT, || {
-            let holder = device.wait_running().holder_pid;
-            children(holder).len() > 2
-        });
-        device.signal_backend(Signal::SIGKILL);
-    }
-    device.wait_running();
-    let log = device.log();
-    assert!(log.contains("the backend was killed by SIGKILL"), "{log}");
-    assert!(!log.contains("cannot talk to the holder"), "{log}");
-    device.detach();
 }
 
 fn an_attach_whose_path_cannot_be_printed_is_undone(api: Api) {
