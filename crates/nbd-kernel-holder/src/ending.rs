@@ -74,16 +74,27 @@ impl fmt::Display for Ending {
 }
 
 impl Ending {
-    /// A sentence about a backend that has ended so.
-    pub(crate) fn of_the_backend(&self) -> String {
-        match self {
-            Self::Killed(..) => format!("the backend was {self}"),
-            _ => format!("the backend {self}"),
-        }
+    /// A sentence about `subject`, like "the backend", that has ended so.
+    pub(crate) fn sentence(&self, subject: &str) -> String {
+        let verb = if matches!(self, Self::Killed(..)) { "was " } else { "" };
+        format!("{subject} {verb}{self}")
     }
 }
 
 /// The exit status of a child that has ended.
 pub(crate) fn try_reap(pid: Pid) -> Option<Ending> {
     Ending::of(waitpid(pid, Some(WaitPidFlag::WNOHANG)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sentences_name_what_has_ended_and_how() {
+        let killed = Ending::Killed(Signal::SIGKILL, false);
+        assert_eq!(killed.sentence("the backend"), "the backend was killed by SIGKILL");
+        let exited = Ending::Exited(3);
+        assert_eq!(exited.sentence("the EIO backend"), "the EIO backend exited with status 3");
+    }
 }

@@ -402,29 +402,32 @@ impl Holder {
         };
         backend.reap();
         let error = backend.close_reason.take().unwrap_or_else(|| ChannelError::Closed.to_string());
-        let reason = match (&backend.last_words, &backend.death.ending) {
-            (Some(words), _) => words.clone(),
-            (None, Some(ending)) => {
-                format!("{} before it joined the device", ending.of_the_backend())
-            }
-            (None, None) => {
-                format!("the backend closed its connection before it was ready: {error}")
-            }
+        let ending = backend.death.ending.clone();
+        let text = match backend.last_words.clone() {
+            Some(words) => words,
+            None => self.why_gone(id, ending.as_ref(), &error),
         };
-        let is_mute = matches!(backend.death.ending, Some(Ending::Exited(_)));
-        let mut text = match backend.last_words {
-            Some(_) => reason.clone(),
-            None => self.with_last_words(id, &reason),
+        self.backend_failed(id, text);
+        self.drop_backend(id);
+        self.feed(Event::Gone { backend: id });
+    }
+
+    /// Why a backend is gone that has not said it.
+    fn why_gone(&mut self, id: BackendId, ending: Option<&Ending>, error: &str) -> String {
+        let Some(ending) = ending else {
+            let reason = format!("the backend closed its connection before it was ready: {error}");
+            return self.with_last_words(id, &reason);
         };
-        if is_mute && text == reason {
+        let reason = format!("{} before it joined the device", ending.sentence("the backend"));
+        let mut text = self.with_last_words(id, &reason);
+        // A program that ends by itself without a word may have been meant for something else.
+        if matches!(ending, Ending::Exited(_)) && text == reason {
             text.push_str(
                 ". A program after `--` must speak the backend protocol, nbd-backend-protocol(7); \
                  one that speaks NBD is attached by `nbd-ctl attach 'exec:PROGRAM'`",
             );
         }
-        self.backend_failed(id, text);
-        self.drop_backend(id);
-        self.feed(Event::Gone { backend: id });
+        text
     }
 
     /// Why a backend is given up that has never had the lanes. A spare's failure is not the device's.

@@ -72,7 +72,7 @@ impl Holder {
         };
         let (pid, words) = (backend.pid().unwrap_or(0), backend.last_words.take());
         // In the log its words stand before those about its end.
-        let reason = self.with_last_words(id, &ending.of_the_backend());
+        let reason = self.with_last_words(id, &ending.sentence("the backend"));
         let end = OwnerEnd {
             orderly: ending.is_orderly(own),
             clean: matches!(ending, Ending::Exited(0) | Ending::Left),
@@ -112,8 +112,9 @@ impl Holder {
         let Some(OwnerEnding { ending, .. }) = self.told.owner_ending.take() else {
             return;
         };
-        self.log(&format!("requests are no longer answered with EIO: the EIO backend {ending}"));
-        self.told.failures.backend = format!("the EIO backend {ending}");
+        let reason = ending.sentence("the EIO backend");
+        self.log(&format!("requests are no longer answered with EIO: {reason}"));
+        self.told.failures.backend = reason;
         self.skip_generation();
     }
 
