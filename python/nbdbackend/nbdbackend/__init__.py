@@ -110,7 +110,7 @@ def serve(
     Raises OSError with the library's message if the device cannot be served, TypeError if the backend has
     no method `read`.
     """
-    if type(backend).read is Backend.read:
+    if getattr(backend.read, "__func__", None) is Backend.read:
         raise TypeError(f"the class {type(backend).__name__} has no method read(self, offset, length)")
     c = _load()
     options = _c.OpenOptions(device=_bytes(device), replay=_bytes(replay))
