@@ -1,5 +1,5 @@
 //! Two hosts, as network namespaces, with devices in front of one server: the first is cut off, and the
-//! second takes over. NBD itself has no fence, so who keeps the first from writing is the operator.
+//! second takes over. NBD itself has no fence: the operator keeps the first one from writing.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -88,7 +88,7 @@ impl Drop for Host {
     }
 }
 
-struct World {
+struct TwoHosts {
     files: TempDir,
     disk: PathBuf,
     first: Host,
@@ -96,7 +96,7 @@ struct World {
     server: Running,
 }
 
-impl World {
+impl TwoHosts {
     fn set_up() -> Self {
         let files = TempDir::new();
         let disk = files.image("disk.img", DISK_SIZE);
@@ -111,9 +111,9 @@ impl World {
         Self { files, disk, first, second, server }
     }
 
-    /// What the server has as the first block: the same byte all over.
+    /// Whether the first block of the server's disk is this byte all over.
     #[track_caller]
-    fn has(&self, byte: u8) -> bool {
+    fn server_has(&self, byte: u8) -> bool {
         fs::read(&self.disk).expect("the disk")[..BLOCK] == [byte; BLOCK]
     }
 
@@ -145,24 +145,24 @@ fn reads(device: &Path, byte: u8) -> bool {
 }
 
 fn writes_of_a_host_that_was_only_cut_off_arrive_when_it_is_back(api: Api) {
-    let world = World::set_up();
-    let (first, late) = world.cut_first_off(api);
-    let second = world.take_over(api);
-    assert!(world.has(3));
-    world.first.set_cable("up");
+    let hosts = TwoHosts::set_up();
+    let (first, late) = hosts.cut_first_off(api);
+    let second = hosts.take_over(api);
+    assert!(hosts.server_has(3));
+    hosts.first.set_cable("up");
     late.finish(EVENT_TIMEOUT).succeeds();
-    assert!(world.has(2), "the first host's write was late, and is there");
+    assert!(hosts.server_has(2), "the first host's write was late, and is there");
     first.detach();
     second.detach();
-    world.end();
+    hosts.end();
 }
 
 fn a_host_whose_port_is_off_until_its_device_is_gone_writes_nothing_more(api: Api) {
-    let world = World::set_up();
-    let (first, mut late) = world.cut_first_off(api);
-    world.first.set_port("down");
-    let second = world.take_over(api);
-    world.first.set_cable("up");
+    let hosts = TwoHosts::set_up();
+    let (first, mut late) = hosts.cut_first_off(api);
+    hosts.first.set_port("down");
+    let second = hosts.take_over(api);
+    hosts.first.set_cable("up");
 
     wait_until("why tells that it waits", EVENT_TIMEOUT, || {
         ctl(["why", &first.name()]).succeeds().stdout.contains("nothing is lost")
@@ -170,11 +170,11 @@ fn a_host_whose_port_is_off_until_its_device_is_gone_writes_nothing_more(api: Ap
     assert!(late.is_running(), "it waits: {}", late.words());
     first.detach_by_force();
     late.finish(PROGRAM_TIMEOUT).fails_with(1).says(&["Input/output error"]);
-    world.first.set_port("up");
-    let again = world.first.attach(api);
+    hosts.first.set_port("up");
+    let again = hosts.first.attach(api);
     assert!(reads(&again.path(), 3), "the host is a new client, and sees what the second wrote");
     again.detach();
-    assert!(reads(&second.path(), 3) && world.has(3));
+    assert!(reads(&second.path(), 3) && hosts.server_has(3));
     second.detach();
-    world.end();
+    hosts.end();
 }

@@ -245,8 +245,8 @@ impl From<Socket> for OwnedFd {
     }
 }
 
-/// Ends a TCP connection at once, whoever else has descriptors of it: what the peer has not acknowledged is
-/// thrown away, and not sent when it can be reached again (`tcp_disconnect` in the kernel's tcp.c).
+/// Ends a TCP connection at once, also if other processes have descriptors of it: what the peer has not
+/// acknowledged is thrown away, and not sent when it can be reached again (`tcp_disconnect` in the kernel's tcp.c).
 ///
 /// # Errors
 ///

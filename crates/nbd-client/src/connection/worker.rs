@@ -140,7 +140,7 @@ impl ConnectionWorker {
             agreed.shape.notes.iter().for_each(|note| shared.log_info(note));
         }
         let socket = agreed.stream.socket();
-        // Nobody waits for a device that is detached by force, so nothing may arrive after its end.
+        // A detach by force waits for no server, and nothing may arrive there after it.
         socket.forget_unsent_at_end().map_err(Cause::Io)?;
         // Before the first request: a successor must be able to fence whatever we have sent.
         shared.keep(&format!("{CONNECTION_FD_PREFIX}{}", self.index), socket.as_fd());
